@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks import BENCHMARKS
-from deft.evaluators.checkpoints import read_stop_token_ids
+from deft.evaluators.checkpoints import read_architecture, read_stop_token_ids
 from deft.evaluators.predictions import Prediction, summarize, write_predictions
 from deft.evaluators.spec import BenchmarkSpec, EngineSpec
 from deft.workers.chat import encode_prompt
@@ -34,7 +33,7 @@ _ENVIRONMENT = {
 
 def create_evaluator(
     spec: EngineSpec, *, num_cpus: float, num_gpus: float = 0, verbose: bool = False
-) -> ActorHandle[Evaluator]:
+) -> Any:
     """Start an `Evaluator` actor; the engine itself starts with its first `load`.
 
     Args:
@@ -42,6 +41,9 @@ def create_evaluator(
         num_cpus: cores the actor reserves, and the number of threads that vLLM uses on a CPU.
         num_gpus: GPUs the actor reserves.
         verbose: whether vLLM logs more than errors.
+
+    Returns:
+        The actor's handle. It is typed Any because Ray's own type knows no methods.
     """
     environment = {**_ENVIRONMENT, "VLLM_LOGGING_LEVEL": "INFO" if verbose else "ERROR"}
     as_actor = ray.remote(
@@ -74,19 +76,16 @@ class Evaluator:
 
         Raises:
             FileNotFoundError: ``model_path`` is no model directory with safetensors weights.
-            ValueError: its tokenizer has no chat template.
+            ValueError: it has no readable tokenizer.
             RuntimeError: vLLM could not load the model.
         """
-        from transformers import AutoTokenizer
-
         path = Path(model_path)
-        if not path.is_dir():
-            raise FileNotFoundError(f"there is no model directory {model_path}")
+        architecture = read_architecture(path)
+        tokenizer = _load_tokenizer(path)
+        stop_token_ids = read_stop_token_ids(path, tokenizer.eos_token_id)
         _report(progress, event="engine_start", model=model_path)
         began = time.monotonic()
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        stop_token_ids = read_stop_token_ids(path, tokenizer.eos_token_id)
-        how = self._warm_engine().load(path)
+        how = self._warm_engine().load(path, architecture)
         self._tokenizer, self._stop_token_ids = tokenizer, stop_token_ids
         seconds = time.monotonic() - began
         _report(progress, event="engine_ready", model=model_path, how=how, seconds=seconds)
@@ -154,6 +153,16 @@ class Evaluator:
         if token_ids and token_ids[-1] in self._stop_token_ids:
             token_ids = token_ids[:-1]
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the tokenizer in {path} cannot be read: {error}") from error
+    return tokenizer
 
 
 def _report(progress: Queue | None, **event: Any) -> None:

@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+)
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 
-from deft.evaluators.checkpoints import Architecture, read_architecture
+from deft.evaluators.checkpoints import Architecture
 from deft.evaluators.spec import EngineSpec
 
 
@@ -39,17 +44,15 @@ class VllmEngine:
         self._engine: LLMEngine | None = None
         self._architecture: Architecture | None = None
 
-    def load(self, model_path: Path) -> Literal["started", "swapped"]:
-        """Serve the model at ``model_path``.
+    def load(self, model_path: Path, architecture: Architecture) -> Literal["started", "swapped"]:
+        """Serve the model at ``model_path``, whose architecture the caller has read.
 
         A running engine takes over the weights of a model of the same architecture in place;
         otherwise an engine is started, and one of another architecture closed before.
 
         Raises:
-            FileNotFoundError: ``model_path`` has no config.json or no safetensors weights.
             RuntimeError: vLLM does not serve the model, or its memory does not suffice.
         """
-        architecture = read_architecture(model_path)
         fits = self._engine is not None and architecture == self._architecture
         # Whatever fails from here on leaves no engine that another model would be swapped into.
         self._architecture = None
@@ -144,5 +147,19 @@ class VllmEngine:
     def _swap(self, model_path: Path) -> None:
         assert self._engine is not None
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model_path)})
+        self._engine.apply_model(_repack_head)
         # Cached keys and values belong to the former weights.
         self._engine.reset_prefix_cache()
+
+
+def _repack_head(model: nn.Module) -> None:
+    """Make the head's packed copy, which CPU kernels multiply with, from its current weight.
+
+    vLLM 0.32 packs while it loads, and reloading skips a head that is tied to the embedding: it
+    would go on with the former model's copy. Where nothing is packed this changes nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and isinstance(
+            module.quant_method, UnquantizedEmbeddingMethod
+        ):
+            module.quant_method.process_weights_after_loading(module)

@@ -7,8 +7,9 @@ import sys
 from typing import Any
 
 import pytest
-from deft.evaluators.spec import EvaluationSpec
 from pydantic import ValidationError
+
+from deft.evaluators.spec import EvaluationSpec
 
 
 def evaluation(*benchmarks: Any, **engine: Any) -> EvaluationSpec:

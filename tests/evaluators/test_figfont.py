@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from deft.evaluators.figfont import load_figfont, score_figfont
 
 

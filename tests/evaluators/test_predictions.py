@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from deft.evaluators.predictions import Prediction, summarize, write_predictions
 
 
