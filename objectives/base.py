@@ -1,0 +1,185 @@
+"""What an objective is: a pure function from per-token statistics to a value and a gate.
+
+Shapes: N target tokens, V vocabulary. Every tensor here is float32 (or float64 in the reference
+backend), of shape [N], and detached: the head turns gates into gradients, autograd does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from deft.objectives.catalog import CATALOG
+from deft.objectives.spec import ObjectiveSpec
+from torch import Tensor
+
+STATISTICS = ("concentration", "entropy", "entropy_top20", "divergence")
+
+TargetKind = Literal["uniform", "tempered", "reference", "reference_reverse"]
+
+
+class Target(NamedTuple):
+    """A second distribution T that an objective pulls the prediction P towards.
+
+    Each kind defines a divergence D with logit gradient P − T:
+    `uniform` cross-entropy −mean_v log P_v; `tempered` cross-entropy −Σ_v q_v log P_v with
+    q = sg softmax(z/temperature); `reference` KL[R ‖ P] and `reference_reverse` KL[P ‖ R] with R
+    the prediction of a frozen model.
+    """
+
+    kind: TargetKind
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """What the model believes at each target position."""
+
+    logp: Tensor
+    """Log-probability of the target, in nats."""
+    p: Tensor
+    """Probability of the target."""
+    mask: Tensor
+    """bool: positions that have a target. Batch statistics must be taken over these."""
+    concentration: Tensor | None = None
+    """Σ_v P_v² = exp(−H₂): from 1/V (uniform) to 1 (certain)."""
+    entropy: Tensor | None = None
+    """Shannon entropy of P, in nats."""
+    entropy_top20: Tensor | None = None
+    """Shannon entropy, in nats, of the 20 largest logits renormalised among themselves."""
+    divergence: Tensor | None = None
+    """D(T, P) of the objective's target distribution; see `Target`."""
+    step_mean_p: Tensor | None = None
+    """Scalar: mean p over the whole optimiser step, where the caller knows it."""
+
+    def require(self, statistic: str) -> Tensor:
+        """A statistic that the objective declared as needed.
+
+        Raises:
+            ValueError: it was not computed, because the objective did not declare it.
+        """
+        value: Tensor | None = getattr(self, statistic)
+        if value is None:
+            raise ValueError(
+                f"the statistic {statistic!r} was not computed; an objective names what it reads "
+                f"in @objective(needs={{{statistic!r}}})"
+            )
+        return value
+
+
+class ObjectiveOutput(NamedTuple):
+    """What an objective says about each token; tensors of shape [N].
+
+    The gradient of the summed value in the logits is gate · (P − e_y) + mix · (P − T).
+    """
+
+    value: Tensor
+    """What is summed into the loss."""
+    gate: Tensor
+    """−∂value/∂logp with every detached quantity held fixed."""
+    keep: Tensor | None = None
+    """bool: tokens that count at all; the others leave the loss and its normaliser."""
+    focus: Tensor | None = None
+    """The exponent α of a deformed-log objective, from 0 (cover) to 1 (sharpen)."""
+    mix: Tensor | None = None
+    """Weight of the second error P − T; only for an objective with a target distribution."""
+
+
+ObjectiveFunction = Callable[..., ObjectiveOutput]
+
+
+class Declaration(NamedTuple):
+    """What an objective's function needs from the head."""
+
+    needs: frozenset[str]
+    token_local: bool
+    drops_tokens: bool
+    target: Callable[..., Target] | None
+
+
+def objective(
+    *,
+    needs: frozenset[str] | set[str] = frozenset(),
+    token_local: bool = True,
+    drops_tokens: bool = False,
+    target: Callable[..., Target] | None = None,
+) -> Callable[[ObjectiveFunction], ObjectiveFunction]:
+    """Declare what a function `(TokenStats, **params) -> ObjectiveOutput` needs.
+
+    Args:
+        needs: statistics beyond logp and p that it reads; nothing else is computed.
+        token_local: False if it reads a statistic over tokens, such as a mean.
+        drops_tokens: True if it returns `keep`.
+        target: for an objective that returns `mix`: its parameters → the distribution T.
+    """
+    if unknown := sorted(set(needs) - set(STATISTICS)):
+        raise ValueError(
+            f"unknown statistic {unknown[0]!r}; an objective may need {', '.join(STATISTICS)}"
+        )
+
+    def declare(function: ObjectiveFunction) -> ObjectiveFunction:
+        declaration = Declaration(frozenset(needs), token_local, drops_tokens, target)
+        function.__deft_objective__ = declaration  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+# A function that declares nothing reads logp and p; it may read them across tokens and drop some.
+_UNDECLARED = Declaration(frozenset(), token_local=False, drops_tokens=True, target=None)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An objective with its parameters bound, ready to be applied to statistics."""
+
+    spec: ObjectiveSpec
+    function: ObjectiveFunction
+    needs: frozenset[str]
+    """Statistics that it reads beyond logp and p."""
+    token_local: bool
+    """Whether each token's output depends on that token alone."""
+    drops_tokens: bool
+    """Whether it may leave target tokens out of the loss and its normaliser."""
+    target: Target | None
+    """The second distribution of an objective that mixes one in."""
+
+    def __call__(self, stats: TokenStats) -> ObjectiveOutput:
+        return self.function(stats, **self.spec.params)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a frozen reference model must be given to the head."""
+        return self.target is not None and self.target.kind.startswith("reference")
+
+
+def get_objective(spec: str | Mapping[str, Any] | ObjectiveSpec | Objective) -> Objective:
+    """The objective that a name or a spec describes.
+
+    Raises:
+        ValueError: unknown name, parameter out of range, or an import path that leads nowhere.
+    """
+    if isinstance(spec, Objective):
+        return spec
+    if not isinstance(spec, ObjectiveSpec):
+        spec = ObjectiveSpec.model_validate(spec)
+    function = _load(spec)
+    declared: Declaration = getattr(function, "__deft_objective__", _UNDECLARED)
+    target = declared.target(**spec.params) if declared.target is not None else None
+    return Objective(
+        spec, function, declared.needs, declared.token_local, declared.drops_tokens, target
+    )
+
+
+def _load(spec: ObjectiveSpec) -> ObjectiveFunction:
+    path = CATALOG[spec.name].implementation if spec.name in CATALOG else spec.name
+    module_name, _, attribute = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"objective {spec.name!r} cannot be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"objective {spec.name!r} is not callable: {function!r}")
+    return function  # type: ignore[no-any-return]

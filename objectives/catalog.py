@@ -1,0 +1,191 @@
+"""Every objective of the platform: its name, formula, gate, source and parameter.
+
+Notation, per target token: p is its probability and ℓ = log p; P the full softmax and e_y the
+one-hot target; c = Σ_v P_v²; H̃ an entropy; sg(·) is held fixed in differentiation. The value is
+what is summed into the loss. The gradient in the logits is gate · (P − e_y), for a few objectives
+plus mix · (P − T) with a target distribution T.
+
+This table is what `deft list objectives` and the README print, and what a spec is checked against.
+It needs pydantic and the standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class Parameters(BaseModel):
+    """Parameters of an objective that has none; the base of all others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _nonzero(value: float) -> float:
+    if value == 0:
+        raise ValueError("must not be 0; the limit α → 0 is the objective 'original'")
+    return value
+
+
+class Alpha(Parameters):
+    alpha: Annotated[float, Field(ge=-16, le=64), AfterValidator(_nonzero)]
+    """Exponent of the deformed logarithm; 1 is `p`, towards 0 it becomes `original`."""
+
+
+class LowerThreshold(Parameters):
+    q: float = Field(ge=0, lt=1)
+    """Tokens whose probability is at least q are kept."""
+
+
+class UpperThreshold(Parameters):
+    q: float = Field(gt=0, le=1)
+    """Tokens whose probability is at most q are kept."""
+
+
+class Share(Parameters):
+    q: float = Field(gt=0, le=1)
+    """Share of the micro-batch's target tokens that is kept."""
+
+
+class EntropyExponent(Parameters):
+    a: float = Field(default=1.0, ge=0, le=16)
+    """Exponent of the entropy."""
+
+
+class Floor(Parameters):
+    floor: float = Field(default=0.1, ge=0, le=1)
+    """Least weight of a token."""
+
+
+class FocusingExponent(Parameters):
+    gamma: float = Field(default=2.0, ge=0, le=16)
+    """Exponent of 1 − p; 0 is `original`."""
+
+
+class Smoothing(Parameters):
+    epsilon: float = Field(default=0.1, ge=0, lt=1)
+    """Probability mass moved from the target to the uniform distribution."""
+
+
+class Temperature(Parameters):
+    beta: float = Field(default=0.7, gt=0, le=1)
+    """Temperature of the distribution that the target competes with."""
+
+
+class Anchor(Parameters):
+    lam: float = Field(default=0.1, ge=0, le=100)
+    """Weight λ of the divergence from the frozen reference model."""
+
+
+@dataclass(frozen=True)
+class ObjectiveInfo:
+    """One row of the catalog."""
+
+    name: str
+    """Canonical name, as users of the original code know it."""
+    aliases: tuple[str, ...]
+    """Other accepted spellings."""
+    value: str
+    """What is summed into the loss, per token."""
+    gate: str
+    """The weight of the error P − e_y in the logit gradient."""
+    source: str
+    """Paper or code that defines it."""
+    summary: str
+    """What it does to which tokens, in one line."""
+    implementation: str
+    """`module:function`, loaded when the objective is used."""
+    parameters: type[Parameters] = Parameters
+    """Schema of the parameter, with its default and bounds."""
+
+    @property
+    def parameter(self) -> str | None:
+        """The parameter's name, or None."""
+        return next(iter(self.parameters.model_fields), None)
+
+    @property
+    def default(self) -> float | None:
+        """The parameter's default, or None where it must be given."""
+        field = self.parameters.model_fields.get(self.parameter or "")
+        return None if field is None or field.is_required() else field.default
+
+    @property
+    def signature(self) -> str:
+        """How it is written in a run file, as in `GeneralFamily-α` or `EAFT[-a]`."""
+        if self.parameter is None:
+            return self.name
+        symbol = _SYMBOLS.get(self.parameter, self.parameter)
+        return f"{self.name}-{symbol}" if self.default is None else f"{self.name}[-{symbol}]"
+
+    @property
+    def example(self) -> str:
+        """A spelling that validates."""
+        return f"{self.name}-0.5" if self.parameter and self.default is None else self.name
+
+
+_SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "epsilon": "ε", "lam": "λ"}
+_FAMILY = "arXiv 2510.00526"
+_DEFT = "arXiv 2602.11424"
+_ASFT = "code of ASFT (zhuchichi56/ASFT)"
+
+
+def _table(*rows: ObjectiveInfo) -> dict[str, ObjectiveInfo]:
+    return {row.name: row for row in rows}
+
+
+CATALOG: dict[str, ObjectiveInfo] = _table(
+    ObjectiveInfo(
+        name="original",
+        aliases=("logp", "nll"),
+        value="−ℓ",
+        gate="1",
+        source="standard SFT",
+        summary="Negative log-likelihood: every token weighs the same.",
+        implementation="deft.objectives.deformed:original",
+    ),
+    ObjectiveInfo(
+        name="p",
+        aliases=("prob",),
+        value="1 − p",
+        gate="p",
+        source=_FAMILY,
+        summary="Sharpens what is known; tokens of low probability hardly count.",
+        implementation="deft.objectives.deformed:probability",
+    ),
+    ObjectiveInfo(
+        name="GeneralFamily",
+        aliases=("general_family", "tsallis"),
+        value="(1 − p^α)/α",
+        gate="p^α",
+        source=_FAMILY,
+        summary="Deformed logarithm between original (α → 0) and p (α = 1), and beyond.",
+        implementation="deft.objectives.deformed:general_family",
+        parameters=Alpha,
+    ),
+    ObjectiveInfo(
+        name="Cayley_Trans",
+        aliases=("cayley",),
+        value="−(exp(αℓ) − 1)/(α + 1e-8)",
+        gate="α/(α + 1e-8) · p^α",
+        source=_DEFT,
+        summary=(
+            "Focus α = sg(clamp(f + (1 − f)·p/(2 − p), 0.001, 1)) from the token's own p, "
+            "lifted by f, half the batch's mean p."
+        ),
+        implementation="deft.objectives.deformed:cayley",
+    ),
+    ObjectiveInfo(
+        name="DEFT",
+        aliases=("deft",),
+        value="−(exp(αℓ) − 1)/(α + 1e-6)",
+        gate="α/(α + 1e-6) · p^α",
+        source=_DEFT,
+        summary=(
+            "Focus α = sg(c) from the concentration of the whole prediction: confident conflicts "
+            "are damped, open questions are learned."
+        ),
+        implementation="deft.objectives.deformed:deft",
+    ),
+)

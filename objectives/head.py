@@ -1,0 +1,101 @@
+"""What every backend of the objective head receives and returns.
+
+Shapes: M rows that have a target, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from deft.objectives.base import Objective, ObjectiveOutput, TokenStats
+from torch import Tensor
+
+
+class ReferenceHead(NamedTuple):
+    """The frozen reference model's last layer, on the same tokens.
+
+    Its hidden states can be computed once and kept; under LoRA they are those of the model with its
+    adapters off, and the weight is shared.
+    """
+
+    hidden: Tensor
+    """[N, D_ref], row by row the tokens of the trained model's hidden states."""
+    weight: Tensor
+    """[V, D_ref]."""
+    bias: Tensor | None = None
+    """[V]."""
+
+
+class HeadInputs(NamedTuple):
+    """One micro-batch at the head, without ignored rows; all tensors detached."""
+
+    hidden: Tensor
+    """[M, D]."""
+    weight: Tensor
+    """[V, D], in the dtype of hidden."""
+    bias: Tensor | None
+    """[V]."""
+    labels: Tensor
+    """int64 [M], each in [0, V)."""
+    softcap: float | None
+    """Logits are softcap · tanh(z / softcap)."""
+    reference: ReferenceHead | None
+    """Rows aligned with hidden; given exactly if the objective needs it."""
+    step_mean_p: Tensor | None
+    """Scalar mean p of the optimiser step, where known."""
+
+
+class Wanted(NamedTuple):
+    """What a backend is asked for beyond the objective's value."""
+
+    statistics: frozenset[str]
+    """Optional statistics: the objective's needs and those that the caller logs."""
+    hidden: bool
+    weight: bool
+    bias: bool
+
+    @property
+    def gradients(self) -> bool:
+        return self.hidden or self.weight or self.bias
+
+
+class HeadResult(NamedTuple):
+    """What a backend returns; gradients are those of Σ value over kept rows.
+
+    logp is NaN in a row whose logits are not all finite.
+    """
+
+    stats: TokenStats
+    """[M], in the accumulation dtype."""
+    output: ObjectiveOutput
+    """[M]; value, gate and mix are 0 where a row is not kept."""
+    grad_hidden: Tensor | None
+    """[M, D]."""
+    grad_weight: Tensor | None
+    """[V, D], in the accumulation dtype."""
+    grad_bias: Tensor | None
+    """[V], in the accumulation dtype."""
+
+
+Backend = Callable[[HeadInputs, Objective, Wanted], HeadResult]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 inputs, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def apply_objective(objective: Objective, stats: TokenStats) -> ObjectiveOutput:
+    """The objective's output with rows that are not kept set to zero."""
+    output = objective(stats)
+    if output.keep is None:
+        return output
+    dropped = ~output.keep
+    return output._replace(
+        value=output.value.masked_fill(dropped, 0),
+        gate=output.gate.masked_fill(dropped, 0),
+        focus=None if output.focus is None else output.focus.masked_fill(dropped, 0),
+        mix=None if output.mix is None else output.mix.masked_fill(dropped, 0),
+    )
