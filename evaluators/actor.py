@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     from deft.evaluators.vllm_engine import VllmEngine
 
 _ENVIRONMENT = {
-    # The engine runs inside the actor: a third faster to start, and gone when the actor is gone.
+    # The engine runs inside the actor: faster to start, and gone when the actor is gone.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # Ray counts the actor's cores into OMP_NUM_THREADS; vLLM would bind itself to others.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_NO_USAGE_STATS": "1",
+}
+_QUIET = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
 }
 
 
@@ -40,12 +45,12 @@ def create_evaluator(
         spec: the engine.
         num_cpus: cores the actor reserves, and the number of threads that vLLM uses on a CPU.
         num_gpus: GPUs the actor reserves.
-        verbose: whether vLLM logs more than errors.
+        verbose: whether vLLM and PyTorch log more than errors.
 
     Returns:
         The actor's handle. It is typed Any because Ray's own type knows no methods.
     """
-    environment = {**_ENVIRONMENT, "VLLM_LOGGING_LEVEL": "INFO" if verbose else "ERROR"}
+    environment = _ENVIRONMENT if verbose else {**_ENVIRONMENT, **_QUIET}
     as_actor = ray.remote(
         num_cpus=num_cpus, num_gpus=num_gpus, runtime_env={"env_vars": environment}
     )

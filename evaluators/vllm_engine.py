@@ -62,7 +62,10 @@ class VllmEngine:
             else:
                 self._start(model_path)
         except Exception as error:
-            raise RuntimeError(f"vLLM could not load the model at {model_path}: {error}") from error
+            reason = " ".join(str(error).split()) or repr(error)
+            raise RuntimeError(
+                f"vLLM could not load the model at {model_path}: {reason}"
+            ) from error
         self._architecture = architecture
         return "swapped" if fits else "started"
 

@@ -48,7 +48,7 @@ def save_model(
         # Far larger than usual, so that no two logits are close enough for rounding to decide.
         initializer_range=0.2,
     )
-    model = Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]
     # Like many chat models: the tokenizer's EOS ends a turn, and so does one more token.
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, 0]
     model.save_pretrained(path)
@@ -91,7 +91,7 @@ def evaluator(ray_cluster: None, prompts: list[list[int]]) -> Any:
 
 def greedy_responses(model_path: str, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
     """What transformers generates, one prompt at a time; nothing for the longest prompt."""
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     longest = max(map(len, prompts))
     responses = []
     for prompt in prompts:
