@@ -1,0 +1,130 @@
+"""The command line. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from deft.platform.console import RunConsole
+from deft.platform.errors import StageError, UserError
+
+app = typer.Typer(
+    help="Compare SFT objectives of language models: train on Ray, evaluate with vLLM, "
+    "look at the results in MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[
+    Path, typer.Option("--root", envvar="DEFT_ROOT", help="Where runs, cache and MLflow store are.")
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow server or store; an SQLite file under the run root if not given.",
+    ),
+]
+
+
+@app.command()
+def run(
+    file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
+    dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
+    model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
+    objective: Annotated[str | None, typer.Option(help="See `deft list objectives`.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the run file."),
+    ] = None,
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
+    ] = False,
+) -> None:
+    """Train, evaluate and record one experiment, from a run file or from three names."""
+    from deft.platform.loading import load_spec
+
+    names = {"dataset": dataset, "model": model, "objective": objective}
+    if file is None and not any(names.values()):
+        raise UserError("give a run file, or --dataset, --model and --objective")
+    spec = load_spec(file, names, settings or ())
+    console = RunConsole()
+    if dry_run:
+        console.say(spec.model_dump_json(indent=2))
+        return
+    from deft.platform.driver import run_experiment
+    from deft.platform.results import show_results
+    from deft.platform.tracking import default_tracking_uri
+
+    console.stage("run", f"{spec.run_name} in {root}")
+    uri = tracking_uri or default_tracking_uri(root)
+    show_results(run_experiment(spec, root, console, uri, verbose=verbose), console)
+    console.say(f"compare runs: deft ui{'' if root == Path('runs') else f' --root {root}'}")
+
+
+class Kind(StrEnum):
+    """What `deft list` lists."""
+
+    objectives = "objectives"
+    models = "models"
+    datasets = "datasets"
+    benchmarks = "benchmarks"
+
+
+@app.command("list")
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """Explain what there is, one line each with its source."""
+    from deft.platform.results import show_catalog
+
+    show_catalog(kind.value, RunConsole())
+
+
+@app.command()
+def ui(
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+) -> None:
+    """Open the MLflow UI on the runs."""
+    from deft.platform.tracking import default_tracking_uri
+
+    if tracking_uri is None and not (root / "mlflow.db").exists():
+        raise UserError(f"{root}: no runs there yet; start one with `deft run`")
+    uri = tracking_uri or default_tracking_uri(root)
+    arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+
+
+def main() -> NoReturn:
+    """Entry point of the `deft` command: 0 on success, 1 if a stage failed, 2 on bad input."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        fail(f"{error}", 2)
+    except StageError as error:
+        fail(f"{error}", 1)
+    except typer.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except typer.Abort:
+        fail("interrupted", 130)
+    except KeyboardInterrupt:
+        fail("interrupted; finished stages are kept", 130)
+    sys.exit(0)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print an error and leave."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,95 @@
+"""The Ray cluster a command runs on, and events that come back from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.queue import Empty, Queue
+
+from deft.platform.errors import UserError
+
+
+@contextmanager
+def ray_cluster(*, verbose: bool) -> Iterator[None]:
+    """Use the cluster this process is connected to or RAY_ADDRESS names; else start a local one.
+
+    A local cluster stops with the block.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if not verbose:
+        # Read by Ray's processes when they start; errors reach the user as exceptions.
+        os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_workers(num_workers: int) -> bool:
+    """Check that the cluster can hold the training workers; returns whether they get GPUs.
+
+    Raises:
+        UserError: the cluster has fewer GPUs, or without GPUs fewer cores, than workers.
+    """
+    resources = ray.cluster_resources()
+    use_gpu = resources.get("GPU", 0) > 0
+    kind = "GPU" if use_gpu else "CPU"
+    available = int(resources.get(kind, 0))
+    if num_workers > available:
+        raise UserError(
+            f"training.num_workers: {num_workers} workers need as many {kind}s, "
+            f"the Ray cluster has {available}"
+        )
+    return use_gpu
+
+
+@contextmanager
+def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
+    """A queue that Ray workers put events on; ``handle`` gets them one by one, in a thread.
+
+    All events put before the block ends are handled before it is left. What ``handle`` raises is
+    raised then, unless the block itself raised.
+    """
+    queue = Queue(actor_options={"num_cpus": 0})
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def pump() -> None:
+        while True:
+            try:
+                event = queue.get(timeout=0.5)
+            except Empty:
+                if ended.is_set():
+                    return
+                continue
+            try:
+                if not failures:
+                    handle(event)
+            except Exception as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=pump, name="events", daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        ended.set()
+        thread.join()
+        queue.shutdown(force=True)
+    if failures:
+        raise failures[0]

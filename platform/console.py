@@ -1,0 +1,97 @@
+"""What a person sees of a run: progress bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+PLAIN_LINES = 10
+"""Lines that one bar becomes where there is no terminal."""
+
+
+class RunConsole:
+    """Prints stages, progress and results; knows nothing of Ray."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    def say(self, text: str) -> None:
+        """Print one plain line."""
+        self.console.print(escape(text), soft_wrap=True)
+
+    def stage(self, name: str, text: str) -> None:
+        """Print one line about a stage."""
+        self.console.print(f"[bold]{name:<9}[/bold] {escape(text)}", soft_wrap=True)
+
+    @contextmanager
+    def progress(self, unit: str) -> Iterator[ProgressView]:
+        """Show the bars of one stage for as long as the block runs."""
+        if not self.console.is_terminal:
+            yield ProgressView(self, unit, None)
+            return
+        bars = Progress(
+            TextColumn("          {task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+        with bars:
+            yield ProgressView(self, unit, bars)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table; every column but the first is right-aligned."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self.console.print(table)
+
+
+class ProgressView:
+    """Bars by name. Without a terminal each becomes at most `PLAIN_LINES` lines."""
+
+    def __init__(self, owner: RunConsole, unit: str, bars: Progress | None) -> None:
+        self.owner = owner
+        self.unit = unit
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+        self.started: dict[str, float] = {}
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Say that ``done`` of ``total`` units of ``name`` are finished."""
+        if self.bars is not None:
+            if name not in self.tasks:
+                self.tasks[name] = self.bars.add_task(name, total=total, note="")
+            self.bars.update(self.tasks[name], completed=done, total=total, note=note)
+            return
+        started = self.started.setdefault(name, time.monotonic())
+        if done == total or done * PLAIN_LINES // total > (done - 1) * PLAIN_LINES // total:
+            elapsed = time.monotonic() - started
+            left = f", {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
+            self.owner.say(f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip())
+
+
+def format_metrics(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The metrics in ``names`` that there are, as ``name 1.234`` separated by two spaces."""
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)

@@ -1,0 +1,250 @@
+"""From a spec to a finished, recorded experiment: prepare → train → evaluate → record."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from deft.evaluators.actor import create_evaluator
+from deft.platform.cluster import event_queue, ray_cluster, require_workers
+from deft.platform.console import RunConsole, format_metrics
+from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.run_directory import RunDirectory
+from deft.platform.spec import ExperimentSpec
+from deft.platform.tracking import Recorder
+from deft.workers.job import TrainJob, run_job
+from deft.workers.prepare import Prepared, prepare
+
+DELIVERY_INTERVAL = 2.0
+"""Seconds between deliveries of training metrics to MLflow."""
+
+STAGES = ("prepare", "train", "evaluate", "record")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the stages of one run share."""
+
+    spec: ExperimentSpec
+    run: RunDirectory
+    cache: Path
+    console: RunConsole
+    use_gpu: bool
+    verbose: bool
+
+
+def run_experiment(
+    spec: ExperimentSpec, root: Path, console: RunConsole, tracking_uri: str, *, verbose: bool
+) -> RunDirectory:
+    """Run every stage of ``spec`` that has not finished yet.
+
+    Args:
+        spec: the experiment.
+        root: run root; the run's directory, the cache and the default MLflow store live there.
+        console: where progress is shown.
+        tracking_uri: MLflow tracking URI.
+        verbose: whether Ray's, DeepSpeed's and vLLM's own output is shown.
+
+    Raises:
+        UserError: the input cannot be used; nothing was written for it.
+        StageError: a stage failed; finished stages are kept.
+    """
+    run = RunDirectory(root.resolve(), spec)
+    if all(run.manifest(stage) for stage in STAGES):
+        console.stage("done", f"every stage of {run.path.name} is finished already")
+        return run
+    with ray_cluster(verbose=verbose):
+        use_gpu = require_workers(spec.training.num_workers)
+        context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose)
+        prepared = prepare_stage(context)
+        with run.locked():
+            run.create()
+            run.finish("prepare", asdict(prepared))
+            record(context, prepared, Recorder(run, tracking_uri))
+    return run
+
+
+def record(context: Context, prepared: Prepared, recorder: Recorder) -> None:
+    """Run the stages that MLflow watches, and close its run as finished or failed."""
+    try:
+        train_stage(context, prepared, recorder)
+        evaluate_stage(context, prepared)
+        record_stage(context, recorder)
+    except KeyboardInterrupt as error:
+        recorder.fail(error)
+        raise
+    except Exception as error:
+        cause = root_cause(error)
+        recorder.fail(cause)
+        raise StageError(describe(cause)) from error
+
+
+def prepare_stage(context: Context) -> Prepared:
+    """Data and model on disk, by a Ray task; what is bad about either is the user's to mend."""
+    spec = context.spec
+    task = ray.remote(num_cpus=1)(prepare)
+    started = time.monotonic()
+    try:
+        prepared: Prepared = ray.get(
+            task.remote(
+                spec.dataset,
+                spec.model,
+                max_length=spec.training.max_length,
+                seed=spec.seed,
+                cache=context.cache,
+            )
+        )
+    except ray.exceptions.RayTaskError as error:
+        cause = root_cause(error)
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise UserError(str(cause)) from None
+        raise StageError(f"prepare: {describe(cause)}") from error
+    if spec.training.num_steps(prepared.num_examples) == 0:
+        raise UserError(
+            f"training.batch_size: {prepared.num_examples} examples of at most "
+            f"{spec.training.max_length} tokens fill no batch of {spec.training.batch_size}"
+        )
+    left_out = f", {prepared.num_too_long} too long" if prepared.num_too_long else ""
+    context.console.stage(
+        "prepare",
+        f"{prepared.num_examples:,} examples{left_out}, {prepared.num_tokens:,} tokens, "
+        f"{prepared.num_target_tokens:,} of them targets ({time.monotonic() - started:.0f} s)",
+    )
+    return prepared
+
+
+def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> None:
+    """Train with Ray Train; the export moves to `model/`, step metrics go to the events."""
+    spec, run, console = context.spec, context.run, context.console
+    if run.manifest("train"):
+        console.stage("train", "finished already")
+        return
+    training = spec.training
+    num_steps = training.num_steps(prepared.num_examples)
+    console.stage(
+        "train",
+        f"{spec.objective} · {num_steps} steps of {training.batch_size} examples · "
+        f"{training.num_workers} workers, ZeRO-{training.resolved_zero_stage}",
+    )
+    started = time.monotonic()
+    done = max((event["step"] for event in run.events()), default=0)
+    delivered_at = started
+
+    with console.progress("steps") as view:
+
+        def handle(event: dict[str, Any]) -> None:
+            nonlocal done, delivered_at
+            step, metrics = event["step"], event["metrics"]
+            shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
+            view.update("train", step, num_steps, shown)
+            if step > done:  # a resumed run repeats the steps since its checkpoint
+                done = step
+                run.append_event(step, {f"train/{name}": x for name, x in metrics.items()})
+            if time.monotonic() - delivered_at > DELIVERY_INTERVAL:
+                recorder.deliver()
+                delivered_at = time.monotonic()
+
+        with event_queue(handle) as events:
+            job = TrainJob(
+                training=training,
+                objective=str(spec.objective),
+                model_dir=prepared.model_dir,
+                rows_dir=prepared.rows_dir,
+                num_steps=num_steps,
+                seed=spec.seed,
+                events=events,
+            )
+            trainer = TorchTrainer(
+                run_job,
+                train_loop_config={"job": job},
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=training.num_workers, use_gpu=context.use_gpu
+                ),
+                run_config=ray.train.RunConfig(
+                    name="train",
+                    storage_path=str(run.path / "ray"),
+                    checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                ),
+            )
+            result = trainer.fit()
+
+    checkpoint = Path(result.checkpoint.path)
+    shutil.rmtree(run.path / "model", ignore_errors=True)
+    (checkpoint / "model").rename(run.path / "model")
+    seconds = time.monotonic() - started
+    run.finish("train", {"model": "model", "seconds": seconds, "metrics": result.metrics})
+    shutil.rmtree(run.path / "ray")
+
+
+def evaluate_stage(context: Context, prepared: Prepared) -> None:
+    """Ask the base model and the trained one every benchmark, on one warm vLLM engine."""
+    spec, run, console = context.spec, context.run, context.console
+    if run.manifest("evaluate"):
+        console.stage("evaluate", "finished already")
+        return
+    benchmarks = spec.evaluation.benchmarks
+    if not benchmarks:
+        console.stage("evaluate", "no benchmark asked for")
+        run.finish("evaluate", {"results": {}})
+        return
+    console.stage("evaluate", "base and trained model · starting vLLM")
+    started = time.monotonic()
+    evaluator = create_evaluator(
+        spec.evaluation.engine,
+        num_cpus=1 if context.use_gpu else ray.cluster_resources()["CPU"],
+        num_gpus=1 if context.use_gpu else 0,
+        verbose=context.verbose,
+    )
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    with console.progress("items") as view:
+
+        def handle(event: dict[str, Any]) -> None:
+            if event["event"] == "eval_progress":
+                name = f"{event['benchmark']}, {event['model']}"
+                view.update(name, event["done"], event["total"])
+
+        with event_queue(handle) as events:
+            try:
+                for label, path in (("base", prepared.model_dir), ("eval", str(run.path / "model"))):
+                    ray.get(evaluator.load.remote(path, events))
+                    results[label] = {
+                        benchmark.name: ray.get(
+                            evaluator.evaluate.remote(
+                                benchmark,
+                                str(run.path / "predictions" / f"{label}-{benchmark.name}.parquet"),
+                                label,
+                                events,
+                            )
+                        )
+                        for benchmark in benchmarks
+                    }
+            finally:
+                ray.kill(evaluator)
+    run.finish("evaluate", {"results": results, "seconds": time.monotonic() - started})
+
+
+def record_stage(context: Context, recorder: Recorder) -> None:
+    """Send MLflow everything that it does not have yet, and close its run."""
+    run, started = context.run, time.monotonic()
+    if run.manifest("record"):
+        return
+    train, evaluation = run.manifest("train"), run.manifest("evaluate")
+    assert train is not None
+    assert evaluation is not None
+    steps = {"base": 0, "eval": train["metrics"]["step"]}
+    for label, benchmarks in evaluation["results"].items():
+        for benchmark, metrics in benchmarks.items():
+            named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
+            recorder.log(steps[label], named, evaluation["finished_at"])
+    recorder.finish()
+    run.finish("record", {"mlflow_run_id": recorder.run_id})
+    context.console.stage(
+        "record", f"MLflow run {recorder.run_id} ({time.monotonic() - started:.0f} s)"
+    )

@@ -1,0 +1,188 @@
+"""From a YAML file and command-line settings to an `ExperimentSpec`, or to a helpful error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from deft.platform.errors import UserError
+from deft.platform.spec import PRESETS, ExperimentSpec
+
+Key = tuple[str | int, ...]
+
+
+def load_spec(
+    file: Path | None,
+    names: Mapping[str, str | None] | None = None,
+    settings: Iterable[str] = (),
+) -> ExperimentSpec:
+    """Read a run file, let ``names`` and then ``settings`` override it, and validate.
+
+    Args:
+        file: a YAML file; None to start from nothing.
+        names: values of `dataset`, `model` and `objective`; None leaves one as it is.
+        settings: ``key=value`` with a dotted key and a YAML value.
+
+    Raises:
+        UserError: naming file, line, key, expectation and nearest valid name.
+    """
+    data, origins = read_yaml(file) if file else ({}, {})
+    for key, name in (names or {}).items():
+        if name is not None:
+            _set(data, origins, (key,), name, f"--{key}")
+    for setting in settings:
+        dotted, equals, text = setting.partition("=")
+        if not equals or not dotted:
+            raise UserError(f"--set {setting}: expected key=value, as in training.max_steps=10")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {setting}: the value is no YAML: {_one_line(error)}") from None
+        _set(data, origins, tuple(dotted.split(".")), value, f"--set {setting}")
+    try:
+        return ExperimentSpec.model_validate(merge(preset(data), data))
+    except ValidationError as error:
+        where = str(file) if file else None
+        raise UserError(
+            "\n".join(_explain(detail, where, origins) for detail in error.errors())
+        ) from None
+
+
+def preset(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that belong to the dataset and model named in ``data``."""
+    dataset, model = (
+        part.get("name") if isinstance(part := data.get(key), dict) else part
+        for key in ("dataset", "model")
+    )
+    if not (isinstance(dataset, str) and isinstance(model, str)):
+        return {}
+    return PRESETS.get((dataset, model), {})
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below``, mapping by mapping; a bare string means ``{name: …}``."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        if isinstance(under, dict):
+            if isinstance(value, str):
+                value = {"name": value}
+            if isinstance(value, dict):
+                value = merge(under, value)
+        merged[key] = value
+    return merged
+
+
+def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Key, str]]:
+    """A YAML mapping, and for each key in it where it stands (``file:line``)."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    origins: dict[Key, str] = {}
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _locate(root, (), file, origins)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{line}: not valid YAML: {_one_line(error)}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: expected a mapping of settings, got {_kind(data)}")
+    return data, origins
+
+
+def _locate(node: yaml.Node | None, key: Key, file: Path, origins: dict[Key, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            child = (*key, key_node.value)
+            where = f"{file}:{key_node.start_mark.line + 1}"
+            if child in origins:
+                raise UserError(
+                    f"{where}: {_dotted(child)} is given twice, first at {origins[child]}"
+                )
+            origins[child] = where
+            _locate(value_node, child, file, origins)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            origins[(*key, index)] = f"{file}:{item.start_mark.line + 1}"
+            _locate(item, (*key, index), file, origins)
+
+
+def _set(
+    data: dict[str, Any], origins: dict[Key, str], key: Key, value: Any, origin: str
+) -> None:
+    target = data
+    for part in key[:-1]:
+        below = target.get(str(part))
+        if not isinstance(below, dict):
+            below = {"name": below} if isinstance(below, str) else {}
+        target[str(part)] = below
+        target = below
+    target[str(key[-1])] = value
+    for known in [known for known in origins if known[: len(key)] == key]:
+        del origins[known]
+    origins[key] = origin
+
+
+def _explain(detail: ErrorDetails, file: str | None, origins: Mapping[Key, str]) -> str:
+    """One validation error as ``where: key: what is wrong``."""
+    key = detail["loc"]
+    where = next(
+        (origins[key[:end]] for end in range(len(key), 0, -1) if key[:end] in origins), file
+    )
+    match detail["type"]:
+        case "extra_forbidden":
+            known = sorted(_fields_at(key[:-1]))
+            near = get_close_matches(str(key[-1]), known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            message = f"unknown key; {hint}There are: {', '.join(known)}."
+        case "missing":
+            message = f"is missing; give it in the file or as --{key[-1]}"
+        case "value_error":
+            message = str(detail["ctx"]["error"])
+        case _:
+            message = f"{detail['msg']}, got {detail['input']!r:.80}"
+    return ": ".join(filter(None, [where, _dotted(key), message]))
+
+
+def _fields_at(key: Key) -> Iterable[str]:
+    """Names of the fields that the spec has at ``key``."""
+    model: Any = ExperimentSpec
+    for part in key:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        model = _model_in(field.annotation) if field else None
+        if model is None:
+            return ()
+    return tuple(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first pydantic model in a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(map(str, key))
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _one_line(error: Exception) -> str:
+    problem = getattr(error, "problem", None) or str(error)
+    return " ".join(problem.split())

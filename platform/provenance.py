@@ -1,0 +1,40 @@
+"""Which code and which packages made a result."""
+
+from __future__ import annotations
+
+import platform as machine
+import subprocess
+from importlib.metadata import distributions
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent
+
+
+def git_state() -> dict[str, str]:
+    """Commit and uncommitted diff of the checkout that runs; empty outside a git checkout."""
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    return {"commit": commit.strip(), "diff": _git("diff", "HEAD")}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(SOURCE), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=30,
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def package_versions() -> str:
+    """Interpreter, system and every installed distribution, one per line."""
+    installed = {f"{dist.name}=={dist.version}" for dist in distributions()}
+    system = f"# Python {machine.python_version()} on {machine.platform()}"
+    return "\n".join([system, *sorted(installed, key=str.lower)]) + "\n"

@@ -1,0 +1,57 @@
+"""Tables for people: the results of a run, and what there is to choose from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deft.platform.console import RunConsole
+from deft.platform.run_directory import RunDirectory
+
+
+def show_results(run: RunDirectory, console: RunConsole) -> None:
+    """Print what a finished run measured, base model beside trained model, and where it is."""
+    events = run.events()
+    first, last = events[0]["metrics"], events[-1]["metrics"]
+    console.table(
+        "training",
+        ["", "first step", "last step"],
+        [
+            [name.removeprefix("train/"), f"{first[name]:.4g}", f"{last[name]:.4g}"]
+            for name in last
+        ],
+    )
+    evaluation = run.manifest("evaluate") or {"results": {}}
+    results: dict[str, Any] = evaluation["results"]
+    for benchmark, trained in results.get("eval", {}).items():
+        base = results["base"][benchmark]
+        rows = [
+            [name, _with_error(base, name), _with_error(trained, name)]
+            for name in trained
+            if not name.endswith("_stderr")
+        ]
+        console.table(benchmark, ["", "base", "trained"], rows)
+    console.say(f"everything of this run: {run.path}")
+
+
+def _with_error(metrics: dict[str, float], name: str) -> str:
+    if name.startswith("num_"):
+        return f"{metrics[name]:.0f}"
+    error = metrics.get(f"{name}_stderr")
+    return f"{metrics[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def show_catalog(kind: str, console: RunConsole) -> None:
+    """Print all objectives, models, datasets or benchmarks with summary and source."""
+    from deft.evaluators.benchmarks import BENCHMARKS
+    from deft.objectives.catalog import CATALOG
+    from deft.workers.datasets import DATASETS
+    from deft.workers.models import MODELS
+
+    catalogs = {
+        "objectives": CATALOG,
+        "models": MODELS,
+        "datasets": DATASETS,
+        "benchmarks": BENCHMARKS,
+    }
+    rows = [[name, info.summary, info.source] for name, info in catalogs[kind].items()]
+    console.table(kind, ["name", "what it is", "source"], rows)

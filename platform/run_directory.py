@@ -1,0 +1,87 @@
+"""A run on disk: its spec, the manifests of its finished stages, and its events."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deft.platform.errors import UserError
+from deft.platform.spec import ExperimentSpec
+from deft.workers.storage import write_atomic
+
+
+class RunDirectory:
+    """``ROOT/<name>-<hash>``; nothing is written before `create`.
+
+    A stage that has no manifest did not happen.
+    """
+
+    def __init__(self, root: Path, spec: ExperimentSpec) -> None:
+        self.path = root / spec.run_name
+        self.spec = spec
+        self.events_file = self.path / "events.jsonl"
+
+    def create(self) -> None:
+        """Make the directory and write the resolved spec into it."""
+        write_atomic(self.path / "spec.json", self.spec.model_dump_json(indent=2) + "\n")
+
+    def manifest(self, stage: str) -> dict[str, Any] | None:
+        """What ``stage`` left when it finished; None if it has not."""
+        try:
+            return dict(json.loads(self._manifest_file(stage).read_text()))
+        except FileNotFoundError:
+            return None
+
+    def finish(self, stage: str, outputs: dict[str, Any]) -> None:
+        """Declare ``stage`` finished, and when, in milliseconds since the epoch."""
+        outputs = {**outputs, "finished_at": _now()}
+        write_atomic(self._manifest_file(stage), json.dumps(outputs, indent=2) + "\n")
+
+    def _manifest_file(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
+    def append_event(self, step: int, metrics: dict[str, float]) -> None:
+        """Add one line to the run's events: metrics of an optimiser step, and the time."""
+        with self.events_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": _now(), "step": step, "metrics": metrics}) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far."""
+        if not self.events_file.exists():
+            return []
+        return [json.loads(line) for line in self.events_file.read_text().splitlines()]
+
+    def _drop_torn_event(self) -> None:
+        """Cut off a last line that a crash left without its end."""
+        if self.events_file.exists():
+            content = self.events_file.read_bytes()
+            os.truncate(self.events_file, content.rfind(b"\n") + 1)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process.
+
+        Raises:
+            UserError: another process is working on the same run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path}: another process is at work on this run") from None
+            self._drop_torn_event()
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

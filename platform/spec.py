@@ -1,0 +1,82 @@
+"""`ExperimentSpec`: one experiment, composed of what each room needs. Loads neither torch nor ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from deft.evaluators.spec import EvaluationSpec
+from deft.objectives.spec import ObjectiveSpec
+from deft.workers.spec import DatasetField, ModelField, TrainingSpec
+
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("figfont", "tiny"): {
+        "dataset": {"size": 12_000},
+        "training": {
+            "epochs": 2,
+            "batch_size": 64,
+            "micro_batch_size": 16,
+            "max_length": 384,
+            "learning_rate": 3e-3,
+            "dtype": "float32",
+        },
+        "evaluation": {"benchmarks": [{"name": "figfont", "size": 500}]},
+    },
+    ("figfont", "smollm2-135m"): {
+        "evaluation": {"benchmarks": [{"name": "figfont", "size": 200}]},
+    },
+}
+"""Settings for a pair of dataset and model, used where a run file is silent."""
+
+
+class ExperimentSpec(BaseModel):
+    """One training run, its evaluation, and the name both are recorded under."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """What the run is called; dataset-model-objective if not given."""
+    dataset: DatasetField
+    """What to train on."""
+    model: ModelField
+    """What to train."""
+    objective: ObjectiveSpec
+    """The token-level training objective."""
+    training: TrainingSpec = TrainingSpec()
+    """How to train."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    """What to measure afterwards, on the base model and on the trained one."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of everything random: initial weights, order of the data, sampling."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_after_the_parts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("name") is None:
+            parts = [_short_name(data.get(key)) for key in ("dataset", "model", "objective")]
+            data = {**data, "name": "-".join(parts)[:80]}
+        return data
+
+    def content_hash(self) -> str:
+        """Ten hexadecimal digits that change with any setting, and with a data file's content."""
+        digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
+        if self.dataset.is_file:
+            digest.update(Path(self.dataset.name).read_bytes())
+        return digest.hexdigest()[:10]
+
+    @property
+    def run_name(self) -> str:
+        """The run directory's name: the same spec is the same run."""
+        return f"{self.name}-{self.content_hash()}"
+
+
+def _short_name(part: Any) -> str:
+    """The last component of a name or path, with every other character than [A-Za-z0-9._] a dash."""
+    name = part.get("name") if isinstance(part, dict) else part
+    stem = str(name).rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1].removesuffix(".jsonl")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "run"

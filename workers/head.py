@@ -1,0 +1,73 @@
+"""The causal language model whose head computes the objective instead of logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from deft.objectives import Objective, linear_objective
+
+
+class ObjectiveHead(nn.Module):
+    """Takes the place of a model's `lm_head`, with the same parameters under the same names.
+
+    The objective runs inside this module's forward because ZeRO-3 gathers a parameter only for the
+    module that owns it. It returns plain tensors because DeepSpeed finds those, and nothing else,
+    when it hooks into the backward pass.
+    """
+
+    def __init__(self, lm_head: nn.Linear, objective: Objective) -> None:
+        super().__init__()
+        self.weight = lm_head.weight
+        self.bias = lm_head.bias
+        self.objective = objective
+
+    def forward(
+        self, hidden: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sum of token values, and the detached statistics of every token.
+
+        Args:
+            hidden: last hidden states [N, D].
+            labels: int64 [N], already shifted; `IGNORE_INDEX` where there is no target.
+        """
+        output = linear_objective(
+            hidden, self.weight, labels, self.objective, bias=self.bias, normalizer=1.0
+        )
+        stats = output.stats
+        tokens = {
+            "value": output.value,
+            "gate": output.gate,
+            "logp": stats.logp,
+            "p": stats.p,
+            "kept": output.kept,
+            "target": stats.mask,
+        }
+        if output.focus is not None:
+            tokens["focus"] = output.focus
+        if stats.concentration is not None:
+            tokens["concentration"] = stats.concentration
+        return output.loss, tokens
+
+
+class ObjectiveModel(nn.Module):
+    """A model and its objective: from token ids to the sum of token values."""
+
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+        super().__init__()
+        model.set_output_embeddings(ObjectiveHead(model.get_output_embeddings(), objective))
+        self.model = model
+        self.objective = objective
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See `ObjectiveHead.forward`; input_ids, attention_mask and labels are int64 [B, T].
+
+        Position t predicts label t + 1; only positions with a target reach the head.
+        """
+        backbone = self.model.base_model
+        hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        targets = labels[:, 1:].flatten()
+        return self.model.get_output_embeddings()(hidden[:, :-1].flatten(0, 1), targets)

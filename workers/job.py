@@ -1,0 +1,41 @@
+"""A training run as Ray ships it to its workers. Loads no torch, so that a driver can import it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+    from deft.workers.spec import TrainingSpec
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything one training run needs."""
+
+    training: TrainingSpec
+    objective: str
+    """The objective's canonical name."""
+    model_dir: str
+    """Directory of the prepared model and tokenizer."""
+    rows_dir: str
+    """Directory of the prepared dataset."""
+    num_steps: int
+    """Optimiser steps of the whole run."""
+    seed: int
+    events: Queue | None
+    """Where rank 0 puts one dict a step; None for nowhere."""
+
+
+def run_job(config: dict[str, Any]) -> None:
+    """Ray Train's `train_loop_per_worker`; ``config["job"]`` is a `TrainJob`."""
+    import torch
+
+    # Read once by DeepSpeed, when it is first imported.
+    os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+    from deft.workers.sft_loop import train
+
+    train(config["job"])

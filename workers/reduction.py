@@ -1,0 +1,38 @@
+"""From token values to one loss: the factor between a micro-batch's sum and what is backpropagated.
+
+DeepSpeed divides the loss of every micro-batch by the number of accumulation steps and averages
+gradients over the data-parallel ranks. The factors here undo that where a reduction asks for it, so
+that the gradient is the one that the reduction names, however the batch was cut.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Reduction = Literal["global_tokens", "micro_batch", "micro_batch_sum"]
+
+
+def loss_factor(
+    reduction: Reduction,
+    *,
+    kept_in_step: int,
+    kept_in_micro_batch: int,
+    accumulation_steps: int,
+    world_size: int,
+) -> float:
+    """The number that a micro-batch's summed token values are multiplied by before `backward`.
+
+    Args:
+        reduction: `global_tokens` is the mean over all kept tokens of the optimiser step;
+            `micro_batch` the mean over micro-batches and ranks of each one's own token mean;
+            `micro_batch_sum` the same summed over a rank's micro-batches, which is what the
+            original trainer of arXiv 2602.11424 backpropagates.
+        kept_in_step: kept tokens over all micro-batches and ranks of the step.
+        kept_in_micro_batch: kept tokens of this micro-batch on this rank.
+        accumulation_steps: micro-batches of one rank per optimiser step.
+        world_size: number of data-parallel ranks.
+    """
+    if reduction == "global_tokens":
+        return accumulation_steps * world_size / max(kept_in_step, 1)
+    mean = 1 / (kept_in_micro_batch + 1e-8)
+    return mean * accumulation_steps if reduction == "micro_batch_sum" else mean

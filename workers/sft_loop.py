@@ -1,0 +1,196 @@
+"""The training loop that runs on every Ray Train worker."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import datasets
+import ray.train
+import ray.train.torch
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from deft.objectives import get_objective
+from deft.workers.batches import collate, micro_batches, step_indices
+from deft.workers.chat import IGNORE_INDEX
+from deft.workers.engine import build_engine, export_model, resolve_dtype
+from deft.workers.head import ObjectiveModel
+from deft.workers.job import TrainJob
+from deft.workers.reduction import loss_factor
+from deft.workers.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    import deepspeed
+
+MicroBatch = dict[str, torch.Tensor]
+
+
+def train(job: TrainJob) -> None:
+    """Train as ``job`` says, from the last checkpoint if Ray Train has one.
+
+    The last checkpoint reported holds `model/`, the Hugging Face export, beside `engine/`.
+    """
+    spec = job.training
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+
+    torch.manual_seed(job.seed)
+    rows = datasets.load_from_disk(job.rows_dir)
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
+    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=resolve_dtype(spec.dtype))
+    objective = get_objective(job.objective)
+    engine = build_engine(ObjectiveModel(model, objective), spec, job.num_steps)
+
+    for step in range(resume(engine), job.num_steps):
+        started = time.perf_counter()
+        indices = step_indices(len(rows), spec.batch_size, step, job.seed)
+        batches = [
+            collate([rows[index] for index in chosen], tokenizer.pad_token_id, device)
+            for chosen in micro_batches(
+                indices,
+                lengths,
+                rank=rank,
+                world_size=world_size,
+                micro_batch_size=spec.micro_batch_size,
+            )
+        ]
+        learning_rate = engine.get_lr()[0]
+        sums, grad_norm = train_step(engine, batches, spec, world_size)
+        metrics = step_means(sums) | {
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "tokens_per_second": sums["tokens"] / (time.perf_counter() - started),
+        }
+        require_finite(metrics, step + 1)
+        if rank == 0 and job.events is not None:
+            job.events.put({"event": "train_step", "step": step + 1, "metrics": metrics})
+        is_last = step + 1 == job.num_steps
+        if is_last or (spec.checkpoint_every and (step + 1) % spec.checkpoint_every == 0):
+            save_checkpoint(engine, tokenizer, step + 1, metrics, export=is_last)
+
+
+def train_step(
+    engine: deepspeed.DeepSpeedEngine,
+    batches: Sequence[MicroBatch],
+    spec: TrainingSpec,
+    world_size: int,
+) -> tuple[dict[str, float], float]:
+    """One optimiser step over this rank's micro-batches.
+
+    Returns the token statistics summed over all ranks, and the gradient norm before clipping.
+    """
+    kept_in_step = count_kept(engine, batches)
+    sums: dict[str, torch.Tensor] = {}
+    grad_norm = math.nan
+    for batch in batches:
+        loss, tokens = engine(**batch)
+        factor = loss_factor(
+            spec.reduction,
+            kept_in_step=kept_in_step,
+            kept_in_micro_batch=int(tokens["kept"].sum()),
+            accumulation_steps=len(batches),
+            world_size=world_size,
+        )
+        engine.backward(loss * factor)
+        for name, value in token_sums(tokens, batch).items():
+            sums[name] = sums.get(name, 0.0) + value
+        if engine.is_gradient_accumulation_boundary():
+            grad_norm = local_grad_norm(engine)
+        engine.step()
+    if engine.get_global_grad_norm() is not None:
+        grad_norm = float(engine.get_global_grad_norm())
+    return all_reduce(sums), grad_norm
+
+
+def count_kept(engine: deepspeed.DeepSpeedEngine, batches: Sequence[MicroBatch]) -> int:
+    """Tokens that the objective keeps in this step, over all ranks.
+
+    An objective that drops tokens by their probability is asked first, in a pass without gradients.
+    """
+    if engine.module.objective.drops_tokens:
+        with torch.no_grad():
+            kept = sum(engine(**batch)[1]["kept"].sum() for batch in batches)
+    else:
+        kept = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches)
+    return int(all_reduce({"kept": kept.double()})["kept"])
+
+
+def token_sums(tokens: dict[str, torch.Tensor], batch: MicroBatch) -> dict[str, torch.Tensor]:
+    """Statistics of one micro-batch as sums (float64), which add up exactly over ranks."""
+    target = tokens["target"]
+    sums = {name: tokens[name][target].double().sum() for name in tokens if name != "target"}
+    sums["target"] = target.double().sum()
+    sums["tokens"] = batch["attention_mask"].double().sum()
+    return sums
+
+
+def step_means(sums: dict[str, float]) -> dict[str, float]:
+    """What is logged of a step: the objective's mean over kept tokens, the rest over targets."""
+    targets = max(sums["target"], 1.0)
+    means = {
+        "objective": sums["value"] / max(sums["kept"], 1.0),
+        "nll": -sums["logp"] / targets,
+        "mean_p": sums["p"] / targets,
+        "mean_gate": sums["gate"] / targets,
+        "kept_share": sums["kept"] / targets,
+    }
+    return means | {
+        f"mean_{name}": sums[name] / targets for name in ("focus", "concentration") if name in sums
+    }
+
+
+def all_reduce(sums: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Add scalars up over all ranks."""
+    values = torch.stack(list(sums.values()))
+    torch.distributed.all_reduce(values)
+    return dict(zip(sums, values.tolist(), strict=True))
+
+
+def local_grad_norm(engine: deepspeed.DeepSpeedEngine) -> float:
+    """Global gradient norm where DeepSpeed reports none: without ZeRO every rank holds it whole."""
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def require_finite(metrics: dict[str, float], step: int) -> None:
+    """Raise FloatingPointError if the loss or the gradient norm of a step is inf or NaN."""
+    for name in ("objective", "grad_norm"):
+        if not math.isfinite(metrics[name]):
+            raise FloatingPointError(
+                f"{name} is {metrics[name]} at step {step}; a lower learning rate may help"
+            )
+
+
+def resume(engine: deepspeed.DeepSpeedEngine) -> int:
+    """Restore Ray Train's latest checkpoint, if any; returns the number of steps already done."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as directory:
+        _, state = engine.load_checkpoint(f"{directory}/engine")
+    return int(state["step"])
+
+
+def save_checkpoint(
+    engine: deepspeed.DeepSpeedEngine,
+    tokenizer: PreTrainedTokenizerBase,
+    step: int,
+    metrics: dict[str, float],
+    *,
+    export: bool,
+) -> None:
+    """Hand this rank's part of a checkpoint to Ray Train, which merges and stores the parts."""
+    with tempfile.TemporaryDirectory() as directory:
+        engine.save_checkpoint(f"{directory}/engine", client_state={"step": step})
+        if export:
+            export_model(engine, tokenizer, Path(directory, "model"))
+        ray.train.report(
+            {"step": step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(directory)
+        )
