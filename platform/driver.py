@@ -212,7 +212,10 @@ def evaluate_stage(context: Context, prepared: Prepared) -> None:
 
         with event_queue(handle) as events:
             try:
-                for label, path in (("base", prepared.model_dir), ("eval", str(run.path / "model"))):
+                for label, path in (
+                    ("base", prepared.model_dir),
+                    ("eval", str(run.path / "model")),
+                ):
                     ray.get(evaluator.load.remote(path, events))
                     results[label] = {
                         benchmark.name: ray.get(

@@ -118,9 +118,7 @@ def _locate(node: yaml.Node | None, key: Key, file: Path, origins: dict[Key, str
             _locate(item, (*key, index), file, origins)
 
 
-def _set(
-    data: dict[str, Any], origins: dict[Key, str], key: Key, value: Any, origin: str
-) -> None:
+def _set(data: dict[str, Any], origins: dict[Key, str], key: Key, value: Any, origin: str) -> None:
     target = data
     for part in key[:-1]:
         below = target.get(str(part))

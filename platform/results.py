@@ -15,10 +15,7 @@ def show_results(run: RunDirectory, console: RunConsole) -> None:
     console.table(
         "training",
         ["", "first step", "last step"],
-        [
-            [name.removeprefix("train/"), f"{first[name]:.4g}", f"{last[name]:.4g}"]
-            for name in last
-        ],
+        [[name.removeprefix("train/"), f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in last],
     )
     evaluation = run.manifest("evaluate") or {"results": {}}
     results: dict[str, Any] = evaluation["results"]

@@ -1,4 +1,4 @@
-"""`ExperimentSpec`: one experiment, composed of what each room needs. Loads neither torch nor ray."""
+"""`ExperimentSpec`: one experiment, composed of what each room needs; loads no torch and no ray."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ExperimentSpec(BaseModel):
 
 
 def _short_name(part: Any) -> str:
-    """The last component of a name or path, with every other character than [A-Za-z0-9._] a dash."""
+    """The last component of a name or path, odd characters replaced by dashes."""
     name = part.get("name") if isinstance(part, dict) else part
     stem = str(name).rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1].removesuffix(".jsonl")
     return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "run"

@@ -14,7 +14,6 @@ from deft.platform.errors import describe
 from deft.platform.provenance import git_state, package_versions
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Metric
 
     from deft.platform.run_directory import RunDirectory
@@ -124,7 +123,7 @@ def _metrics(events: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as dotted keys; ``x.name`` is called ``x``, so that people can filter by it.
 
-    Items of a list of named things are keyed by their names: ``evaluation.benchmarks.figfont.size``.
+    Items of a list are keyed by their names, as in ``evaluation.benchmarks.figfont.size``.
     """
     flat: dict[str, Any] = {}
     for key, value in tree.items():

@@ -8,6 +8,9 @@ from transformers import PreTrainedModel
 
 from deft.objectives import Objective, linear_objective
 
+LOGGED_STATISTICS = ("concentration", "entropy")
+"""What is logged of every token beside what the objective itself reads."""
+
 
 class ObjectiveHead(nn.Module):
     """Takes the place of a model's `lm_head`, with the same parameters under the same names.
@@ -33,7 +36,13 @@ class ObjectiveHead(nn.Module):
             labels: int64 [N], already shifted; `IGNORE_INDEX` where there is no target.
         """
         output = linear_objective(
-            hidden, self.weight, labels, self.objective, bias=self.bias, normalizer=1.0
+            hidden,
+            self.weight,
+            labels,
+            self.objective,
+            bias=self.bias,
+            normalizer=1.0,
+            statistics=LOGGED_STATISTICS,
         )
         stats = output.stats
         tokens = {
@@ -44,10 +53,9 @@ class ObjectiveHead(nn.Module):
             "kept": output.kept,
             "target": stats.mask,
         }
+        tokens |= {name: stats.require(name) for name in LOGGED_STATISTICS}
         if output.focus is not None:
             tokens["focus"] = output.focus
-        if stats.concentration is not None:
-            tokens["concentration"] = stats.concentration
         return output.loss, tokens
 
 

@@ -142,7 +142,9 @@ def step_means(sums: dict[str, float]) -> dict[str, float]:
         "kept_share": sums["kept"] / targets,
     }
     return means | {
-        f"mean_{name}": sums[name] / targets for name in ("focus", "concentration") if name in sums
+        f"mean_{name}": sums[name] / targets
+        for name in ("focus", "concentration", "entropy")
+        if name in sums
     }
 
 

@@ -23,7 +23,7 @@ class DatasetSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    """A name from `deft list datasets`, or the path of a JSONL file with `prompt` and `response`."""
+    """A name from `deft list datasets`, or a .jsonl file of lines with `prompt` and `response`."""
     size: int | None = Field(default=None, ge=1)
     """Number of training examples, taken from the start; all of them if not given."""
 
