@@ -46,7 +46,7 @@ def require_workers(num_workers: int) -> bool:
     Raises:
         UserError: the cluster has fewer GPUs, or without GPUs fewer cores, than workers.
     """
-    resources = ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()
     use_gpu = resources.get("GPU", 0) > 0
     kind = "GPU" if use_gpu else "CPU"
     available = int(resources.get(kind, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +90,17 @@ def record(context: Context, prepared: Prepared, recorder: Recorder) -> None:
 def prepare_stage(context: Context) -> Prepared:
     """Data and model on disk, by a Ray task; what is bad about either is the user's to mend."""
     spec = context.spec
-    task = ray.remote(num_cpus=1)(prepare)
+    work = partial(
+        prepare,
+        spec.dataset,
+        spec.model,
+        max_length=spec.training.max_length,
+        seed=spec.seed,
+        cache=context.cache,
+    )
     started = time.monotonic()
     try:
-        prepared: Prepared = ray.get(
-            task.remote(
-                spec.dataset,
-                spec.model,
-                max_length=spec.training.max_length,
-                seed=spec.seed,
-                cache=context.cache,
-            )
-        )
+        prepared = ray.get(ray.remote(lambda: work()).remote())
     except ray.exceptions.RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
@@ -175,6 +175,7 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
             )
             result = trainer.fit()
 
+    assert result.checkpoint is not None
     checkpoint = Path(result.checkpoint.path)
     shutil.rmtree(run.path / "model", ignore_errors=True)
     (checkpoint / "model").rename(run.path / "model")
@@ -212,10 +213,8 @@ def evaluate_stage(context: Context, prepared: Prepared) -> None:
 
         with event_queue(handle) as events:
             try:
-                for label, path in (
-                    ("base", prepared.model_dir),
-                    ("eval", str(run.path / "model")),
-                ):
+                models = {"base": prepared.model_dir, "eval": str(run.path / "model")}
+                for label, path in models.items():
                     ray.get(evaluator.load.remote(path, events))
                     results[label] = {
                         benchmark.name: ray.get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from deft.platform.console import RunConsole
@@ -44,7 +45,7 @@ def show_catalog(kind: str, console: RunConsole) -> None:
     from deft.workers.datasets import DATASETS
     from deft.workers.models import MODELS
 
-    catalogs = {
+    catalogs: dict[str, Mapping[str, Any]] = {
         "objectives": CATALOG,
         "models": MODELS,
         "datasets": DATASETS,

@@ -6,7 +6,7 @@ Training and evaluation both call `encode_prompt`, so a model is asked exactly w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,11 +15,8 @@ IGNORE_INDEX = -100
 """Label of the positions that carry no loss (PyTorch's convention)."""
 
 
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
+Message = dict[str, str]
+"""One turn of a conversation: its role and its content."""
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,12 @@ def build_engine(
     """Wrap ``model``: AdamW, linear warm-up and cosine decay over ``num_steps`` steps."""
 
     def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        return get_cosine_schedule_with_warmup(
+        cosine: torch.optim.lr_scheduler.LRScheduler = get_cosine_schedule_with_warmup(
             optimizer,
             num_warmup_steps=int(spec.warmup_ratio * num_steps),
             num_training_steps=num_steps,
         )
+        return cosine
 
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -78,4 +78,8 @@ class ObjectiveModel(nn.Module):
         backbone = self.model.base_model
         hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         targets = labels[:, 1:].flatten()
-        return self.model.get_output_embeddings()(hidden[:, :-1].flatten(0, 1), targets)
+        head: ObjectiveHead = self.model.get_output_embeddings()
+        output: tuple[torch.Tensor, dict[str, torch.Tensor]] = head(
+            hidden[:, :-1].flatten(0, 1), targets
+        )
+        return output

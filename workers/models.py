@@ -76,7 +76,7 @@ def train_tokenizer(examples: Sequence[Example]) -> PreTrainedTokenizerBase:
                 yield f"{message['role']}\n{message['content']}"
             yield f"assistant\n{example.response}"
 
-    tokenizer = Qwen2Tokenizer().train_new_from_iterator(
+    tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer().train_new_from_iterator(
         texts(),
         vocab_size=TINY_VOCAB_SIZE,
         new_special_tokens=["<|im_start|>", "<|im_end|>"],
@@ -108,8 +108,7 @@ def build_smollm2(directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
     # The weights are no longer quantised, but these marks make save_pretrained think so.
     del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
+    vars(model).update(hf_quantizer=None, is_quantized=False)
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(directory)
 

@@ -139,13 +139,13 @@ def step_means(sums: dict[str, float]) -> dict[str, float]:
         "nll": -sums["logp"] / targets,
         "mean_p": sums["p"] / targets,
         "mean_gate": sums["gate"] / targets,
+        "mean_concentration": sums["concentration"] / targets,
+        "mean_entropy": sums["entropy"] / targets,
         "kept_share": sums["kept"] / targets,
     }
-    return means | {
-        f"mean_{name}": sums[name] / targets
-        for name in ("focus", "concentration", "entropy")
-        if name in sums
-    }
+    if "focus" in sums:
+        means["mean_focus"] = sums["focus"] / targets
+    return means
 
 
 def all_reduce(sums: dict[str, torch.Tensor]) -> dict[str, float]:
