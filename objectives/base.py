@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from torch import Tensor
+
 from deft.objectives.catalog import CATALOG
 from deft.objectives.spec import ObjectiveSpec
-from torch import Tensor
 
 STATISTICS = ("concentration", "entropy", "entropy_top20", "divergence")
 
@@ -85,6 +86,10 @@ class ObjectiveOutput(NamedTuple):
     """The exponent α of a deformed-log objective, from 0 (cover) to 1 (sharpen)."""
     mix: Tensor | None = None
     """Weight of the second error P − T; only for an objective with a target distribution."""
+
+    def rows(self, rows: slice) -> ObjectiveOutput:
+        """The output of some rows."""
+        return ObjectiveOutput(*(None if tensor is None else tensor[rows] for tensor in self))
 
 
 ObjectiveFunction = Callable[..., ObjectiveOutput]

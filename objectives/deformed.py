@@ -7,8 +7,9 @@ known). GeneralFamily fixes α; Cayley_Trans and DEFT read it off the prediction
 from __future__ import annotations
 
 import torch
-from deft.objectives.base import ObjectiveOutput, TokenStats, objective
 from torch import Tensor
+
+from deft.objectives.base import ObjectiveOutput, TokenStats, objective
 
 
 @objective()

@@ -6,11 +6,13 @@ Shapes: M rows that have a target, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
-from deft.objectives.base import Objective, ObjectiveOutput, TokenStats
 from torch import Tensor
+
+from deft.objectives.base import Objective, ObjectiveOutput, TokenStats
 
 
 class ReferenceHead(NamedTuple):
@@ -99,3 +101,25 @@ def apply_objective(objective: Objective, stats: TokenStats) -> ObjectiveOutput:
         focus=None if output.focus is None else output.focus.masked_fill(dropped, 0),
         mix=None if output.mix is None else output.mix.masked_fill(dropped, 0),
     )
+
+
+def join_stats(parts: list[TokenStats]) -> TokenStats:
+    """The statistics of consecutive rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = {
+        field.name: None
+        if getattr(parts[0], field.name) is None
+        else torch.cat([getattr(part, field.name) for part in parts])
+        for field in fields(TokenStats)
+        if field.name != "step_mean_p"
+    }
+    return replace(parts[0], **joined)
+
+
+def join_outputs(parts: list[ObjectiveOutput]) -> ObjectiveOutput:
+    """The outputs of consecutive rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*parts, strict=True)
+    return ObjectiveOutput(*(None if c[0] is None else torch.cat(c) for c in columns))

@@ -15,6 +15,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
 from deft.objectives.base import STATISTICS, Objective, TokenStats, get_objective
 from deft.objectives.head import (
     Backend,
@@ -24,8 +27,6 @@ from deft.objectives.head import (
     Wanted,
 )
 from deft.objectives.spec import ObjectiveSpec
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 BackendName = Literal["auto", "reference", "torch", "triton"]
 

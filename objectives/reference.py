@@ -6,6 +6,8 @@ Slow and large on purpose. With float64 inputs it is what every other backend is
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from deft.objectives.base import Objective, Target, TokenStats
 from deft.objectives.head import (
     HeadInputs,
@@ -15,7 +17,6 @@ from deft.objectives.head import (
     accumulation_dtype,
     apply_objective,
 )
-from torch import Tensor
 
 
 @torch.no_grad()

@@ -1,0 +1,99 @@
+"""Per-token statistics of a few rows of logits, on the way to their softmax.
+
+Written in place and meant for rows that stay in cache: every pass over [R, V] here reads what the
+one before has just written. Shapes: R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deft.objectives.base import Target, TokenStats
+
+
+def soft_cap_(logits: Tensor, cap: float, slope: Tensor | None) -> None:
+    """logits ← cap · tanh(logits / cap); slope ← the derivative 1 − tanh²."""
+    logits.div_(cap).tanh_()
+    if slope is not None:
+        torch.mul(logits, logits, out=slope).neg_().add_(1)
+    logits.mul_(cap)
+
+
+def softmax_with_statistics_(
+    logits: Tensor,
+    labels: Tensor,
+    statistics: frozenset[str],
+    target: Target | None,
+    distribution: Tensor | None,
+    scratch: Tensor,
+    step_mean_p: Tensor | None = None,
+) -> TokenStats:
+    """Turn logits [R, V] into their softmax and return the rows' statistics [R].
+
+    Args:
+        logits: overwritten.
+        labels: int64 [R].
+        statistics: names of optional statistics to compute.
+        target: kind of the second distribution T, whose divergence is wanted.
+        distribution: [R, V], overwritten by T; holds the reference model's logits on entry where
+            the target is one. None for the uniform distribution.
+        scratch: [R, V], overwritten.
+        step_mean_p: handed through.
+    """
+    # A row's sum is infinite or NaN if one of its logits is; finite logits cannot overflow it.
+    finite = logits.sum(-1).isfinite()
+    largest = logits.amax(-1, keepdim=True)
+    target_logit = logits.gather(1, labels[:, None]) - largest
+    entropy = entropy_top20 = divergence = concentration = None
+    if "entropy_top20" in statistics:
+        top = logits.topk(min(20, logits.shape[-1]), dim=-1).values.log_softmax(-1)
+        entropy_top20 = -(top.exp() * top).sum(-1)
+
+    if "entropy" in statistics or target is not None:
+        logits.sub_(largest)
+        probs = torch.softmax(logits, dim=-1, out=scratch)
+        log_normalizer = -probs.amax(-1, keepdim=True).log()
+        log_probs = logits.sub_(log_normalizer)
+        if target is not None:
+            divergence = _divergence(target, log_probs, probs, distribution)
+        if "entropy" in statistics:
+            entropy = log_probs.mul_(probs).sum(-1).neg_()
+        probs = logits.copy_(probs)
+    else:
+        probs = torch.softmax(logits, dim=-1, out=logits)
+        log_normalizer = -probs.amax(-1, keepdim=True).log()
+
+    if "concentration" in statistics:
+        concentration = torch.mul(probs, probs, out=scratch).sum(-1)
+    logp = (target_logit - log_normalizer).squeeze(1).masked_fill_(~finite, torch.nan)
+    return TokenStats(
+        logp=logp,
+        p=logp.exp(),
+        mask=torch.ones_like(finite),
+        concentration=concentration,
+        entropy=entropy,
+        entropy_top20=entropy_top20,
+        divergence=divergence,
+        step_mean_p=step_mean_p,
+    )
+
+
+def _divergence(
+    target: Target, log_probs: Tensor, probs: Tensor, distribution: Tensor | None
+) -> Tensor:
+    """D(T, P) [R], leaving T in `distribution`; see `Target`."""
+    if distribution is None:
+        return -log_probs.mean(-1)
+    if target.kind == "tempered":
+        torch.softmax(log_probs / target.temperature, dim=-1, out=distribution)
+        return -(distribution * log_probs).sum(-1)
+    log_reference = torch.log_softmax(distribution, dim=-1)
+    log_ratio = log_probs - log_reference
+    if target.kind == "reference":
+        torch.exp(log_reference, out=distribution)
+        return -(distribution * log_ratio).sum(-1)
+    # KL[P ‖ R] has the logit gradient P · (log(P/R) − KL), which is P − T for this T.
+    divergence = (probs * log_ratio).sum(-1)
+    torch.mul(probs, 1 + divergence[:, None] - log_ratio, out=distribution)
+    return divergence
