@@ -109,15 +109,17 @@ class _ChunkedHead:
 
     def _tile(self, tile: slice, labels: Tensor) -> TokenStats:
         logits = self.probs[tile]
+        distribution = None if self.distribution is None else self.distribution[tile]
         if self.inputs.softcap is not None:
-            slope = None if self.slope is None else self.slope[tile]
-            soft_cap_(logits, self.inputs.softcap, slope)
+            soft_cap_(logits, self.inputs.softcap, None if self.slope is None else self.slope[tile])
+            if self.inputs.reference is not None and distribution is not None:
+                soft_cap_(distribution, self.inputs.softcap, None)
         return softmax_with_statistics_(
             logits,
             labels[tile],
             self.wanted.statistics,
             self.target,
-            distribution=None if self.distribution is None else self.distribution[tile],
+            distribution,
             scratch=self.scratch[: len(logits)],
             step_mean_p=self.inputs.step_mean_p,
         )

@@ -12,7 +12,6 @@ from deft.objectives.base import Objective, Target, TokenStats
 from deft.objectives.head import (
     HeadInputs,
     HeadResult,
-    ReferenceHead,
     Wanted,
     accumulation_dtype,
     apply_objective,
@@ -37,7 +36,7 @@ def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> 
 
     divergence = target = None
     if objective.target is not None:
-        divergence, target = _divergence(objective.target, logits, log_probs, inputs.reference)
+        divergence, target = _divergence(objective.target, logits, log_probs, inputs)
     stats = TokenStats(
         logp=logp,
         p=logp.exp(),
@@ -82,7 +81,7 @@ def _entropy(log_probs: Tensor) -> Tensor:
 
 
 def _divergence(
-    target: Target, logits: Tensor, log_probs: Tensor, reference: ReferenceHead | None
+    target: Target, logits: Tensor, log_probs: Tensor, inputs: HeadInputs
 ) -> tuple[Tensor, Tensor]:
     """D(T, P) [M] and T [M, V], such that the gradient of D in the logits is P − T."""
     if target.kind == "uniform":
@@ -90,8 +89,7 @@ def _divergence(
     if target.kind == "tempered":
         tempered = torch.softmax(logits / target.temperature, dim=-1)
         return -(tempered * log_probs).sum(-1), tempered
-    assert reference is not None
-    log_reference = torch.log_softmax(reference_logits(reference, logits.dtype), dim=-1)
+    log_reference = torch.log_softmax(_reference_logits(inputs, logits.dtype), dim=-1)
     if target.kind == "reference":
         return (log_reference.exp() * (log_reference - log_probs)).sum(-1), log_reference.exp()
     # KL[P ‖ R] has the logit gradient P · (log(P/R) − KL), which is P − T for this T.
@@ -101,7 +99,11 @@ def _divergence(
     return divergence, probs * (1 - log_ratio + divergence[:, None])
 
 
-def reference_logits(reference: ReferenceHead, dtype: torch.dtype) -> Tensor:
+def _reference_logits(inputs: HeadInputs, dtype: torch.dtype) -> Tensor:
     """[M, V] logits of the frozen model."""
-    logits = reference.hidden.to(dtype) @ reference.weight.to(dtype).T
-    return logits if reference.bias is None else logits + reference.bias.to(dtype)
+    assert inputs.reference is not None
+    hidden, weight, bias = inputs.reference
+    logits = hidden.to(dtype) @ weight.to(dtype).T
+    if bias is not None:
+        logits += bias.to(dtype)
+    return logits if inputs.softcap is None else soft_cap(logits, inputs.softcap)

@@ -1,0 +1,78 @@
+"""Objectives that weigh each token's NLL by what the model believes there.
+
+Where the weight is detached, sg(w)·(−ℓ), the gate is the weight itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deft.objectives.base import ObjectiveOutput, TokenStats, objective
+
+
+@objective()
+def dft(stats: TokenStats) -> ObjectiveOutput:
+    """−sg(p)·ℓ; gate sg(p). Every target token (arXiv 2508.05629).
+
+    Its gradient is that of `p`; only the logged value differs.
+    """
+    return _weighted(stats, stats.p)
+
+
+@objective()
+def dft_floor(stats: TokenStats, *, floor: float) -> ObjectiveOutput:
+    """−sg(max(p, floor))·ℓ; gate sg(max(p, floor)). Every target token.
+
+    The DFT author's suggestion for data that the model does not know yet
+    (github.com/yongliang-wu/DFT/issues/1).
+    """
+    return _weighted(stats, stats.p.clamp(min=floor))
+
+
+@objective(needs={"entropy_top20"})
+def eaft(stats: TokenStats, *, a: float) -> ObjectiveOutput:
+    """−sg(H̃^a)·ℓ; gate sg(H̃^a). Every target token, open questions most (arXiv 2601.02151).
+
+    H̃ is the entropy in nats of the 20 largest logits renormalised among themselves, divided by
+    3.0 (about ln 20), as in LLaMA-Factory.
+    """
+    return _weighted(stats, (stats.require("entropy_top20") / 3.0).clamp(min=0) ** a)
+
+
+@objective(needs={"entropy_top20"})
+def eaft_unscaled(stats: TokenStats, *, a: float) -> ObjectiveOutput:
+    """−sg(H^a)·ℓ; gate sg(H^a). Every target token, open questions most.
+
+    EAFT (arXiv 2601.02151) as Axolotl has it: the entropy of the top 20 is not divided, which at
+    a = 1 makes every gate three times that of `EAFT`.
+    """
+    return _weighted(stats, stats.require("entropy_top20").clamp(min=0) ** a)
+
+
+@objective()
+def chord_phi(stats: TokenStats) -> ObjectiveOutput:
+    """−sg(p(1 − p))·ℓ; gate p(1 − p). Every target token, the undecided most (arXiv 2508.11408).
+
+    The weight φ of the paper's SFT term, detached; the paper runs it beside an RL term.
+    """
+    return _weighted(stats, stats.p * -torch.expm1(stats.logp))
+
+
+@objective()
+def focal(stats: TokenStats, *, gamma: float) -> ObjectiveOutput:
+    """−(1 − p)^γ·ℓ; gate (1 − p)^γ − γ·p·(1 − p)^(γ−1)·ℓ. Every target token, the hard ones most.
+
+    Focal loss (arXiv 1708.02002, equation 4), not detached: the weight has its own gradient.
+    """
+    q = -torch.expm1(stats.logp)
+    # ℓ·(1 − p)^(γ−1) has a limit at p → 1 that ℓ / (1 − p) → −1 gives without dividing by 0.
+    ratio = torch.where(q > 0, stats.logp / q, -torch.ones_like(q))
+    weight = q**gamma
+    return ObjectiveOutput(
+        value=-weight * stats.logp, gate=weight - gamma * stats.p * weight * ratio
+    )
+
+
+def _weighted(stats: TokenStats, weight: Tensor) -> ObjectiveOutput:
+    return ObjectiveOutput(value=-weight * stats.logp, gate=weight)
