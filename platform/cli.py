@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError
@@ -115,6 +116,8 @@ def main() -> NoReturn:
         fail(f"{error}", 2)
     except StageError as error:
         fail(f"{error}", 1)
+    except TyperException as error:  # an unknown command, option or value
+        fail(error.format_message(), error.exit_code)
     except typer.Exit as exit_:
         sys.exit(exit_.exit_code)
     except typer.Abort:

@@ -69,14 +69,15 @@ class RunConsole:
 
 
 class ProgressView:
-    """Bars by name. Without a terminal each becomes at most `PLAIN_LINES` lines."""
+    """Bars by name. Without a terminal each becomes a first line and `PLAIN_LINES` more."""
 
     def __init__(self, owner: RunConsole, unit: str, bars: Progress | None) -> None:
         self.owner = owner
         self.unit = unit
         self.bars = bars
         self.tasks: dict[str, TaskID] = {}
-        self.started: dict[str, float] = {}
+        self.started: dict[str, tuple[float, int]] = {}
+        self.printed: dict[str, int] = {}
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """Say that ``done`` of ``total`` units of ``name`` are finished."""
@@ -85,10 +86,12 @@ class ProgressView:
                 self.tasks[name] = self.bars.add_task(name, total=total, note="")
             self.bars.update(self.tasks[name], completed=done, total=total, note=note)
             return
-        started = self.started.setdefault(name, time.monotonic())
-        if done == total or done * PLAIN_LINES // total > (done - 1) * PLAIN_LINES // total:
-            elapsed = time.monotonic() - started
-            left = f", {elapsed / done * (total - done):.0f} s left" if 0 < done < total else ""
+        began, first = self.started.setdefault(name, (time.monotonic(), done))
+        part = done * PLAIN_LINES // total
+        if self.printed.get(name) != part:
+            self.printed[name] = part
+            seconds_each = (time.monotonic() - began) / max(done - first, 1)
+            left = f", {seconds_each * (total - done):.0f} s left" if first < done < total else ""
             self.owner.say(f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip())
 
 

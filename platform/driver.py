@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -22,9 +22,12 @@ from deft.platform.spec import ExperimentSpec
 from deft.platform.tracking import Recorder
 from deft.workers.job import TrainJob, run_job
 from deft.workers.prepare import Prepared, prepare
+from deft.workers.spec import DatasetSpec, ModelSpec
 
 DELIVERY_INTERVAL = 2.0
 """Seconds between deliveries of training metrics to MLflow."""
+
+PathSpec = TypeVar("PathSpec", DatasetSpec, ModelSpec)
 
 STAGES = ("prepare", "train", "evaluate", "record")
 
@@ -92,8 +95,8 @@ def prepare_stage(context: Context) -> Prepared:
     spec = context.spec
     work = partial(
         prepare,
-        spec.dataset,
-        spec.model,
+        _absolute(spec.dataset),
+        _absolute(spec.model),
         max_length=spec.training.max_length,
         seed=spec.seed,
         cache=context.cache,
@@ -118,6 +121,12 @@ def prepare_stage(context: Context) -> Prepared:
         f"{prepared.num_target_tokens:,} of them targets ({time.monotonic() - started:.0f} s)",
     )
     return prepared
+
+
+def _absolute(spec: PathSpec) -> PathSpec:
+    """``spec`` with a local path made absolute: Ray's processes work in other directories."""
+    path = Path(spec.name)
+    return spec.model_copy(update={"name": str(path.absolute())}) if path.exists() else spec
 
 
 def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> None:

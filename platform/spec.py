@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
@@ -16,13 +16,13 @@ from deft.workers.spec import DatasetField, ModelField, TrainingSpec
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("figfont", "tiny"): {
-        "dataset": {"size": 12_000},
+        "dataset": {"size": 8_000},
         "training": {
             "epochs": 2,
-            "batch_size": 64,
+            "batch_size": 32,
             "micro_batch_size": 16,
             "max_length": 384,
-            "learning_rate": 3e-3,
+            "learning_rate": 1e-3,
             "dtype": "float32",
         },
         "evaluation": {"benchmarks": [{"name": "figfont", "size": 500}]},
@@ -58,8 +58,8 @@ class ExperimentSpec(BaseModel):
     @classmethod
     def name_after_the_parts(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("name") is None:
-            parts = [_short_name(data.get(key)) for key in ("dataset", "model", "objective")]
-            data = {**data, "name": "-".join(parts)[:80]}
+            parts = [data.get("dataset"), data.get("model"), _canonical(data.get("objective"))]
+            data = {**data, "name": "-".join(map(_short_name, parts))[:80]}
         return data
 
     def content_hash(self) -> str:
@@ -73,6 +73,14 @@ class ExperimentSpec(BaseModel):
     def run_name(self) -> str:
         """The run directory's name: the same spec is the same run."""
         return f"{self.name}-{self.content_hash()}"
+
+
+def _canonical(objective: Any) -> Any:
+    """The objective's canonical name, so that all its spellings are the same run."""
+    try:
+        return str(ObjectiveSpec.model_validate(objective))
+    except ValidationError:  # reported when the field itself is validated
+        return objective
 
 
 def _short_name(part: Any) -> str:

@@ -5,7 +5,7 @@ Metric names and tags are an interface: people filter and group by them in the M
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +35,7 @@ class Recorder:
     """
 
     def __init__(self, run: RunDirectory, tracking_uri: str) -> None:
-        for noisy in ("mlflow", "alembic"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when mlflow is imported
         from mlflow import MlflowClient
 
         self.run = run

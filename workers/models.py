@@ -67,14 +67,18 @@ def build_tiny(directory: Path, examples: Sequence[Example], seed: int) -> None:
 
 
 def train_tokenizer(examples: Sequence[Example]) -> PreTrainedTokenizerBase:
-    """Qwen2's byte-level BPE with ChatML markers, its merges learnt from prompts and responses."""
+    """Qwen2's byte-level BPE with ChatML markers, its merges learnt from the prompts.
+
+    Responses are left out so that they are spelt in small pieces: a model this small learns to
+    write letters, not to choose among rare words.
+    """
     from transformers import Qwen2Tokenizer
 
     def texts() -> Iterator[str]:
         for example in examples:
             for message in example.prompt:
                 yield f"{message['role']}\n{message['content']}"
-            yield f"assistant\n{example.response}"
+            yield "assistant\n"
 
     tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer().train_new_from_iterator(
         texts(),

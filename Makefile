@@ -1,0 +1,25 @@
+.PHONY: install run test check format lock
+
+install:  ## set up .venv from the lock
+	bash requirements/install.sh
+
+run: install  ## the main job on the quick start
+	.venv/bin/deft run examples/quickstart.yaml
+
+test: install  ## everything CI runs
+	.venv/bin/python -m pytest
+
+check: install  ## lint and types, as pre-commit runs them
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: install
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+lock:  ## resolve requirements/*.in anew; needs uv, and UV_FIND_LINKS or an index with CPU torch
+	cd requirements && uv pip compile cpu.in --override cpu.overrides --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --no-emit-find-links --no-emit-index-url -o cpu.lock
+	cd requirements && uv pip compile gpu.in --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --no-emit-find-links --no-emit-index-url -o gpu.lock
