@@ -1,0 +1,368 @@
+"""The kernels of the `triton` backend, and the tiles they are launched with.
+
+Every product reads its operands as they are stored and sums in float32. No two programs write to
+one place, so results do not depend on the order in which they run.
+
+Shapes: M rows, D width, V vocabulary, S splits of the vocabulary; A rows that are active in the
+backward and B columns of one block of the vocabulary, both filled up to whole tiles. Tensors are
+contiguous unless a stride is given.
+"""
+
+# Triton's own language: functions without types, compile-time arguments in capitals.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+# Row tiles whose programs run side by side, so that what they share of the weight is in L2.
+GROUP = 16
+
+
+class Tiles(NamedTuple):
+    """What one program works on, fitted to Hopper's registers and shared memory."""
+
+    rows: int
+    """Rows of a tile of logits, and the granularity in which rows are live or not."""
+    columns: int
+    """Columns of a tile of logits."""
+    width: int
+    """Columns of a tile of a gradient; it has `rows` rows."""
+    depth: int
+    """Step of every product along the dimension that is summed."""
+    num_warps: int
+
+    def logits(self) -> dict[str, int]:
+        """Launch options of the kernels that compute logits."""
+        sizes = {"ROWS": self.rows, "COLUMNS": self.columns, "DEPTH": self.depth, "GROUP": GROUP}
+        return sizes | {"num_warps": self.num_warps, "num_stages": 3}
+
+    def gradient(self) -> dict[str, int]:
+        """Launch options of the kernels that multiply the errors into a gradient."""
+        sizes = {"ROWS": self.rows, "WIDTH": self.width, "DEPTH": self.depth, "GROUP": GROUP}
+        # Loads whose addresses are loaded themselves take two stages: with fewer than five none
+        # would be under way during a product.
+        return sizes | {"num_warps": self.num_warps, "num_stages": 5}
+
+
+def tiles_for(dtype: torch.dtype, softcap: float | None) -> Tiles:
+    """Tensor-core tiles for 16-bit operands; smaller ones for float32's fused multiply-adds."""
+    if dtype.itemsize == 2:
+        # With the soft cap's derivative at hand as well, a wider tile would not fit in registers.
+        columns = 256 if softcap is None else 128
+        return Tiles(rows=128, columns=columns, width=256, depth=64, num_warps=8)
+    return Tiles(rows=64, columns=64, width=64, depth=32, num_warps=4)
+
+
+@triton.jit
+def _place(program, num_row_tiles, num_columns, GROUP: tl.constexpr):
+    """Row tile and column of a program: down a group of row tiles first, then to the right."""
+    first = program // (GROUP * num_columns) * GROUP
+    height = min(num_row_tiles - first, GROUP)
+    within = program % (GROUP * num_columns)
+    return first + within % height, within // height
+
+
+@triton.jit
+def _logits(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    softcap,
+    rows,
+    columns,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Logits [ROWS, COLUMNS], soft-capped, of rows and columns that must exist.
+
+    Both count from where the pointers point; 32 bits are enough for a tile and spare registers.
+    """
+    # Starting from the bias, rather than adding it at the end, spares a thread 64 registers.
+    logits = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if bias_ptr is not None:
+        logits += tl.load(bias_ptr + columns).to(tl.float32)[None, :]
+    depth = tl.arange(0, DEPTH)
+    hidden_ptrs = hidden_ptr + rows[:, None] * width + depth[None, :]
+    weight_ptrs = weight_ptr + columns[None, :] * width + depth[:, None]
+    for start in range(0, width, DEPTH):
+        inside = depth < width - start
+        hidden = tl.load(hidden_ptrs, mask=inside[None, :], other=0.0)
+        weight = tl.load(weight_ptrs, mask=inside[:, None], other=0.0)
+        logits = tl.dot(hidden, weight, logits, input_precision="ieee")
+        hidden_ptrs += DEPTH
+        weight_ptrs += DEPTH
+    if softcap is not None:
+        # tanh(x) = 1 − 2 / (1 + exp(2x)) holds for ±inf as well.
+        logits = softcap - 2.0 * softcap / (1.0 + tl.exp(logits * (2.0 / softcap)))
+    return logits
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_splits"])
+def statistics_kernel(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    labels_ptr,
+    partial_ptr,
+    softcap,
+    num_rows,
+    vocabulary,
+    width,
+    num_splits,
+    CONCENTRATION: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    TILES_PER_SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Sums over one split of the vocabulary for one tile of rows, relative to the split's maximum.
+
+    partial [3 + CONCENTRATION + ENTROPY, S, M], float32: the maximum m; Σ e^(z−m); the target's
+    logit, or 0 where it is in another split; Σ e^2(z−m); Σ (z−m) e^(z−m). A row with a logit of
+    ±inf or NaN has a NaN among its sums Σ e^(z−m).
+    """
+    num_row_tiles = tl.cdiv(num_rows, ROWS)
+    row_tile, split = _place(tl.program_id(0), num_row_tiles, num_splits, GROUP)
+    first_row = row_tile.to(tl.int64) * ROWS
+    rows = tl.arange(0, ROWS)
+    exists = rows < num_rows - first_row
+    labels = tl.load(labels_ptr + first_row + rows, mask=exists, other=-1)
+    tile_rows = tl.minimum(rows, (num_rows - first_row - 1).to(tl.int32))
+
+    largest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    target = tl.zeros((ROWS,), tl.float32)
+    squares = tl.zeros((ROWS,), tl.float32)
+    moment = tl.zeros((ROWS,), tl.float32)
+    first_tile = split * TILES_PER_SPLIT
+    last_tile = tl.minimum(first_tile + TILES_PER_SPLIT, tl.cdiv(vocabulary, COLUMNS))
+    for tile in range(first_tile, last_tile):
+        first_column = tile * COLUMNS
+        columns = tl.arange(0, COLUMNS)
+        inside = (columns < vocabulary - first_column)[None, :]
+        logits = _logits(
+            hidden_ptr + first_row * width,
+            weight_ptr + first_column.to(tl.int64) * width,
+            None if bias_ptr is None else bias_ptr + first_column,
+            softcap,
+            tile_rows,
+            tl.minimum(columns, vocabulary - first_column - 1),
+            width,
+            ROWS,
+            COLUMNS,
+            DEPTH,
+        )
+        local = labels - first_column
+        if tl.max(((local >= 0) & (local < COLUMNS)).to(tl.int32), axis=0) > 0:
+            is_target = columns[None, :] == local[:, None]
+            target += tl.sum(tl.where(is_target, logits, 0.0), axis=1)
+        # exp(−inf) = 0 would hide a logit of −inf; NaN and +inf show by themselves.
+        has_infinity = tl.abs(tl.sum(logits, axis=1)) == float("inf")
+
+        before = largest
+        largest = tl.maximum(largest, tl.max(logits, axis=1))
+        shifted = logits - largest[:, None]
+        terms = tl.where(inside, tl.exp(shifted), 0.0)
+        shift = before - largest
+        decay = tl.exp(shift)
+        if ENTROPY:
+            # Nothing has been summed before the first tile, whose shift is −inf.
+            carried = decay * (moment + tl.where(total == 0.0, 0.0, shift * total))
+            moment = carried + tl.sum(shifted * terms, axis=1)
+        if CONCENTRATION:
+            squares = decay * decay * squares + tl.sum(terms * terms, axis=1)
+        total = decay * total + tl.sum(terms, axis=1)
+        total = tl.where(has_infinity, float("nan"), total)
+
+    plane = num_splits.to(tl.int64) * num_rows
+    out_ptrs = partial_ptr + split.to(tl.int64) * num_rows + first_row + rows
+    tl.store(out_ptrs, largest, mask=exists)
+    tl.store(out_ptrs + plane, total, mask=exists)
+    tl.store(out_ptrs + 2 * plane, target, mask=exists)
+    if CONCENTRATION:
+        tl.store(out_ptrs + 3 * plane, squares, mask=exists)
+    if ENTROPY:
+        tl.store(out_ptrs + (4 if CONCENTRATION else 3) * plane, moment, mask=exists)
+
+
+@triton.jit(do_not_specialize=["num_row_tiles", "num_columns", "first"])
+def error_kernel(
+    hidden_ptr,
+    weight_ptr,
+    bias_ptr,
+    labels_ptr,
+    log_normalizer_ptr,
+    target_error_ptr,
+    gate_ptr,
+    threshold_ptr,
+    error_ptr,
+    live_ptr,
+    bias_sum_ptr,
+    softcap,
+    num_row_tiles,
+    num_columns,
+    width,
+    error_stride,
+    block_columns,
+    first,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Write a tile of a block's gated errors gate · (P − e_y), and where they reach the threshold.
+
+    The block is columns `first` to `first + num_columns` of the vocabulary. For the active rows:
+    hidden [A, D], labels [A] int64, and float32 [A] log_normalizer = log Σ e^z,
+    target_error = p − 1 and gate, which is 0 in rows that only fill up.
+
+    error [B, error_stride] is transposed and in the operands' dtype. live [row tiles, B] int8 says
+    which columns reach the threshold in a tile's rows, and bias_sum [row tiles, B] float32 takes
+    the sums over these rows, whatever the threshold.
+    """
+    row_tile, column_tile = _place(
+        tl.program_id(0), num_row_tiles, tl.cdiv(num_columns, COLUMNS), GROUP
+    )
+    first_row, first_column = row_tile.to(tl.int64) * ROWS, column_tile * COLUMNS
+    rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    inside = columns < num_columns - first_column
+    logits = _logits(
+        hidden_ptr + first_row * width,
+        weight_ptr + (first + first_column).to(tl.int64) * width,
+        None if bias_ptr is None else bias_ptr + first + first_column,
+        softcap,
+        rows,
+        tl.minimum(columns, num_columns - first_column - 1),
+        width,
+        ROWS,
+        COLUMNS,
+        DEPTH,
+    )
+
+    probs = tl.exp(logits - tl.load(log_normalizer_ptr + first_row + rows)[:, None])
+    local = tl.load(labels_ptr + first_row + rows) - first - first_column
+    target_error = tl.load(target_error_ptr + first_row + rows)
+    error = tl.where(columns[None, :] == local[:, None], target_error[:, None], probs)
+    error *= tl.load(gate_ptr + first_row + rows)[:, None]
+    if softcap is not None:
+        tanh = logits * (1.0 / softcap)
+        error *= 1.0 - tanh * tanh
+    error = tl.where(inside[None, :], error, 0.0)
+
+    place = row_tile * block_columns + first_column + columns
+    live = tl.max(tl.abs(error), axis=0) >= tl.load(threshold_ptr)
+    tl.store(live_ptr + place, live.to(tl.int8))
+    if bias_sum_ptr is not None:
+        tl.store(bias_sum_ptr + place, tl.sum(error, axis=0))
+    error_ptr += first_column.to(tl.int64) * error_stride + first_row
+    error_ptrs = error_ptr + columns[None, :] * error_stride + rows[:, None]
+    tl.store(error_ptrs, error.to(error_ptr.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["num_rows", "first"])
+def hidden_gradient_kernel(
+    error_ptr,
+    weight_ptr,
+    columns_ptr,
+    counts_ptr,
+    destination_ptr,
+    gradient_ptr,
+    num_rows,
+    width,
+    error_stride,
+    columns_stride,
+    first,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Add a block's share to the hidden states' gradient: error @ weight, over live columns only.
+
+    columns [row tiles, columns_stride] int32 lists the columns that are live in a row tile, counts
+    [row tiles] int32 says how many there are; from there on the list is filled up with any columns
+    to a multiple of DEPTH. gradient [M, D] float32; the block's row a is row destination[a] of it.
+    """
+    row_tile, width_tile = _place(
+        tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.cdiv(width, WIDTH), GROUP
+    )
+    rows = row_tile * ROWS + tl.arange(0, ROWS)
+    across = width_tile * WIDTH + tl.arange(0, WIDTH)
+    inside = (across < width)[None, :]
+    exists = (rows < num_rows)[:, None] & inside
+    destination = tl.load(destination_ptr + rows, mask=rows < num_rows, other=0)
+    gradient_ptrs = gradient_ptr + destination[:, None] * width + across[None, :]
+    gradient = tl.load(gradient_ptrs, mask=exists, other=0.0)
+
+    depth = tl.arange(0, DEPTH)
+    error_ptrs = error_ptr + rows[:, None]
+    weight_ptrs = weight_ptr + first.to(tl.int64) * width + across[None, :]
+    columns_ptrs = columns_ptr + row_tile.to(tl.int64) * columns_stride + depth
+    count = tl.load(counts_ptr + row_tile)
+    for start in range(0, count, DEPTH):
+        columns = tl.load(columns_ptrs + start).to(tl.int64)
+        live = (depth < count - start)[None, :]
+        error = tl.load(error_ptrs + columns[None, :] * error_stride, mask=live, other=0.0)
+        weight = tl.load(weight_ptrs + columns[:, None] * width, mask=inside, other=0.0)
+        gradient = tl.dot(error, weight, gradient, input_precision="ieee")
+    tl.store(gradient_ptrs, gradient, mask=exists)
+
+
+@triton.jit(do_not_specialize=["num_columns", "first"])
+def weight_gradient_kernel(
+    error_ptr,
+    hidden_ptr,
+    order_ptr,
+    row_tiles_ptr,
+    counts_ptr,
+    scale_ptr,
+    gradient_ptr,
+    num_columns,
+    width,
+    error_stride,
+    row_tiles_stride,
+    first,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Write the weight's gradient for a block: scale · error.T @ hidden, live row tiles only.
+
+    order [B] int32 puts columns together that are live in equally many row tiles. For each tile of
+    ROWS columns in that order, row_tiles [column tiles, row_tiles_stride] int32 lists the row tiles
+    in which any of them is live, and counts [column tiles] int32 says how many there are. gradient
+    [V, D] float32.
+    """
+    column_tile, width_tile = _place(
+        tl.program_id(0), tl.cdiv(num_columns, ROWS), tl.cdiv(width, WIDTH), GROUP
+    )
+    columns = tl.load(order_ptr + column_tile * ROWS + tl.arange(0, ROWS))
+    across = width_tile * WIDTH + tl.arange(0, WIDTH)
+    inside = (across < width)[None, :]
+    depth = tl.arange(0, DEPTH)
+    error_ptrs = error_ptr + columns.to(tl.int64)[:, None] * error_stride + depth[None, :]
+    hidden_ptrs = hidden_ptr + depth[:, None] * width + across[None, :]
+    row_tiles_ptr += column_tile.to(tl.int64) * row_tiles_stride
+
+    STEPS: tl.constexpr = ROWS // DEPTH
+    gradient = tl.zeros((ROWS, WIDTH), tl.float32)
+    for step in range(tl.load(counts_ptr + column_tile) * STEPS):
+        start = tl.load(row_tiles_ptr + step // STEPS) * ROWS + step % STEPS * DEPTH
+        error = tl.load(error_ptrs + start)
+        hidden = tl.load(hidden_ptrs + start.to(tl.int64) * width, mask=inside, other=0.0)
+        gradient = tl.dot(error, hidden, gradient, input_precision="ieee")
+
+    exists = (columns < num_columns)[:, None] & inside
+    gradient_ptrs = gradient_ptr + (first + columns).to(tl.int64)[:, None] * width + across[None, :]
+    tl.store(gradient_ptrs, tl.load(scale_ptr) * gradient, mask=exists)
