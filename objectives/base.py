@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -54,6 +54,15 @@ class TokenStats:
     """D(T, P) of the objective's target distribution; see `Target`."""
     step_mean_p: Tensor | None = None
     """Scalar: mean p over the whole optimiser step, where the caller knows it."""
+
+    def rows(self, rows: slice) -> TokenStats:
+        """The statistics of some rows."""
+        parts = {
+            field.name: value if value is None or value.dim() == 0 else value[rows]
+            for field in fields(self)
+            for value in [getattr(self, field.name)]
+        }
+        return TokenStats(**parts)
 
     def require(self, statistic: str) -> Tensor:
         """A statistic that the objective declared as needed.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deft.objectives import blocked
 from deft.objectives.base import Objective, ObjectiveOutput, Target, TokenStats
 from deft.objectives.head import (
     HeadInputs,
@@ -39,6 +40,8 @@ _WORTH_DROPPING = 0.1
 @torch.no_grad()
 def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
     """Value, gate and gradients with at most a few hundred rows of logits at once."""
+    if blocked.fits(inputs, objective, wanted):
+        return blocked.blocked_head(inputs, objective, wanted)
     chunks = _even_chunks(len(inputs.labels), _CHUNK_ROWS.get(inputs.hidden.device.type, 1024))
     head = _ChunkedHead(inputs, objective.target, wanted, max_rows=_length(chunks[0]))
     stats: list[TokenStats] = []
@@ -57,7 +60,7 @@ def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> He
             # Backwards, because the softmax of the last chunk is still there.
             for index in reversed(range(len(chunks))):
                 if index < len(chunks) - 1:
-                    head.softmax(chunks[index])
+                    head.softmax_again(chunks[index])
                 head.add_gradients(chunks[index], stats[index], output.rows(chunks[index]))
         return head.result(join_stats(stats), output)
 
@@ -96,33 +99,50 @@ class _ChunkedHead:
 
     def softmax(self, chunk: slice) -> TokenStats:
         """A chunk's statistics [R]; leaves its softmax in `probs` [R, V]."""
+        self._logits(chunk)
+        labels = self.inputs.labels[chunk]
+        return join_stats(
+            [
+                softmax_with_statistics_(
+                    self.probs[tile],
+                    labels[tile],
+                    self.wanted.statistics,
+                    self.target,
+                    distribution=None if self.distribution is None else self.distribution[tile],
+                    scratch=self.scratch[: _length(tile)],
+                    step_mean_p=self.inputs.step_mean_p,
+                )
+                for tile in self._tiles(_length(chunk))
+            ]
+        )
+
+    def softmax_again(self, chunk: slice) -> None:
+        """What `softmax` left behind, without the statistics where that is less work."""
+        if self.target is not None:
+            self.softmax(chunk)
+            return
+        self._logits(chunk)
+        for tile in self._tiles(_length(chunk)):
+            torch.softmax(self.probs[tile], dim=-1, out=self.probs[tile])
+
+    def _logits(self, chunk: slice) -> None:
         inputs, rows = self.inputs, _length(chunk)
         logits_into(self.probs[:rows], inputs.hidden[chunk], inputs.weight, inputs.bias)
         if inputs.reference is not None and self.distribution is not None:
             hidden, weight, bias = inputs.reference
             logits_into(self.distribution[:rows], hidden[chunk], weight, bias)
-        labels = inputs.labels[chunk]
-        starts = range(0, max(rows, 1), max(self.tile_rows, 1))
-        return join_stats(
-            [self._tile(slice(at, min(at + self.tile_rows, rows)), labels) for at in starts]
-        )
+        if inputs.softcap is None:
+            return
+        for tile in self._tiles(rows):
+            slope = None if self.slope is None else self.slope[tile]
+            soft_cap_(self.probs[tile], inputs.softcap, slope)
+            if inputs.reference is not None and self.distribution is not None:
+                soft_cap_(self.distribution[tile], inputs.softcap, None)
 
-    def _tile(self, tile: slice, labels: Tensor) -> TokenStats:
-        logits = self.probs[tile]
-        distribution = None if self.distribution is None else self.distribution[tile]
-        if self.inputs.softcap is not None:
-            soft_cap_(logits, self.inputs.softcap, None if self.slope is None else self.slope[tile])
-            if self.inputs.reference is not None and distribution is not None:
-                soft_cap_(distribution, self.inputs.softcap, None)
-        return softmax_with_statistics_(
-            logits,
-            labels[tile],
-            self.wanted.statistics,
-            self.target,
-            distribution,
-            scratch=self.scratch[: len(logits)],
-            step_mean_p=self.inputs.step_mean_p,
-        )
+    def _tiles(self, rows: int) -> list[slice]:
+        """Rows that stay in cache together; at least one slice."""
+        starts = range(0, max(rows, 1), max(self.tile_rows, 1))
+        return [slice(at, min(at + self.tile_rows, rows)) for at in starts]
 
     def add_gradients(self, chunk: slice, stats: TokenStats, output: ObjectiveOutput) -> None:
         """Add the chunk whose softmax is in `probs` to the gradients."""

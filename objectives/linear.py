@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -124,10 +125,12 @@ def linear_objective(
         bias=grad and bias is not None and bias.requires_grad,
     )
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        result = _backend(backend, inputs, objective)(inputs, objective, wanted)
+        result = _backend(backend, inputs, objective, wanted)(inputs, objective, wanted)
         _require_finite(result, target_rows, objective)
         value_sum = result.output.value.sum()
-    total = _AttachGradients.apply(hidden, weight, bias, value_sum, target_rows, result)
+    total = _AttachGradients.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, value_sum, target_rows, result
+    )
 
     def spread(tensor: Tensor) -> Tensor:
         if all_targets:
@@ -189,9 +192,11 @@ def _scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
 
 
-def _backend(name: BackendName, inputs: HeadInputs, objective: Objective) -> Backend:
+def _backend(
+    name: BackendName, inputs: HeadInputs, objective: Objective, wanted: Wanted
+) -> Backend:
     if name == "auto":
-        name = "triton" if _triton_fits(inputs, objective) else "torch"
+        name = "triton" if _triton_fits(inputs, objective, wanted) else "torch"
     if name == "reference":
         from deft.objectives.reference import reference_head
 
@@ -207,9 +212,13 @@ def _backend(name: BackendName, inputs: HeadInputs, objective: Objective) -> Bac
     raise ValueError(f"unknown backend {name!r}; expected auto, reference, torch or triton")
 
 
-def _triton_fits(inputs: HeadInputs, objective: Objective) -> bool:
-    """Whether the tile-wise kernels can run and support everything that is asked."""
-    return False
+def _triton_fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
+    """Whether the tile-wise kernels can run here and support everything that is asked."""
+    if not inputs.hidden.is_cuda or find_spec("triton") is None:
+        return False
+    from deft.objectives.triton_head import unsupported
+
+    return unsupported(inputs, objective, wanted) is None
 
 
 def _map_stats(stats: TokenStats, spread: Any) -> TokenStats:

@@ -1,0 +1,158 @@
+"""The `torch` backend's way with bfloat16 on a CPU: two passes over blocks of the vocabulary.
+
+With bfloat16 units the products are so fast that passes over memory decide. So a block of logits
+[R, B] is made, used and forgotten while it is in cache, the weight's gradient is written once, and
+nothing is accumulated in more than a block.
+
+1. Statistics need logits in float32: rounded to bfloat16 they cost 1–3 % of gradient error. Running
+   sums are rescaled when the maximum moves.
+2. For the gradients the normaliser is known. It enters the product as further columns of the
+   hidden states, so that what is rounded to bfloat16 is log P and not the logit: an error of
+   |log P| · 2⁻⁹ in P, next to nothing where P is large.
+
+Shapes: M target rows, R of them at a time, D width, V vocabulary, B entries of a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deft.objectives.base import Objective, TokenStats
+from deft.objectives.head import HeadInputs, HeadResult, Wanted, apply_objective
+from deft.objectives.products import fast_float32_products
+
+_ROWS = 2048
+_ENTRIES = 1024
+# Width of the columns that carry normaliser and bias; bfloat16 units work in steps of 32.
+_EXTRA = 32
+_STATISTICS = frozenset({"concentration", "entropy"})
+
+
+def fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
+    """Whether everything that is asked for can be had block by block."""
+    return (
+        inputs.hidden.device.type == "cpu"
+        and inputs.hidden.dtype == torch.bfloat16
+        and inputs.softcap is None
+        and objective.target is None
+        and wanted.statistics <= _STATISTICS
+    )
+
+
+@torch.no_grad()
+def blocked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
+    """Value, gate and gradients with one block of logits at a time."""
+    stats, log_normalizer = _statistics(inputs, wanted.statistics)
+    output = apply_objective(objective, stats)
+    if not wanted.gradients:
+        return HeadResult(stats, output, None, None, None)
+    return HeadResult(
+        stats, output, *_gradients(inputs, wanted, stats, log_normalizer, output.gate)
+    )
+
+
+def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats, Tensor]:
+    """The rows' statistics [M] and log Σ e^z [M]."""
+    M, V = len(inputs.labels), len(inputs.weight)
+    hidden = inputs.hidden.float()
+    bias = torch.zeros(V) if inputs.bias is None else inputs.bias.float()
+    largest = torch.full((M, 1), -torch.inf)
+    # Σ e^z, Σ e^2z and Σ z e^z relative to the largest logit so far, and Σ z to see the infinite.
+    sums, squares, products, total = (torch.zeros(M, 1) for _ in range(4))
+    logits = torch.empty(min(M, _ROWS) * _ENTRIES)
+    scratch = torch.empty_like(logits)
+    with fast_float32_products(inputs.hidden.dtype, inputs.hidden.device):
+        for block in _slices(V, _ENTRIES):
+            weight = inputs.weight[block].float()
+            for rows in _slices(M, _ROWS):
+                z = logits[: _size(rows) * len(weight)].view(_size(rows), len(weight))
+                torch.mm(hidden[rows], weight.T, out=z)
+                if inputs.bias is not None:
+                    z += bias[block]
+                top = torch.maximum(largest[rows], z.amax(-1, keepdim=True))
+                moved = largest[rows] - top
+                largest[rows] = top
+                total[rows] += z.sum(-1, keepdim=True)
+                z -= top
+                scale = moved.exp()
+                e = torch.exp(z, out=scratch[: z.numel()].view_as(z))
+                if "entropy" in wanted:
+                    shift = torch.where(moved.isfinite(), moved, 0) * sums[rows]
+                    products[rows] = scale * (products[rows] + shift)
+                    products[rows] += z.mul_(e).sum(-1, keepdim=True)
+                sums[rows] = scale * sums[rows] + e.sum(-1, keepdim=True)
+                if "concentration" in wanted:
+                    squares[rows] *= scale.square()
+                    squares[rows] += e.square_().sum(-1, keepdim=True)
+
+    log_sums = sums.log()
+    target_logit = (hidden * inputs.weight[inputs.labels]).sum(-1, keepdim=True)
+    target_logit += bias[inputs.labels, None]
+    logp = (target_logit - largest - log_sums).clamp_(max=0)
+    logp.masked_fill_(~total.isfinite(), torch.nan)
+    stats = TokenStats(
+        logp=logp.squeeze(1),
+        p=logp.exp().squeeze(1),
+        mask=torch.ones(M, dtype=torch.bool),
+        concentration=(squares / sums.square()).squeeze(1) if "concentration" in wanted else None,
+        entropy=(log_sums - products / sums).squeeze(1) if "entropy" in wanted else None,
+        step_mean_p=inputs.step_mean_p,
+    )
+    return stats, (largest + log_sums).squeeze(1)
+
+
+def _gradients(
+    inputs: HeadInputs, wanted: Wanted, stats: TokenStats, log_normalizer: Tensor, gate: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden states [M, D], weight [V, D] and bias [V]."""
+    V, D = inputs.weight.shape
+    active = gate.nonzero().squeeze(-1)
+    labels, gate = inputs.labels[active], gate[active, None]
+    at_target = torch.expm1(stats.logp[active]).to(torch.bfloat16)
+    hidden = inputs.hidden.new_zeros(len(active), D + _EXTRA)
+    hidden[:, :D] = inputs.hidden[active]
+    hidden[:, D : D + 3] = _as_three(-log_normalizer[active])
+    hidden[:, D + 3 : D + 6] = 1
+    gated = (hidden[:, :D] * gate).to(torch.bfloat16)
+
+    grad_hidden = torch.zeros(len(active), D) if wanted.hidden else None
+    grad_weight = torch.zeros_like(inputs.weight) if wanted.weight else None
+    grad_bias = torch.zeros(V) if wanted.bias else None
+    for block in _slices(V, _ENTRIES):
+        weight = inputs.weight.new_zeros(_size(block), D + _EXTRA)
+        weight[:, :D] = inputs.weight[block]
+        weight[:, D : D + 3] = 1
+        if inputs.bias is not None:
+            weight[:, D + 3 : D + 6] = _as_three(inputs.bias[block].float())
+        for index, rows in enumerate(_slices(len(active), _ROWS)):
+            error = torch.mm(hidden[rows], weight.T).exp_()
+            here = ((labels[rows] >= block.start) & (labels[rows] < block.stop)).nonzero()[:, 0]
+            error[here, labels[rows][here] - block.start] = at_target[rows][here]
+            if grad_hidden is not None:
+                grad_hidden[rows] += error @ weight[:, :D]
+            if grad_weight is not None and index == 0:
+                torch.mm(error.T, gated[rows], out=grad_weight[block])
+            elif grad_weight is not None:
+                grad_weight[block] += error.T @ gated[rows]
+            if grad_bias is not None:
+                grad_bias[block] += (error.T @ gate[rows].to(error.dtype)).squeeze(1)
+    if grad_hidden is not None:
+        scattered = torch.zeros(len(inputs.labels), D)
+        grad_hidden = scattered.index_copy_(0, active, grad_hidden.mul_(gate))
+    return grad_hidden, grad_weight, grad_bias
+
+
+def _as_three(values: Tensor) -> Tensor:
+    """float32 [K] as bfloat16 [K, 3] that add up to it."""
+    first = values.to(torch.bfloat16)
+    second = (values - first).to(torch.bfloat16)
+    return torch.stack([first, second, (values - first - second.float()).to(torch.bfloat16)], -1)
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _size(rows: slice) -> int:
+    return int(rows.stop - rows.start)
