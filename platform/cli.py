@@ -110,6 +110,8 @@ def ui(
 
 def main() -> NoReturn:
     """Entry point of the `deft` command: 0 on success, 1 if a stage failed, 2 on bad input."""
+    # A user's own objective is named by import path, and usually lies where the command is run.
+    sys.path.append(os.getcwd())
     try:
         app(standalone_mode=False)
     except UserError as error:
@@ -117,7 +119,7 @@ def main() -> NoReturn:
     except StageError as error:
         fail(f"{error}", 1)
     except TyperException as error:  # an unknown command, option or value
-        fail(error.format_message(), error.exit_code)
+        fail(error.format_message() or "a command is missing", error.exit_code)
     except typer.Exit as exit_:
         sys.exit(exit_.exit_code)
     except typer.Abort:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any, TypeVar
 
 import ray
 import ray.train
+from mlflow.exceptions import MlflowException
 from ray.train.torch import TorchTrainer
 
 from deft.evaluators.actor import create_evaluator
+from deft.objectives import ObjectiveSpec, get_objective
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole, format_metrics
 from deft.platform.errors import StageError, UserError, describe, root_cause
@@ -60,6 +63,7 @@ def run_experiment(
         UserError: the input cannot be used; nothing was written for it.
         StageError: a stage failed; finished stages are kept.
     """
+    require_trainable(spec.objective)
     run = RunDirectory(root.resolve(), spec)
     if all(run.manifest(stage) for stage in STAGES):
         console.stage("done", f"every stage of {run.path.name} is finished already")
@@ -71,23 +75,48 @@ def run_experiment(
         with run.locked():
             run.create()
             run.finish("prepare", asdict(prepared))
-            record(context, prepared, Recorder(run, tracking_uri))
+            run_recorded(context, prepared, start_recorder(run, tracking_uri))
     return run
 
 
-def record(context: Context, prepared: Prepared, recorder: Recorder) -> None:
-    """Run the stages that MLflow watches, and close its run as finished or failed."""
+def require_trainable(objective: ObjectiveSpec) -> None:
+    """Raise UserError if ``objective`` cannot be imported or needs what training lacks."""
     try:
-        train_stage(context, prepared, recorder)
-        evaluate_stage(context, prepared)
-        record_stage(context, recorder)
-    except KeyboardInterrupt as error:
-        recorder.fail(error)
-        raise
-    except Exception as error:
-        cause = root_cause(error)
-        recorder.fail(cause)
-        raise StageError(describe(cause)) from error
+        needs_reference = get_objective(objective).needs_reference
+    except ValueError as error:
+        raise UserError(f"objective: {error}") from None
+    if needs_reference:
+        raise UserError(
+            f"objective: {objective} is anchored to a frozen reference model, "
+            "which training does not offer yet"
+        )
+
+
+def start_recorder(run: RunDirectory, tracking_uri: str) -> Recorder:
+    """The MLflow run; raises StageError if MLflow cannot be used, before anything long starts."""
+    try:
+        return Recorder(run, tracking_uri)
+    except MlflowException as error:
+        raise StageError(f"MLflow cannot be used: {describe(error)}") from error
+
+
+def run_recorded(context: Context, prepared: Prepared, recorder: Recorder) -> None:
+    """Run the stages that MLflow watches; if one fails, so does its MLflow run."""
+    stages: dict[str, Callable[[], None]] = {
+        "train": lambda: train_stage(context, prepared, recorder),
+        "evaluate": lambda: evaluate_stage(context, prepared),
+        "record": lambda: record_stage(context, recorder),
+    }
+    for name, stage in stages.items():
+        try:
+            stage()
+        except KeyboardInterrupt as error:
+            recorder.fail(error)
+            raise
+        except Exception as error:
+            cause = root_cause(error)
+            recorder.fail(cause)
+            raise StageError(f"{name}: {describe(cause)}") from error
 
 
 def prepare_stage(context: Context) -> Prepared:
@@ -142,14 +171,14 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
         f"{spec.objective} · {num_steps} steps of {training.batch_size} examples · "
         f"{training.num_workers} workers, ZeRO-{training.resolved_zero_stage}",
     )
-    started = time.monotonic()
+    started = delivered_at = time.monotonic()
     done = max((event["step"] for event in run.events()), default=0)
-    delivered_at = started
+    warned = False
 
     with console.progress("steps") as view:
 
         def handle(event: dict[str, Any]) -> None:
-            nonlocal done, delivered_at
+            nonlocal done, delivered_at, warned
             step, metrics = event["step"], event["metrics"]
             shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
             view.update("train", step, num_steps, shown)
@@ -157,8 +186,11 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
                 done = step
                 run.append_event(step, {f"train/{name}": x for name, x in metrics.items()})
             if time.monotonic() - delivered_at > DELIVERY_INTERVAL:
-                recorder.deliver()
+                problem = recorder.try_deliver()
                 delivered_at = time.monotonic()
+                if problem and not warned:
+                    warned = True
+                    console.say(f"warning: metrics wait on disk, MLflow does not answer: {problem}")
 
         with event_queue(handle) as events:
             job = TrainJob(

@@ -39,7 +39,7 @@ def _with_error(metrics: dict[str, float], name: str) -> str:
 
 
 def show_catalog(kind: str, console: RunConsole) -> None:
-    """Print all objectives, models, datasets or benchmarks with summary and source."""
+    """Print all objectives, models, datasets or benchmarks, a line each with its source."""
     from deft.evaluators.benchmarks import BENCHMARKS
     from deft.objectives.catalog import CATALOG
     from deft.workers.datasets import DATASETS
@@ -51,5 +51,7 @@ def show_catalog(kind: str, console: RunConsole) -> None:
         "datasets": DATASETS,
         "benchmarks": BENCHMARKS,
     }
-    rows = [[name, info.summary, info.source] for name, info in catalogs[kind].items()]
-    console.table(kind, ["name", "what it is", "source"], rows)
+    signatures = {key: getattr(info, "signature", key) for key, info in catalogs[kind].items()}
+    width = max(map(len, signatures.values()))
+    for key, info in catalogs[kind].items():
+        console.say(f"{signatures[key]:<{width}}  {info.summary} [{info.source}]")

@@ -5,6 +5,7 @@ Metric names and tags are an interface: people filter and group by them in the M
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -35,7 +36,8 @@ class Recorder:
     """
 
     def __init__(self, run: RunDirectory, tracking_uri: str) -> None:
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when mlflow is imported
+        # Read when mlflow is imported; what it would log it also raises.
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
         from mlflow import MlflowClient
 
         self.run = run
@@ -62,6 +64,16 @@ class Recorder:
         run_id = str(created.info.run_id)
         self._log_batches(run_id, params=flatten(self.run.spec.model_dump(mode="json")))
         return run_id
+
+    def try_deliver(self) -> str | None:
+        """`deliver`; if MLflow fails, say why instead of raising: events stay on disk."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.deliver()
+        except MlflowException as error:
+            return describe(error)
+        return None
 
     def deliver(self) -> None:
         """Send every event that is new since the last call."""
@@ -90,9 +102,12 @@ class Recorder:
         self.client.set_terminated(self.run_id)
 
     def fail(self, error: BaseException) -> None:
-        """Close the run as failed, with its cause as a tag."""
-        self.client.set_tag(self.run_id, "deft.error", describe(error)[:4000])
-        self.client.set_terminated(self.run_id, status="FAILED")
+        """Close the run as failed, with its cause as a tag, if MLflow can be reached."""
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            self.client.set_tag(self.run_id, "deft.error", describe(error)[:4000])
+            self.client.set_terminated(self.run_id, status="FAILED")
 
     def _log_batches(
         self,

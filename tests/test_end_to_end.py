@@ -1,0 +1,149 @@
+"""The main job on real parts: two runs that differ in their objective, read back from MLflow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+RUN_FILE = """
+dataset: {name: figfont, size: 400}
+model: tiny
+training: {epochs: 2, batch_size: 16, micro_batch_size: 4, max_length: 256, learning_rate: 3.0e-3}
+evaluation: {benchmarks: [{name: figfont, size: 20}]}
+"""
+
+Deft = Callable[..., CompletedProcess[str]]
+
+
+def run_of(client: MlflowClient, objective: str) -> Run:
+    experiment = client.get_experiment_by_name("deft")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"params.objective = '{objective}'")
+    return run
+
+
+def curve(client: MlflowClient, run: Run, name: str) -> list[float]:
+    history = client.get_metric_history(run.info.run_id, name)
+    assert [point.step for point in history] == list(range(1, len(history) + 1))
+    return [point.value for point in history]
+
+
+def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_address: str) -> None:
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    for objective in ("original", "DEFT"):
+        done = deft("run", "run.yaml", "--objective", objective, RAY_ADDRESS=ray_address)
+        assert done.returncode == 0, done.stderr
+        assert "jaro_winkler" in done.stdout
+        assert "deft ui" in done.stdout
+        noise = [
+            line for line in done.stderr.splitlines() if "Warning" not in line and line.strip()
+        ]
+        assert noise == []
+
+    root = tmp_path / "runs"
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    nll_run, deft_run = run_of(client, "original"), run_of(client, "DEFT")
+
+    for run in (nll_run, deft_run):
+        assert run.info.status == "FINISHED"
+        assert run.data.params["model"] == "tiny"
+        assert run.data.params["dataset"] == "figfont"
+        assert run.data.params["training.batch_size"] == "16"
+        assert run.data.params["evaluation.benchmarks.figfont.size"] == "20"
+        nll = curve(client, run, "train/nll")
+        assert nll[-1] < nll[0] / 2
+        metrics = run.data.metrics
+        assert 0 <= metrics["base/figfont/jaro_winkler"] <= 1
+        assert metrics["eval/figfont/num_items"] == 20
+        for name in ("learning_rate", "grad_norm", "tokens_per_second", "mean_p"):
+            assert len(curve(client, run, f"train/{name}")) == len(nll)
+
+        artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert {"spec.json", "events.jsonl", "packages.txt", "predictions"} <= artifacts
+        file = client.download_artifacts(run.info.run_id, "predictions/eval-figfont.parquet")
+        predictions = pq.read_table(file).to_pydict()
+        assert predictions["gold"][0] == "IGAD"
+        assert len(predictions["response"]) == 20
+        spec = json.loads(Path(client.download_artifacts(run.info.run_id, "spec.json")).read_text())
+        assert spec["objective"] == run.data.params["objective"]
+
+    # −log p weighs every token alike, and is the NLL; DEFT's gate α/(α + 1e-6) · p^α with
+    # α = Σ p² is near 1 while the model knows nothing, and falls as it commits itself.
+    assert curve(client, nll_run, "train/mean_gate") == pytest.approx([1.0] * 48)
+    assert curve(client, nll_run, "train/objective") == pytest.approx(
+        curve(client, nll_run, "train/nll")
+    )
+    gates = curve(client, deft_run, "train/mean_gate")
+    focus = curve(client, deft_run, "train/mean_focus")
+    assert gates[0] > 0.98
+    assert gates[-1] < 0.95
+    assert focus == pytest.approx(curve(client, deft_run, "train/mean_concentration"))
+    assert focus[-1] > 10 * focus[0]
+    assert all(
+        value < nll
+        for value, nll in zip(
+            curve(client, deft_run, "train/objective"),
+            curve(client, deft_run, "train/nll"),
+            strict=True,
+        )
+    )
+
+    check_second_time(deft, root, ray_address)
+    check_export(root / str(deft_run.data.tags["deft.run"]))
+
+
+def check_second_time(deft: Deft, root: Path, ray_address: str) -> None:
+    """The same spec again says what is done, and does nothing."""
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    again = deft("run", "run.yaml", "--objective", "deft", RAY_ADDRESS=ray_address)
+    assert again.returncode == 0
+    assert "finished already" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
+
+
+def check_export(run: Path) -> None:
+    """The export is a Hugging Face model that asks for nothing of ours."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    loss = model(**tokenizer("US", return_tensors="pt")).logits.float().logsumexp(-1)
+    assert loss.isfinite().all()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(v) for event in events for v in event["metrics"].values())
+
+
+FAILING_OBJECTIVE = """
+from deft.objectives import objective
+
+@objective()
+def fragile(stats):
+    raise RuntimeError("the objective of this test fails on purpose")
+"""
+
+
+def test_error_in_a_worker_reaches_the_user_as_its_cause(
+    deft: Deft, tmp_path: Path, ray_address: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    (tmp_path / "fragile_objective.py").write_text(FAILING_OBJECTIVE)
+    arguments = ["run", "run.yaml", "--objective", "fragile_objective:fragile"]
+    done = deft(*arguments, RAY_ADDRESS=ray_address)
+    assert done.returncode == 1
+    assert "train: RuntimeError: the objective of this test fails on purpose" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    failed = run_of(client, "fragile_objective:fragile")
+    assert failed.info.status == "FAILED"
+    assert "on purpose" in failed.data.tags["deft.error"]
+    (run,) = (tmp_path / "runs").glob("figfont-tiny-fragile-*")
+    assert [file.stem for file in (run / "stages").iterdir()] == ["prepare"]
