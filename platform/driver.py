@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import ray
 import ray.train
-from mlflow.exceptions import MlflowException
 from ray.train.torch import TorchTrainer
 
 from deft.evaluators.actor import create_evaluator
@@ -22,7 +21,7 @@ from deft.platform.console import RunConsole, format_metrics
 from deft.platform.errors import StageError, UserError, describe, root_cause
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ExperimentSpec
-from deft.platform.tracking import Recorder
+from deft.platform.tracking import Recorder, start_recorder
 from deft.workers.job import TrainJob, run_job
 from deft.workers.prepare import Prepared, prepare
 from deft.workers.spec import DatasetSpec, ModelSpec
@@ -90,14 +89,6 @@ def require_trainable(objective: ObjectiveSpec) -> None:
             f"objective: {objective} is anchored to a frozen reference model, "
             "which training does not offer yet"
         )
-
-
-def start_recorder(run: RunDirectory, tracking_uri: str) -> Recorder:
-    """The MLflow run; raises StageError if MLflow cannot be used, before anything long starts."""
-    try:
-        return Recorder(run, tracking_uri)
-    except MlflowException as error:
-        raise StageError(f"MLflow cannot be used: {describe(error)}") from error
 
 
 def run_recorded(context: Context, prepared: Prepared, recorder: Recorder) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deft.platform.errors import describe
+from deft.platform.errors import StageError, describe
 from deft.platform.provenance import git_state, package_versions
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ class Recorder:
     """
 
     def __init__(self, run: RunDirectory, tracking_uri: str) -> None:
-        # Read when mlflow is imported; what it would log it also raises.
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
         from mlflow import MlflowClient
 
         self.run = run
@@ -124,6 +122,22 @@ class Recorder:
             self.client.log_batch(run_id, metrics=metric_list[start : start + 1000])
         for start in range(0, len(param_list), 100):
             self.client.log_batch(run_id, params=param_list[start : start + 100])
+
+
+def start_recorder(run: RunDirectory, tracking_uri: str) -> Recorder:
+    """Find or create the MLflow run of ``run``.
+
+    Raises:
+        StageError: MLflow cannot be used; better known now than after training.
+    """
+    # Read when mlflow is imported; what it would log it also raises.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Recorder(run, tracking_uri)
+    except MlflowException as error:
+        raise StageError(f"MLflow cannot be used: {describe(error)}") from error
 
 
 def _metrics(events: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:

@@ -77,7 +77,7 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
 
     # −log p weighs every token alike, and is the NLL; DEFT's gate α/(α + 1e-6) · p^α with
     # α = Σ p² is near 1 while the model knows nothing, and falls as it commits itself.
-    assert curve(client, nll_run, "train/mean_gate") == pytest.approx([1.0] * 48)
+    assert set(curve(client, nll_run, "train/mean_gate")) == {1.0}
     assert curve(client, nll_run, "train/objective") == pytest.approx(
         curve(client, nll_run, "train/nll")
     )
