@@ -1,4 +1,4 @@
-.PHONY: install run test check format lock
+.PHONY: install run test check format readme lock
 
 install:  ## set up .venv from the lock
 	bash requirements/install.sh
@@ -17,6 +17,13 @@ check: install  ## lint and types, as pre-commit runs them
 format: install
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+readme: install  ## write the table of objectives from the catalog
+	.venv/bin/python -c "import re, pathlib; \
+		from deft.platform.results import objectives_markdown as table; \
+		readme = pathlib.Path('README.md'); \
+		parts = re.split('(<!-- /?objectives -->\n)', readme.read_text()); \
+		readme.write_text(''.join([*parts[:2], table(), '\n', *parts[3:]]))"
 
 lock:  ## resolve requirements/*.in anew; needs uv, and UV_FIND_LINKS or an index with CPU torch
 	cd requirements && uv pip compile cpu.in --override cpu.overrides --python-version 3.11 \

@@ -55,3 +55,15 @@ def show_catalog(kind: str, console: RunConsole) -> None:
     width = max(map(len, signatures.values()))
     for key, info in catalogs[kind].items():
         console.say(f"{signatures[key]:<{width}}  {info.summary} [{info.source}]")
+
+
+def objectives_markdown() -> str:
+    """The catalog of objectives as the Markdown table that the README holds."""
+    from deft.objectives.catalog import CATALOG
+
+    lines = ["| name | value | gate | what it does | source |", "|---|---|---|---|---|"]
+    for info in CATALOG.values():
+        names = ", ".join(f"`{name}`" for name in (info.signature, *info.aliases))
+        cells = (names, info.value, info.gate, info.summary, info.source)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

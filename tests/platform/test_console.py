@@ -1,0 +1,38 @@
+"""Plain lines without a terminal, bars on one."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from deft.platform.console import RunConsole
+
+
+def shown(*, terminal: bool) -> str:
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, force_terminal=terminal, width=120, highlight=False))
+    with console.progress("steps") as view:
+        for step in range(1, 101):
+            view.update("train", step, 100, f"nll {step}")
+    return out.getvalue()
+
+
+def test_plain_progress_is_few_whole_lines() -> None:
+    lines = shown(terminal=False).splitlines()
+    assert len(lines) == 11
+    assert lines[0].split() == ["train", "1/100", "steps", "nll", "1"]
+    assert "s left" in lines[5]
+    assert lines[-1].split() == ["train", "100/100", "steps", "nll", "100"]
+
+
+def test_terminal_gets_a_bar_with_eta() -> None:
+    text = shown(terminal=True)
+    assert "100/100" in text
+    assert "eta" in text
+
+
+def test_markup_in_text_is_shown_as_it_is() -> None:
+    out = io.StringIO()
+    RunConsole(Console(file=out)).say("a [bold]name[/bold]")
+    assert out.getvalue() == "a [bold]name[/bold]\n"

@@ -1,0 +1,28 @@
+"""What the README says is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from deft.platform.results import objectives_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    commands = re.findall(r"^bash requirements/install\.sh && .*$", README, flags=re.MULTILINE)
+    assert len(commands) == 2
+    assert commands[1] == (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1]
+
+
+def test_table_of_objectives_is_the_catalog() -> None:
+    """`make readme` writes it anew."""
+    _, table, _ = re.split(r"<!-- /?objectives -->\n", README)
+    assert table.strip() == objectives_markdown()
+
+
+def test_every_file_it_names_exists() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
