@@ -6,10 +6,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from deft.objectives import Objective, linear_objective
+from deft.objectives import LinearObjectiveOutput, Objective, linear_objective
 
 LOGGED_STATISTICS = ("concentration", "entropy")
 """What is logged of every token beside what the objective itself reads."""
+
+VERIFIED_ROWS = 256
+"""Target rows that a token-local objective is verified on."""
 
 
 class ObjectiveHead(nn.Module):
@@ -18,6 +21,8 @@ class ObjectiveHead(nn.Module):
     The objective runs inside this module's forward because ZeRO-3 gathers a parameter only for the
     module that owns it. It returns plain tensors because DeepSpeed finds those, and nothing else,
     when it hooks into the backward pass.
+
+    The first forward proves that the objective is live, see `require_live`.
     """
 
     def __init__(self, lm_head: nn.Linear, objective: Objective) -> None:
@@ -25,6 +30,7 @@ class ObjectiveHead(nn.Module):
         self.weight = lm_head.weight
         self.bias = lm_head.bias
         self.objective = objective
+        self.verified = False
 
     def forward(
         self, hidden: torch.Tensor, labels: torch.Tensor
@@ -34,6 +40,9 @@ class ObjectiveHead(nn.Module):
         Args:
             hidden: last hidden states [N, D].
             labels: int64 [N], already shifted; `IGNORE_INDEX` where there is no target.
+
+        Raises:
+            RuntimeError: what is computed is not the objective.
         """
         output = linear_objective(
             hidden,
@@ -45,6 +54,9 @@ class ObjectiveHead(nn.Module):
             statistics=LOGGED_STATISTICS,
         )
         stats = output.stats
+        if not self.verified:
+            require_live(self.objective, output, hidden, self.weight, self.bias, labels)
+            self.verified = True
         tokens = {
             "value": output.value,
             "gate": output.gate,
@@ -83,3 +95,46 @@ class ObjectiveModel(nn.Module):
             hidden[:, :-1].flatten(0, 1), targets
         )
         return output
+
+
+@torch.no_grad()
+def require_live(
+    objective: Objective,
+    output: LinearObjectiveOutput,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+) -> None:
+    """Prove that a head's output is its objective's, by recomputing it on materialised logits.
+
+    Trainers elsewhere fall back to the plain NLL without a word when a kernel or a parallelism mode
+    returns a loss of its own. Values and gates are recomputed in float32, of the first target rows
+    where the objective is token-local and of the whole micro-batch where it is not.
+
+    Raises:
+        RuntimeError: they differ.
+    """
+    rows = output.stats.mask.nonzero().squeeze(-1)
+    if objective.token_local:
+        rows = rows[:VERIFIED_ROWS]
+    expected = linear_objective(
+        hidden[rows].float(),
+        weight.float(),
+        labels[rows],
+        objective,
+        bias=None if bias is None else bias.float(),
+        backend="reference",
+    )
+    # bfloat16 products are rounded to 8 bits before they are summed up in float32.
+    tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
+    for name in ("value", "gate"):
+        found, true = getattr(output, name)[rows], getattr(expected, name)
+        # At a threshold the last bit of p decides whether a token counts at all.
+        both = output.kept[rows] & expected.kept
+        error = (found - true)[both].abs()
+        if (error > tolerance * (1 + true[both].abs())).any():
+            raise RuntimeError(
+                f"the objective {objective.spec} is not what is being trained: the {name} of a "
+                f"token is off by {error.max():.3g} from its definition; this is a defect"
+            )

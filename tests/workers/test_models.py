@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deft.objectives import get_objective
+from deft.objectives import get_objective, linear_objective
 from deft.workers.batches import collate
 from deft.workers.chat import encode_example
 from deft.workers.figfont import figfont_examples
@@ -94,3 +95,27 @@ def test_smollm2_answers_after_dequantisation(tmp_path: Path) -> None:
     )
     answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(answer[0])
+
+
+def test_head_that_computes_another_objective_is_found_out(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deft.workers import head
+
+    def falls_back_to_nll(*arguments: Any, backend: str = "auto", **options: Any) -> Any:
+        hidden, weight, labels, objective = arguments
+        if backend != "reference":
+            objective = "original"
+        return linear_objective(hidden, weight, labels, objective, backend=backend, **options)
+
+    monkeypatch.setattr(head, "linear_objective", falls_back_to_nll)
+    batch = {
+        "input_ids": torch.tensor([[1, 2, 3]]),
+        "attention_mask": torch.ones(1, 3, dtype=torch.int64),
+        "labels": torch.tensor([[-100, 2, 3]]),
+    }
+    nll = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective("original"))
+    nll(**batch)
+    p = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective("p"))
+    with pytest.raises(RuntimeError, match="objective p is not what is being trained: the value"):
+        p(**batch)
