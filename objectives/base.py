@@ -98,7 +98,7 @@ class ObjectiveOutput(NamedTuple):
 
     def rows(self, rows: slice) -> ObjectiveOutput:
         """The output of some rows."""
-        return ObjectiveOutput(*(None if tensor is None else tensor[rows] for tensor in self))
+        return ObjectiveOutput._make(None if tensor is None else tensor[rows] for tensor in self)
 
 
 ObjectiveFunction = Callable[..., ObjectiveOutput]

@@ -117,30 +117,37 @@ def _gradients(
     gated = (hidden[:, :D] * gate).to(torch.bfloat16)
 
     grad_hidden = torch.zeros(len(active), D) if wanted.hidden else None
-    grad_weight = torch.zeros_like(inputs.weight) if wanted.weight else None
+    grad_weight = torch.empty_like(inputs.weight) if wanted.weight else None
     grad_bias = torch.zeros(V) if wanted.bias else None
+    extended = inputs.weight.new_zeros(min(V, _ENTRIES), D + _EXTRA)
+    extended[:, D : D + 3] = 1
     for block in _slices(V, _ENTRIES):
-        weight = inputs.weight.new_zeros(_size(block), D + _EXTRA)
+        weight = extended[: _size(block)]
         weight[:, :D] = inputs.weight[block]
-        weight[:, D : D + 3] = 1
         if inputs.bias is not None:
             weight[:, D + 3 : D + 6] = _as_three(inputs.bias[block].float())
-        for index, rows in enumerate(_slices(len(active), _ROWS)):
-            error = torch.mm(hidden[rows], weight.T).exp_()
+        parts = []
+        for rows in _slices(len(active), _ROWS):
+            # [B, R]: of all products those with a transposed left side are the slowest.
+            error = torch.mm(weight, hidden[rows].T).exp_()
             here = ((labels[rows] >= block.start) & (labels[rows] < block.stop)).nonzero()[:, 0]
-            error[here, labels[rows][here] - block.start] = at_target[rows][here]
+            error[labels[rows][here] - block.start, here] = at_target[rows][here]
             if grad_hidden is not None:
-                grad_hidden[rows] += error @ weight[:, :D]
-            if grad_weight is not None and index == 0:
-                torch.mm(error.T, gated[rows], out=grad_weight[block])
-            elif grad_weight is not None:
-                grad_weight[block] += error.T @ gated[rows]
+                grad_hidden[rows] += error.T @ weight[:, :D]
+            if grad_weight is not None:
+                parts.append(error @ gated[rows])
             if grad_bias is not None:
-                grad_bias[block] += (error.T @ gate[rows].to(error.dtype)).squeeze(1)
+                grad_bias[block] += (error @ gate[rows].to(error.dtype)).squeeze(1)
+        if grad_weight is not None:
+            grad_weight[block] = _float32_sum(parts) if parts else 0
     if grad_hidden is not None:
         scattered = torch.zeros(len(inputs.labels), D)
         grad_hidden = scattered.index_copy_(0, active, grad_hidden.mul_(gate))
     return grad_hidden, grad_weight, grad_bias
+
+
+def _float32_sum(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0, dtype=torch.float32)
 
 
 def _as_three(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def join_stats(parts: list[TokenStats]) -> TokenStats:
     """The statistics of consecutive rows as one."""
     if len(parts) == 1:
         return parts[0]
-    joined = {
+    joined: dict[str, Any] = {
         field.name: None
         if getattr(parts[0], field.name) is None
         else torch.cat([getattr(part, field.name) for part in parts])
@@ -122,4 +122,4 @@ def join_outputs(parts: list[ObjectiveOutput]) -> ObjectiveOutput:
     if len(parts) == 1:
         return parts[0]
     columns = zip(*parts, strict=True)
-    return ObjectiveOutput(*(None if c[0] is None else torch.cat(c) for c in columns))
+    return ObjectiveOutput._make(None if c[0] is None else torch.cat(c) for c in columns)

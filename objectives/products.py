@@ -26,7 +26,7 @@ def fast_float32_products(operands: torch.dtype, device: torch.device) -> Iterat
     if operands != torch.bfloat16 or device.type != "cpu":
         yield
         return
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:

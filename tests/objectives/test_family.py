@@ -53,10 +53,7 @@ def deformed(alpha: Tensor | float, epsilon: float) -> Callable[[Tensor, Tensor]
 
 
 STATS = stats_of(LOGP)
-C, H20, D = STATS.concentration, STATS.entropy_top20, STATS.divergence
-assert C is not None
-assert H20 is not None
-assert D is not None
+C, H20, D = (STATS.require(name) for name in ("concentration", "entropy_top20", "divergence"))
 # The defining expression of every objective, as its paper has it: (logp, sg(logp)) → value.
 DEFINITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "original": lambda logp, _: -logp,

@@ -99,7 +99,7 @@ def test_a_spec_is_frozen_and_nests() -> None:
     run = Run.model_validate({"objective": "deft"})
     assert run.model_dump(mode="json") == {"objective": "DEFT"}
     with pytest.raises(ValidationError, match="frozen"):
-        run.objective.name = "p"  # type: ignore[misc]
+        run.objective.name = "p"
 
 
 def test_names_and_aliases_are_unique_and_every_name_has_a_lower_case_one() -> None:
