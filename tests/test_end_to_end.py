@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,9 +18,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 RUN_FILE = """
+name: small
 dataset: {name: figfont, size: 400}
 model: tiny
-training: {epochs: 2, batch_size: 16, micro_batch_size: 4, max_length: 256, learning_rate: 3.0e-3}
+training:
+  epochs: 2
+  batch_size: 16
+  micro_batch_size: 4
+  max_length: 256
+  learning_rate: 3.0e-3
+  checkpoint_every: 10
 evaluation: {benchmarks: [{name: figfont, size: 20}]}
 """
 
@@ -37,7 +48,9 @@ def curve(client: MlflowClient, run: Run, name: str) -> list[float]:
 
 
 def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_address: str) -> None:
+    """One of the two runs is killed half-way and started again; its curve must not show it."""
     (tmp_path / "run.yaml").write_text(RUN_FILE)
+    kill_driver_while_training(tmp_path, ray_address)
     for objective in ("original", "DEFT"):
         done = deft("run", "run.yaml", "--objective", objective, RAY_ADDRESS=ray_address)
         assert done.returncode == 0, done.stderr
@@ -100,6 +113,28 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
     check_export(root / str(deft_run.data.tags["deft.run"]))
 
 
+def kill_driver_while_training(tmp_path: Path, ray_address: str) -> None:
+    """Start the DEFT run and kill -9 its driver after the first checkpoint."""
+    command = [Path(sys.executable).with_name("deft"), "run", "run.yaml", "--objective", "DEFT"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": ray_address},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as driver:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and driver.poll() is None:
+            lines = [file.read_text().count("\n") for file in tmp_path.glob("runs/*/events.jsonl")]
+            if lines and lines[0] > 12:
+                break
+            time.sleep(0.05)
+        driver.kill()
+    (events,) = tmp_path.glob("runs/*/events.jsonl")
+    assert 12 < events.read_text().count("\n") < 44
+    assert not (events.parent / "stages" / "train.json").exists()
+
+
 def check_second_time(deft: Deft, root: Path, ray_address: str) -> None:
     """The same spec again says what is done, and does nothing."""
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
@@ -145,5 +180,5 @@ def test_error_in_a_worker_reaches_the_user_as_its_cause(
     failed = run_of(client, "fragile_objective:fragile")
     assert failed.info.status == "FAILED"
     assert "on purpose" in failed.data.tags["deft.error"]
-    (run,) = (tmp_path / "runs").glob("figfont-tiny-fragile-*")
+    (run,) = (tmp_path / "runs").glob("small-*")
     assert [file.stem for file in (run / "stages").iterdir()] == ["prepare"]
