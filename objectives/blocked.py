@@ -10,6 +10,8 @@ nothing is accumulated in more than a block.
    hidden states, so that what is rounded to bfloat16 is log P and not the logit: an error of
    |log P| · 2⁻⁹ in P, next to nothing where P is large.
 
+Buffers are made once: fresh pages cost more than the product that fills them.
+
 Shapes: M target rows, R of them at a time, D width, V vocabulary, B entries of a block.
 """
 
@@ -22,8 +24,8 @@ from deft.objectives.base import Objective, TokenStats
 from deft.objectives.head import HeadInputs, HeadResult, Wanted, apply_objective
 from deft.objectives.products import fast_float32_products
 
-_ROWS = 2048
-_ENTRIES = 1024
+_ROWS = 1024
+_ENTRIES = 2048
 # Width of the columns that carry normaliser and bias; bfloat16 units work in steps of 32.
 _EXTRA = 32
 _STATISTICS = frozenset({"concentration", "entropy"})
@@ -62,9 +64,10 @@ def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats,
     sums, squares, products, total = (torch.zeros(M, 1) for _ in range(4))
     logits = torch.empty(min(M, _ROWS) * _ENTRIES)
     scratch = torch.empty_like(logits)
+    converted = torch.empty(min(V, _ENTRIES), inputs.weight.shape[1])
     with fast_float32_products(inputs.hidden.dtype, inputs.hidden.device):
         for block in _slices(V, _ENTRIES):
-            weight = inputs.weight[block].float()
+            weight = converted[: _size(block)].copy_(inputs.weight[block])
             for rows in _slices(M, _ROWS):
                 z = logits[: _size(rows) * len(weight)].view(_size(rows), len(weight))
                 torch.mm(hidden[rows], weight.T, out=z)
@@ -119,35 +122,39 @@ def _gradients(
     grad_hidden = torch.zeros(len(active), D) if wanted.hidden else None
     grad_weight = torch.empty_like(inputs.weight) if wanted.weight else None
     grad_bias = torch.zeros(V) if wanted.bias else None
-    extended = inputs.weight.new_zeros(min(V, _ENTRIES), D + _EXTRA)
+    blocks, chunks = _slices(V, _ENTRIES), _slices(len(active), _ROWS)
+    B, R = min(V, _ENTRIES), min(len(active), _ROWS)
+    extended = inputs.weight.new_zeros(B, D + _EXTRA)
     extended[:, D : D + 3] = 1
-    for block in _slices(V, _ENTRIES):
+    errors = inputs.weight.new_empty(B * R)
+    product = inputs.weight.new_empty(R, D)
+    parts = inputs.weight.new_empty(len(chunks), B, D)
+    total = torch.empty(B, D)
+    for block in blocks:
         weight = extended[: _size(block)]
         weight[:, :D] = inputs.weight[block]
         if inputs.bias is not None:
             weight[:, D + 3 : D + 6] = _as_three(inputs.bias[block].float())
-        parts = []
-        for rows in _slices(len(active), _ROWS):
-            # [B, R]: of all products those with a transposed left side are the slowest.
-            error = torch.mm(weight, hidden[rows].T).exp_()
+        for part, rows in zip(parts[:, : len(weight)], chunks, strict=True):
+            # [B, R], because a product with a transposed left side is slow on the long side.
+            error = errors[: len(weight) * _size(rows)].view(len(weight), _size(rows))
+            torch.mm(weight, hidden[rows].T, out=error).exp_()
             here = ((labels[rows] >= block.start) & (labels[rows] < block.stop)).nonzero()[:, 0]
             error[labels[rows][here] - block.start, here] = at_target[rows][here]
             if grad_hidden is not None:
-                grad_hidden[rows] += error.T @ weight[:, :D]
+                out = product[: _size(rows)]
+                grad_hidden[rows] += torch.mm(error.T, weight[:, :D], out=out)
             if grad_weight is not None:
-                parts.append(error @ gated[rows])
+                torch.mm(error, gated[rows], out=part)
             if grad_bias is not None:
                 grad_bias[block] += (error @ gate[rows].to(error.dtype)).squeeze(1)
         if grad_weight is not None:
-            grad_weight[block] = _float32_sum(parts) if parts else 0
+            torch.sum(parts[:, : len(weight)], 0, dtype=torch.float32, out=total[: len(weight)])
+            grad_weight[block] = total[: len(weight)]
     if grad_hidden is not None:
         scattered = torch.zeros(len(inputs.labels), D)
         grad_hidden = scattered.index_copy_(0, active, grad_hidden.mul_(gate))
     return grad_hidden, grad_weight, grad_bias
-
-
-def _float32_sum(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0, dtype=torch.float32)
 
 
 def _as_three(values: Tensor) -> Tensor:
