@@ -93,6 +93,28 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
 
 
 @app.command()
+def landscape(
+    dataset: Annotated[str, typer.Option(help="See `deft list datasets`.")],
+    model: Annotated[str, typer.Option(help="See `deft list models`.")],
+    objectives: Annotated[str, typer.Option(help="Names, separated by commas.")],
+    size: Annotated[int, typer.Option(help="Examples to look at.")] = 64,
+    out: Annotated[Path, typer.Option(help="Image file (PNG, SVG or PDF).")] = Path(
+        "landscape.png"
+    ),
+    root: Root = Path("runs"),
+) -> None:
+    """Draw how hard each objective pulls at a model's tokens, without training it."""
+    from deft.platform.loading import load_spec
+
+    chosen = [name.strip() for name in objectives.split(",")]
+    names = {"dataset": dataset, "model": model, "objective": chosen[0]}
+    spec = load_spec(None, names, [f"dataset.size={size}"])
+    from deft.platform.landscape import draw_landscape
+
+    draw_landscape(spec, chosen, root, out, RunConsole())
+
+
+@app.command()
 def ui(
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,

@@ -1,0 +1,72 @@
+"""What a model believes about the tokens of a dataset, without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import fields
+from typing import Any
+
+import datasets
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from deft.objectives import TokenStats, linear_objective
+from deft.objectives.head import join_stats
+from deft.workers.batches import collate
+from deft.workers.engine import resolve_dtype
+
+BATCH_SIZE = 4
+
+
+@torch.no_grad()
+def token_statistics(
+    model_dir: str,
+    rows_dir: str,
+    statistics: Collection[str],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TokenStats:
+    """Statistics of every target token of the prepared rows, under the model as it is.
+
+    Args:
+        model_dir: directory of a prepared model.
+        rows_dir: directory of a prepared dataset.
+        statistics: names of optional fields of `TokenStats` to compute.
+        on_progress: told how many rows of how many are done.
+
+    Returns:
+        Tensors float32 [N] on the CPU, over the N target tokens.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = datasets.load_from_disk(rows_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=resolve_dtype("auto"), device_map=device
+    ).eval()
+    head = model.get_output_embeddings()
+    parts: list[TokenStats] = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        chosen = [rows[i] for i in range(start, min(start + BATCH_SIZE, len(rows)))]
+        batch = collate(chosen, tokenizer.pad_token_id, device)
+        hidden = model.base_model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).last_hidden_state
+        output = linear_objective(
+            hidden[:, :-1].flatten(0, 1),
+            head.weight,
+            batch["labels"][:, 1:].flatten(),
+            "original",
+            bias=head.bias,
+            statistics=statistics,
+        )
+        parts.append(_targets(output.stats))
+        on_progress(start + len(chosen), len(rows))
+    return join_stats(parts)
+
+
+def _targets(stats: TokenStats) -> TokenStats:
+    columns: dict[str, Any] = {
+        field.name: None if column is None else column[stats.mask].cpu()
+        for field in fields(TokenStats)
+        for column in [getattr(stats, field.name)]
+    }
+    return TokenStats(**columns)
