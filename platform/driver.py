@@ -16,6 +16,7 @@ from ray.train.torch import TorchTrainer
 
 from deft.evaluators.actor import create_evaluator
 from deft.objectives import ObjectiveSpec, get_objective
+from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole, format_metrics
 from deft.platform.errors import StageError, UserError, describe, root_cause
@@ -277,8 +278,24 @@ def record_stage(context: Context, recorder: Recorder) -> None:
         for benchmark, metrics in benchmarks.items():
             named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
             recorder.log(steps[label], named, evaluation["finished_at"])
+    draw_dynamics(run, str(context.spec.objective))
     recorder.finish()
     run.finish("record", {"mlflow_run_id": recorder.run_id})
     context.console.stage(
         "record", f"MLflow run {recorder.run_id} ({time.monotonic() - started:.0f} s)"
     )
+
+
+def draw_dynamics(run: RunDirectory, objective: str) -> None:
+    """Draw gate, focus and target probability over training into `figures/`."""
+    events = run.events()
+    history = {
+        name: [event["metrics"][f"train/mean_{name}"] for event in events]
+        for name in ("gate", "focus", "p")
+        if f"train/mean_{name}" in events[0]["metrics"]
+    }
+    (run.path / "figures").mkdir(exist_ok=True)
+    figure = draw_gate_dynamics(
+        {objective: {"step": [event["step"] for event in events], **history}}
+    )
+    figure.savefig(run.path / "figures" / "gate_dynamics.png", dpi=150)

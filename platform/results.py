@@ -8,6 +8,21 @@ from typing import Any
 from deft.platform.console import RunConsole
 from deft.platform.run_directory import RunDirectory
 
+SHOWN = (
+    "objective",
+    "nll",
+    "eos_logp",
+    "mean_p",
+    "mean_gate",
+    "mean_focus",
+    "mean_concentration",
+    "mean_entropy",
+    "kept_share",
+    "grad_norm",
+    "tokens_per_second",
+)
+"""Training metrics in the table at the end of a run; MLflow has all of them."""
+
 
 def show_results(run: RunDirectory, console: RunConsole) -> None:
     """Print what a finished run measured, base model beside trained model, and where it is."""
@@ -16,7 +31,11 @@ def show_results(run: RunDirectory, console: RunConsole) -> None:
     console.table(
         "training",
         ["", "first step", "last step"],
-        [[name.removeprefix("train/"), f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in last],
+        [
+            [name, f"{first[f'train/{name}']:.4g}", f"{last[f'train/{name}']:.4g}"]
+            for name in SHOWN
+            if f"train/{name}" in first and f"train/{name}" in last
+        ],
     )
     evaluation = run.manifest("evaluate") or {"results": {}}
     results: dict[str, Any] = evaluation["results"]

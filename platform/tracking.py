@@ -89,9 +89,9 @@ class Recorder:
         self.deliver()
         for file in ("spec.json", "events.jsonl"):
             self.client.log_artifact(self.run_id, str(self.run.path / file))
-        predictions = self.run.path / "predictions"
-        if predictions.is_dir():
-            self.client.log_artifacts(self.run_id, str(predictions), "predictions")
+        for folder in ("figures", "predictions"):
+            if (self.run.path / folder).is_dir():
+                self.client.log_artifacts(self.run_id, str(self.run.path / folder), folder)
         git = git_state()
         if git:
             self.client.set_tag(self.run_id, "mlflow.source.git.commit", git["commit"])

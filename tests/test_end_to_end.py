@@ -80,7 +80,7 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
             assert len(curve(client, run, f"train/{name}")) == len(nll)
 
         artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
-        assert {"spec.json", "events.jsonl", "packages.txt", "predictions"} <= artifacts
+        assert {"spec.json", "events.jsonl", "packages.txt", "predictions", "figures"} <= artifacts
         file = client.download_artifacts(run.info.run_id, "predictions/eval-figfont.parquet")
         predictions = pq.read_table(file).to_pydict()
         assert predictions["gold"][0] == "IGAD"

@@ -15,7 +15,8 @@ import ray.train.torch
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from deft.objectives import get_objective
+from deft.objectives import TokenStats, get_objective
+from deft.objectives.diagnostics import summarize
 from deft.workers.batches import collate, micro_batches, step_indices
 from deft.workers.chat import IGNORE_INDEX
 from deft.workers.engine import build_engine, export_model, resolve_dtype
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import deepspeed
 
 MicroBatch = dict[str, torch.Tensor]
+"""input_ids, attention_mask and labels, int64 [B, T]."""
+TokenColumns = dict[str, torch.Tensor]
+"""One value per token and statistic, as `ObjectiveHead.forward` returns them."""
 
 
 def train(job: TrainJob) -> None:
@@ -62,11 +66,12 @@ def train(job: TrainJob) -> None:
             )
         ]
         learning_rate = engine.get_lr()[0]
-        sums, grad_norm = train_step(engine, batches, spec, world_size)
-        metrics = step_means(sums) | {
+        columns, grad_norm = train_step(engine, batches, spec, world_size)
+        targets = gather_targets(columns, batches, tokenizer.eos_token_id)
+        metrics = step_metrics(targets) | {
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
-            "tokens_per_second": sums["tokens"] / (time.perf_counter() - started),
+            "tokens_per_second": sum(lengths[i] for i in indices) / (time.perf_counter() - started),
         }
         require_finite(metrics, step + 1)
         if rank == 0 and job.events is not None:
@@ -81,13 +86,13 @@ def train_step(
     batches: Sequence[MicroBatch],
     spec: TrainingSpec,
     world_size: int,
-) -> tuple[dict[str, float], float]:
+) -> tuple[list[TokenColumns], float]:
     """One optimiser step over this rank's micro-batches.
 
-    Returns the token statistics summed over all ranks, and the gradient norm before clipping.
+    Returns what the head said about their tokens, and the gradient norm before clipping.
     """
     kept_in_step = count_kept(engine, batches)
-    sums: dict[str, torch.Tensor] = {}
+    columns = []
     grad_norm = math.nan
     for batch in batches:
         loss, tokens = engine(**batch)
@@ -99,14 +104,13 @@ def train_step(
             world_size=world_size,
         )
         engine.backward(loss * factor)
-        for name, value in token_sums(tokens, batch).items():
-            sums[name] = sums.get(name, 0.0) + value
+        columns.append(tokens)
         if engine.is_gradient_accumulation_boundary():
             grad_norm = local_grad_norm(engine)
         engine.step()
     if engine.get_global_grad_norm() is not None:
         grad_norm = float(engine.get_global_grad_norm())
-    return all_reduce(sums), grad_norm
+    return columns, grad_norm
 
 
 def count_kept(engine: deepspeed.DeepSpeedEngine, batches: Sequence[MicroBatch]) -> int:
@@ -119,40 +123,54 @@ def count_kept(engine: deepspeed.DeepSpeedEngine, batches: Sequence[MicroBatch])
             kept = sum(engine(**batch)[1]["kept"].sum() for batch in batches)
     else:
         kept = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches)
-    return int(all_reduce({"kept": kept.double()})["kept"])
+    torch.distributed.all_reduce(kept)
+    return int(kept)
 
 
-def token_sums(tokens: dict[str, torch.Tensor], batch: MicroBatch) -> dict[str, torch.Tensor]:
-    """Statistics of one micro-batch as sums (float64), which add up exactly over ranks."""
-    target = tokens["target"]
-    sums = {name: tokens[name][target].double().sum() for name in tokens if name != "target"}
-    sums["target"] = target.double().sum()
-    sums["tokens"] = batch["attention_mask"].double().sum()
-    return sums
+def gather_targets(
+    columns: Sequence[TokenColumns], batches: Sequence[MicroBatch], eos_token_id: int
+) -> TokenColumns:
+    """The step's target tokens of all ranks, so that means and quantiles over them are exact.
 
-
-def step_means(sums: dict[str, float]) -> dict[str, float]:
-    """What is logged of a step: the objective's mean over kept tokens, the rest over targets."""
-    targets = max(sums["target"], 1.0)
-    means = {
-        "objective": sums["value"] / max(sums["kept"], 1.0),
-        "nll": -sums["logp"] / targets,
-        "mean_p": sums["p"] / targets,
-        "mean_gate": sums["gate"] / targets,
-        "mean_concentration": sums["concentration"] / targets,
-        "mean_entropy": sums["entropy"] / targets,
-        "kept_share": sums["kept"] / targets,
+    Adds the column `eos`, which marks the tokens that end a response.
+    """
+    target = torch.cat([tokens["target"] for tokens in columns])
+    labels = torch.cat([batch["labels"][:, 1:].flatten() for batch in batches])
+    local = {
+        name: torch.cat([tokens[name] for tokens in columns])[target]
+        for name in columns[0]
+        if name != "target"
     }
-    if "focus" in sums:
-        means["mean_focus"] = sums["focus"] / targets
-    return means
+    local["eos"] = labels[target] == eos_token_id
+    stacked = torch.stack([column.float() for column in local.values()])
+    ranks = range(torch.distributed.get_world_size())
+    sizes = [torch.zeros(1, dtype=torch.int64, device=stacked.device) for _ in ranks]
+    torch.distributed.all_gather(sizes, torch.full_like(sizes[0], stacked.shape[1]))
+    widest = max(map(int, sizes))
+    padded = torch.nn.functional.pad(stacked, (0, widest - stacked.shape[1]))
+    parts = [torch.empty_like(padded) for _ in ranks]
+    torch.distributed.all_gather(parts, padded)
+    joined = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
+    return dict(zip(local, joined, strict=True))
 
 
-def all_reduce(sums: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Add scalars up over all ranks."""
-    values = torch.stack(list(sums.values()))
-    torch.distributed.all_reduce(values)
-    return dict(zip(sums, values.tolist(), strict=True))
+def step_metrics(tokens: TokenColumns) -> dict[str, float]:
+    """What is logged of a step: the objective's mean over kept tokens, the rest over targets."""
+    kept, eos = tokens["kept"].bool(), tokens["eos"].bool()
+    stats = TokenStats(
+        logp=tokens["logp"],
+        p=tokens["p"],
+        mask=torch.ones_like(kept),
+        concentration=tokens["concentration"],
+        entropy=tokens["entropy"],
+    )
+    summary = summarize(stats, gate=tokens["gate"], kept=kept, focus=tokens.get("focus"))
+    averaged = {"p", "gate", "focus", "concentration", "entropy"}
+    metrics = {"objective": float(tokens["value"].double().sum() / kept.sum().clamp(min=1))}
+    metrics |= {f"mean_{k}" if k in averaged else k: value for k, value in summary.items()}
+    if eos.any():
+        metrics["eos_logp"] = float(tokens["logp"][eos].double().mean())
+    return metrics
 
 
 def local_grad_norm(engine: deepspeed.DeepSpeedEngine) -> float:
