@@ -63,7 +63,7 @@ def run_experiment(
         UserError: the input cannot be used; nothing was written for it.
         StageError: a stage failed; finished stages are kept.
     """
-    require_trainable(spec.objective)
+    require_importable(spec.objective)
     run = RunDirectory(root.resolve(), spec)
     if all(run.manifest(stage) for stage in STAGES):
         console.stage("done", f"every stage of {run.path.name} is finished already")
@@ -79,17 +79,12 @@ def run_experiment(
     return run
 
 
-def require_trainable(objective: ObjectiveSpec) -> None:
-    """Raise UserError if ``objective`` cannot be imported or needs what training lacks."""
+def require_importable(objective: ObjectiveSpec) -> None:
+    """Raise UserError if ``objective`` is given by an import path that leads nowhere."""
     try:
-        needs_reference = get_objective(objective).needs_reference
+        get_objective(objective)
     except ValueError as error:
         raise UserError(f"objective: {error}") from None
-    if needs_reference:
-        raise UserError(
-            f"objective: {objective} is anchored to a frozen reference model, "
-            "which training does not offer yet"
-        )
 
 
 def run_recorded(context: Context, prepared: Prepared, recorder: Recorder) -> None:

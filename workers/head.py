@@ -6,7 +6,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from deft.objectives import LinearObjectiveOutput, Objective, linear_objective
+from deft.objectives import (
+    LinearObjectiveOutput,
+    Objective,
+    ReferenceHead,
+    linear_objective,
+)
 
 LOGGED_STATISTICS = ("concentration", "entropy")
 """What is logged of every token beside what the objective itself reads."""
@@ -22,7 +27,7 @@ class ObjectiveHead(nn.Module):
     module that owns it. It returns plain tensors because DeepSpeed finds those, and nothing else,
     when it hooks into the backward pass.
 
-    The first forward proves that the objective is live, see `require_live`.
+    The first forward proves that the objective is live.
     """
 
     def __init__(self, lm_head: nn.Linear, objective: Objective) -> None:
@@ -33,13 +38,19 @@ class ObjectiveHead(nn.Module):
         self.verified = False
 
     def forward(
-        self, hidden: torch.Tensor, labels: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        reference: ReferenceHead | None = None,
+        step_mean_p: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Sum of token values, and the detached statistics of every token.
 
         Args:
             hidden: last hidden states [N, D].
             labels: int64 [N], already shifted; `IGNORE_INDEX` where there is no target.
+            reference: the frozen model's last layer on the same tokens, if the objective needs it.
+            step_mean_p: scalar mean p over the optimiser step; None takes the micro-batch's.
 
         Raises:
             RuntimeError: what is computed is not the objective.
@@ -51,11 +62,13 @@ class ObjectiveHead(nn.Module):
             self.objective,
             bias=self.bias,
             normalizer=1.0,
+            reference=reference,
+            step_mean_p=step_mean_p,
             statistics=LOGGED_STATISTICS,
         )
         stats = output.stats
         if not self.verified:
-            require_live(self.objective, output, hidden, self.weight, self.bias, labels)
+            self.require_live(output, hidden, labels, reference, step_mean_p)
             self.verified = True
         tokens = {
             "value": output.value,
@@ -70,71 +83,107 @@ class ObjectiveHead(nn.Module):
             tokens["focus"] = output.focus
         return output.loss, tokens
 
+    @torch.no_grad()
+    def require_live(
+        self,
+        output: LinearObjectiveOutput,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        reference: ReferenceHead | None,
+        step_mean_p: torch.Tensor | None,
+    ) -> None:
+        """Prove that ``output`` is the objective's, by recomputing it on materialised logits.
+
+        Trainers elsewhere fall back to the plain NLL without a word when a kernel or a parallelism
+        mode returns a loss of its own. Values and gates are recomputed in float32, of the first
+        target rows where the objective is token-local, of the whole micro-batch where it is not.
+
+        Raises:
+            RuntimeError: they differ.
+        """
+        rows = output.stats.mask.nonzero().squeeze(-1)
+        if self.objective.token_local:
+            rows = rows[:VERIFIED_ROWS]
+        if reference is not None:
+            reference = ReferenceHead(
+                reference.hidden[rows].float(),
+                reference.weight.float(),
+                None if reference.bias is None else reference.bias.float(),
+            )
+        expected = linear_objective(
+            hidden[rows].float(),
+            self.weight.float(),
+            labels[rows],
+            self.objective,
+            bias=None if self.bias is None else self.bias.float(),
+            reference=reference,
+            step_mean_p=step_mean_p,
+            backend="reference",
+        )
+        # bfloat16 products are rounded to 8 bits before they are summed up in float32.
+        tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
+        for name in ("value", "gate"):
+            found, true = getattr(output, name)[rows], getattr(expected, name)
+            # At a threshold the last bit of p decides whether a token counts at all.
+            both = output.kept[rows] & expected.kept
+            error = (found - true)[both].abs()
+            if (error > tolerance * (1 + true[both].abs())).any():
+                raise RuntimeError(
+                    f"the objective {self.objective.spec} is not what is being trained: the {name} "
+                    f"of a token is off by {error.max():.3g} from its definition; this is a defect"
+                )
+
 
 class ObjectiveModel(nn.Module):
-    """A model and its objective: from token ids to the sum of token values."""
+    """A model and its objective: from token ids to the sum of token values.
 
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+    An objective that is anchored to a frozen reference model gets it here. It is no submodule:
+    DeepSpeed neither trains nor shards it, and every worker holds a whole copy.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
         super().__init__()
         model.set_output_embeddings(ObjectiveHead(model.get_output_embeddings(), objective))
         self.model = model
         self.objective = objective
+        self.references = [] if reference is None else [reference.eval().requires_grad_(False)]
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        step_mean_p: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See `ObjectiveHead.forward`; input_ids, attention_mask and labels are int64 [B, T].
 
         Position t predicts label t + 1; only positions with a target reach the head.
         """
-        backbone = self.model.base_model
-        hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        targets = labels[:, 1:].flatten()
+        reference = None
+        for frozen in self.references:
+            with torch.no_grad():
+                hidden = last_hidden(frozen, input_ids, attention_mask)
+            frozen_head = frozen.get_output_embeddings()
+            reference = ReferenceHead(hidden, frozen_head.weight, frozen_head.bias)
         head: ObjectiveHead = self.model.get_output_embeddings()
         output: tuple[torch.Tensor, dict[str, torch.Tensor]] = head(
-            hidden[:, :-1].flatten(0, 1), targets
+            last_hidden(self.model, input_ids, attention_mask),
+            labels[:, 1:].flatten(),
+            reference=reference,
+            step_mean_p=step_mean_p,
         )
         return output
 
 
-@torch.no_grad()
-def require_live(
-    objective: Objective,
-    output: LinearObjectiveOutput,
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    labels: torch.Tensor,
-) -> None:
-    """Prove that a head's output is its objective's, by recomputing it on materialised logits.
-
-    Trainers elsewhere fall back to the plain NLL without a word when a kernel or a parallelism mode
-    returns a loss of its own. Values and gates are recomputed in float32, of the first target rows
-    where the objective is token-local and of the whole micro-batch where it is not.
-
-    Raises:
-        RuntimeError: they differ.
-    """
-    rows = output.stats.mask.nonzero().squeeze(-1)
-    if objective.token_local:
-        rows = rows[:VERIFIED_ROWS]
-    expected = linear_objective(
-        hidden[rows].float(),
-        weight.float(),
-        labels[rows],
-        objective,
-        bias=None if bias is None else bias.float(),
-        backend="reference",
-    )
-    # bfloat16 products are rounded to 8 bits before they are summed up in float32.
-    tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
-    for name in ("value", "gate"):
-        found, true = getattr(output, name)[rows], getattr(expected, name)
-        # At a threshold the last bit of p decides whether a token counts at all.
-        both = output.kept[rows] & expected.kept
-        error = (found - true)[both].abs()
-        if (error > tolerance * (1 + true[both].abs())).any():
-            raise RuntimeError(
-                f"the objective {objective.spec} is not what is being trained: the {name} of a "
-                f"token is off by {error.max():.3g} from its definition; this is a defect"
-            )
+def last_hidden(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Last hidden states of all positions but each row's last, [B·(T − 1), D]."""
+    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask)
+    hidden: torch.Tensor = output.last_hidden_state[:, :-1]
+    return hidden.flatten(0, 1)

@@ -48,9 +48,14 @@ def train(job: TrainJob) -> None:
     rows = datasets.load_from_disk(job.rows_dir)
     lengths = [len(ids) for ids in rows["input_ids"]]
     tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
-    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=resolve_dtype(spec.dtype))
-    objective = get_objective(job.objective)
-    engine = build_engine(ObjectiveModel(model, objective), spec, job.num_steps)
+    dtype, objective = resolve_dtype(spec.dtype), get_objective(job.objective)
+    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=dtype)
+    reference = (
+        AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=dtype, device_map=device)
+        if objective.needs_reference
+        else None
+    )
+    engine = build_engine(ObjectiveModel(model, objective, reference), spec, job.num_steps)
 
     for step in range(resume(engine), job.num_steps):
         started = time.perf_counter()
@@ -91,11 +96,11 @@ def train_step(
 
     Returns what the head said about their tokens, and the gradient norm before clipping.
     """
-    kept_in_step = count_kept(engine, batches)
+    kept_in_step, mean_p = look_ahead(engine, batches, spec)
     columns = []
     grad_norm = math.nan
     for batch in batches:
-        loss, tokens = engine(**batch)
+        loss, tokens = engine(**batch, step_mean_p=mean_p)
         factor = loss_factor(
             spec.reduction,
             kept_in_step=kept_in_step,
@@ -113,18 +118,32 @@ def train_step(
     return columns, grad_norm
 
 
-def count_kept(engine: deepspeed.DeepSpeedEngine, batches: Sequence[MicroBatch]) -> int:
-    """Tokens that the objective keeps in this step, over all ranks.
+def look_ahead(
+    engine: deepspeed.DeepSpeedEngine, batches: Sequence[MicroBatch], spec: TrainingSpec
+) -> tuple[int, torch.Tensor | None]:
+    """What a step must know of all its tokens, on all ranks, before its first backward pass.
 
-    An objective that drops tokens by their probability is asked first, in a pass without gradients.
+    Returns the number of tokens that the objective keeps, and the mean p of all target tokens if
+    `floor_scope` asks for it. Both may take a pass without gradients: an objective that drops
+    tokens by their probability must be asked which.
     """
-    if engine.module.objective.drops_tokens:
-        with torch.no_grad():
-            kept = sum(engine(**batch)[1]["kept"].sum() for batch in batches)
-    else:
+    objective = engine.module.objective
+    wants_mean_p = spec.floor_scope == "step" and not objective.token_local
+    if not (objective.drops_tokens or wants_mean_p):
         kept = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches)
-    torch.distributed.all_reduce(kept)
-    return int(kept)
+        torch.distributed.all_reduce(kept)
+        return int(kept), None
+    with torch.no_grad():
+        tokens = [engine(**batch)[1] for batch in batches]
+    sums = torch.stack(
+        [
+            torch.stack([seen["kept"].sum(), seen["target"].sum(), seen["p"].double().sum()])
+            for seen in tokens
+        ]
+    ).sum(0)
+    torch.distributed.all_reduce(sums)
+    kept, targets, p = sums
+    return int(kept), (p / targets.clamp(min=1)).float() if wants_mean_p else None
 
 
 def gather_targets(

@@ -97,6 +97,10 @@ class TrainingSpec(BaseModel):
     """Gradients are clipped to this global norm."""
     reduction: Literal["global_tokens", "micro_batch", "micro_batch_sum"] = "global_tokens"
     """How token values become one loss, see `deft.workers.reduction`."""
+    floor_scope: Literal["micro_batch", "step"] = "micro_batch"
+    """Tokens whose mean p lifts the focus of `Cayley_Trans`: one micro-batch's on one worker, as in
+    the paper, or the whole step's, which then does not depend on how it was cut but costs a second
+    forward pass."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; if not given 2 with more than one worker, else 0."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

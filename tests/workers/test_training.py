@@ -26,7 +26,7 @@ STEPS = 20
 SPEC = TrainingSpec(
     batch_size=8, micro_batch_size=2, max_length=256, learning_rate=2e-3, dtype="float32"
 )
-OBJECTIVES = ("original", "p", "Cayley_Trans", "DEFT", "OnlyTopLogP-0.0009")
+OBJECTIVES = ("original", "p", "Cayley_Trans", "DEFT", "OnlyTopLogP-0.0009", "ASFT")
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,11 @@ def plain_curve(job: TrainJob, world_size: int) -> list[float]:
     rows = load_from_disk(job.rows_dir)
     lengths = [len(ids) for ids in rows["input_ids"]]
     pad = AutoTokenizer.from_pretrained(job.model_dir).pad_token_id
-    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
-    model = ObjectiveModel(model, get_objective(job.objective))
+    objective = get_objective(job.objective)
+    model, reference = (
+        AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32) for _ in range(2)
+    )
+    model = ObjectiveModel(model, objective, reference if objective.needs_reference else None)
     optimizer = torch.optim.AdamW(
         model.parameters(), spec.learning_rate, spec.betas, weight_decay=spec.weight_decay
     )
@@ -159,14 +162,22 @@ def test_deepspeed_matches_plain_pytorch(ray_cluster: None, job: TrainJob, tmp_p
         )
         for stage, size in ((0, 2), (1, 4), (3, 2), (3, 1))
     ]
-    results = deepspeed_runs(by_objective + by_stage, tmp_path)
+    by_cut = [
+        replace(
+            job,
+            objective="Cayley_Trans",
+            training=SPEC.model_copy(update={"floor_scope": "step", "micro_batch_size": size}),
+        )
+        for size in (4, 1)
+    ]
+    results = deepspeed_runs(by_objective + by_stage + by_cut, tmp_path)
     for name, job_, result in zip(OBJECTIVES, by_objective, results, strict=False):
         curve = plain_curve(job_, world_size=2)
         assert result["objective"] == pytest.approx(curve, rel=2e-4), name
         assert curve[-1] != pytest.approx(curve[0], rel=1e-2), f"{name} did not train"
 
     deft = results[OBJECTIVES.index("DEFT")]
-    for job_, result in zip(by_stage, results[len(OBJECTIVES) :], strict=True):
+    for job_, result in zip(by_stage, results[len(OBJECTIVES) : -2], strict=True):
         stage, size = job_.training.zero_stage, job_.training.micro_batch_size
         where = f"ZeRO-{stage}, micro-batches of {size}"
         # DEFT reads no batch statistic: neither the cut nor the sharding may matter.
@@ -174,3 +185,8 @@ def test_deepspeed_matches_plain_pytorch(ray_cluster: None, job: TrainJob, tmp_p
         assert result["grad_norm"] == pytest.approx(deft["grad_norm"], rel=2e-3), where
         for name, weight in deft["weights"].items():
             torch.testing.assert_close(result["weights"][name], weight, rtol=1e-2, atol=1e-4)
+
+    coarse, fine = results[-2:]
+    assert fine["objective"] == pytest.approx(coarse["objective"], rel=2e-4)
+    per_micro_batch = results[OBJECTIVES.index("Cayley_Trans")]
+    assert fine["objective"] != pytest.approx(per_micro_batch["objective"], rel=2e-4)
