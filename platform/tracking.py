@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 EXPERIMENT = "deft"
 """All runs share one MLflow experiment, so that any two can be compared."""
 
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes the MLflow UI open on runs and their curves instead of on traces of LLM calls."""
+
 
 def default_tracking_uri(root: Path) -> str:
     """An SQLite database under the run root."""
@@ -50,7 +53,9 @@ class Recorder:
         else:
             local = tracking_uri.startswith("sqlite:///")
             artifacts = (self.run.path.parent / "artifacts").resolve().as_uri() if local else None
-            experiment_id = self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            experiment_id = self.client.create_experiment(
+                EXPERIMENT, artifact_location=artifacts, tags=MODEL_TRAINING
+            )
         name = self.run.path.name
         found = self.client.search_runs([experiment_id], f"tags.`deft.run` = '{name}'")
         if found:
