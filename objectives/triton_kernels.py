@@ -204,10 +204,11 @@ def error_kernel(
     log_normalizer_ptr,
     target_error_ptr,
     gate_ptr,
-    threshold_ptr,
+    thresholds_ptr,
     error_ptr,
     live_ptr,
-    bias_sum_ptr,
+    skipped_rows_ptr,
+    column_sums_ptr,
     softcap,
     num_row_tiles,
     num_columns,
@@ -227,8 +228,9 @@ def error_kernel(
     target_error = p − 1 and gate, which is 0 in rows that only fill up.
 
     error [B, error_stride] is transposed and in the operands' dtype. live [row tiles, B] int8 says
-    which columns reach the threshold in a tile's rows, and bias_sum [row tiles, B] float32 takes
-    the sums over these rows, whatever the threshold.
+    which of the two thresholds a column reaches in a tile's rows: 2 both, 1 the second, 0 none.
+    Sums, float32: column_sums [row tiles, B] over a tile's rows; skipped_rows [column tiles, A]
+    over those of a tile's columns that reach no threshold.
     """
     row_tile, column_tile = _place(
         tl.program_id(0), num_row_tiles, tl.cdiv(num_columns, COLUMNS), GROUP
@@ -260,10 +262,13 @@ def error_kernel(
     error = tl.where(inside[None, :], error, 0.0)
 
     place = row_tile * block_columns + first_column + columns
-    live = tl.max(tl.abs(error), axis=0) >= tl.load(threshold_ptr)
-    tl.store(live_ptr + place, live.to(tl.int8))
-    if bias_sum_ptr is not None:
-        tl.store(bias_sum_ptr + place, tl.sum(error, axis=0))
+    tl.store(column_sums_ptr + place, tl.sum(error, axis=0))
+    largest = tl.max(tl.abs(error), axis=0)
+    is_first = largest >= tl.load(thresholds_ptr)
+    is_second = largest >= tl.load(thresholds_ptr + 1)
+    tl.store(live_ptr + place, is_first.to(tl.int8) + is_second.to(tl.int8))
+    skipped_rows_ptr += column_tile.to(tl.int64) * num_row_tiles * ROWS + first_row
+    tl.store(skipped_rows_ptr + rows, tl.sum(tl.where(is_second[None, :], 0.0, error), axis=1))
     error_ptr += first_column.to(tl.int64) * error_stride + first_row
     error_ptrs = error_ptr + columns[None, :] * error_stride + rows[:, None]
     tl.store(error_ptrs, error.to(error_ptr.dtype.element_ty))
