@@ -96,7 +96,8 @@ def unsupported(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> str
         return None
     if device.type != "cuda" or torch.version.hip is not None:
         return f"its kernels need an NVIDIA GPU, not {device}"
-    available = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    available = getattr(properties, "shared_memory_per_block_optin", 0)
     if available < _SHARED_MEMORY:
         return f"its kernels need {_SHARED_MEMORY} bytes of shared memory; {device} has {available}"
     return None
