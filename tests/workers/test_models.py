@@ -119,3 +119,19 @@ def test_head_that_computes_another_objective_is_found_out(
     p = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective("p"))
     with pytest.raises(RuntimeError, match="objective p is not what is being trained: the value"):
         p(**batch)
+
+
+def test_cayleys_floor_follows_the_step_where_its_mean_is_given(tiny: Path) -> None:
+    batch = {
+        "input_ids": torch.tensor([[1, 2, 3]]),
+        "attention_mask": torch.ones(1, 3, dtype=torch.int64),
+        "labels": torch.tensor([[-100, 2, 3]]),
+    }
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    cayley = ObjectiveModel(model, get_objective("Cayley_Trans"))
+    _, alone = cayley(**batch)
+    same, higher = alone["p"][alone["target"]].mean(), torch.tensor(0.8)
+    torch.testing.assert_close(cayley(**batch, step_mean_p=same)[1]["focus"], alone["focus"])
+    # f = 0.5 · 0.8 lifts the focus of a token that the model does not believe in to about f.
+    lifted = cayley(**batch, step_mean_p=higher)[1]["focus"][alone["target"]]
+    torch.testing.assert_close(lifted, torch.full_like(lifted, 0.4), rtol=1e-2, atol=0)

@@ -188,5 +188,3 @@ def test_deepspeed_matches_plain_pytorch(ray_cluster: None, job: TrainJob, tmp_p
 
     coarse, fine = results[-2:]
     assert fine["objective"] == pytest.approx(coarse["objective"], rel=2e-4)
-    per_micro_batch = results[OBJECTIVES.index("Cayley_Trans")]
-    assert fine["objective"] != pytest.approx(per_micro_batch["objective"], rel=2e-4)
