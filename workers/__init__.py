@@ -1,0 +1,1 @@
+"""What runs on the training workers: data, model, engine, and the SFT loop."""
