@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def run_job(config: dict[str, Any]) -> None:
 
     # Read once by DeepSpeed, when it is first imported.
     os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+    # DeepSpeed compiles an extension with the ninja beside this interpreter.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     from deft.workers.sft_loop import train
 
     train(config["job"])
