@@ -47,7 +47,9 @@ def collate(
 ) -> dict[str, torch.Tensor]:
     """Pad rows on the right to one length T.
 
-    Returns input_ids, attention_mask and labels, each int64 [B, T].
+    Returns input_ids and labels, each int64 [B, T]. There is no attention mask: under causal
+    attention no token sees the padding to its right, and without a mask attention takes its fast
+    path.
     """
     import torch
 
@@ -58,9 +60,7 @@ def collate(
             [row[key] + [fill] * (width - len(row[key])) for row in rows], device=device
         )
 
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows], device=device)
     return {
         "input_ids": padded("input_ids", pad_token_id),
-        "attention_mask": (torch.arange(width, device=device) < lengths[:, None]).long(),
         "labels": padded("labels", IGNORE_INDEX),
     }

@@ -156,23 +156,22 @@ class ObjectiveModel(nn.Module):
     def forward(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
         labels: torch.Tensor,
         step_mean_p: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """See `ObjectiveHead.forward`; input_ids, attention_mask and labels are int64 [B, T].
+        """See `ObjectiveHead.forward`; input_ids and labels are int64 [B, T].
 
         Position t predicts label t + 1; only positions with a target reach the head.
         """
         reference = None
         for frozen in self.references:
             with torch.no_grad():
-                hidden = last_hidden(frozen, input_ids, attention_mask)
+                hidden = last_hidden(frozen, input_ids)
             frozen_head = frozen.get_output_embeddings()
             reference = ReferenceHead(hidden, frozen_head.weight, frozen_head.bias)
         head: ObjectiveHead = self.model.get_output_embeddings()
         output: tuple[torch.Tensor, dict[str, torch.Tensor]] = head(
-            last_hidden(self.model, input_ids, attention_mask),
+            last_hidden(self.model, input_ids),
             labels[:, 1:].flatten(),
             reference=reference,
             step_mean_p=step_mean_p,
@@ -180,10 +179,7 @@ class ObjectiveModel(nn.Module):
         return output
 
 
-def last_hidden(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
-) -> torch.Tensor:
+def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
     """Last hidden states of all positions but each row's last, [B·(T − 1), D]."""
-    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask)
-    hidden: torch.Tensor = output.last_hidden_state[:, :-1]
+    hidden: torch.Tensor = model.base_model(input_ids=input_ids).last_hidden_state[:, :-1]
     return hidden.flatten(0, 1)

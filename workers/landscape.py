@@ -14,6 +14,7 @@ from deft.objectives import TokenStats, linear_objective
 from deft.objectives.head import join_stats
 from deft.workers.batches import collate
 from deft.workers.engine import resolve_dtype
+from deft.workers.head import last_hidden
 
 BATCH_SIZE = 4
 
@@ -47,11 +48,8 @@ def token_statistics(
     for start in range(0, len(rows), BATCH_SIZE):
         chosen = [rows[i] for i in range(start, min(start + BATCH_SIZE, len(rows)))]
         batch = collate(chosen, tokenizer.pad_token_id, device)
-        hidden = model.base_model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).last_hidden_state
         output = linear_objective(
-            hidden[:, :-1].flatten(0, 1),
+            last_hidden(model, batch["input_ids"]),
             head.weight,
             batch["labels"][:, 1:].flatten(),
             "original",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import deepspeed
 
 MicroBatch = dict[str, torch.Tensor]
-"""input_ids, attention_mask and labels, int64 [B, T]."""
+"""input_ids and labels, int64 [B, T]."""
 TokenColumns = dict[str, torch.Tensor]
 """One value per token and statistic, as `ObjectiveHead.forward` returns them."""
 

@@ -128,12 +128,11 @@ def test_ranks_share_a_step_without_gap_or_overlap(world_size: int, micro_batch_
     assert len({len(rank) for rank in cut}) == 1
 
 
-def test_collate_pads_on_the_right_and_masks_the_padding() -> None:
+def test_collate_pads_on_the_right_and_gives_padding_no_target() -> None:
     rows = [
         {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
         {"input_ids": [8], "labels": [8]},
     ]
     batch = collate(rows, pad_token_id=0, device=torch.device("cpu"))
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]

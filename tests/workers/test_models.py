@@ -58,7 +58,11 @@ def test_nll_head_equals_the_models_own_cross_entropy(tiny: Path) -> None:
     ]
     batch = collate(rows, tokenizer.pad_token_id, torch.device("cpu"))
     plain = AutoModelForCausalLM.from_pretrained(tiny)
-    expected = plain(**batch).loss
+    # The padding is masked here and not there: no token may see it all the same.
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    mask = torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]
+    assert not mask.all()
+    expected = plain(**batch, attention_mask=mask.long()).loss
     expected.backward()
 
     model = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective("original"))
@@ -111,7 +115,6 @@ def test_head_that_computes_another_objective_is_found_out(
     monkeypatch.setattr(head, "linear_objective", falls_back_to_nll)
     batch = {
         "input_ids": torch.tensor([[1, 2, 3]]),
-        "attention_mask": torch.ones(1, 3, dtype=torch.int64),
         "labels": torch.tensor([[-100, 2, 3]]),
     }
     nll = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective("original"))
@@ -124,7 +127,6 @@ def test_head_that_computes_another_objective_is_found_out(
 def test_cayleys_floor_follows_the_step_where_its_mean_is_given(tiny: Path) -> None:
     batch = {
         "input_ids": torch.tensor([[1, 2, 3]]),
-        "attention_mask": torch.ones(1, 3, dtype=torch.int64),
         "labels": torch.tensor([[-100, 2, 3]]),
     }
     model = AutoModelForCausalLM.from_pretrained(tiny)
