@@ -20,7 +20,6 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "training": {
             "epochs": 2,
             "batch_size": 32,
-            "micro_batch_size": 16,
             "max_length": 384,
             "learning_rate": 1e-3,
             "dtype": "float32",
