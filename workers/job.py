@@ -31,14 +31,18 @@ class TrainJob:
     """Where rank 0 puts one dict a step; None for nowhere."""
 
 
-def run_job(config: dict[str, Any]) -> None:
-    """Ray Train's `train_loop_per_worker`; ``config["job"]`` is a `TrainJob`."""
+def prepare_process() -> None:
+    """Set what DeepSpeed reads from the environment when it is first imported."""
     import torch
 
-    # Read once by DeepSpeed, when it is first imported.
     os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
-    # DeepSpeed compiles an extension with the ninja beside this interpreter.
+    # It compiles an extension with the ninja that is installed beside this interpreter.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+
+
+def run_job(config: dict[str, Any]) -> None:
+    """Ray Train's `train_loop_per_worker`; ``config["job"]`` is a `TrainJob`."""
+    prepare_process()
     from deft.workers.sft_loop import train
 
     train(config["job"])
