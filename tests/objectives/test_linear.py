@@ -92,15 +92,17 @@ def assert_matches_float64(
     objective: str,
     dtype: torch.dtype,
     tolerance: float,
+    *,
+    floor: float = 0.0,
     **options: object,
 ) -> None:
     expected, expected_gradients = problem.run(objective, "reference", torch.float64, **options)
     found, gradients = problem.run(objective, "torch", dtype, **options)
     if torch.equal(found.kept, expected.kept):  # else a token lies on a threshold to the last bit
-        assert relative_error(found.value, expected.value) <= tolerance
-        assert relative_error(found.gate, expected.gate) <= tolerance
+        assert relative_error(found.value, expected.value, floor) <= tolerance
+        assert relative_error(found.gate, expected.gate, floor) <= tolerance
         for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-            assert relative_error(gradient, wanted) <= tolerance
+            assert relative_error(gradient, wanted, floor) <= tolerance
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +140,8 @@ def test_any_shape_and_extreme_logits_in_float64(
     rows: int, width: int, vocabulary: int, scale: float, seed: int, objective: str
 ) -> None:
     problem = Problem(rows, width, vocabulary, scale=scale, seed=seed, dtype=torch.float32)
-    assert_matches_float64(problem, objective, torch.float64, 1e-8)
+    # A saturated softmax leaves values and gradients below the rounding of the logits themselves.
+    assert_matches_float64(problem, objective, torch.float64, 1e-8, floor=0.01 * scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
