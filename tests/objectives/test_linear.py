@@ -140,8 +140,8 @@ def test_any_shape_and_extreme_logits_in_float64(
     rows: int, width: int, vocabulary: int, scale: float, seed: int, objective: str
 ) -> None:
     problem = Problem(rows, width, vocabulary, scale=scale, seed=seed, dtype=torch.float32)
-    # A saturated softmax leaves values and gradients below the rounding of the logits themselves.
-    assert_matches_float64(problem, objective, torch.float64, 1e-8, floor=0.01 * scale)
+    # Under saturation or symmetry what is left of a gradient is the rounding of larger numbers.
+    assert_matches_float64(problem, objective, torch.float64, 1e-8, floor=0.01 * max(scale, 1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
