@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from deft.workers.storage import atomic_file
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,5 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     for prediction in predictions:
         row = asdict(prediction)
         rows.append(row | row.pop("scores"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            pq.write_table(pa.Table.from_pylist(rows), file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,17 +108,17 @@ def run_recorded(context: Context, prepared: Prepared, recorder: Recorder) -> No
 def prepare_stage(context: Context) -> Prepared:
     """Data and model on disk, by a Ray task; what is bad about either is the user's to mend."""
     spec = context.spec
-    work = partial(
-        prepare,
-        _absolute(spec.dataset),
-        _absolute(spec.model),
-        max_length=spec.training.max_length,
-        seed=spec.seed,
-        cache=context.cache,
-    )
+    cache = context.cache
+
+    def work() -> Prepared:
+        return prepare(
+            dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
+        )
+
+    dataset, model = _absolute(spec.dataset), _absolute(spec.model)
     started = time.monotonic()
     try:
-        prepared = ray.get(ray.remote(lambda: work()).remote())
+        prepared = ray.get(ray.remote(work).remote())
     except ray.exceptions.RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):

@@ -51,11 +51,17 @@ class RunDirectory:
         with self.events_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": _now(), "step": step, "metrics": metrics}) + "\n")
 
-    def events(self) -> list[dict[str, Any]]:
-        """All events so far."""
+    def events(self, start: int = 0) -> list[dict[str, Any]]:
+        """All events so far, from byte ``start`` of the events file on."""
         if not self.events_file.exists():
             return []
-        return [json.loads(line) for line in self.events_file.read_text().splitlines()]
+        with self.events_file.open("rb") as file:
+            file.seek(start)
+            return [json.loads(line) for line in file]
+
+    def events_size(self) -> int:
+        """Bytes in the events file."""
+        return self.events_file.stat().st_size if self.events_file.exists() else 0
 
     def _drop_torn_event(self) -> None:
         """Cut off a last line that a crash left without its end."""

@@ -44,7 +44,7 @@ class Recorder:
         self.run = run
         self.client = MlflowClient(tracking_uri)
         self.run_id = self._find_or_create(tracking_uri)
-        self._delivered = 0
+        self._delivered = 0  # bytes of the events file
 
     def _find_or_create(self, tracking_uri: str) -> str:
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
@@ -80,9 +80,10 @@ class Recorder:
 
     def deliver(self) -> None:
         """Send every event that is new since the last call."""
-        events = self.run.events()
-        self._log_batches(self.run_id, metrics=_metrics(events[self._delivered :]))
-        self._delivered = len(events)
+        # Nothing is appended in between: events are written and delivered by one thread.
+        size = self.run.events_size()
+        self._log_batches(self.run_id, metrics=_metrics(self.run.events(self._delivered)))
+        self._delivered = size
 
     def log(self, step: int, metrics: Mapping[str, float], time: int) -> None:
         """Log metrics of one step, measured at ``time`` (milliseconds since the epoch)."""

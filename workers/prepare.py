@@ -41,10 +41,11 @@ def prepare(
     from transformers import AutoTokenizer
 
     examples = load_examples(dataset)
-    model_dir = prepare_model(model, examples, seed, cache / "models")
+    digest = _hash(*(json.dumps([example.prompt, example.response]) for example in examples))
+    model_dir = prepare_model(model, examples, digest, seed, cache / "models")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     tokenizer_hash = _hash(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
-    rows_dir = cache / "rows" / _hash(_digest(examples), tokenizer_hash, str(max_length))
+    rows_dir = cache / "rows" / _hash(digest, tokenizer_hash, str(max_length))
     if not rows_dir.is_dir():
         tokenized = tokenize(examples, tokenizer, max_length)
         with atomic_directory(rows_dir) as aside:
@@ -54,12 +55,17 @@ def prepare(
     return Prepared(model_dir=str(model_dir), rows_dir=str(rows_dir), **counts)
 
 
-def prepare_model(model: ModelSpec, examples: list[Example], seed: int, cache: Path) -> Path:
-    """The local directory of ``model``, built under ``cache`` if it is one of ours."""
+def prepare_model(
+    model: ModelSpec, examples: list[Example], digest: str, seed: int, cache: Path
+) -> Path:
+    """The local directory of ``model``, built under ``cache`` if it is one of ours.
+
+    ``digest`` stands for the content of ``examples``.
+    """
     if model.name not in MODELS:
         return resolve_directory(model.name)
     if model.name == "tiny":
-        directory = cache / f"tiny-{_hash(_digest(examples), str(seed))}"
+        directory = cache / f"tiny-{_hash(digest, str(seed))}"
     else:
         directory = cache / model.name
     if not directory.is_dir():
@@ -69,10 +75,6 @@ def prepare_model(model: ModelSpec, examples: list[Example], seed: int, cache: P
             else:
                 build_smollm2(aside)
     return directory
-
-
-def _digest(examples: list[Example]) -> str:
-    return _hash(*(json.dumps([example.prompt, example.response]) for example in examples))
 
 
 def _hash(*parts: str) -> str:
