@@ -110,7 +110,7 @@ def train_step(
         )
         engine.backward(loss * factor)
         columns.append(tokens)
-        if engine.is_gradient_accumulation_boundary():
+        if engine.zero_optimization_stage() == 0 and engine.is_gradient_accumulation_boundary():
             grad_norm = local_grad_norm(engine)
         engine.step()
     if engine.get_global_grad_norm() is not None:
