@@ -107,9 +107,10 @@ def tokenize(
         if len(input_ids) > max_length:
             num_too_long += 1
         else:
-            rows.append({"input_ids": input_ids, "labels": labels})
+            rows.append({"input_ids": input_ids, "labels": labels, "target_bytes": len(example.response.encode())})
     features = datasets.Features(
         input_ids=datasets.List(datasets.Value("int32")),
         labels=datasets.List(datasets.Value("int32")),
+        target_bytes=datasets.Value("int64"),
     )
     return Tokenized(datasets.Dataset.from_list(rows, features=features), num_too_long)

@@ -20,6 +20,7 @@ class Prepared:
 
     model_dir: str
     rows_dir: str
+    validation_dir: str
     num_examples: int
     """Training examples that fit `max_length`."""
     num_too_long: int
@@ -52,7 +53,7 @@ def prepare(
             tokenized.rows.save_to_disk(aside)
             write_atomic(aside / "counts.json", json.dumps(tokenized.counts()))
     counts = json.loads((rows_dir / "counts.json").read_text())
-    return Prepared(model_dir=str(model_dir), rows_dir=str(rows_dir), **counts)
+    return Prepared(model_dir=str(model_dir), rows_dir=str(rows_dir), validation_dir=str(rows_dir), **counts)
 
 
 def prepare_model(
