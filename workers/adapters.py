@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -73,11 +74,10 @@ def low_rank_update(module: nn.Module) -> LowRankUpdate | None:
         return owned
     if not isinstance(module, LoraLayer):
         return None
-    return LowRankUpdate(
-        down=module.lora_A[_ADAPTER].weight,
-        up=module.lora_B[_ADAPTER].weight,
-        scaling=module.scaling[_ADAPTER],
-    )
+    down, up = module.lora_A[_ADAPTER].weight, module.lora_B[_ADAPTER].weight
+    assert isinstance(down, nn.Parameter)
+    assert isinstance(up, nn.Parameter)
+    return LowRankUpdate(down, up, module.scaling[_ADAPTER])
 
 
 @contextmanager
@@ -119,10 +119,10 @@ def merged_parameters(model: PreTrainedModel) -> Iterator[MergedParameter]:
         owner, _, kind = name.rpartition(".")
         update = updates.get(owner) if kind == "weight" else None
         if update is None:
-            yield MergedParameter(name, [parameter], lambda parameter=parameter: parameter)
+            yield MergedParameter(name, [parameter], parameter.detach)
         else:
             yield MergedParameter(
                 name,
                 [parameter, update.down, update.up],
-                lambda parameter=parameter, update=update: update.add_to(parameter),
+                partial(update.add_to, parameter),
             )

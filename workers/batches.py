@@ -37,9 +37,7 @@ def step_indices(num_examples: int, batch_size: int, step: int, seed: int) -> li
     return [int(index) for index in order[start : start + batch_size]]
 
 
-def cut(
-    indices: Sequence[int], lengths: Sequence[int], spec: TrainingSpec, world_size: int
-) -> Cut:
+def cut(indices: Sequence[int], lengths: Sequence[int], spec: TrainingSpec, world_size: int) -> Cut:
     """Cut examples into micro-batches as ``spec`` says; ``lengths`` are tokens by index."""
     if spec.cuts_by_tokens:
         capacity = spec.micro_batch_size * spec.max_length

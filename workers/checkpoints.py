@@ -50,7 +50,6 @@ def save_checkpoint(
     ray.train.report(
         {"step": step, **metrics},
         checkpoint=ray.train.Checkpoint.from_directory(directory),
-        checkpoint_dir_name=f"step-{step:06}",
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )

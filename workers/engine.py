@@ -107,8 +107,9 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        both = isinstance(under, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(under, value) if both else value
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            value = _merge(under, value)
+        merged[key] = value
     return merged
 
 

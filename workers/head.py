@@ -23,8 +23,8 @@ from deft.workers.chat import IGNORE_INDEX
 LOGGED_STATISTICS = ("concentration", "entropy")
 """What is logged of every token beside what the objective itself reads."""
 
-VALIDATED_STATISTICS = ("top_logp",)
-"""What is asked of every token besides when the model is in evaluation mode."""
+VALIDATED_STATISTICS = (*LOGGED_STATISTICS, "top_logp")
+"""What is asked of every token when the model is in evaluation mode."""
 
 VERIFIED_ROWS = 256
 """Target rows that a token-local objective is verified on."""
@@ -45,6 +45,7 @@ class ObjectiveHead(nn.Module):
     def __init__(self, lm_head: nn.Module, objective: Objective) -> None:
         super().__init__()
         linear = lm_head.get_base_layer() if isinstance(lm_head, LoraLayer) else lm_head
+        assert isinstance(linear, nn.Linear)
         self.weight, self.bias = linear.weight, linear.bias
         self.update = low_rank_update(lm_head)
         if self.update is not None:
@@ -76,7 +77,7 @@ class ObjectiveHead(nn.Module):
         weight = self.weight if self.update is None else self.update.add_to(self.weight)
         if isinstance(reference, torch.Tensor):
             reference = ReferenceHead(reference, self.weight, self.bias)
-        statistics = LOGGED_STATISTICS if self.training else LOGGED_STATISTICS + VALIDATED_STATISTICS
+        statistics = LOGGED_STATISTICS if self.training else VALIDATED_STATISTICS
 
         def compute(labels: torch.Tensor) -> LinearObjectiveOutput:
             return linear_objective(

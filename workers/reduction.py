@@ -1,8 +1,9 @@
 """From token values to one loss: the factor between a micro-batch's sum and what is backpropagated.
 
 DeepSpeed is told not to divide by accumulation steps; it adds up the gradients of a rank's
-micro-batches and averages over the data-parallel ranks. The factors here undo that where a reduction
-asks for it, so that the gradient is the one that the reduction names, however the batch was cut.
+micro-batches and averages over the data-parallel ranks. The factors here undo that where a
+reduction asks for it, so that the gradient is the one that the reduction names, however the batch
+was cut.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ TokenColumns = dict[str, torch.Tensor]
 """One value per token and statistic, as `ObjectiveHead.forward` returns them."""
 
 MAX_SKIPPED_STEPS = {torch.float32: 3, torch.bfloat16: 3, torch.float16: 20}
-"""Steps in a row without finite loss and gradient after which training stops; float16 finds its loss
-scale by such steps."""
+"""Steps in a row without finite loss and gradient after which training stops; float16 finds its
+loss scale by such steps."""
 
 
 def train(job: TrainJob) -> None:

@@ -75,7 +75,7 @@ class LoraSpec(BaseModel):
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each adapted matrix."""
-    alpha: float = Field(default=32, gt=0)
+    alpha: int = Field(default=32, ge=1)
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping an input of an adapter."""
@@ -157,7 +157,7 @@ class TrainingSpec(BaseModel):
     offload_optimizer: bool = False
     """Keep optimiser states in the host's memory and update there (ZeRO 1 to 3)."""
     offload_parameters: bool = False
-    """Keep parameters in the host's memory too, each on the device only while it is used (ZeRO 3)."""
+    """Keep parameters in the host's memory too, each on the device only while in use (ZeRO 3)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Optimiser
     states are float32 throughout. float16 scales the loss dynamically."""
@@ -170,8 +170,8 @@ class TrainingSpec(BaseModel):
     """Optimiser steps between checkpoints; only one at the end if not given."""
     checkpoint_storage: str | None = None
     """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given."""
-    keep_checkpoints: int = Field(default=1, ge=1)
-    """Checkpoints to keep."""
+    keep_checkpoints: int | None = Field(default=None, ge=1)
+    """Checkpoints to keep; if not given, one while training and none afterwards."""
     keep: Literal["last", "best"] = "last"
     """Which checkpoints to keep and which model to evaluate: the last, or those of lowest NLL on
     the held-out examples; the last one is kept besides, to continue from."""
