@@ -130,14 +130,14 @@ def _split_files(path: Path, split: str) -> list[Path]:
     """The files of ``split``, told apart by their names as the hub does; any name is `train`."""
     if not path.is_dir():
         return [path]
-    from datasets.data_files import get_data_patterns, resolve_pattern
+    from datasets.data_files import DataFilesList, get_data_patterns
 
     patterns: Mapping[Any, list[str]] = get_data_patterns(str(path))
     named = {str(key): value for key, value in patterns.items()}
     if split not in named:
         raise ValueError(f"{path}: no files of split {split!r}; there are: {', '.join(named)}")
-    found = {Path(file) for pattern in named[split] for file in resolve_pattern(pattern, str(path))}
-    return [file for file in local_files(path) if file in found]
+    found = set(map(Path, DataFilesList.from_patterns(named[split], base_path=str(path))))
+    return [file for file in local_files(path) if file.absolute() in found]
 
 
 def _read_hub(name: str, spec: DatasetSpec) -> Iterator[Record | BadRecord]:

@@ -73,8 +73,10 @@ def prepare(
     """
     import datasets
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     datasets.disable_progress_bars()
+    logging.disable_progress_bar()
     examples_dir = prepare_examples(dataset, cache / "examples")
     model_dir = prepare_model(model, examples_dir, seed, cache / "models")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -200,7 +202,9 @@ def prepare_rows(
         validation = add_target_bytes(rows.select(np.flatnonzero(held_out)), tokenizer)
         for split, name in ((train, "train"), (validation, "validation")):
             np.save(aside / f"{name}_examples.npy", np.asarray(split["example"], dtype=np.int64))
-            split.remove_columns("example").save_to_disk(aside / name)
+            # Without the number nothing at all is written of a split that has no rows.
+            shards = {} if len(split) else {"num_shards": 1}
+            split.remove_columns("example").save_to_disk(aside / name, **shards)
         num_tokens, num_target_tokens = count_tokens(datasets.load_from_disk(str(aside / "train")))
         earlier = Counter(json.loads((examples_dir / COUNTS_FILE).read_text()))
         counts = {

@@ -15,6 +15,7 @@ from deft.workers.chat import (
     Example,
     encode_example,
     encode_examples,
+    require_eos,
     require_tokens,
     special_tokens,
 )
@@ -72,8 +73,7 @@ def tokenize(
     import datasets
 
     require_tokens(tokenizer, style)
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer at {tokenizer.name_or_path} has no EOS token")
+    require_eos(tokenizer)
     lengths = Lengths()
     control = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
 
@@ -210,12 +210,11 @@ def add_target_bytes(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Datas
     """
     import datasets
 
-    def measure(batch: dict[str, list[Any]]) -> dict[str, list[int]]:
+    lengths: list[int] = []
+    for batch in rows.iter(batch_size=BATCH_SIZE):
         targets = [[t for t in labels if t != IGNORE_INDEX] for labels in batch["labels"]]
         texts = tokenizer.batch_decode(
             targets, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return {"target_bytes": [len(text.encode()) for text in texts]}
-
-    features = datasets.Features({**rows.features, "target_bytes": datasets.Value("int64")})
-    return rows.map(measure, batched=True, features=features, keep_in_memory=True)
+        lengths += [len(text.encode()) for text in texts]
+    return rows.add_column("target_bytes", lengths, feature=datasets.Value("int64"))
