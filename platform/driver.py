@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
@@ -16,6 +16,7 @@ from deft.objectives import ObjectiveSpec, get_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole, format_metrics
+from deft.platform.contamination import overlap_with_benchmarks
 from deft.platform.errors import StageError, UserError, describe, root_cause
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ExperimentSpec
@@ -27,8 +28,6 @@ from deft.workers.spec import DatasetSpec, ModelSpec
 
 DELIVERY_INTERVAL = 2.0
 """Seconds between deliveries of training metrics to MLflow."""
-
-PathSpec = TypeVar("PathSpec", DatasetSpec, ModelSpec)
 
 STAGES = ("prepare", "train", "evaluate", "record")
 
@@ -69,11 +68,14 @@ def run_experiment(
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(spec.training.min_workers or spec.training.num_workers)
         context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose)
-        prepared = prepare_stage(context)
+        outputs = prepare_stage(context)
         with run.locked():
             run.create()
-            run.finish("prepare", asdict(prepared))
-            run_recorded(context, prepared, start_recorder(run, tracking_uri))
+            if run.manifest("prepare") != outputs:
+                run.finish("prepare", outputs)
+            recorder = start_recorder(run, tracking_uri)
+            recorder.describe_data()
+            run_recorded(context, as_prepared(outputs), recorder)
     return run
 
 
@@ -104,20 +106,30 @@ def run_recorded(context: Context, prepared: Prepared, recorder: Recorder) -> No
             raise StageError(f"{name}: {describe(cause)}") from error
 
 
-def prepare_stage(context: Context) -> Prepared:
-    """Data and model on disk, by a Ray task; what is bad about either is the user's to mend."""
+def prepare_stage(context: Context) -> dict[str, Any]:
+    """Data and model on disk, by a Ray task; what is bad about either is the user's to mend.
+
+    Returns:
+        The fields of `Prepared`, and as `overlap` what the training examples share with each
+        benchmark, see `overlap_with_benchmarks`.
+    """
     spec = context.spec
     cache = context.cache
+    manifest = context.run.manifest("prepare")
+    if manifest and all(Path(manifest[key]).is_dir() for key in ("model_dir", "rows_dir")):
+        context.console.stage("prepare", f"{summary(as_prepared(manifest))}, finished already")
+        return manifest
 
-    def work() -> Prepared:
-        return prepare(
+    def work() -> tuple[Prepared, dict[str, Any]]:
+        prepared = prepare(
             dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
         )
+        return prepared, overlap_with_benchmarks(prepared, spec.evaluation.benchmarks)
 
-    dataset, model = _absolute(spec.dataset), _absolute(spec.model)
+    dataset, model = absolute_dataset(spec.dataset), _absolute(spec.model)
     started = time.monotonic()
     try:
-        prepared = ray.get(ray.remote(work).remote())
+        prepared, overlap = ray.get(ray.remote(work).remote())
     except ray.exceptions.RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
@@ -128,17 +140,43 @@ def prepare_stage(context: Context) -> Prepared:
             f"training.batch_size: {prepared.num_examples} examples of at most "
             f"{spec.training.max_length} tokens fill no batch of {spec.training.batch_size}"
         )
-    left_out = f", {prepared.num_too_long} too long" if prepared.num_too_long else ""
-    context.console.stage(
-        "prepare",
-        f"{prepared.num_examples:,} examples{left_out}, {prepared.num_tokens:,} tokens, "
-        f"{prepared.num_target_tokens:,} of them targets ({time.monotonic() - started:.0f} s)",
-    )
-    return prepared
+    context.console.stage("prepare", f"{summary(prepared)} ({time.monotonic() - started:.0f} s)")
+    for name, found in overlap.items():
+        if found["num_overlapping"]:
+            context.console.say(
+                f"warning: {found['num_overlapping']:,} training examples ({found['share']:.2%}) "
+                f"share text with benchmark {name}, the first is {found['ids'][0]}"
+            )
+    return {**asdict(prepared), "overlap": overlap}
 
 
-def _absolute(spec: PathSpec) -> PathSpec:
-    """``spec`` with a local path made absolute: Ray's processes work in other directories."""
+def as_prepared(outputs: Mapping[str, Any]) -> Prepared:
+    """The record in a manifest of the prepare stage."""
+    return Prepared(**{field.name: outputs[field.name] for field in fields(Prepared)})
+
+
+def summary(prepared: Prepared) -> str:
+    """What became of the data, in one line; what did not happen is not said."""
+    parts = [
+        (prepared.num_examples, "examples"),
+        (prepared.num_validation_examples, "held out"),
+        (prepared.num_too_long, "too long"),
+        (prepared.num_truncated, "cut to length"),
+        *((count, kind) for kind, count in prepared.bad_records.items()),
+    ]
+    said = [f"{count:,} {what}" for index, (count, what) in enumerate(parts) if count or not index]
+    said.append(f"{prepared.num_tokens:,} tokens")
+    return f"{', '.join(said)}, {prepared.num_target_tokens:,} of them targets"
+
+
+def absolute_dataset(spec: DatasetSpec) -> DatasetSpec:
+    """``spec`` with local paths made absolute: Ray's processes work in other directories."""
+    path = spec.local_path
+    key = "name" if spec.data_dir is None else "data_dir"
+    return spec if path is None else spec.model_copy(update={key: str(path.absolute())})
+
+
+def _absolute(spec: ModelSpec) -> ModelSpec:
     path = Path(spec.name)
     return spec.model_copy(update={"name": str(path.absolute())}) if path.exists() else spec
 
