@@ -28,6 +28,7 @@ training:
   max_length: 256
   learning_rate: 3.0e-3
   checkpoint_every: 10
+  validate_every: 20
 evaluation: {benchmarks: [{name: figfont, size: 20}]}
 """
 
@@ -76,6 +77,9 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
         metrics = run.data.metrics
         assert 0 <= metrics["base/figfont/jaro_winkler"] <= 1
         assert metrics["eval/figfont/num_items"] == 20
+        held_out = client.get_metric_history(run.info.run_id, "validation/bits_per_byte")
+        assert [point.step for point in held_out] == [0, 20, 40, len(nll)]
+        assert held_out[-1].value < held_out[0].value / 2
         for name in ("learning_rate", "grad_norm", "tokens_per_second", "mean_p"):
             assert len(curve(client, run, f"train/{name}")) == len(nll)
 

@@ -104,6 +104,7 @@ def deepspeed_config(
                 "betas": list(spec.betas),
                 "weight_decay": spec.weight_decay,
                 "torch_adam": True,
+                "fused": True,
             },
         },
         "steps_per_print": None,
