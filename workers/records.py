@@ -60,9 +60,11 @@ class Tally:
 
     def message(self, source: str, remedy: str) -> str:
         """Name the first bad records of ``source``, count the others, and end with ``remedy``."""
-        lines = [f"{source}: {self.counts.total():,} bad records ({describe(self.counts)})"]
+        total = self.counts.total()
+        records = "record" if total == 1 else "records"
+        lines = [f"{source}: {total:,} bad {records} ({describe(self.counts)})"]
         lines += [f"  {bad.where}: {bad.message}" for bad in self.shown]
-        if rest := self.counts.total() - len(self.shown):
+        if rest := total - len(self.shown):
             lines.append(f"  and {rest:,} more")
         return "\n".join([*lines, remedy])
 

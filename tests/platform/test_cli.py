@@ -79,7 +79,19 @@ def test_bad_line_in_a_data_file_is_named(
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     (tmp_path / "run.yaml").write_text("dataset: sums.jsonl" + SMALL)
     said = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
-    assert "sums.jsonl:7: key 'prompt' is missing; there are: promt, response" in said
+    assert "sums.jsonl: 1 bad record (1 missing field)" in said
+    assert "sums.jsonl:7: key 'prompt' is missing; did you mean promt? There are:" in said
+    assert "dataset.bad_records=drop" in said
+
+
+def test_dataset_that_the_hub_does_not_give_is_said_with_a_way_out(
+    refused: Callable[..., str], ray_address: str
+) -> None:
+    # The hub's address leads nowhere, whatever network there is; Ray's workers must see it too.
+    names = ["--dataset", "nobody/nothing", "--model", "tiny", "--objective", "DEFT"]
+    said = refused("run", *names, RAY_ADDRESS=ray_address, HF_HUB_OFFLINE="1")
+    assert "dataset 'nobody/nothing' (split train) could not be had from the Hugging" in said
+    assert "give their directory" in said
 
 
 def test_empty_dataset_is_refused(
