@@ -14,7 +14,6 @@ import pytest
 from ray.train import WorkerGroupError
 
 from deft.platform import training
-from deft.platform.errors import root_cause
 from deft.platform.training import chosen_checkpoint, fetch_model, fit
 from deft.workers.job import TrainJob
 from deft.workers.prepare import prepare
