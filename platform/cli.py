@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.console import Console
 from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
@@ -48,7 +49,7 @@ def run(
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")
+        bool, typer.Option("--dry-run", help="Print the resolved spec and the plan, and stop.")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
@@ -64,6 +65,13 @@ def run(
     console = RunConsole()
     if dry_run:
         console.say(spec.model_dump_json(indent=2))
+        from deft.platform.dry_run import show_plan
+
+        # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
+        try:
+            show_plan(spec, root, RunConsole(Console(stderr=True, highlight=False)))
+        except ValueError as error:
+            raise UserError(str(error)) from None
         return
     from deft.platform.driver import run_experiment
     from deft.platform.results import show_results

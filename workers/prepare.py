@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deft.workers.chat import Example, count_bos, format_hash
-from deft.workers.datasets import DATASETS, content_digest, read_examples
+from deft.workers.datasets import DATASETS, content_digest, digest_files, read_examples
 from deft.workers.example_store import iterate_examples, open_examples, write_examples
 from deft.workers.models import MODELS, build_smollm2, build_tiny, resolve_directory
 from deft.workers.records import BadRecord, Tally
@@ -84,6 +84,8 @@ def prepare(
         dataset, examples_dir, tokenizer, max_length=max_length, seed=seed, cache=cache / "rows"
     )
     counts = json.loads((directory / COUNTS_FILE).read_text())
+    key = _plan_key(dataset, model, max_length, seed)
+    write_atomic(cache / "counts" / f"{key}.json", json.dumps(counts))
     return Prepared(
         model_dir=str(model_dir),
         examples_dir=str(examples_dir),
@@ -92,6 +94,24 @@ def prepare(
         bad_records_file=str(directory / BAD_RECORDS_FILE),
         prompt_style=dataset.prompt_style,
         **counts,
+    )
+
+
+def known_counts(
+    dataset: DatasetSpec, model: ModelSpec, *, max_length: int, seed: int, cache: Path
+) -> dict[str, Any] | None:
+    """The counts of an earlier `prepare` of the same, found without a tokenizer; None if none."""
+    file = cache / "counts" / f"{_plan_key(dataset, model, max_length, seed)}.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def _plan_key(dataset: DatasetSpec, model: ModelSpec, max_length: int, seed: int) -> str:
+    path = dataset.local_path
+    content = digest_files(path) if path is not None else dataset.name
+    settings = dataset.model_dump_json(exclude={"name", "data_dir"})
+    name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
+    return _hash(
+        content, dataset.name if path is None else "", settings, name, str((max_length, seed))
     )
 
 
