@@ -101,6 +101,34 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     show_catalog(kind.value, RunConsole())
 
 
+show = typer.Typer(help="Look at what a run would use.", no_args_is_help=True)
+app.add_typer(show, name="show")
+
+
+@show.command("data")
+def show_data_(
+    file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
+    dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
+    model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the run file."),
+    ] = None,
+    number: Annotated[int, typer.Option(min=1, help="Examples to print.")] = 3,
+    root: Root = Path("runs"),
+) -> None:
+    """Print the first examples as the model will see them, trained tokens coloured."""
+    from deft.platform.loading import load_spec
+
+    if file is None and not (dataset and model):
+        raise UserError("give a run file, or --dataset and --model")
+    names = {"dataset": dataset, "model": model, "objective": None if file else "original"}
+    spec = load_spec(file, names, settings or ())
+    from deft.platform.show_data import show_data
+
+    show_data(spec, root, number, RunConsole())
+
+
 @app.command()
 def landscape(
     dataset: Annotated[str, typer.Option(help="See `deft list datasets`.")],

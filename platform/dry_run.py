@@ -166,9 +166,9 @@ def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
     lengths = [sum(len(m["content"]) for m in e.prompt) + len(e.response) for e in good]
     total = len(good)
     if len(found) == SAMPLE and dataset.local_path is not None:
-        size = sum(file.stat().st_size for file in local_files(dataset.local_path))
-        total = max(total, size * len(good) // max(sum(lengths), 1))
-        total = min(total, dataset.size or total)
+        characters = max(sum(lengths) // max(len(good), 1), 1)
+        records = sum(count_records(file, characters) for file in local_files(dataset.local_path))
+        total = min(records * len(good) // SAMPLE, dataset.size or records)
     left = total - dataset.num_validation(total)
     tokens = [
         min(length / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS, max_length) for length in lengths
@@ -178,6 +178,18 @@ def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
     if len(found) > len(good):
         source += f"; {_number(len(found) - len(good), 'bad record')} in the first {len(found):,}"
     return DataSize(left, round(left * mean), source)
+
+
+def count_records(file: Path, characters: int) -> int:
+    """About how many records are in a file; ``characters`` are those of a record's texts."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    if file.suffix == ".json":
+        return file.stat().st_size // characters
+    with file.open("rb") as content:
+        return sum(block.count(b"\n") for block in iter(lambda: content.read(2**20), b""))
 
 
 def architecture_of(name: str) -> Architecture | None:

@@ -223,14 +223,18 @@ def build_smollm2(directory: Path) -> None:
     AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(directory)
 
 
+def resolve_name(name: str) -> str:
+    """The hub id that a name of the catalog stands for; any other name as it is."""
+    return (MODELS[name].hub or name) if name in MODELS else name
+
+
 def resolve_directory(name: str) -> Path:
     """The local directory of a model given by path or hub id, downloading it if need be.
 
     Raises:
         ValueError: the hub has no such model, or cannot be reached.
     """
-    if name in MODELS:
-        name = MODELS[name].hub or name
+    name = resolve_name(name)
     if Path(name).is_dir():
         return Path(name).resolve()
     from huggingface_hub import snapshot_download

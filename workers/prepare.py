@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from deft.workers.chat import Example, count_bos, format_hash
 from deft.workers.datasets import DATASETS, content_digest, digest_files, read_examples
 from deft.workers.example_store import iterate_examples, open_examples, write_examples
-from deft.workers.models import MODELS, build_smollm2, build_tiny, resolve_directory
+from deft.workers.models import MODELS, build_smollm2, build_tiny, resolve_directory, resolve_name
 from deft.workers.records import BadRecord, Tally
 from deft.workers.spec import DatasetSpec, ModelSpec
 from deft.workers.storage import atomic_directory, write_atomic
@@ -71,12 +72,9 @@ def prepare(
     Raises:
         ValueError: the data or the model cannot be used; the message says why.
     """
-    import datasets
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    _silence_libraries()
     examples_dir = prepare_examples(dataset, cache / "examples")
     model_dir = prepare_model(model, examples_dir, seed, cache / "models")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -113,6 +111,32 @@ def _plan_key(dataset: DatasetSpec, model: ModelSpec, max_length: int, seed: int
     return _hash(
         content, dataset.name if path is None else "", settings, name, str((max_length, seed))
     )
+
+
+def prepare_tokenizer(
+    dataset: DatasetSpec, model: ModelSpec, *, seed: int, cache: Path
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``model`` alone, without its weights where those are on the hub.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    if model.name in MODELS and MODELS[model.name].hub is None:
+        _silence_libraries()
+        # That of the tiny model is trained on the examples.
+        examples_dir = prepare_examples(dataset, cache / "examples")
+        return AutoTokenizer.from_pretrained(
+            prepare_model(model, examples_dir, seed, cache / "models")
+        )
+    name = resolve_name(model.name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(
+            f"the tokenizer of {name!r} could not be had: {' '.join(str(error).split()):.300}"
+        ) from None
 
 
 def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
@@ -269,6 +293,19 @@ def prepare_model(model: ModelSpec, examples_dir: Path, seed: int, cache: Path) 
             else:
                 build_smollm2(aside)
     return directory
+
+
+def _silence_libraries() -> None:
+    """No bars and no guesses of theirs: what is in progress is said by this platform's own."""
+    import torch
+
+    # Else DeepSpeed, which transformers imports, says that it found no GPU.
+    os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
 
 
 def _hash(*parts: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deft.platform.dry_run import architecture_of, data_size
@@ -99,9 +101,15 @@ def test_runs_own_manifest_is_believed_first(tmp_path: Path) -> None:
 
 def test_large_files_are_judged_by_a_sample(tmp_path: Path) -> None:
     write_sums(tmp_path / "sums.jsonl", 9000)
-    size = data_size(spec_for(tmp_path / "sums.jsonl", "dataset.validation=0"), tmp_path)
+    settings = ("dataset.validation=0",)
+    size = data_size(spec_for(tmp_path / "sums.jsonl", *settings), tmp_path)
     assert size is not None
-    assert 0.3 * 9000 < size.num_examples < 10 * 9000
+    assert size.num_examples == 9000
+    rows = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "sums.parquet")
+    size = data_size(spec_for(tmp_path / "sums.parquet", *settings), tmp_path)
+    assert size is not None
+    assert size.num_examples == 9000
     limited = data_size(spec_for(tmp_path / "sums.jsonl", "dataset.size=3000"), tmp_path)
     assert limited is not None
     assert limited.num_examples == 3000 - 128
