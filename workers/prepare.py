@@ -72,9 +72,9 @@ def prepare(
     Raises:
         ValueError: the data or the model cannot be used; the message says why.
     """
+    _silence_libraries()
     from transformers import AutoTokenizer
 
-    _silence_libraries()
     examples_dir = prepare_examples(dataset, cache / "examples")
     model_dir = prepare_model(model, examples_dir, seed, cache / "models")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -121,10 +121,10 @@ def prepare_tokenizer(
     Raises:
         ValueError: it cannot be had.
     """
+    _silence_libraries()
     from transformers import AutoTokenizer
 
     if model.name in MODELS and MODELS[model.name].hub is None:
-        _silence_libraries()
         # That of the tiny model is trained on the examples.
         examples_dir = prepare_examples(dataset, cache / "examples")
         return AutoTokenizer.from_pretrained(

@@ -127,6 +127,7 @@ def train(job: TrainJob) -> None:
             "grad_norm": grad_norm,
             "padding_share": padding_share(cuts, lengths, packing=spec.packing),
             "skipped_steps": engine.skipped_steps,
+            "target_tokens": len(targets["p"]),
             "tokens_per_second": sum(lengths[i] for i in indices) / seconds,
             "target_tokens_per_second": len(targets["p"]) / seconds,
         }

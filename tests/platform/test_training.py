@@ -128,6 +128,38 @@ def assert_same_curve(events: FileEvents, expected: list[float]) -> None:
         assert points == pytest.approx([expected[step - 1]] * len(points), rel=2e-4), step
 
 
+def test_the_best_checkpoint_is_kept_and_chosen(
+    ray_cluster: None, job: TrainJob, tmp_path: Path
+) -> None:
+    # With such a learning rate the held-out NLL falls, and then explodes.
+    events, result, _ = run(
+        job,
+        tmp_path / "run",
+        None,
+        keep="best",
+        keep_checkpoints=1,
+        checkpoint_every=2,
+        learning_rate=0.2,
+        warmup_ratio=0.8,
+        checkpoint_storage=None,
+        num_workers=1,
+    )
+    lines = map(json.loads, events.file.read_text().splitlines())
+    nll = {e["step"]: e["metrics"]["nll"] for e in lines if e["event"] == "validation"}
+    assert sorted(nll) == [0, 2, 4, 6, 8, 10]
+    best = min((step for step in nll if step), key=nll.__getitem__)
+    assert best != STEPS
+    chosen = chosen_checkpoint(result, "best")
+    with chosen.as_directory() as directory:
+        assert json.loads(Path(directory, "progress.json").read_text())["step"] == best
+    assert chosen_checkpoint(result, "last").path != chosen.path
+    # The last one is kept besides, to continue from; all others are gone.
+    kept = [path for path in (tmp_path / "run" / "storage" / "run").iterdir() if path.is_dir()]
+    assert sorted(kept) == sorted(Path(c.path) for c in (chosen, result.checkpoint))
+    fetch_model(chosen, tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_killed_worker_is_replaced(
     uninterrupted: list[float], job: TrainJob, tmp_path: Path, stage: int
