@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from deft.platform.spec import ExperimentSpec
 from deft.workers.chat import IGNORE_INDEX, Example, count_bos, encode_example, format_hash
 from deft.workers.datasets import read_examples
 from deft.workers.prepare import prepare_tokenizer
-from deft.workers.records import BadRecord
+from deft.workers.records import BadRecord, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,8 +41,8 @@ def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole
     for record in records:
         console.say("")
         if isinstance(record, BadRecord):
-            said = f"{escape(record.where)} · bad record ({record.kind}): {escape(record.message)}"
-            console.console.print(Text(said, BAD), soft_wrap=True)
+            said = f"{record.where} · bad record ({record.kind}): {record.message}"
+            console.console.print(Text(printable(said), BAD), soft_wrap=True)
         else:
             show_example(spec, record, tokenizer, console)
 
@@ -70,11 +69,13 @@ def show_example(
     spec: ExperimentSpec, example: Example, tokenizer: PreTrainedTokenizerBase, console: RunConsole
 ) -> None:
     """Print one example: its counts in a line, then its text."""
-    where = escape(example.id)
+    where = printable(example.id)
     try:
         input_ids, labels = encode_example(tokenizer, example, style=spec.dataset.prompt_style)
     except ValueError as error:
-        console.console.print(Text(f"{where} · cannot be rendered: {error}", BAD), soft_wrap=True)
+        console.console.print(
+            Text(f"{where} · cannot be rendered: {printable(str(error))}", BAD), soft_wrap=True
+        )
         return
     trained = sum(label != IGNORE_INDEX for label in labels)
     facts = [
@@ -105,17 +106,4 @@ def spans(
     tokens = zip(input_ids, (label != IGNORE_INDEX for label in labels), strict=True)
     for is_trained, run in groupby(tokens, key=lambda token: token[1]):
         ids = [token for token, _ in run]
-        yield escape(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))), is_trained
-
-
-def escape(text: str) -> str:
-    """``text`` with everything but line feeds that acts on a terminal or cannot be seen spelt out.
-
-    Data comes from anywhere, and a terminal obeys escape sequences.
-    """
-    return "".join(
-        letter
-        if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf", "Zl", "Zp", "Cs")
-        else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+        yield printable(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))), is_trained
