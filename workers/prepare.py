@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,8 +125,9 @@ def prepare_tokenizer(
     from transformers import AutoTokenizer
 
     if model.name in MODELS and MODELS[model.name].hub is None:
-        # That of the tiny model is trained on the examples.
-        examples_dir = prepare_examples(dataset, cache / "examples")
+        # Only the tiny model's tokenizer is trained on the examples.
+        needed = model.name == "tiny"
+        examples_dir = prepare_examples(dataset, cache / "examples") if needed else None
         return AutoTokenizer.from_pretrained(
             prepare_model(model, examples_dir, seed, cache / "models")
         )
@@ -208,7 +209,7 @@ def prepare_rows(
     import datasets
     import numpy as np
 
-    from deft.workers.rows import add_target_bytes, count_tokens, hold_out, tokenize
+    from deft.workers.rows import add_target_bytes, column, count_tokens, hold_out, tokenize
 
     examples = open_examples(examples_dir / EXAMPLES_FILE)
     prompt_hash = format_hash(tokenizer, dataset.prompt_style, examples[0]["instruction"])
@@ -239,13 +240,13 @@ def prepare_rows(
         if long.counts and dataset.too_long == "refuse":
             remedy = "training.max_length allows more; dataset.too_long may be drop or truncate"
             raise ValueError(long.message(source, remedy))
-        groups = np.asarray(rows.with_format("numpy")[:]["group"], dtype=np.int64)
+        groups = column(rows, "group")
         held_out = hold_out(groups, dataset.num_validation(len(rows)), seed)
         rows = rows.remove_columns("group")
         train = rows.select(np.flatnonzero(~held_out))
         validation = add_target_bytes(rows.select(np.flatnonzero(held_out)), tokenizer)
         for split, name in ((train, "train"), (validation, "validation")):
-            np.save(aside / f"{name}_examples.npy", np.asarray(split["example"], dtype=np.int64))
+            np.save(aside / f"{name}_examples.npy", column(split, "example"))
             # Without the number nothing at all is written of a split that has no rows.
             shards = {} if len(split) else {"num_shards": 1}
             split.remove_columns("example").save_to_disk(aside / name, **shards)
@@ -274,24 +275,26 @@ def training_examples(prepared: Prepared) -> Iterator[Example]:
     return iterate_examples(examples.select(np.load(f"{prepared.rows_dir}_examples.npy")))
 
 
-def prepare_model(model: ModelSpec, examples_dir: Path, seed: int, cache: Path) -> Path:
+def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:
     """The local directory of ``model``, built under ``cache`` if it is one of ours.
 
-    ``examples_dir`` is named after the content of the examples in it.
+    ``examples_dir`` is named after the content of the examples in it; the tiny model needs it.
     """
     if model.name not in MODELS or MODELS[model.name].hub:
         return resolve_directory(model.name)
     if model.name == "tiny":
+        assert examples_dir is not None
         directory = cache / f"tiny-{_hash(examples_dir.name, str(seed))}"
-    else:
-        directory = cache / model.name
+        examples = open_examples(examples_dir / EXAMPLES_FILE)
+        return _built(directory, lambda aside: build_tiny(aside, iterate_examples(examples), seed))
+    return _built(cache / model.name, build_smollm2)
+
+
+def _built(directory: Path, build: Callable[[Path], None]) -> Path:
+    """``directory``, filled by ``build`` if it is not there yet."""
     if not directory.is_dir():
         with atomic_directory(directory) as aside:
-            if model.name == "tiny":
-                examples = open_examples(examples_dir / EXAMPLES_FILE)
-                build_tiny(aside, iterate_examples(examples), seed)
-            else:
-                build_smollm2(aside)
+            build(aside)
     return directory
 
 
