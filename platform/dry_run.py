@@ -7,6 +7,7 @@ from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from deft.platform.console import RunConsole
 from deft.platform.plan import (
@@ -193,19 +194,32 @@ def count_records(file: Path, characters: int) -> int:
 
 
 def architecture_of(name: str) -> Architecture | None:
-    """The sizes of a model from the catalog or from its config.json, here or in the hub's cache."""
+    """The sizes of a model from the catalog or from its config.json, here or on the hub."""
     if name in MODELS:
         return MODELS[name].architecture
     file = Path(name) / "config.json"
-    if not file.is_file():
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    config = json.loads(file.read_text()) if file.is_file() else _hub_config(name)
+    return read_architecture(config)
 
-        try:
-            file = Path(hf_hub_download(name, "config.json", etag_timeout=3))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
-            return None
-    return read_architecture(json.loads(file.read_text()))
+
+def _hub_config(name: str) -> dict[str, Any]:
+    """config.json out of the hub's cache, or by one request; empty if it cannot be had at once."""
+    from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return dict(json.loads(Path(cached).read_text()))
+    if constants.HF_HUB_OFFLINE:
+        return {}
+    # Not hf_hub_download: it tries for half a minute, and a plan is no reason to wait.
+    request = Request(hf_hub_url(name, "config.json"))
+    if token := get_token():
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urlopen(request, timeout=3) as answer:
+            return dict(json.load(answer))
+    except (OSError, ValueError):
+        return {}
 
 
 def read_architecture(config: dict[str, Any]) -> Architecture | None:

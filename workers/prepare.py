@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -136,7 +137,8 @@ def prepare_tokenizer(
         return AutoTokenizer.from_pretrained(name)
     except OSError as error:
         raise ValueError(
-            f"the tokenizer of {name!r} could not be had: {' '.join(str(error).split()):.300}"
+            f"the tokenizer of {name!r} could not be had: {' '.join(str(error).split()):.300} "
+            "Copy its files to this machine and give their directory as model."
         ) from None
 
 
@@ -305,10 +307,12 @@ def _silence_libraries() -> None:
     # Else DeepSpeed, which transformers imports, says that it found no GPU.
     os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
     import datasets
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    # The hub's client warns at each of many tries; in the end the error says it once.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def _hash(*parts: str) -> str:
