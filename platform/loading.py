@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from deft.platform.errors import UserError
-from deft.platform.spec import PRESETS, ExperimentSpec
+from deft.platform.presets import PRESETS
+from deft.platform.spec import ExperimentSpec
 
 Key = tuple[str | int, ...]
 

@@ -72,6 +72,10 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
         assert run.data.params["dataset"] == "figfont"
         assert run.data.params["training.batch_size"] == "16"
         assert run.data.params["evaluation.benchmarks.figfont.size"] == "20"
+        assert run.data.tags["deft.prompt_style"] == "chat"
+        assert len(run.data.tags["deft.prompt_hash"]) == 12
+        assert run.data.metrics["data/num_validation_examples"] > 0
+        assert run.data.metrics["data/overlap/figfont"] == 0
         nll = curve(client, run, "train/nll")
         assert nll[-1] < nll[0] / 2
         metrics = run.data.metrics
