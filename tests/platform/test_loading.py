@@ -124,7 +124,7 @@ def test_unknown_benchmark_says_the_nearest(tmp_path: Path) -> None:
         (QUICKSTART.replace("tiny", "./none"), "DIR/run.yaml:2: model: there is no directory"),
         (QUICKSTART + "name: ../../etc\n", "DIR/run.yaml:4: name: "),
         (
-            QUICKSTART + "training:\n  batch_size: 10\n",
+            QUICKSTART + "training: {batch_size: 10, packing: false}\n",
             "DIR/run.yaml:4: training: batch_size must be a multiple of",
         ),
     ],
