@@ -81,6 +81,7 @@ class Kind(StrEnum):
     objectives = "objectives"
     models = "models"
     datasets = "datasets"
+    prompts = "prompts"
     benchmarks = "benchmarks"
 
 

@@ -58,9 +58,10 @@ def _with_error(metrics: dict[str, float], name: str) -> str:
 
 
 def show_catalog(kind: str, console: RunConsole) -> None:
-    """Print all objectives, models, datasets or benchmarks, a line each with its source."""
+    """Print what there is of one kind, a line each with its source."""
     from deft.evaluators.benchmarks import BENCHMARKS
     from deft.objectives.catalog import CATALOG
+    from deft.workers.chat import PROMPT_STYLES
     from deft.workers.datasets import DATASETS
     from deft.workers.models import MODELS
 
@@ -68,6 +69,7 @@ def show_catalog(kind: str, console: RunConsole) -> None:
         "objectives": CATALOG,
         "models": MODELS,
         "datasets": DATASETS,
+        "prompts": PROMPT_STYLES,
         "benchmarks": BENCHMARKS,
     }
     signatures = {key: getattr(info, "signature", key) for key, info in catalogs[kind].items()}

@@ -9,15 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deft.workers.chat import Example
+from deft.workers.chat import FIGFONT_SYSTEM, Example
 
 TRAIN_START, TEST_START = 0, 40_000
 MAX_TRAIN_SIZE, MAX_TEST_SIZE = 40_000, 5_000
-
-SYSTEM_PROMPT = (
-    "You are an expert at decoding Figlet Font ASCII art. When given Figlet Font text, identify "
-    "the word it represents and output only that without any explanations or additional text."
-)
 
 
 def figfont_examples(start: int, size: int) -> Iterator[Example]:
@@ -37,7 +32,7 @@ def figfont_examples(start: int, size: int) -> Iterator[Example]:
         yield Example(
             id=f"figfont/{index}",
             prompt=(
-                {"role": "system", "content": SYSTEM_PROMPT},
+                {"role": "system", "content": FIGFONT_SYSTEM},
                 {"role": "user", "content": item["question"]},
             ),
             response=item["answer"],
