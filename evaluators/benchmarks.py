@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deft.evaluators.figfont import load_figfont, score_figfont
+from deft.evaluators.figfont import load_figfont
+from deft.evaluators.grading.figfont import score_figfont
 from deft.workers.chat import Example
 from deft.workers.figfont import MAX_TEST_SIZE
 
