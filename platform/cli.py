@@ -94,6 +94,25 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
 
 
 @app.command()
+def grade(
+    benchmark: Annotated[str, typer.Argument(help="math, medical or figfont.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.jsonl",
+            help="Lines with response and gold; medical also options (letter to text).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="Where the graded lines go.")],
+) -> None:
+    """Score stored responses, without a model: adds verdict and extracted to each line."""
+    from deft.platform.grading import grade_file, show_counts
+
+    console = RunConsole()
+    show_counts(grade_file(benchmark, file, out, console), out, console)
+
+
+@app.command()
 def landscape(
     dataset: Annotated[str, typer.Option(help="See `deft list datasets`.")],
     model: Annotated[str, typer.Option(help="See `deft list models`.")],
