@@ -8,6 +8,7 @@ correct, and its score is that of the text there is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -94,7 +95,10 @@ def by_source(outcomes: Outcomes) -> dict[str, float]:
     name = f"avg_at_{outcomes.num_samples}"
     means: dict[str, float] = {}
     for source in sorted(set(outcomes.sources)):
-        means |= {f"{source}/{k}": v for k, v in _mean(name, outcomes.only(source).correct()).items()}
+        # MLflow takes letters, digits and a few signs in a name.
+        prefix = re.sub(r"[^\w. -]+", "-", source)
+        of_source = _mean(name, outcomes.only(source).correct())
+        means |= {f"{prefix}/{key}": value for key, value in of_source.items()}
     each = [value for key, value in means.items() if key.endswith(f"/{name}")]
     return means | {f"macro_{name}": sum(each) / len(each)}
 

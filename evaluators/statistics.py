@@ -74,9 +74,7 @@ def majority_at_k(
         subsets = [list(chosen) for chosen in combinations(range(num_samples), k)]
     else:
         rng = np.random.default_rng(seed)
-        subsets = [
-            rng.choice(num_samples, k, replace=False).tolist() for _ in range(max_subsets)
-        ]
+        subsets = [rng.choice(num_samples, k, replace=False).tolist() for _ in range(max_subsets)]
     votes = [
         [("right", "") if good else ("other", text) if text is not None else None
          for text, good in zip(texts, goods, strict=True)]

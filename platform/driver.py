@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,12 +13,19 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from deft.evaluators.actor import create_evaluator
+from deft.evaluators.benchmarks import get_benchmark
+from deft.evaluators.pool import EvaluatorPool
 from deft.objectives import ObjectiveSpec, get_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole, format_metrics
 from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.evaluation import (
+    Evaluation,
+    evaluate_models,
+    prepare_benchmarks,
+    record_results,
+)
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ExperimentSpec
 from deft.platform.tracking import Recorder, start_recorder
@@ -44,10 +51,17 @@ class Context:
     console: RunConsole
     use_gpu: bool
     verbose: bool
+    pool: EvaluatorPool | None
 
 
 def run_experiment(
-    spec: ExperimentSpec, root: Path, console: RunConsole, tracking_uri: str, *, verbose: bool
+    spec: ExperimentSpec,
+    root: Path,
+    console: RunConsole,
+    tracking_uri: str,
+    *,
+    verbose: bool,
+    pool: EvaluatorPool | None = None,
 ) -> RunDirectory:
     """Run every stage of ``spec`` that has not finished yet.
 
@@ -57,6 +71,7 @@ def run_experiment(
         console: where progress is shown.
         tracking_uri: MLflow tracking URI.
         verbose: whether Ray's, DeepSpeed's and vLLM's own output is shown.
+        pool: warm engines to evaluate with; if none is given the run starts its own.
 
     Raises:
         UserError: the input cannot be used; nothing was written for it.
@@ -69,12 +84,13 @@ def run_experiment(
         return run
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(spec.training.num_workers)
-        context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose)
+        context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose, pool)
         prepared = prepare_stage(context)
+        items = prepare_benchmarks(spec.evaluation, prepared.model_dir, "chat", context.cache)
         with run.locked():
             run.create()
             run.finish("prepare", asdict(prepared))
-            run_recorded(context, prepared, start_recorder(run, tracking_uri))
+            run_recorded(context, prepared, items, start_recorder(run, tracking_uri))
     return run
 
 
@@ -86,11 +102,13 @@ def require_importable(objective: ObjectiveSpec) -> None:
         raise UserError(f"objective: {error}") from None
 
 
-def run_recorded(context: Context, prepared: Prepared, recorder: Recorder) -> None:
+def run_recorded(
+    context: Context, prepared: Prepared, items: Mapping[str, str], recorder: Recorder
+) -> None:
     """Run the stages that MLflow watches; if one fails, so does its MLflow run."""
     stages: dict[str, Callable[[], None]] = {
         "train": lambda: train_stage(context, prepared, recorder),
-        "evaluate": lambda: evaluate_stage(context, prepared),
+        "evaluate": lambda: evaluate_stage(context, prepared, items),
         "record": lambda: record_stage(context, recorder),
     }
     for name, stage in stages.items():
@@ -211,52 +229,25 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
     shutil.rmtree(run.path / "ray")
 
 
-def evaluate_stage(context: Context, prepared: Prepared) -> None:
-    """Ask the base model and the trained one every benchmark, on one warm vLLM engine."""
+def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str]) -> None:
+    """Ask the base model and the trained one every benchmark, and compare prompts with training."""
     spec, run, console = context.spec, context.run, context.console
     if run.manifest("evaluate"):
         console.stage("evaluate", "finished already")
         return
-    benchmarks = spec.evaluation.benchmarks
-    if not benchmarks:
-        console.stage("evaluate", "no benchmark asked for")
-        run.finish("evaluate", {"results": {}})
-        return
-    console.stage("evaluate", "base and trained model · starting vLLM")
-    started = time.monotonic()
-    evaluator = create_evaluator(
-        spec.evaluation.engine,
-        num_cpus=1 if context.use_gpu else ray.cluster_resources()["CPU"],
-        num_gpus=1 if context.use_gpu else 0,
+    names = [get_benchmark(benchmark.name).name for benchmark in spec.evaluation.suite]
+    console.stage("evaluate", f"base and trained model · {', '.join(names) or 'no benchmark'}")
+    evaluation = Evaluation(
+        spec=spec.evaluation,
+        models={"base": prepared.model_dir, "eval": str(run.path / "model")},
+        trained_style="chat",
+        out=run.path,
+        console=console,
+        use_gpu=context.use_gpu,
         verbose=context.verbose,
+        pool=context.pool,
     )
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    with console.progress("items") as view:
-
-        def handle(event: dict[str, Any]) -> None:
-            if event["event"] == "eval_progress":
-                name = f"{event['benchmark']}, {event['model']}"
-                view.update(name, event["done"], event["total"])
-
-        with event_queue(handle) as events:
-            try:
-                models = {"base": prepared.model_dir, "eval": str(run.path / "model")}
-                for label, path in models.items():
-                    ray.get(evaluator.load.remote(path, events))
-                    results[label] = {
-                        benchmark.name: ray.get(
-                            evaluator.evaluate.remote(
-                                benchmark,
-                                str(run.path / "predictions" / f"{label}-{benchmark.name}.parquet"),
-                                label,
-                                events,
-                            )
-                        )
-                        for benchmark in benchmarks
-                    }
-            finally:
-                ray.kill(evaluator)
-    run.finish("evaluate", {"results": results, "seconds": time.monotonic() - started})
+    run.finish("evaluate", evaluate_models(evaluation, items))
 
 
 def record_stage(context: Context, recorder: Recorder) -> None:
@@ -268,10 +259,7 @@ def record_stage(context: Context, recorder: Recorder) -> None:
     assert train is not None
     assert evaluation is not None
     steps = {"base": 0, "eval": train["metrics"]["step"]}
-    for label, benchmarks in evaluation["results"].items():
-        for benchmark, metrics in benchmarks.items():
-            named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
-            recorder.log(steps[label], named, evaluation["finished_at"])
+    record_results(recorder, evaluation, steps)
     draw_dynamics(run, str(context.spec.objective))
     recorder.finish()
     run.finish("record", {"mlflow_run_id": recorder.run_id})

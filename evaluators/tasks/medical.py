@@ -42,7 +42,5 @@ MEDICAL = Benchmark(
     metrics=(accuracy, pass_at_k, majority),
     instruction=BOXED_INSTRUCTION,
     several_sources=True,
-    paper=Paper(
-        Sampling(max_tokens=8000), {"qwen": "qwen-medical", "llama": "llama-medical"}
-    ),
+    paper=Paper(Sampling(max_tokens=8000), {"qwen": "qwen-medical", "llama": "llama-medical"}),
 )

@@ -1,0 +1,219 @@
+"""Loss on held-out text: the one yardstick that every training objective can be held to.
+
+Runs through transformers and the platform's fused head, one forward pass over each row. Shapes: N
+target tokens of one batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from deft.evaluators import statistics
+from deft.evaluators.actor import load_tokenizer
+from deft.objectives import linear_objective
+from deft.workers.batches import collate
+from deft.workers.chat import IGNORE_INDEX, Example, encode_examples
+from deft.workers.datasets import read_jsonl
+from deft.workers.engine import resolve_dtype
+from deft.workers.head import last_hidden
+from deft.workers.storage import atomic_file
+
+BATCH_SIZE = 4
+TOKENS_AT_ONCE = 1024
+"""Tokens whose logits over the vocabulary are in memory at once."""
+
+Row = Mapping[str, Any]
+"""input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
+there is no target; target_bytes, UTF-8 bytes of the text that the targets spell."""
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """Sums over the target tokens of one row."""
+
+    row: int
+    """Number of the row."""
+    nll: float
+    """−Σ log p of the targets, in nats."""
+    control_nll: float
+    """Of it, that of control tokens such as EOS, which spell no text."""
+    entropy: float
+    """Σ of the predictions' Shannon entropies, in nats."""
+    n_tokens: int
+    n_control: int
+    """Control tokens among the targets."""
+    n_bytes: int
+    num_correct: int
+    """Targets that were the most likely token."""
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str
+) -> list[Row]:
+    """Examples as rows; see `encode_examples` for what is raised."""
+    encoded = encode_examples(tokenizer, examples, style=style)
+    return [
+        {"input_ids": ids, "labels": labels, "target_bytes": len(example.response.encode())}
+        for example, (ids, labels) in zip(examples, encoded, strict=True)
+    ]
+
+
+def read_rows(
+    model_dir: Path, *, file: str | None, rows_dir: str | None, style: str, size: int | None
+) -> Sequence[Row]:
+    """The first ``size`` rows of a file of prompts and responses, or of a prepared directory.
+
+    Raises:
+        ValueError: the file cannot be read, or the prompt style does not fit the model.
+    """
+    if file is not None:
+        examples = list(islice(read_jsonl(Path(file)), size))
+        return encode_rows(load_tokenizer(model_dir), examples, style)
+    assert rows_dir is not None
+    return list(islice(datasets.load_from_disk(rows_dir), size))
+
+
+def measure_losses(
+    model_dir: Path,
+    rows: Sequence[Row],
+    out: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """Loss and calibration of a model on rows, and a Parquet table of `RowLoss`.
+
+    Args:
+        model_dir: directory of the model and its tokenizer.
+        rows: encoded with that tokenizer.
+        out: the table.
+        on_progress: told how many rows of how many are done.
+
+    Returns:
+        ``nll`` (mean over target tokens, nats) and ``bits_per_byte`` (of the text, without control
+        tokens), both with standard error and 95 % interval over rows; ``control_nll``, the mean
+        over EOS and its like; ``token_accuracy``; ``ece``, the expected calibration error of the
+        most likely token; ``entropy_gap``, nll minus mean entropy: 0 for a model as certain as it
+        should be on average, positive for an overconfident one (Braverman et al. 2020, arXiv
+        1906.05664); the counts ``num_items`` and ``num_tokens``.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    control = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=resolve_dtype("auto"), device_map=device
+    ).eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    losses: dict[int, RowLoss] = {}
+    confidences, hits = [], []
+    for start in range(0, len(order), BATCH_SIZE):
+        chosen = order[start : start + BATCH_SIZE]
+        batch = collate([dict(rows[i]) for i in chosen], tokenizer.pad_token_id or 0, device)
+        tokens = _token_losses(model, batch["input_ids"], batch["labels"])
+        is_control = torch.isin(tokens["target"], control)
+        confidences.append(tokens["confidence"].numpy())
+        hits.append(tokens["correct"].numpy())
+        sizes = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1).tolist()
+        ends = np.cumsum(sizes).tolist()
+        for i, size, end in zip(chosen, sizes, ends, strict=True):
+            mine = slice(end - size, end)
+            nll = -tokens["logp"][mine]
+            losses[i] = RowLoss(
+                row=i,
+                nll=float(nll.sum()),
+                control_nll=float(nll[is_control[mine]].sum()),
+                entropy=float(tokens["entropy"][mine].sum()),
+                n_tokens=size,
+                n_control=int(is_control[mine].sum()),
+                n_bytes=int(rows[i]["target_bytes"]),
+                num_correct=int(tokens["correct"][mine].sum()),
+            )
+        on_progress(len(losses), len(rows))
+    table = [losses[i] for i in range(len(rows))]
+    with atomic_file(out) as file:
+        pq.write_table(pa.Table.from_pylist([vars(row) for row in table]), file)
+    ece = statistics.expected_calibration_error(np.concatenate(confidences), np.concatenate(hits))
+    return summarize_losses(table) | {"ece": ece}
+
+
+def summarize_losses(losses: Sequence[RowLoss]) -> dict[str, float]:
+    """See `measure_losses`."""
+    columns = _columns(losses)
+    total = {name: float(column.sum()) for name, column in columns.items()}
+    nll = total["nll"] / total["n_tokens"]
+    metrics = _ratio("nll", columns["nll"], columns["n_tokens"])
+    metrics |= _ratio("bits_per_byte", *text_bits(losses))
+    return metrics | {
+        "control_nll": total["control_nll"] / max(total["n_control"], 1),
+        "token_accuracy": total["num_correct"] / total["n_tokens"],
+        "entropy_gap": nll - total["entropy"] / total["n_tokens"],
+        "num_items": float(len(losses)),
+        "num_tokens": total["n_tokens"],
+    }
+
+
+def text_bits(losses: Sequence[RowLoss]) -> tuple[statistics.Floats, statistics.Floats]:
+    """Bits that the text of each row costs, and its bytes, [I] both."""
+    columns = _columns(losses)
+    return (columns["nll"] - columns["control_nll"]) / math.log(2), columns["n_bytes"]
+
+
+def _columns(losses: Sequence[RowLoss]) -> dict[str, statistics.Floats]:
+    names = ("nll", "control_nll", "entropy", "n_tokens", "n_control", "n_bytes", "num_correct")
+    return {
+        name: np.array([getattr(loss, name) for loss in losses], dtype=np.float64) for name in names
+    }
+
+
+def _ratio(name: str, sums: statistics.Floats, sizes: statistics.Floats) -> dict[str, float]:
+    """Σ sums / Σ sizes over rows, its standard error (delta method) and 95 % interval."""
+    mean = float(sums.sum() / sizes.sum())
+    interval = statistics.bootstrap_interval(sums / sizes, weights=sizes)
+    return {
+        name: mean,
+        f"{name}_stderr": statistics.standard_error((sums - mean * sizes) / sizes.mean()),
+        f"{name}_ci_low": interval.low,
+        f"{name}_ci_high": interval.high,
+    }
+
+
+@torch.no_grad()
+def _token_losses(model: Any, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """target, logp, entropy, confidence and correct of each target token, [N] on the CPU."""
+    head = model.get_output_embeddings()
+    targets = labels[:, 1:].flatten()
+    chosen = targets != IGNORE_INDEX
+    hidden, targets = last_hidden(model, input_ids)[chosen], targets[chosen]
+    output = linear_objective(
+        hidden, head.weight, targets, "original", bias=head.bias, statistics={"entropy"}
+    )
+    confidences, predicted = [], []
+    for start in range(0, len(targets), TOKENS_AT_ONCE):
+        logits = head(hidden[start : start + TOKENS_AT_ONCE]).float()
+        best = logits.max(dim=-1)
+        confidences.append((best.values - logits.logsumexp(-1)).exp())
+        predicted.append(best.indices)
+    tokens = {
+        "target": targets,
+        "logp": output.stats.logp.double(),
+        "entropy": output.stats.require("entropy").double(),
+        "confidence": torch.cat(confidences).double(),
+        "correct": torch.cat(predicted) == targets,
+    }
+    return {name: column.cpu() for name, column in tokens.items()}
+
+
+def read_losses(path: Path) -> list[RowLoss]:
+    """The rows of a table that `measure_losses` wrote."""
+    return [RowLoss(**row) for row in pq.read_table(path).to_pylist()]
