@@ -83,10 +83,11 @@ class Job:
 class Evaluator:
     """Evaluates one model after the other on a warm engine.
 
-    ``progress``, where given, receives one small dictionary per event:
-    ``{"event": "engine_start", "model": path, "pid": id}`` and ``{"event": "engine_ready", "model":
-    path, "how": "started" | "swapped", "seconds": s}`` when a model is loaded, and about a hundred ``{"event": "eval_progress", "model": label, "benchmark":
-    name, "done": i, "total": n}`` for every benchmark, counting responses.
+    ``progress``, where given, receives one small dictionary per event. While a model is loaded:
+    ``{"event": "engine_start", "model": path, "pid": id}`` and ``{"event": "engine_ready",
+    "model": path, "how": "started" | "swapped", "seconds": s}``. For each benchmark about a hundred
+    ``{"event": "eval_progress", "model": label, "benchmark": name, "done": i, "total": n}``, which
+    count responses.
     """
 
     def __init__(self, spec: EngineSpec) -> None:

@@ -90,7 +90,8 @@ class EvaluatorPool:
 
         Args:
             jobs: taken in this order, except that an actor prefers jobs for the model it has.
-            progress: queue for the actors' progress events.
+            progress: queue for the actors' progress events; ``{"event": "evaluator_died", "model":
+                label, "benchmark": name}`` says that one was lost and another goes on.
 
         Raises:
             RayTaskError: a job failed; its cause is what `Evaluator.run` raises.
@@ -123,6 +124,9 @@ class EvaluatorPool:
                             f"the evaluator died {MAX_DEATHS} times over {job.name}: {error}"
                         ) from error
                     pending.insert(0, job)
+                    if progress is not None:
+                        event = {"event": "evaluator_died", "model": job.label}
+                        progress.put({**event, "benchmark": job.name})
                 else:
                     yield job, result
         finally:

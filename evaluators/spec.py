@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -202,6 +203,21 @@ class EvaluationSpec(BaseModel):
         if any(benchmark.name == GENERAL for benchmark in self.benchmarks):
             return self.benchmarks
         return (*self.benchmarks, BenchmarkSpec.model_validate(GENERAL))
+
+    def data_digest(self) -> str:
+        """Changes with the content of any local file that the spec names."""
+        names = [benchmark.file for benchmark in self.benchmarks]
+        files = [Path(name) for name in names if name is not None]
+        if self.heldout is not None and self.heldout.file is not None:
+            files.append(Path(self.heldout.file))
+        if self.data_dir is not None:
+            stems = {get_benchmark(benchmark.name).name for benchmark in self.benchmarks}
+            found = sorted(Path(self.data_dir).iterdir())
+            files += [path for path in found if path.stem in stems and path.is_file()]
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
 
 
 def _completed(value: Any, protocol: Protocol) -> Any:

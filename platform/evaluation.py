@@ -18,10 +18,14 @@ from deft.evaluators.items import prepare_items, read_items
 from deft.evaluators.pool import EvaluatorPool
 from deft.evaluators.prompts import encode_item, resolve_style
 from deft.evaluators.spec import EvaluationSpec
-from deft.platform.cluster import event_queue
+from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe, root_cause
-from deft.platform.tracking import Recorder
+from deft.platform.run_directory import RunDirectory
+from deft.platform.spec import ModelEvaluationSpec
+from deft.platform.tracking import Recorder, start_recorder
+from deft.workers.prepare import prepare_model
+from deft.workers.spec import ModelSpec
 
 HELDOUT = "heldout"
 """What losses are called among the results of benchmarks."""
@@ -110,12 +114,14 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
 
     Returns:
         ``results`` (label → benchmark → metric → value), ``prompts`` (label → benchmark → format
-        and ends of responses), ``models``, and how many responses were generated and found, and
-        the seconds that took.
+        and ends of responses), ``tables`` (label → benchmark → path of the predictions and score to
+        compare by), ``models`` (label → directory), how many responses were generated and found,
+        and the seconds that took.
     """
     started = time.monotonic()
     results: dict[str, dict[str, dict[str, float]]] = {label: {} for label in evaluation.models}
     prompts: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
+    tables: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
     totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0}
     with evaluation.console.progress("responses") as view:
 
@@ -126,6 +132,9 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
             elif event["event"] == "engine_ready":
                 how = "started" if event["how"] == "started" else "took over the weights"
                 evaluation.console.say(f"          engine {how} in {event['seconds']:.1f} s")
+            elif event["event"] == "evaluator_died":
+                name = f"{event['benchmark']}, {event['model']}"
+                evaluation.console.say(f"          {name}: evaluator lost, another goes on")
 
         with event_queue(handle) as events:
             for label, losses in measure_heldout(evaluation, events).items():
@@ -133,11 +142,16 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
             for job, result in generate(evaluation, items, events):
                 results[job.label][job.name] = result["metrics"]
                 prompts[job.label][job.name] = result["prompt"]
+                tables[job.label][job.name] = {
+                    "path": str(job.predictions.relative_to(evaluation.out)),
+                    "headline": get_benchmark(job.benchmark.name).headline,
+                }
                 for name in totals:
                     totals[name] += result[name]
     return {
         "results": results,
         "prompts": prompts,
+        "tables": tables,
         "models": dict(evaluation.models),
         **totals,
         "seconds": time.monotonic() - started,
@@ -217,3 +231,90 @@ def record_results(
         for benchmark, metrics in benchmarks.items():
             named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
             recorder.log(steps[label], named, manifest["finished_at"])
+
+
+def run_evaluation(
+    spec: ModelEvaluationSpec, root: Path, console: RunConsole, tracking_uri: str, *, verbose: bool
+) -> RunDirectory:
+    """Evaluate and record one model; what is finished already is not done again.
+
+    Args:
+        spec: the evaluation.
+        root: run root; the evaluation's directory, the cache and the MLflow store live there.
+        console: where progress is shown.
+        tracking_uri: MLflow tracking URI.
+        verbose: whether Ray's and vLLM's own output is shown.
+
+    Raises:
+        UserError: the input cannot be used; nothing was written for it.
+        StageError: something else failed; responses that were generated are kept.
+    """
+    run = RunDirectory(root.resolve(), spec)
+    if run.manifest("evaluate") and run.manifest("record"):
+        console.stage("done", f"{run.path.name} is finished already")
+        return run
+    cache = root.resolve() / "cache"
+    with ray_cluster(verbose=verbose):
+        use_gpu = require_workers(0)
+        model_dir = find_model(spec.model, cache)
+        items = prepare_benchmarks(spec.evaluation, model_dir, spec.prompt_style, cache)
+        with run.locked():
+            run.create()
+            recorder = start_recorder(run, tracking_uri)
+            evaluation = Evaluation(
+                spec=spec.evaluation,
+                models={"eval": model_dir},
+                trained_style=spec.prompt_style,
+                out=run.path,
+                console=console,
+                use_gpu=use_gpu,
+                verbose=verbose,
+            )
+            try:
+                if not run.manifest("evaluate"):
+                    names = [get_benchmark(b.name).name for b in spec.evaluation.suite]
+                    console.stage("evaluate", f"{spec.model.name} · {', '.join(names) or HELDOUT}")
+                    run.finish("evaluate", evaluate_models(evaluation, items))
+                manifest = run.manifest("evaluate")
+                assert manifest is not None
+                record_results(recorder, manifest, {"eval": 0})
+                recorder.finish()
+            except KeyboardInterrupt as error:
+                recorder.fail(error)
+                raise
+            except Exception as error:
+                cause = root_cause(error)
+                recorder.fail(cause)
+                if isinstance(cause, UserError):
+                    raise cause from None
+                raise StageError(f"evaluate: {describe(cause)}") from error
+            run.finish("record", {"mlflow_run_id": recorder.run_id})
+            console.stage("record", f"MLflow run {recorder.run_id}")
+    return run
+
+
+def find_model(model: ModelSpec, cache: Path) -> str:
+    """The directory of ``model``, which a Ray task builds or downloads if need be.
+
+    Raises:
+        UserError: it cannot be had.
+        StageError: something else went wrong.
+    """
+    if model.name == "tiny":
+        raise UserError(
+            "model: tiny is built from training data; train it with `deft run`, then give the run"
+        )
+
+    def work() -> str:
+        return str(prepare_model(name, [], "", 0, cache / "models"))
+
+    path = Path(model.name)
+    name = model.model_copy(update={"name": str(path.absolute())}) if path.exists() else model
+    try:
+        directory: str = ray.get(ray.remote(work).remote())
+    except ray.exceptions.RayTaskError as error:
+        cause = root_cause(error)
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise UserError(f"model: {cause}") from None
+        raise StageError(f"model: {describe(cause)}") from error
+    return directory
