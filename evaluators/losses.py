@@ -26,9 +26,11 @@ from deft.evaluators.actor import load_tokenizer
 from deft.objectives import linear_objective
 from deft.workers.batches import collate
 from deft.workers.chat import IGNORE_INDEX, Example, encode_examples
-from deft.workers.datasets import read_jsonl
+from deft.workers.datasets import read_examples
 from deft.workers.engine import resolve_dtype
 from deft.workers.head import last_hidden
+from deft.workers.records import BadRecord
+from deft.workers.spec import DatasetSpec
 from deft.workers.storage import atomic_file
 
 BATCH_SIZE = 4
@@ -80,7 +82,11 @@ def read_rows(
         ValueError: the file cannot be read, or the prompt style does not fit the model.
     """
     if file is not None:
-        examples = list(islice(read_jsonl(Path(file)), size))
+        examples = []
+        for found in read_examples(DatasetSpec(name=file, size=size)):
+            if isinstance(found, BadRecord):
+                raise ValueError(f"heldout: {found.where}: {found.message}")
+            examples.append(found)
         return encode_rows(load_tokenizer(model_dir), examples, style)
     assert rows_dir is not None
     return list(islice(datasets.load_from_disk(rows_dir), size))

@@ -210,7 +210,7 @@ def landscape(
 
     chosen = [name.strip() for name in objectives.split(",")]
     names = {"dataset": dataset, "model": model, "objective": chosen[0]}
-    spec = load_spec(None, names, [f"dataset.size={size}"])
+    spec = load_spec(None, names, [f"dataset.size={size}", "dataset.validation=0"])
     from deft.platform.landscape import draw_landscape
 
     draw_landscape(spec, chosen, root, out, RunConsole())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.train
@@ -15,16 +15,18 @@ from ray.train.torch import TorchTrainer
 
 from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.pool import EvaluatorPool
+from deft.evaluators.prepare import absolute, prepare_benchmarks
 from deft.objectives import ObjectiveSpec, get_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole, format_metrics
+from deft.platform.contamination import overlap_with_benchmarks
 from deft.platform.errors import StageError, UserError, describe, root_cause
 from deft.platform.evaluation import (
     Evaluation,
     evaluate_models,
-    prepare_benchmarks,
     record_results,
+    warn_of_other_formats,
 )
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ExperimentSpec
@@ -35,8 +37,6 @@ from deft.workers.spec import DatasetSpec, ModelSpec
 
 DELIVERY_INTERVAL = 2.0
 """Seconds between deliveries of training metrics to MLflow."""
-
-PathSpec = TypeVar("PathSpec", DatasetSpec, ModelSpec)
 
 STAGES = ("prepare", "train", "evaluate", "record")
 
@@ -85,12 +85,14 @@ def run_experiment(
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(spec.training.num_workers)
         context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose, pool)
-        prepared = prepare_stage(context)
-        items = prepare_benchmarks(spec.evaluation, prepared.model_dir, "chat", context.cache)
+        outputs = prepare_stage(context)
         with run.locked():
             run.create()
-            run.finish("prepare", asdict(prepared))
-            run_recorded(context, prepared, items, start_recorder(run, tracking_uri))
+            if run.manifest("prepare") != outputs:
+                run.finish("prepare", outputs)
+            recorder = start_recorder(run, tracking_uri)
+            recorder.describe_data()
+            run_recorded(context, as_prepared(outputs), outputs["items"], recorder)
     return run
 
 
@@ -123,20 +125,35 @@ def run_recorded(
             raise StageError(f"{name}: {describe(cause)}") from error
 
 
-def prepare_stage(context: Context) -> Prepared:
-    """Data and model on disk, by a Ray task; what is bad about either is the user's to mend."""
+def prepare_stage(context: Context) -> dict[str, Any]:
+    """Data and model on disk, by a Ray task; what is bad about either is the user's to mend.
+
+    Returns:
+        The fields of `Prepared`; as `items` the files of `prepare_benchmarks`; and as `overlap`
+        what the training examples share with each benchmark, see `overlap_with_benchmarks`.
+    """
     spec = context.spec
     cache = context.cache
+    manifest = context.run.manifest("prepare")
+    if manifest and all(
+        Path(path).exists()
+        for path in (manifest["model_dir"], manifest["rows_dir"], *manifest["items"].values())
+    ):
+        context.console.stage("prepare", f"{summary(as_prepared(manifest))}, finished already")
+        return manifest
 
-    def work() -> Prepared:
-        return prepare(
+    def work() -> tuple[Prepared, dict[str, str], dict[str, Any]]:
+        prepared = prepare(
             dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
         )
+        items = prepare_benchmarks(evaluation, prepared.model_dir, prepared.prompt_style, cache)
+        return prepared, items, overlap_with_benchmarks(prepared, items)
 
-    dataset, model = _absolute(spec.dataset), _absolute(spec.model)
+    dataset, model = absolute_dataset(spec.dataset), _absolute(spec.model)
+    evaluation = absolute(spec.evaluation)
     started = time.monotonic()
     try:
-        prepared = ray.get(ray.remote(work).remote())
+        prepared, items, overlap = ray.get(ray.remote(work).remote())
     except ray.exceptions.RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
@@ -147,17 +164,43 @@ def prepare_stage(context: Context) -> Prepared:
             f"training.batch_size: {prepared.num_examples} examples of at most "
             f"{spec.training.max_length} tokens fill no batch of {spec.training.batch_size}"
         )
-    left_out = f", {prepared.num_too_long} too long" if prepared.num_too_long else ""
-    context.console.stage(
-        "prepare",
-        f"{prepared.num_examples:,} examples{left_out}, {prepared.num_tokens:,} tokens, "
-        f"{prepared.num_target_tokens:,} of them targets ({time.monotonic() - started:.0f} s)",
-    )
-    return prepared
+    context.console.stage("prepare", f"{summary(prepared)} ({time.monotonic() - started:.0f} s)")
+    for name, found in overlap.items():
+        if found["num_overlapping"]:
+            context.console.say(
+                f"warning: {found['num_overlapping']:,} training examples ({found['share']:.2%}) "
+                f"share text with benchmark {name}, the first is {found['ids'][0]}"
+            )
+    return {**asdict(prepared), "items": items, "overlap": overlap}
 
 
-def _absolute(spec: PathSpec) -> PathSpec:
-    """``spec`` with a local path made absolute: Ray's processes work in other directories."""
+def as_prepared(outputs: Mapping[str, Any]) -> Prepared:
+    """The record in a manifest of the prepare stage."""
+    return Prepared(**{field.name: outputs[field.name] for field in fields(Prepared)})
+
+
+def summary(prepared: Prepared) -> str:
+    """What became of the data, in one line; what did not happen is not said."""
+    parts = [
+        (prepared.num_examples, "examples"),
+        (prepared.num_validation_examples, "held out"),
+        (prepared.num_too_long, "too long"),
+        (prepared.num_truncated, "cut to length"),
+        *((count, kind) for kind, count in prepared.bad_records.items()),
+    ]
+    said = [f"{count:,} {what}" for index, (count, what) in enumerate(parts) if count or not index]
+    said.append(f"{prepared.num_tokens:,} tokens")
+    return f"{', '.join(said)}, {prepared.num_target_tokens:,} of them targets"
+
+
+def absolute_dataset(spec: DatasetSpec) -> DatasetSpec:
+    """``spec`` with local paths made absolute: Ray's processes work in other directories."""
+    path = spec.local_path
+    key = "name" if spec.data_dir is None else "data_dir"
+    return spec if path is None else spec.model_copy(update={key: str(path.absolute())})
+
+
+def _absolute(spec: ModelSpec) -> ModelSpec:
     path = Path(spec.name)
     return spec.model_copy(update={"name": str(path.absolute())}) if path.exists() else spec
 
@@ -240,14 +283,17 @@ def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str
     evaluation = Evaluation(
         spec=spec.evaluation,
         models={"base": prepared.model_dir, "eval": str(run.path / "model")},
-        trained_style="chat",
+        trained_style=prepared.prompt_style,
         out=run.path,
+        validation_dir=prepared.validation_dir,
         console=console,
         use_gpu=context.use_gpu,
         verbose=context.verbose,
         pool=context.pool,
     )
-    run.finish("evaluate", evaluate_models(evaluation, items))
+    outcome = evaluate_models(evaluation, items)
+    warn_of_other_formats(prepared, outcome["prompts"]["eval"], console)
+    run.finish("evaluate", outcome)
 
 
 def record_stage(context: Context, recorder: Recorder) -> None:

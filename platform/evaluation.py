@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +12,19 @@ from typing import Any
 import ray
 from ray.util.queue import Queue
 
-from deft.evaluators.actor import Job, load_tokenizer
+from deft.evaluators.actor import Job
 from deft.evaluators.benchmarks import get_benchmark
-from deft.evaluators.items import prepare_items, read_items
 from deft.evaluators.pool import EvaluatorPool
-from deft.evaluators.prompts import encode_item, resolve_style
-from deft.evaluators.spec import EvaluationSpec
+from deft.evaluators.prepare import absolute, prepare_benchmarks
+from deft.evaluators.spec import GENERAL, EvaluationSpec
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole
+from deft.platform.contamination import different_formats
 from deft.platform.errors import StageError, UserError, describe, root_cause
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ModelEvaluationSpec
 from deft.platform.tracking import Recorder, start_recorder
-from deft.workers.prepare import prepare_model
+from deft.workers.prepare import Prepared, prepare_model
 from deft.workers.spec import ModelSpec
 
 HELDOUT = "heldout"
@@ -49,60 +49,6 @@ class Evaluation:
     """Held-out rows, as the prepare stage leaves them."""
     pool: EvaluatorPool | None = None
     """Warm engines to use; if none is given there is one for this evaluation alone."""
-
-
-def prepare_benchmarks(
-    spec: EvaluationSpec, model_dir: str, trained_style: str, cache: Path
-) -> dict[str, str]:
-    """Items of every benchmark on disk, and proof that the model can be asked them.
-
-    Runs as a Ray task, before anything that takes long.
-
-    Returns:
-        Name of a benchmark in the spec → file of its items.
-
-    Raises:
-        UserError: data is missing or bad, or a prompt style does not fit the model.
-        StageError: something else went wrong.
-    """
-    spec = _absolute(spec)
-    suite = spec.suite
-
-    def work() -> dict[str, str]:
-        tokenizer = load_tokenizer(Path(model_dir)) if suite else None
-        items = {}
-        for benchmark_spec in suite:
-            benchmark = get_benchmark(benchmark_spec.name)
-            path = prepare_items(benchmark_spec, spec.data_dir, cache)
-            assert tokenizer is not None
-            try:
-                style = resolve_style(benchmark_spec, benchmark, tokenizer, trained_style)
-                encode_item(tokenizer, read_items(path)[0], benchmark, style)
-            except ValueError as error:
-                raise ValueError(f"{benchmark.name}: {error}") from None
-            items[benchmark_spec.name] = str(path)
-        return items
-
-    try:
-        prepared: dict[str, str] = ray.get(ray.remote(work).remote())
-    except ray.exceptions.RayTaskError as error:
-        cause = root_cause(error)
-        if isinstance(cause, (ValueError, FileNotFoundError)):
-            raise UserError(f"evaluation: {cause}") from None
-        raise StageError(f"evaluation: {describe(cause)}") from error
-    return prepared
-
-
-def _absolute(spec: EvaluationSpec) -> EvaluationSpec:
-    """``spec`` with local paths made absolute: Ray's processes work in other directories."""
-    benchmarks = tuple(
-        benchmark.model_copy(update={"file": str(Path(benchmark.file).absolute())})
-        if benchmark.file
-        else benchmark
-        for benchmark in spec.benchmarks
-    )
-    folder = str(Path(spec.data_dir).absolute()) if spec.data_dir else None
-    return spec.model_copy(update={"benchmarks": benchmarks, "data_dir": folder})
 
 
 def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[str, Any]:
@@ -257,7 +203,7 @@ def run_evaluation(
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(0)
         model_dir = find_model(spec.model, cache)
-        items = prepare_benchmarks(spec.evaluation, model_dir, spec.prompt_style, cache)
+        items = prepare_items(spec, model_dir, cache)
         with run.locked():
             run.create()
             recorder = start_recorder(run, tracking_uri)
@@ -305,16 +251,52 @@ def find_model(model: ModelSpec, cache: Path) -> str:
             "model: tiny is built from training data; train it with `deft run`, then give the run"
         )
 
-    def work() -> str:
-        return str(prepare_model(name, [], "", 0, cache / "models"))
-
     path = Path(model.name)
-    name = model.model_copy(update={"name": str(path.absolute())}) if path.exists() else model
+    absolute_model = (
+        model.model_copy(update={"name": str(path.absolute())}) if path.exists() else model
+    )
+    return str(
+        _by_task("model", lambda: str(prepare_model(absolute_model, cache, 0, cache / "models")))
+    )
+
+
+def prepare_items(spec: ModelEvaluationSpec, model_dir: str, cache: Path) -> dict[str, str]:
+    """`prepare_benchmarks` by a Ray task.
+
+    Raises:
+        UserError: data is missing or bad, or a prompt style does not fit the model.
+        StageError: something else went wrong.
+    """
+    evaluation, style = absolute(spec.evaluation), spec.prompt_style
+    items: dict[str, str] = _by_task(
+        "evaluation", lambda: prepare_benchmarks(evaluation, model_dir, style, cache)
+    )
+    return items
+
+
+def _by_task(what: str, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns, as a Ray task: it loads what a driver has no need of."""
     try:
-        directory: str = ray.get(ray.remote(work).remote())
+        return ray.get(ray.remote(work).remote())
     except ray.exceptions.RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
-            raise UserError(f"model: {cause}") from None
-        raise StageError(f"model: {describe(cause)}") from error
-    return directory
+            raise UserError(f"{what}: {cause}") from None
+        raise StageError(f"{what}: {describe(cause)}") from error
+
+
+def warn_of_other_formats(
+    prepared: Prepared, prompts: Mapping[str, Mapping[str, Any]], console: RunConsole
+) -> None:
+    """Say which benchmarks the trained model was asked in another prompt format than it learnt.
+
+    `general` is what the model could do before, and is meant to be unlike the training data.
+    """
+    hashes = {name: found["hash"] for name, found in prompts.items() if name != GENERAL}
+    for name in different_formats(prepared.format_hash, hashes):
+        asked = prompts[name]
+        console.say(
+            f"warning: {name} was asked in another prompt format ({asked['style']}, "
+            f"{asked['num_bos']} BOS) than the training data's ({prepared.prompt_style}, "
+            f"{prepared.num_bos} BOS)"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,7 +13,9 @@ from deft.evaluators.checkpoints import fingerprint
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
 from deft.workers.chat import PROMPT_STYLES
+from deft.workers.datasets import digest_files
 from deft.workers.names import unknown_name
+from deft.workers.records import SUFFIXES
 from deft.workers.spec import DatasetField, ModelField, TrainingSpec
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -67,8 +68,8 @@ class ExperimentSpec(BaseModel):
     def content_hash(self) -> str:
         """Ten hexadecimal digits that change with any setting, and with a data file's content."""
         digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
-        if self.dataset.is_file:
-            digest.update(Path(self.dataset.name).read_bytes())
+        if (path := self.dataset.local_path) is not None:
+            digest.update(digest_files(path).encode())
         digest.update(self.evaluation.data_digest().encode())
         return digest.hexdigest()[:10]
 
@@ -127,5 +128,6 @@ def _canonical(objective: Any) -> Any:
 def _short_name(part: Any) -> str:
     """The last component of a name or path, odd characters replaced by dashes."""
     name = part.get("name") if isinstance(part, dict) else part
-    stem = str(name).rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1].removesuffix(".jsonl")
+    stem = str(name).rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+    stem = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", stem)
     return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "run"

@@ -90,6 +90,25 @@ class Recorder:
         event = {"step": step, "metrics": metrics, "time": time}
         self._log_batches(self.run_id, metrics=_metrics([event]))
 
+    def describe_data(self) -> None:
+        """Log what the prepare stage found: counts as metrics, the prompt format as tags."""
+        prepared = self.run.manifest("prepare")
+        assert prepared is not None
+        counts = {f"data/{key}": n for key, n in prepared.items() if key.startswith("num_")}
+        bad = {
+            f"data/bad_records/{kind.replace(' ', '_')}": count
+            for kind, count in prepared["bad_records"].items()
+        }
+        shared = {f"data/overlap/{name}": x["share"] for name, x in prepared["overlap"].items()}
+        self.log(0, {**counts, **bad, **shared}, prepared["finished_at"])
+        for tag, key in (
+            ("deft.prompt_style", "prompt_style"),
+            ("deft.prompt_hash", "format_hash"),
+        ):
+            self.client.set_tag(self.run_id, tag, prepared[key])
+        for file in (self.run.path / "stages" / "prepare.json", prepared["bad_records_file"]):
+            self.client.log_artifact(self.run_id, str(file), "data")
+
     def finish(self) -> None:
         """Send what is left: events, files, environment; and close the run."""
         self.deliver()

@@ -172,7 +172,9 @@ def encode_prompt(
     require_tokens(tokenizer, style)
     segments = render_prompt(tokenizer, prompt, style=style, instruction=instruction)
     ids = _token_ids(tokenizer, [segment.text for segment in segments])
-    return _require_one_bos(tokenizer, style, [token for piece in ids for token in piece])
+    joined = [token for piece in ids for token in piece]
+    _require_one_bos(tokenizer, style, count_bos(tokenizer, joined))
+    return joined
 
 
 def encode_example(
@@ -194,9 +196,8 @@ def encode_examples(
     Raises:
         ValueError: the style does not fit the tokenizer or an example.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer at {tokenizer.name_or_path} has no EOS token")
     require_tokens(tokenizer, style)
+    bos, eos = tokenizer.bos_token_id, require_eos(tokenizer)
     conversations = [
         [
             *render_prompt(tokenizer, example.prompt, style=style, instruction=example.instruction),
@@ -214,9 +215,10 @@ def encode_examples(
             ids = next(pieces)
             input_ids += ids
             labels += ids if segment.trained else [IGNORE_INDEX] * len(ids)
-        input_ids.append(tokenizer.eos_token_id)
-        labels.append(tokenizer.eos_token_id)
-        encoded.append((_require_one_bos(tokenizer, style, input_ids), labels))
+        input_ids.append(eos)
+        labels.append(eos)
+        _require_one_bos(tokenizer, style, _leading(input_ids, bos))
+        encoded.append((input_ids, labels))
     return encoded
 
 
@@ -255,10 +257,24 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
             )
 
 
+def require_eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of EOS.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer at {tokenizer.name_or_path} has no EOS token")
+    return int(tokenizer.eos_token_id)
+
+
 def count_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
     """How many BOS tokens ``ids`` starts with; 0 if the tokenizer has none."""
-    bos = tokenizer.bos_token_id
-    return 0 if bos is None else len(list(takewhile(lambda token: token == bos, ids)))
+    return _leading(ids, tokenizer.bos_token_id)
+
+
+def _leading(ids: Sequence[int], token: int | None) -> int:
+    return len(list(takewhile(lambda other: other == token, ids)))
 
 
 def render_prompt(
@@ -387,10 +403,9 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
     return ids
 
 
-def _require_one_bos(tokenizer: PreTrainedTokenizerBase, style: str, ids: list[int]) -> list[int]:
-    if (count := count_bos(tokenizer, ids)) > 1:
+def _require_one_bos(tokenizer: PreTrainedTokenizerBase, style: str, count: int) -> None:
+    if count > 1:
         raise ValueError(
             f"a prompt in style {style} starts with {count} BOS tokens under the tokenizer at "
             f"{tokenizer.name_or_path}; a model knows one at most"
         )
-    return ids

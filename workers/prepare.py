@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deft.workers.chat import Example
-from deft.workers.datasets import load_examples, tokenize
+from deft.workers.chat import Example, count_bos, format_hash
+from deft.workers.datasets import DATASETS, content_digest, read_examples
+from deft.workers.example_store import iterate_examples, open_examples, write_examples
 from deft.workers.models import MODELS, build_smollm2, build_tiny, resolve_directory
+from deft.workers.records import BadRecord, Tally
 from deft.workers.spec import DatasetSpec, ModelSpec
 from deft.workers.storage import atomic_directory, write_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EXAMPLES_FILE = "examples.arrow"
+BAD_RECORDS_FILE = "bad_records.jsonl"
+COUNTS_FILE = "counts.json"
 
 
 @dataclass(frozen=True)
@@ -19,59 +32,220 @@ class Prepared:
     """What training and evaluation start from."""
 
     model_dir: str
+    examples_dir: str
+    """The examples before tokenisation, see `deft.workers.example_store`."""
     rows_dir: str
+    """Training rows, a `datasets` directory: input_ids and labels, int32 lists of equal length."""
+    validation_dir: str
+    """Held-out rows, the same and target_bytes (int64): UTF-8 bytes of the text that a row's target
+    tokens spell. No row if nothing is held out."""
     num_examples: int
     """Training examples that fit `max_length`."""
+    num_validation_examples: int
+    """Examples that are held out; none of them asks what a training example asks."""
     num_too_long: int
-    """Training examples that were left out because they did not fit."""
+    """Examples that were left out because they did not fit."""
+    num_truncated: int
+    """Examples that were cut on the right to fit."""
+    bad_records: dict[str, int]
+    """Records that were left out because they could not be used, by what was wrong with them."""
+    bad_records_file: str
+    """A line of JSON for each record that was left out or cut, and why."""
     num_tokens: int
-    """Tokens in the examples that fit, prompts included."""
+    """Tokens in the training examples, prompts included."""
     num_target_tokens: int
     """Tokens among them that carry loss."""
+    prompt_style: str
+    """How prompts were rendered."""
+    format_hash: str
+    """Identifies the format as rendered, see `deft.workers.chat.format_hash`."""
+    num_bos: int
+    """BOS tokens that a row starts with."""
 
 
 def prepare(
     dataset: DatasetSpec, model: ModelSpec, *, max_length: int, seed: int, cache: Path
 ) -> Prepared:
-    """Build or find the model's directory and the tokenised training rows under ``cache``.
+    """Build or find the model's directory and the tokenised rows under ``cache``.
 
     Raises:
         ValueError: the data or the model cannot be used; the message says why.
     """
+    import datasets
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
-    examples = load_examples(dataset)
-    digest = _hash(*(json.dumps([example.prompt, example.response]) for example in examples))
-    model_dir = prepare_model(model, examples, digest, seed, cache / "models")
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    examples_dir = prepare_examples(dataset, cache / "examples")
+    model_dir = prepare_model(model, examples_dir, seed, cache / "models")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    tokenizer_hash = _hash(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
-    rows_dir = cache / "rows" / _hash(digest, tokenizer_hash, str(max_length))
-    if not rows_dir.is_dir():
-        tokenized = tokenize(examples, tokenizer, max_length)
-        with atomic_directory(rows_dir) as aside:
-            tokenized.rows.save_to_disk(aside)
-            write_atomic(aside / "counts.json", json.dumps(tokenized.counts()))
-    counts = json.loads((rows_dir / "counts.json").read_text())
-    return Prepared(model_dir=str(model_dir), rows_dir=str(rows_dir), **counts)
+    directory = prepare_rows(
+        dataset, examples_dir, tokenizer, max_length=max_length, seed=seed, cache=cache / "rows"
+    )
+    counts = json.loads((directory / COUNTS_FILE).read_text())
+    return Prepared(
+        model_dir=str(model_dir),
+        examples_dir=str(examples_dir),
+        rows_dir=str(directory / "train"),
+        validation_dir=str(directory / "validation"),
+        bad_records_file=str(directory / BAD_RECORDS_FILE),
+        prompt_style=dataset.prompt_style,
+        **counts,
+    )
 
 
-def prepare_model(
-    model: ModelSpec, examples: list[Example], digest: str, seed: int, cache: Path
+def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
+    """The directory of the examples that ``dataset`` names, read under ``cache`` once.
+
+    Raises:
+        ValueError: bad records are refused and there are some, or there is no example at all.
+    """
+    settings = dataset.model_dump(include={"size", "split", "columns"})
+    # Files are named by their content, wherever they are; which columns are read by default by the
+    # name of a dataset.
+    name = dataset.name if dataset.name in DATASETS or dataset.local_path is None else ""
+    directory = cache / _hash(name, json.dumps(settings), content_digest(dataset))
+    if not directory.is_dir():
+        if dataset.name != "figfont":  # generated, nothing in it can be bad
+            require_usable(dataset)
+        with atomic_directory(directory) as aside:
+            with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
+                tally = Tally(file)
+                good = _without_bad(read_examples(dataset), tally)
+                write_examples(good, aside / EXAMPLES_FILE)
+            write_atomic(aside / COUNTS_FILE, json.dumps(tally.counts))
+    elif dataset.bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
+        require_usable(dataset)
+    return directory
+
+
+def require_usable(dataset: DatasetSpec) -> None:
+    """Read all of ``dataset`` without writing anything.
+
+    Raises:
+        ValueError: there is no example in it, or a bad record and those are refused.
+    """
+    tally = Tally()
+    num_examples = sum(1 for _ in _without_bad(read_examples(dataset), tally))
+    source = dataset.data_dir or dataset.name
+    if tally.counts and (dataset.bad_records == "refuse" or num_examples == 0):
+        remedy = (
+            "dataset.columns says what columns are called; dataset.bad_records=drop leaves bad "
+            "records out and lists them in a file"
+        )
+        raise ValueError(tally.message(source, remedy))
+    if num_examples == 0:
+        raise ValueError(f"{source}: there is no example in it")
+
+
+def _without_bad(found: Iterable[Example | BadRecord], tally: Tally) -> Iterator[Example]:
+    for item in found:
+        if isinstance(item, BadRecord):
+            tally.add(item)
+        else:
+            yield item
+
+
+def prepare_rows(
+    dataset: DatasetSpec,
+    examples_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    seed: int,
+    cache: Path,
 ) -> Path:
+    """The directory with `train`, `validation` and their counts, tokenised under ``cache`` once.
+
+    Raises:
+        ValueError: the prompt style does not fit, or examples are refused.
+    """
+    import datasets
+    import numpy as np
+
+    from deft.workers.rows import add_target_bytes, count_tokens, hold_out, tokenize
+
+    examples = open_examples(examples_dir / EXAMPLES_FILE)
+    prompt_hash = format_hash(tokenizer, dataset.prompt_style, examples[0]["instruction"])
+    rule = ("prompt_style", "bad_records", "too_long", "validation")
+    settings = [*(getattr(dataset, key) for key in rule), max_length, seed, prompt_hash]
+    tokenizer_hash = _hash(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
+    directory = cache / _hash(examples_dir.name, tokenizer_hash, json.dumps(settings))
+    if directory.is_dir():
+        return directory
+    source = dataset.data_dir or dataset.name
+    with atomic_directory(directory) as aside:
+        shutil.copyfile(examples_dir / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
+        with (aside / BAD_RECORDS_FILE).open("a", encoding="utf-8") as file:
+            bad, long = Tally(file), Tally(file)
+            rows, lengths = tokenize(
+                examples,
+                tokenizer,
+                style=dataset.prompt_style,
+                max_length=max_length,
+                too_long=dataset.too_long,
+                bad=bad,
+                long=long,
+                cache_file=str(aside / "all.arrow"),
+            )
+        if bad.counts and dataset.bad_records == "refuse":
+            remedy = "dataset.bad_records=drop leaves them out and lists them in a file"
+            raise ValueError(bad.message(source, remedy))
+        if long.counts and dataset.too_long == "refuse":
+            remedy = "training.max_length allows more; dataset.too_long may be drop or truncate"
+            raise ValueError(long.message(source, remedy))
+        groups = np.asarray(rows.with_format("numpy")[:]["group"], dtype=np.int64)
+        held_out = hold_out(groups, dataset.num_validation(len(rows)), seed)
+        rows = rows.remove_columns("group")
+        train = rows.select(np.flatnonzero(~held_out))
+        validation = add_target_bytes(rows.select(np.flatnonzero(held_out)), tokenizer)
+        for split, name in ((train, "train"), (validation, "validation")):
+            np.save(aside / f"{name}_examples.npy", np.asarray(split["example"], dtype=np.int64))
+            # Without the number nothing at all is written of a split that has no rows.
+            shards = {} if len(split) else {"num_shards": 1}
+            split.remove_columns("example").save_to_disk(aside / name, **shards)
+        num_tokens, num_target_tokens = count_tokens(datasets.load_from_disk(str(aside / "train")))
+        earlier = Counter(json.loads((examples_dir / COUNTS_FILE).read_text()))
+        counts = {
+            "num_examples": len(train),
+            "num_validation_examples": len(validation),
+            **asdict(lengths),
+            "bad_records": earlier + bad.counts,
+            "num_tokens": num_tokens,
+            "num_target_tokens": num_target_tokens,
+            "format_hash": prompt_hash,
+            "num_bos": count_bos(tokenizer, rows[0]["input_ids"]) if len(rows) else 0,
+        }
+        write_atomic(aside / COUNTS_FILE, json.dumps(counts))
+        (aside / "all.arrow").unlink()
+    return directory
+
+
+def training_examples(prepared: Prepared) -> Iterator[Example]:
+    """The examples behind the training rows, in their order."""
+    import numpy as np
+
+    examples = open_examples(Path(prepared.examples_dir) / EXAMPLES_FILE)
+    return iterate_examples(examples.select(np.load(f"{prepared.rows_dir}_examples.npy")))
+
+
+def prepare_model(model: ModelSpec, examples_dir: Path, seed: int, cache: Path) -> Path:
     """The local directory of ``model``, built under ``cache`` if it is one of ours.
 
-    ``digest`` stands for the content of ``examples``.
+    ``examples_dir`` is named after the content of the examples in it.
     """
-    if model.name not in MODELS:
+    if model.name not in MODELS or MODELS[model.name].hub:
         return resolve_directory(model.name)
     if model.name == "tiny":
-        directory = cache / f"tiny-{_hash(digest, str(seed))}"
+        directory = cache / f"tiny-{_hash(examples_dir.name, str(seed))}"
     else:
         directory = cache / model.name
     if not directory.is_dir():
         with atomic_directory(directory) as aside:
             if model.name == "tiny":
-                build_tiny(aside, examples, seed)
+                examples = open_examples(examples_dir / EXAMPLES_FILE)
+                build_tiny(aside, iterate_examples(examples), seed)
             else:
                 build_smollm2(aside)
     return directory

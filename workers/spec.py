@@ -5,16 +5,58 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
-from deft.workers.datasets import DATASETS
-from deft.workers.figfont import MAX_TRAIN_SIZE
+from deft.workers.chat import PROMPT_STYLES
+from deft.workers.datasets import DATASETS, local_files
 from deft.workers.models import MODELS
 from deft.workers.names import unknown_name
+from deft.workers.records import SUFFIXES
+
+MAX_VALIDATION = 128
+"""Held-out examples where a run file does not say how many: the paper's number."""
 
 
 def _name_only(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+class ColumnsSpec(BaseModel):
+    """What columns are called. A dotted path leads into a struct: `extra_info.question`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str | None = Field(default=None, min_length=1)
+    """Column of the user's text."""
+    response: str | None = Field(default=None, min_length=1)
+    """Column of the text to learn."""
+    system: str | None = Field(default=None, min_length=1)
+    """Column of a system text, if there is one."""
+    messages: str | None = Field(default=None, min_length=1)
+    """Column of whole conversations, lists of `role` and `content`, instead of the others."""
+
+    @model_validator(mode="after")
+    def require_pair_or_messages(self) -> ColumnsSpec:
+        given = set(self.named)
+        if given != {"messages"} and not {"prompt", "response"} <= given <= {
+            "prompt",
+            "response",
+            "system",
+        }:
+            raise ValueError("give prompt and response (and perhaps system), or messages alone")
+        return self
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The columns that are given, by what they hold."""
+        return {key: value for key, value in self.model_dump().items() if value is not None}
 
 
 class DatasetSpec(BaseModel):
@@ -23,27 +65,88 @@ class DatasetSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    """A name from `deft list datasets`, or a .jsonl file of lines with `prompt` and `response`."""
+    """A name from `deft list datasets`; a .jsonl, .json, .csv or .parquet file; a directory of such
+    files; or a Hugging Face hub id (org/name)."""
     size: int | None = Field(default=None, ge=1)
-    """Number of training examples, taken from the start; all of them if not given."""
+    """Number of examples, taken from the start; all of them if not given."""
+    split: str = Field(default="train", min_length=1)
+    """Which split of a hub dataset or of a directory to train on."""
+    data_dir: str | None = None
+    """A local copy of `math` or `medical`: a file, or a directory of files."""
+    columns: ColumnsSpec | None = None
+    """Names of the columns; if not given `prompt`, `response` and, where there is one, `system`, or
+    `messages`."""
+    prompt_style: str = "chat"
+    """How prompts are rendered: a name from `deft list prompts`."""
+    bad_records: Literal["refuse", "drop"] = "refuse"
+    """What to do about records that cannot be used: say which, and stop; or list and leave them
+    out."""
+    too_long: Literal["drop", "truncate", "refuse"] = "drop"
+    """What to do about examples of more than `training.max_length` tokens; truncating cuts on the
+    right and drops an example of which no target is left."""
+    validation: int | float | None = Field(default=None, ge=0)
+    """Held-out examples: a number, or a share below 1 such as 0.05; if not given, 5 % and at most
+    128. Examples with the same question are never on both sides."""
+
+    @field_validator("validation")
+    @classmethod
+    def require_number_or_share(cls, value: int | float | None) -> int | float | None:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError(f"give a whole number or a share below 1, got {value}")
+        return value
+
+    @field_validator("prompt_style")
+    @classmethod
+    def require_known_style(cls, value: str) -> str:
+        if value not in PROMPT_STYLES:
+            raise ValueError(unknown_name("prompt style", value, PROMPT_STYLES))
+        return value
 
     @model_validator(mode="after")
     def require_known_dataset(self) -> DatasetSpec:
-        if self.is_file:
-            if not Path(self.name).is_file():
+        entry = DATASETS.get(self.name)
+        if entry is None and not Path(self.name).exists():
+            if self.name.startswith((".", "/", "~")) or self.name.endswith(SUFFIXES):
                 raise ValueError(f"there is no file {self.name}")
-        elif self.name not in DATASETS:
-            raise ValueError(
-                unknown_name("dataset", self.name, DATASETS) + " Or give the path of a .jsonl file."
-            )
-        if self.name == "figfont" and self.size is not None and self.size > MAX_TRAIN_SIZE:
-            raise ValueError(f"size: figfont has {MAX_TRAIN_SIZE} training examples")
+            if self.name.count("/") != 1:
+                raise ValueError(
+                    unknown_name("dataset", self.name, DATASETS)
+                    + f" Or give a file ({', '.join(SUFFIXES)}), a directory of such files, or a"
+                    " hub id (org/name)."
+                )
+        generated = entry is not None and entry.hub is None
+        if entry and generated and self.size is not None and self.size > entry.size:
+            raise ValueError(f"size: {self.name} has {entry.size} training examples")
+        if self.data_dir is not None and (entry is None or entry.hub is None):
+            raise ValueError(f"data_dir: belongs to math and medical, not to {self.name}")
+        if generated and self.columns is not None:
+            raise ValueError(f"columns: {self.name} is generated and has none")
+        path = self.local_path
+        if path is not None:
+            if not path.exists():
+                raise ValueError(f"data_dir: there is no file or directory {path}")
+            if not path.is_dir() and path.suffix not in SUFFIXES:
+                raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+            if not local_files(path):
+                raise ValueError(f"{path}: no file in it ends in {', '.join(SUFFIXES)}")
         return self
 
     @property
-    def is_file(self) -> bool:
-        """Whether `name` is the path of a file rather than the name of a dataset."""
-        return self.name.endswith(".jsonl")
+    def local_path(self) -> Path | None:
+        """The file or directory to read; None for what is generated or comes from the hub."""
+        if self.data_dir is not None:
+            return Path(self.data_dir)
+        if self.name in DATASETS or not Path(self.name).exists():
+            return None
+        return Path(self.name)
+
+    def num_validation(self, num_examples: int) -> int:
+        """How many of ``num_examples`` to hold out."""
+        if self.validation is None:
+            return min(MAX_VALIDATION, num_examples // 20)
+        if isinstance(self.validation, float):
+            return int(self.validation * num_examples)
+        return self.validation
 
 
 class ModelSpec(BaseModel):
