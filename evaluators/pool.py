@@ -19,6 +19,9 @@ from deft.evaluators.spec import EngineSpec
 MAX_DEATHS = 3
 """Actors that may die over one job before it is given up."""
 
+PATIENCE = 30.0
+"""Seconds after which it is said that all devices are taken."""
+
 _ENVIRONMENT = {
     # The engine runs inside the actor: faster to start, and gone when the actor is gone.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -91,7 +94,8 @@ class EvaluatorPool:
         Args:
             jobs: taken in this order, except that an actor prefers jobs for the model it has.
             progress: queue for the actors' progress events; ``{"event": "evaluator_died", "model":
-                label, "benchmark": name}`` says that one was lost and another goes on.
+                label, "benchmark": name}`` says that one was lost and another goes on, and
+                ``{"event": "waiting_for_devices", "needed": resources}`` that others hold them.
 
         Raises:
             RayTaskError: a job failed; its cause is what `Evaluator.run` raises.
@@ -108,7 +112,13 @@ class EvaluatorPool:
                     if slot.waiting_for is None and pending:
                         self._assign(slot, pending, progress)
                 busy = {slot.waiting_for: slot for slot in self._slots if slot.waiting_for}
-                (done, *_), _ = ray.wait(list(busy), num_returns=1)
+                patience = None if any(slot.job for slot in self._slots) else PATIENCE
+                ready, _ = ray.wait(list(busy), num_returns=1, timeout=patience)
+                if not ready:
+                    if progress is not None:
+                        progress.put({"event": "waiting_for_devices", "needed": self._bundle})
+                    continue
+                (done,) = ready
                 slot = busy[done]
                 slot.waiting_for = None
                 job, slot.job = slot.job, None

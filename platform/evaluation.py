@@ -78,6 +78,9 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
             elif event["event"] == "engine_ready":
                 how = "started" if event["how"] == "started" else "took over the weights"
                 evaluation.console.say(f"          engine {how} in {event['seconds']:.1f} s")
+            elif event["event"] == "waiting_for_devices":
+                need = ", ".join(f"{amount:g} {kind}" for kind, amount in event["needed"].items())
+                evaluation.console.say(f"          waiting for {need} to become free")
             elif event["event"] == "evaluator_died":
                 name = f"{event['benchmark']}, {event['model']}"
                 evaluation.console.say(f"          {name}: evaluator lost, another goes on")

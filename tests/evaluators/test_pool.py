@@ -64,7 +64,7 @@ def prompts(items: Path, tiny_tokenizer: Any) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def pool(ray_cluster: None, prompts: list[list[int]]) -> Iterator[EvaluatorPool]:
     # The context ends where the longest prompt does, so that one item cannot be asked.
-    spec = EngineSpec(max_model_len=max(map(len, prompts)), kv_cache_gib=0.25, cpus=2)
+    spec = EngineSpec(max_model_len=max(map(len, prompts)), kv_cache_gib=0.25, cpus=1)
     with EvaluatorPool(spec, use_gpu=False) as pool:
         yield pool
 
