@@ -34,8 +34,9 @@ from deft.workers.spec import DatasetSpec
 from deft.workers.storage import atomic_file
 
 BATCH_SIZE = 4
-TOKENS_AT_ONCE = 1024
-"""Tokens whose logits over the vocabulary are in memory at once."""
+_ROUNDING = 1e-4
+"""Nats by which a target's log-probability may miss the largest one and still be it: backends
+compute the two by different products."""
 
 Row = Mapping[str, Any]
 """input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
@@ -107,9 +108,9 @@ def measure_losses(
         on_progress: told how many rows of how many are done.
 
     Returns:
-        ``nll`` (mean over target tokens, nats) and ``bits_per_byte`` (of the text, without control
-        tokens), both with standard error and 95 % interval over rows; ``control_nll``, the mean
-        over EOS and its like; ``token_accuracy``; ``ece``, the expected calibration error of the
+        ``nll`` (mean over target tokens, nats) and ``bits_per_byte`` (the same sum in bits, per byte
+        of text: comparable across tokenizers), both with standard error and 95 % interval over
+        rows; ``control_nll``, the mean over EOS and its like; ``token_accuracy``; ``ece``, the expected calibration error of the
         most likely token; ``entropy_gap``, nll minus mean entropy: 0 for a model as certain as it
         should be on average, positive for an overconfident one (Braverman et al. 2020, arXiv
         1906.05664); the counts ``num_items`` and ``num_tokens``.
@@ -125,7 +126,9 @@ def measure_losses(
     confidences, hits = [], []
     for start in range(0, len(order), BATCH_SIZE):
         chosen = order[start : start + BATCH_SIZE]
-        batch = collate([dict(rows[i]) for i in chosen], tokenizer.pad_token_id or 0, device)
+        batch = collate(
+            [dict(rows[i]) for i in chosen], tokenizer.pad_token_id or 0, device, packing=False
+        )
         tokens = _token_losses(model, batch["input_ids"], batch["labels"])
         is_control = torch.isin(tokens["target"], control)
         confidences.append(tokens["confidence"].numpy())
@@ -170,9 +173,9 @@ def summarize_losses(losses: Sequence[RowLoss]) -> dict[str, float]:
 
 
 def text_bits(losses: Sequence[RowLoss]) -> tuple[statistics.Floats, statistics.Floats]:
-    """Bits that the text of each row costs, and its bytes, [I] both."""
+    """Bits that the targets of each row cost, and the bytes they spell, [I] both."""
     columns = _columns(losses)
-    return (columns["nll"] - columns["control_nll"]) / math.log(2), columns["n_bytes"]
+    return columns["nll"] / math.log(2), columns["n_bytes"]
 
 
 def _columns(losses: Sequence[RowLoss]) -> dict[str, statistics.Floats]:
@@ -201,21 +204,16 @@ def _token_losses(model: Any, input_ids: Tensor, labels: Tensor) -> dict[str, Te
     targets = labels[:, 1:].flatten()
     chosen = targets != IGNORE_INDEX
     hidden, targets = last_hidden(model, input_ids)[chosen], targets[chosen]
-    output = linear_objective(
-        hidden, head.weight, targets, "original", bias=head.bias, statistics={"entropy"}
-    )
-    confidences, predicted = [], []
-    for start in range(0, len(targets), TOKENS_AT_ONCE):
-        logits = head(hidden[start : start + TOKENS_AT_ONCE]).float()
-        best = logits.max(dim=-1)
-        confidences.append((best.values - logits.logsumexp(-1)).exp())
-        predicted.append(best.indices)
+    stats = linear_objective(
+        hidden, head.weight, targets, "original", bias=head.bias, statistics=("entropy", "top_logp")
+    ).stats
+    top_logp = stats.require("top_logp")
     tokens = {
         "target": targets,
-        "logp": output.stats.logp.double(),
-        "entropy": output.stats.require("entropy").double(),
-        "confidence": torch.cat(confidences).double(),
-        "correct": torch.cat(predicted) == targets,
+        "logp": stats.logp.double(),
+        "entropy": stats.require("entropy").double(),
+        "confidence": top_logp.double().exp(),
+        "correct": stats.logp >= top_logp - _ROUNDING,
     }
     return {name: column.cpu() for name, column in tokens.items()}
 

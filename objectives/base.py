@@ -16,7 +16,7 @@ from torch import Tensor
 from deft.objectives.catalog import CATALOG
 from deft.objectives.spec import ObjectiveSpec
 
-STATISTICS = ("concentration", "entropy", "entropy_top20", "divergence")
+STATISTICS = ("concentration", "entropy", "entropy_top20", "top_logp", "divergence")
 
 TargetKind = Literal["uniform", "tempered", "reference", "reference_reverse"]
 
@@ -50,6 +50,8 @@ class TokenStats:
     """Shannon entropy of P, in nats."""
     entropy_top20: Tensor | None = None
     """Shannon entropy, in nats, of the 20 largest logits renormalised among themselves."""
+    top_logp: Tensor | None = None
+    """Log-probability of the most probable token; the prediction is right where logp reaches it."""
     divergence: Tensor | None = None
     """D(T, P) of the objective's target distribution; see `Target`."""
     step_mean_p: Tensor | None = None

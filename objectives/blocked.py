@@ -28,7 +28,7 @@ _ROWS = 1024
 _ENTRIES = 2048
 # Width of the columns that carry normaliser and bias; bfloat16 units work in steps of 32.
 _EXTRA = 32
-_STATISTICS = frozenset({"concentration", "entropy"})
+_STATISTICS = frozenset({"concentration", "entropy", "top_logp"})
 
 
 def fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
@@ -100,6 +100,7 @@ def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats,
         mask=torch.ones(M, dtype=torch.bool),
         concentration=(squares / sums.square()).squeeze(1) if "concentration" in wanted else None,
         entropy=(log_sums - products / sums).squeeze(1) if "entropy" in wanted else None,
+        top_logp=-log_sums.squeeze(1) if "top_logp" in wanted else None,
         step_mean_p=inputs.step_mean_p,
     )
     return stats, (largest + log_sums).squeeze(1)

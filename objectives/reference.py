@@ -48,6 +48,7 @@ def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> 
             if "entropy_top20" in wanted.statistics
             else None
         ),
+        top_logp=log_probs.amax(-1) if "top_logp" in wanted.statistics else None,
         divergence=divergence,
         step_mean_p=inputs.step_mean_p,
     )

@@ -74,6 +74,7 @@ def softmax_with_statistics_(
         concentration=concentration,
         entropy=entropy,
         entropy_top20=entropy_top20,
+        top_logp=-log_normalizer.squeeze(1) if "top_logp" in statistics else None,
         divergence=divergence,
         step_mean_p=step_mean_p,
     )

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-from ray.train.torch import TorchTrainer
 
 from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.pool import EvaluatorPool
@@ -31,7 +29,8 @@ from deft.platform.evaluation import (
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ExperimentSpec
 from deft.platform.tracking import Recorder, start_recorder
-from deft.workers.job import TrainJob, run_job
+from deft.platform.training import chosen_checkpoint, fetch_model, fit
+from deft.workers.job import TrainJob
 from deft.workers.prepare import Prepared, prepare
 from deft.workers.spec import DatasetSpec, ModelSpec
 
@@ -83,7 +82,7 @@ def run_experiment(
         console.stage("done", f"every stage of {run.path.name} is finished already")
         return run
     with ray_cluster(verbose=verbose):
-        use_gpu = require_workers(spec.training.num_workers)
+        use_gpu = require_workers(spec.training.min_workers or spec.training.num_workers)
         context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose, pool)
         outputs = prepare_stage(context)
         with run.locked():
@@ -219,19 +218,26 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
         f"{training.num_workers} workers, ZeRO-{training.resolved_zero_stage}",
     )
     started = delivered_at = time.monotonic()
-    done = max((event["step"] for event in run.events()), default=0)
+    # A resumed run repeats the steps since its checkpoint.
+    recorded = {(next(iter(e["metrics"])).split("/")[0], e["step"]) for e in run.events()}
     warned = False
 
     with console.progress("steps") as view:
 
         def handle(event: dict[str, Any]) -> None:
-            nonlocal done, delivered_at, warned
-            step, metrics = event["step"], event["metrics"]
-            shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
-            view.update("train", step, num_steps, shown)
-            if step > done:  # a resumed run repeats the steps since its checkpoint
-                done = step
-                run.append_event(step, {f"train/{name}": x for name, x in metrics.items()})
+            nonlocal delivered_at, warned
+            kind, step, metrics = event["event"], event["step"], event["metrics"]
+            if kind == "train":
+                shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
+                view.update("train", step, num_steps, shown)
+            elif kind == "validation":
+                shown = format_metrics(metrics, ("nll", "bits_per_byte", "token_accuracy"))
+                console.say(f"          held out, after {step} steps  {shown}")
+            else:
+                console.say(f"warning: step {step} was skipped: no finite loss and gradient")
+            if kind in ("train", "validation") and (kind, step) not in recorded:
+                recorded.add((kind, step))
+                run.append_event(step, {f"{kind}/{name}": x for name, x in metrics.items()})
             if time.monotonic() - delivered_at > DELIVERY_INTERVAL:
                 problem = recorder.try_deliver()
                 delivered_at = time.monotonic()
@@ -245,31 +251,26 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
                 objective=str(spec.objective),
                 model_dir=prepared.model_dir,
                 rows_dir=prepared.rows_dir,
+                validation_dir=prepared.validation_dir,
                 num_steps=num_steps,
                 seed=spec.seed,
                 events=events,
             )
-            trainer = TorchTrainer(
-                run_job,
-                train_loop_config={"job": job},
-                scaling_config=ray.train.ScalingConfig(
-                    num_workers=training.num_workers, use_gpu=context.use_gpu
-                ),
-                run_config=ray.train.RunConfig(
-                    name="train",
-                    storage_path=str(run.path / "ray"),
-                    checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            result = fit(
+                job,
+                name=run.path.name,
+                storage=training.checkpoint_storage or str(run.path / "checkpoints"),
+                use_gpu=context.use_gpu,
+                on_restart=lambda cause: console.say(
+                    f"warning: a worker is gone ({cause}); going on from the last checkpoint"
                 ),
             )
-            result = trainer.fit()
 
-    assert result.checkpoint is not None
-    checkpoint = Path(result.checkpoint.path)
-    shutil.rmtree(run.path / "model", ignore_errors=True)
-    (checkpoint / "model").rename(run.path / "model")
+    fetch_model(chosen_checkpoint(result, training.keep), run.path / "model")
     seconds = time.monotonic() - started
     run.finish("train", {"model": "model", "seconds": seconds, "metrics": result.metrics})
-    shutil.rmtree(run.path / "ray")
+    if training.keep_checkpoints is None:
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
 def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str]) -> None:
@@ -316,7 +317,7 @@ def record_stage(context: Context, recorder: Recorder) -> None:
 
 def draw_dynamics(run: RunDirectory, objective: str) -> None:
     """Draw gate, focus and target probability over training into `figures/`."""
-    events = run.events()
+    events = run.train_events()
     history = {
         name: [event["metrics"][f"train/mean_{name}"] for event in events]
         for name in ("gate", "focus", "p")

@@ -15,20 +15,36 @@ def root_cause(error: BaseException) -> BaseException:
     """The exception that a worker, task or actor raised, out of what Ray wrapped it in."""
     from ray.exceptions import RayTaskError
     from ray.train import ControllerError, WorkerGroupError
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+    from ray.train.v2._internal.exceptions import (
+        UserExceptionWithTraceback,
+        WorkerHealthCheckFailedError,
+    )
 
     match error:
         case RayTaskError(cause=BaseException() as cause):
             return root_cause(cause)
         case WorkerGroupError(worker_failures=failures) if failures:
-            # When one rank raises, the others' collectives fail in its wake.
-            causes = [root_cause(failures[rank]) for rank in sorted(failures)]
-            return min(causes, key=lambda cause: "gloo" in str(cause) or "NCCL" in str(cause))
+            return min((root_cause(failures[rank]) for rank in sorted(failures)), key=_in_the_wake)
+        case WorkerHealthCheckFailedError(health_check_failure=cause):
+            return root_cause(cause)
         case ControllerError(controller_failure=cause):
             return root_cause(cause)
         case UserExceptionWithTraceback(_base_exc=cause):
             return root_cause(cause)
     return error
+
+
+def _in_the_wake(cause: BaseException) -> bool:
+    """Whether a rank's collective failed only because another rank was gone."""
+    return "gloo" in str(cause) or "NCCL" in str(cause)
+
+
+def lost_worker(error: BaseException) -> BaseException | None:
+    """Why a training worker is gone, if one died; None if one raised an error of its own."""
+    from ray.exceptions import RayActorError
+
+    cause = root_cause(error)
+    return cause if isinstance(cause, RayActorError) or _in_the_wake(cause) else None
 
 
 def describe(error: BaseException) -> str:

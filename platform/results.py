@@ -26,7 +26,7 @@ SHOWN = (
 
 def show_results(run: RunDirectory, console: RunConsole) -> None:
     """Print what a finished run measured, base model beside trained model, and where it is."""
-    events = run.events()
+    events = run.train_events()
     first, last = events[0]["metrics"], events[-1]["metrics"]
     console.table(
         "training",

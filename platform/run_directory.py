@@ -72,6 +72,10 @@ class RunDirectory:
             file.seek(start)
             return [json.loads(line) for line in file]
 
+    def train_events(self) -> list[dict[str, Any]]:
+        """The events of optimiser steps, without those of validations."""
+        return [event for event in self.events() if "train/nll" in event["metrics"]]
+
     def events_size(self) -> int:
         """Bytes in the events file."""
         return self.events_file.stat().st_size if self.events_file.exists() else 0

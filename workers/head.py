@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from deft.objectives import (
     LinearObjectiveOutput,
+    NonFiniteLogitsError,
     Objective,
     ReferenceHead,
     linear_objective,
 )
+from deft.workers.adapters import low_rank_update, without_adapters
+from deft.workers.attention import packed_keywords
+from deft.workers.chat import IGNORE_INDEX
 
 LOGGED_STATISTICS = ("concentration", "entropy")
 """What is logged of every token beside what the objective itself reads."""
+
+VALIDATED_STATISTICS = (*LOGGED_STATISTICS, "top_logp")
+"""What is asked of every token when the model is in evaluation mode."""
 
 VERIFIED_ROWS = 256
 """Target rows that a token-local objective is verified on."""
@@ -27,21 +37,29 @@ class ObjectiveHead(nn.Module):
     module that owns it. It returns plain tensors because DeepSpeed finds those, and nothing else,
     when it hooks into the backward pass.
 
-    The first forward proves that the objective is live.
+    The first forward proves that the objective is live. Logits that are not finite make the loss
+    NaN instead of raising: other ranks are in the middle of the same step, and DeepSpeed lets all
+    of them skip it together. `problem` then says what was wrong.
     """
 
-    def __init__(self, lm_head: nn.Linear, objective: Objective) -> None:
+    def __init__(self, lm_head: nn.Module, objective: Objective) -> None:
         super().__init__()
-        self.weight = lm_head.weight
-        self.bias = lm_head.bias
+        linear = lm_head.get_base_layer() if isinstance(lm_head, LoraLayer) else lm_head
+        assert isinstance(linear, nn.Linear)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.update = low_rank_update(lm_head)
+        if self.update is not None:
+            # ZeRO-3 gathers what this very module owns.
+            self.lora_A, self.lora_B = self.update.down, self.update.up
         self.objective = objective
         self.verified = False
+        self.problem: str | None = None
 
     def forward(
         self,
         hidden: torch.Tensor,
         labels: torch.Tensor,
-        reference: ReferenceHead | None = None,
+        reference: ReferenceHead | torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Sum of token values, and the detached statistics of every token.
@@ -49,27 +67,42 @@ class ObjectiveHead(nn.Module):
         Args:
             hidden: last hidden states [N, D].
             labels: int64 [N], already shifted; `IGNORE_INDEX` where there is no target.
-            reference: the frozen model's last layer on the same tokens, if the objective needs it.
+            reference: the frozen model's last layer on the same tokens, if the objective needs it;
+                where the frozen model is this one without adapters, its hidden states [N, D].
             step_mean_p: scalar mean p over the optimiser step; None takes the micro-batch's.
 
         Raises:
             RuntimeError: what is computed is not the objective.
         """
-        output = linear_objective(
-            hidden,
-            self.weight,
-            labels,
-            self.objective,
-            bias=self.bias,
-            normalizer=1.0,
-            reference=reference,
-            step_mean_p=step_mean_p,
-            statistics=LOGGED_STATISTICS,
-        )
+        weight = self.weight if self.update is None else self.update.add_to(self.weight)
+        if isinstance(reference, torch.Tensor):
+            reference = ReferenceHead(reference, self.weight, self.bias)
+        statistics = LOGGED_STATISTICS if self.training else VALIDATED_STATISTICS
+
+        def compute(labels: torch.Tensor) -> LinearObjectiveOutput:
+            return linear_objective(
+                hidden,
+                weight,
+                labels,
+                self.objective,
+                bias=self.bias,
+                normalizer=1.0,
+                reference=reference,
+                step_mean_p=step_mean_p,
+                statistics=statistics,
+            )
+
+        loss_scale = 1.0
+        try:
+            output = compute(labels)
+        except NonFiniteLogitsError as error:
+            self.problem = self.problem or str(error)
+            output, loss_scale = compute(torch.full_like(labels, IGNORE_INDEX)), math.nan
+        else:
+            if not self.verified:
+                self.require_live(output, weight, hidden, labels, reference, step_mean_p)
+                self.verified = True
         stats = output.stats
-        if not self.verified:
-            self.require_live(output, hidden, labels, reference, step_mean_p)
-            self.verified = True
         tokens = {
             "value": output.value,
             "gate": output.gate,
@@ -78,15 +111,16 @@ class ObjectiveHead(nn.Module):
             "kept": output.kept,
             "target": stats.mask,
         }
-        tokens |= {name: stats.require(name) for name in LOGGED_STATISTICS}
+        tokens |= {name: stats.require(name) for name in statistics}
         if output.focus is not None:
             tokens["focus"] = output.focus
-        return output.loss, tokens
+        return output.loss * loss_scale, tokens
 
     @torch.no_grad()
     def require_live(
         self,
         output: LinearObjectiveOutput,
+        weight: torch.Tensor,
         hidden: torch.Tensor,
         labels: torch.Tensor,
         reference: ReferenceHead | None,
@@ -112,7 +146,7 @@ class ObjectiveHead(nn.Module):
             )
         expected = linear_objective(
             hidden[rows].float(),
-            self.weight.float(),
+            weight.float(),
             labels[rows],
             self.objective,
             bias=None if self.bias is None else self.bias.float(),
@@ -137,8 +171,9 @@ class ObjectiveHead(nn.Module):
 class ObjectiveModel(nn.Module):
     """A model and its objective: from token ids to the sum of token values.
 
-    An objective that is anchored to a frozen reference model gets it here. It is no submodule:
-    DeepSpeed neither trains nor shards it, and every worker holds a whole copy.
+    An objective that is anchored to a frozen reference model gets it here. With adapters it is the
+    model without them. Otherwise it is no submodule: DeepSpeed neither trains nor shards it, and
+    every worker holds a whole copy.
     """
 
     def __init__(
@@ -157,21 +192,30 @@ class ObjectiveModel(nn.Module):
         self,
         input_ids: torch.Tensor,
         labels: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        cu_seq_lens: torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """See `ObjectiveHead.forward`; input_ids and labels are int64 [B, T].
+        """See `ObjectiveHead.forward`, and `deft.workers.batches.collate` for a micro-batch.
 
-        Position t predicts label t + 1; only positions with a target reach the head.
+        Position t predicts label t + 1; only positions with a target reach the head's products.
         """
-        reference = None
-        for frozen in self.references:
+        layout = (input_ids, position_ids, cu_seq_lens)
+        reference: ReferenceHead | torch.Tensor | None = None
+        if self.objective.needs_reference:
             with torch.no_grad():
-                hidden = last_hidden(frozen, input_ids)
-            frozen_head = frozen.get_output_embeddings()
-            reference = ReferenceHead(hidden, frozen_head.weight, frozen_head.bias)
+                if self.references:
+                    (frozen,) = self.references
+                    frozen_head = frozen.get_output_embeddings()
+                    reference = ReferenceHead(
+                        last_hidden(frozen, *layout), frozen_head.weight, frozen_head.bias
+                    )
+                else:
+                    with without_adapters(self.model):
+                        reference = last_hidden(self.model, *layout)
         head: ObjectiveHead = self.model.get_output_embeddings()
         output: tuple[torch.Tensor, dict[str, torch.Tensor]] = head(
-            last_hidden(self.model, input_ids),
+            last_hidden(self.model, *layout),
             labels[:, 1:].flatten(),
             reference=reference,
             step_mean_p=step_mean_p,
@@ -179,7 +223,16 @@ class ObjectiveModel(nn.Module):
         return output
 
 
-def last_hidden(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+def last_hidden(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Last hidden states of all positions but each row's last, [B·(T − 1), D]."""
-    hidden: torch.Tensor = model.base_model(input_ids=input_ids).last_hidden_state[:, :-1]
+    packed = {}
+    if position_ids is not None and cu_seq_lens is not None:
+        packed = packed_keywords(cu_seq_lens, position_ids)
+    states = model.base_model(input_ids=input_ids, use_cache=False, **packed).last_hidden_state
+    hidden: torch.Tensor = states[:, :-1]
     return hidden.flatten(0, 1)

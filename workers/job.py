@@ -23,7 +23,9 @@ class TrainJob:
     model_dir: str
     """Directory of the prepared model and tokenizer."""
     rows_dir: str
-    """Directory of the prepared dataset."""
+    """Directory of the prepared training examples."""
+    validation_dir: str
+    """Directory of the prepared held-out examples."""
     num_steps: int
     """Optimiser steps of the whole run."""
     seed: int

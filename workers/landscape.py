@@ -47,7 +47,7 @@ def token_statistics(
     parts: list[TokenStats] = []
     for start in range(0, len(rows), BATCH_SIZE):
         chosen = [rows[i] for i in range(start, min(start + BATCH_SIZE, len(rows)))]
-        batch = collate(chosen, tokenizer.pad_token_id, device)
+        batch = collate(chosen, tokenizer.pad_token_id, device, packing=False)
         output = linear_objective(
             last_hidden(model, batch["input_ids"]),
             head.weight,

@@ -1,8 +1,9 @@
 """From token values to one loss: the factor between a micro-batch's sum and what is backpropagated.
 
-DeepSpeed divides the loss of every micro-batch by the number of accumulation steps and averages
-gradients over the data-parallel ranks. The factors here undo that where a reduction asks for it, so
-that the gradient is the one that the reduction names, however the batch was cut.
+DeepSpeed is told not to divide by accumulation steps; it adds up the gradients of a rank's
+micro-batches and averages over the data-parallel ranks. The factors here undo that where a
+reduction asks for it, so that the gradient is the one that the reduction names, however the batch
+was cut.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def loss_factor(
     *,
     kept_in_step: int,
     kept_in_micro_batch: int,
-    accumulation_steps: int,
+    num_micro_batches: int,
     world_size: int,
 ) -> float:
     """The number that a micro-batch's summed token values are multiplied by before `backward`.
@@ -29,10 +30,10 @@ def loss_factor(
             original trainer of arXiv 2602.11424 backpropagates.
         kept_in_step: kept tokens over all micro-batches and ranks of the step.
         kept_in_micro_batch: kept tokens of this micro-batch on this rank.
-        accumulation_steps: micro-batches of one rank per optimiser step.
+        num_micro_batches: micro-batches of one rank in this step.
         world_size: number of data-parallel ranks.
     """
     if reduction == "global_tokens":
-        return accumulation_steps * world_size / max(kept_in_step, 1)
+        return world_size / max(kept_in_step, 1)
     mean = 1 / (kept_in_micro_batch + 1e-8)
-    return mean * accumulation_steps if reduction == "micro_batch_sum" else mean
+    return mean if reduction == "micro_batch_sum" else mean / num_micro_batches

@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import datasets
 import ray.train
 import ray.train.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deft.objectives import TokenStats, get_objective
 from deft.objectives.diagnostics import summarize
-from deft.workers.batches import collate, micro_batches, step_indices
+from deft.workers.batches import collate, cut, padding_share, step_indices
 from deft.workers.chat import IGNORE_INDEX
-from deft.workers.engine import build_engine, export_model, resolve_dtype
+from deft.workers.checkpoints import Resumption, save_checkpoint
+from deft.workers.engine import build_engine, load_model, resolve_dtype, take_step
 from deft.workers.head import ObjectiveModel
 from deft.workers.job import TrainJob
 from deft.workers.reduction import loss_factor
 from deft.workers.spec import TrainingSpec
+from deft.workers.validation import validate
 
 if TYPE_CHECKING:
     import deepspeed
 
 MicroBatch = dict[str, torch.Tensor]
-"""input_ids and labels, int64 [B, T]."""
+"""What `deft.workers.batches.collate` returns."""
 TokenColumns = dict[str, torch.Tensor]
 """One value per token and statistic, as `ObjectiveHead.forward` returns them."""
+
+MAX_SKIPPED_STEPS = {torch.float32: 3, torch.bfloat16: 3, torch.float16: 20}
+"""Steps in a row without finite loss and gradient after which training stops; float16 finds its
+loss scale by such steps."""
 
 
 def train(job: TrainJob) -> None:
     """Train as ``job`` says, from the last checkpoint if Ray Train has one.
 
     The last checkpoint reported holds `model/`, the Hugging Face export, beside `engine/`.
+
+    Raises:
+        FloatingPointError: loss or gradient were not finite for several steps in a row.
     """
     spec = job.training
     context = ray.train.get_context()
@@ -46,44 +53,91 @@ def train(job: TrainJob) -> None:
 
     torch.manual_seed(job.seed)
     rows = datasets.load_from_disk(job.rows_dir)
+    held_out = datasets.load_from_disk(job.validation_dir)
     lengths = [len(ids) for ids in rows["input_ids"]]
     tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     dtype, objective = resolve_dtype(spec.dtype), get_objective(job.objective)
-    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=dtype)
+    model = load_model(job.model_dir, spec, dtype)
     reference = (
-        AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=dtype, device_map=device)
-        if objective.needs_reference
+        AutoModelForCausalLM.from_pretrained(
+            job.model_dir,
+            dtype=dtype,
+            device_map=device,
+            attn_implementation=model.config._attn_implementation,
+        )
+        if objective.needs_reference and spec.lora is None
         else None
     )
-    engine = build_engine(ObjectiveModel(model, objective, reference), spec, job.num_steps)
+    with Resumption(world_size) as resumption:
+        engine = build_engine(
+            ObjectiveModel(model, objective, reference),
+            spec,
+            job.num_steps,
+            load_universal=resumption.is_universal,
+        )
+        first_step = resumption.load(engine)
 
-    for step in range(resume(engine), job.num_steps):
+    def report(kind: str, step: int, metrics: dict[str, float]) -> None:
+        if rank == 0 and job.events is not None:
+            job.events.put({"event": kind, "step": step, "metrics": metrics})
+
+    def report_validation(step: int) -> dict[str, float]:
+        if not (len(held_out) and spec.is_validated(step, job.num_steps)):
+            return {}
+        metrics = validate(engine, held_out, spec, tokenizer.pad_token_id, device)
+        report("validation", step, metrics)
+        return {f"validation/{name}": value for name, value in metrics.items()}
+
+    if first_step == 0:
+        report_validation(0)
+    skipped_in_a_row = 0
+    for step in range(first_step, job.num_steps):
         started = time.perf_counter()
+        # Dropout depends on the step, not on the way there: a resumed run repeats it.
+        torch.manual_seed(_step_seed(job.seed, step, rank))
         indices = step_indices(len(rows), spec.batch_size, step, job.seed)
+        cuts = cut(indices, lengths, spec, world_size)
         batches = [
-            collate([rows[index] for index in chosen], tokenizer.pad_token_id, device)
-            for chosen in micro_batches(
-                indices,
-                lengths,
-                rank=rank,
-                world_size=world_size,
-                micro_batch_size=spec.micro_batch_size,
+            collate(
+                [rows[index] for index in chosen],
+                tokenizer.pad_token_id,
+                device,
+                packing=spec.packing,
             )
+            for chosen in cuts[rank]
         ]
         learning_rate = engine.get_lr()[0]
         columns, grad_norm = train_step(engine, batches, spec, world_size)
+        problem = find_problem(engine, grad_norm)
+        if problem is None:
+            skipped_in_a_row = 0
+        else:
+            skipped_in_a_row += 1
+            report("skipped_step", step + 1, {"skipped_in_a_row": skipped_in_a_row})
+            if skipped_in_a_row >= MAX_SKIPPED_STEPS[dtype]:
+                raise FloatingPointError(
+                    f"{problem} at step {step + 1}, and so in each of the {skipped_in_a_row} steps "
+                    f"up to it; a lower learning rate may help. The examples of this step: "
+                    f"{describe_examples(rows, indices)}"
+                )
         targets = gather_targets(columns, batches, tokenizer.eos_token_id)
+        seconds = time.perf_counter() - started
         metrics = step_metrics(targets) | {
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
-            "tokens_per_second": sum(lengths[i] for i in indices) / (time.perf_counter() - started),
+            "padding_share": padding_share(cuts, lengths, packing=spec.packing),
+            "skipped_steps": engine.skipped_steps,
+            "target_tokens": len(targets["p"]),
+            "tokens_per_second": sum(lengths[i] for i in indices) / seconds,
+            "target_tokens_per_second": len(targets["p"]) / seconds,
         }
-        require_finite(metrics, step + 1)
-        if rank == 0 and job.events is not None:
-            job.events.put({"event": "train_step", "step": step + 1, "metrics": metrics})
-        is_last = step + 1 == job.num_steps
-        if is_last or (spec.checkpoint_every and (step + 1) % spec.checkpoint_every == 0):
-            save_checkpoint(engine, tokenizer, step + 1, metrics, export=is_last)
+        if problem is None:
+            report("train", step + 1, metrics)
+        metrics |= report_validation(step + 1)
+        if spec.is_saved(step + 1, job.num_steps):
+            is_last = step + 1 == job.num_steps
+            export = is_last or spec.keep == "best"
+            save_checkpoint(engine, tokenizer if export else None, step + 1, metrics)
 
 
 def train_step(
@@ -94,28 +148,25 @@ def train_step(
 ) -> tuple[list[TokenColumns], float]:
     """One optimiser step over this rank's micro-batches.
 
-    Returns what the head said about their tokens, and the gradient norm before clipping.
+    Returns what the head said about their tokens, and the gradient norm before clipping, which is
+    inf or NaN if the step was skipped.
     """
+    engine.train()
     kept_in_step, mean_p = look_ahead(engine, batches, spec)
     columns = []
-    grad_norm = math.nan
-    for batch in batches:
+    for index, batch in enumerate(batches):
+        engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
         loss, tokens = engine(**batch, step_mean_p=mean_p)
         factor = loss_factor(
             spec.reduction,
             kept_in_step=kept_in_step,
             kept_in_micro_batch=int(tokens["kept"].sum()),
-            accumulation_steps=len(batches),
+            num_micro_batches=len(batches),
             world_size=world_size,
         )
-        engine.backward(loss * factor)
+        engine.backward(loss * factor, scale_wrt_gas=False)
         columns.append(tokens)
-        if engine.zero_optimization_stage() == 0 and engine.is_gradient_accumulation_boundary():
-            grad_norm = local_grad_norm(engine)
-        engine.step()
-    if engine.get_global_grad_norm() is not None:
-        grad_norm = float(engine.get_global_grad_norm())
-    return columns, grad_norm
+    return columns, take_step(engine)
 
 
 def look_ahead(
@@ -144,6 +195,27 @@ def look_ahead(
     torch.distributed.all_reduce(sums)
     kept, targets, p = sums
     return int(kept), (p / targets.clamp(min=1)).float() if wants_mean_p else None
+
+
+def find_problem(engine: deepspeed.DeepSpeedEngine, grad_norm: float) -> str | None:
+    """Why the step was skipped, on every rank the same; None if it was not."""
+    if math.isfinite(grad_norm):
+        return None
+    head = engine.module.model.get_output_embeddings()
+    problems: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(problems, head.problem)
+    head.problem = None
+    return next(filter(None, problems), f"the gradient norm is {grad_norm}")
+
+
+def describe_examples(rows: datasets.Dataset, indices: Sequence[int]) -> str:
+    """Which examples a step was made of, for a person who looks for the bad one."""
+    names = rows.select(indices)["id"] if "id" in rows.column_names else indices
+    return ", ".join(map(str, sorted(names)))
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return hash((seed, step, rank)) % 2**63
 
 
 def gather_targets(
@@ -190,46 +262,3 @@ def step_metrics(tokens: TokenColumns) -> dict[str, float]:
     if eos.any():
         metrics["eos_logp"] = float(tokens["logp"][eos].double().mean())
     return metrics
-
-
-def local_grad_norm(engine: deepspeed.DeepSpeedEngine) -> float:
-    """Global gradient norm where DeepSpeed reports none: without ZeRO every rank holds it whole."""
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
-
-
-def require_finite(metrics: dict[str, float], step: int) -> None:
-    """Raise FloatingPointError if the loss or the gradient norm of a step is inf or NaN."""
-    for name in ("objective", "grad_norm"):
-        if not math.isfinite(metrics[name]):
-            raise FloatingPointError(
-                f"{name} is {metrics[name]} at step {step}; a lower learning rate may help"
-            )
-
-
-def resume(engine: deepspeed.DeepSpeedEngine) -> int:
-    """Restore Ray Train's latest checkpoint, if any; returns the number of steps already done."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as directory:
-        _, state = engine.load_checkpoint(f"{directory}/engine")
-    return int(state["step"])
-
-
-def save_checkpoint(
-    engine: deepspeed.DeepSpeedEngine,
-    tokenizer: PreTrainedTokenizerBase,
-    step: int,
-    metrics: dict[str, float],
-    *,
-    export: bool,
-) -> None:
-    """Hand this rank's part of a checkpoint to Ray Train, which merges and stores the parts."""
-    with tempfile.TemporaryDirectory() as directory:
-        engine.save_checkpoint(f"{directory}/engine", client_state={"step": step})
-        if export:
-            export_model(engine, tokenizer, Path(directory, "model"))
-        ray.train.report(
-            {"step": step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(directory)
-        )

@@ -171,6 +171,45 @@ class ModelSpec(BaseModel):
         return self
 
 
+class LoraSpec(BaseModel):
+    """Low-rank adapters (arXiv 2106.09685) in place of full fine-tuning, by peft."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update of each adapted matrix."""
+    alpha: int = Field(default=32, ge=1)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability of dropping an input of an adapter."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Names of the modules to adapt, such as q_proj; all-linear is every linear layer except the
+    head, which takes part if it is named: lm_head."""
+
+
+RESERVED_DEEPSPEED_KEYS = {
+    "train_batch_size": "training.batch_size",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
+    "gradient_accumulation_steps": "training.batch_size and training.micro_batch_size",
+    "gradient_clipping": "training.max_grad_norm",
+    "optimizer": "training.learning_rate, training.betas and training.weight_decay",
+    "scheduler": "training.warmup_ratio",
+    "bf16": "training.dtype",
+    "fp16": "training.dtype",
+    "torch_autocast": "training.dtype",
+}
+"""Options of DeepSpeed that a setting here stands for."""
+
+SPLITTING_DEEPSPEED_KEYS = (
+    "sequence_parallel_size",
+    "sequence_parallel",
+    "tensor_parallel",
+    "autotp_size",
+    "pipeline",
+)
+"""Options that would cut one example over several ranks: the head sees whole examples only."""
+
+
 class TrainingSpec(BaseModel):
     """How to train: DeepSpeed SFT with AdamW and a cosine schedule."""
 
@@ -178,6 +217,9 @@ class TrainingSpec(BaseModel):
 
     num_workers: int = Field(default=2, ge=1)
     """Data-parallel training processes, one GPU each where there are GPUs."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with as few as these where there is no room for `num_workers`, for instance after a
+    node was lost; if not given, wait until there is."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the training examples; incomplete batches are dropped."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -185,7 +227,11 @@ class TrainingSpec(BaseModel):
     batch_size: int = Field(default=256, ge=1)
     """Examples per optimiser step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
-    """Examples per forward pass of one worker."""
+    """Examples of `max_length` per forward pass of one worker. With packing, as many shorter ones
+    as fit into their tokens; without, or with a reduction by micro-batch, exactly so many."""
+    packing: bool = True
+    """Examples of a micro-batch stand one after the other in one row, without padding and without
+    seeing each other. If false, they are padded to the longest of them."""
     max_length: int = Field(default=1024, ge=2)
     """Longest example in tokens, prompt and response together; longer ones are left out."""
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -198,6 +244,11 @@ class TrainingSpec(BaseModel):
     """Share of the steps over which the learning rate rises linearly before its cosine decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more
+    computation."""
+    lora: LoraSpec | None = None
+    """Train low-rank adapters instead of all parameters; they are merged on export."""
     reduction: Literal["global_tokens", "micro_batch", "micro_batch_sum"] = "global_tokens"
     """How token values become one loss, see `deft.workers.reduction`."""
     floor_scope: Literal["micro_batch", "step"] = "micro_batch"
@@ -206,25 +257,98 @@ class TrainingSpec(BaseModel):
     forward pass."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; if not given 2 with more than one worker, else 0."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively."""
+    offload_optimizer: bool = False
+    """Keep optimiser states in the host's memory and update there (ZeRO 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep parameters in the host's memory too, each on the device only while in use (ZeRO 3)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Optimiser
+    states are float32 throughout. float16 scales the loss dynamically."""
+    deepspeed: dict[str, Any] = {}
+    """Further options of DeepSpeed's configuration, laid over what follows from the settings."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Optimiser steps between validations on the held-out examples; the first is always before the
+    first step and the last after the last one."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Optimiser steps between checkpoints; only one at the end if not given."""
+    checkpoint_storage: str | None = None
+    """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given."""
+    keep_checkpoints: int | None = Field(default=None, ge=1)
+    """Checkpoints to keep; if not given, one while training and none afterwards."""
+    keep: Literal["last", "best"] = "last"
+    """Which checkpoints to keep and which model to evaluate: the last, or those of lowest NLL on
+    the held-out examples; the last one is kept besides, to continue from."""
 
     @model_validator(mode="after")
-    def require_whole_micro_batches(self) -> TrainingSpec:
-        rows = self.num_workers * self.micro_batch_size
-        if self.batch_size % rows:
+    def require_an_example_for_every_worker(self) -> TrainingSpec:
+        rows = self.num_workers * (1 if self.cuts_by_tokens else self.micro_batch_size)
+        if self.cuts_by_tokens and self.batch_size < rows:
+            raise ValueError(f"batch_size must be at least num_workers = {rows}")
+        if not self.cuts_by_tokens and self.batch_size % rows:
             raise ValueError(
                 f"batch_size must be a multiple of num_workers × micro_batch_size = {rows}, "
                 f"got {self.batch_size}"
             )
         return self
 
+    @model_validator(mode="after")
+    def require_a_cut_for_any_number_of_workers(self) -> TrainingSpec:
+        if self.min_workers is None:
+            return self
+        if self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers must be at most num_workers = {self.num_workers}")
+        if not self.cuts_by_tokens:
+            raise ValueError(
+                "min_workers needs packing and the reduction global_tokens: with the others the "
+                "result depends on the number of workers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def require_a_stage_that_offloads(self) -> TrainingSpec:
+        stage = self.resolved_zero_stage
+        if self.offload_optimizer and stage < 1:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.offload_parameters and stage < 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, got {stage}")
+        return self
+
+    @model_validator(mode="after")
+    def require_deepspeed_options_of_its_own(self) -> TrainingSpec:
+        for key in self.deepspeed:
+            if key in RESERVED_DEEPSPEED_KEYS:
+                raise ValueError(f"deepspeed.{key}: give {RESERVED_DEEPSPEED_KEYS[key]} instead")
+            if key in SPLITTING_DEEPSPEED_KEYS:
+                raise ValueError(
+                    f"deepspeed.{key}: objectives are computed over whole examples; an example "
+                    "that is cut over several workers is not supported"
+                )
+        zero = self.deepspeed.get("zero_optimization", {})
+        if isinstance(zero, dict) and "stage" in zero:
+            raise ValueError("deepspeed.zero_optimization.stage: give training.zero_stage instead")
+        return self
+
+    @model_validator(mode="after")
+    def require_checkpoints_to_choose_from(self) -> TrainingSpec:
+        if self.keep == "best" and self.checkpoint_every is None:
+            raise ValueError("keep: best needs checkpoint_every, or there is but one checkpoint")
+        return self
+
     @property
-    def accumulation_steps(self) -> int:
-        """Forward passes of one worker per optimiser step."""
-        return self.batch_size // (self.num_workers * self.micro_batch_size)
+    def cuts_by_tokens(self) -> bool:
+        """Whether micro-batches are filled up to a number of tokens instead of examples."""
+        return self.packing and self.reduction == "global_tokens"
+
+    def is_validated(self, step: int, num_steps: int) -> bool:
+        """Whether held-out examples are looked at after ``step`` optimiser steps."""
+        due = self.validate_every is not None and step % self.validate_every == 0
+        scored = self.keep == "best" and self.is_saved(step, num_steps)
+        return due or scored or step in (0, num_steps)
+
+    def is_saved(self, step: int, num_steps: int) -> bool:
+        """Whether there is a checkpoint after ``step`` optimiser steps."""
+        due = self.checkpoint_every is not None and step % self.checkpoint_every == 0
+        return step == num_steps or (due and step > 0)
 
     @property
     def resolved_zero_stage(self) -> int:

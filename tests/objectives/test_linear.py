@@ -197,8 +197,8 @@ def test_reference_gradients_are_autograds(objective: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_statistics_are_those_of_the_softmax(dtype: torch.dtype) -> None:
     problem = Problem(50, 16, 300, scale=0.5, dtype=dtype)
-    names = ("concentration", "entropy", "entropy_top20")
-    for asked in (names, names[:2], names[1:2]):
+    names = ("concentration", "entropy", "top_logp", "entropy_top20")
+    for asked in (names, names[:3], names[1:2]):
         output, _ = problem.run("original", "torch", dtype, statistics=asked)
         probs = (problem.hidden @ problem.weight.T + problem.bias).softmax(-1)
         top = probs.topk(20).values
@@ -206,6 +206,7 @@ def test_statistics_are_those_of_the_softmax(dtype: torch.dtype) -> None:
         truth = {
             "concentration": probs.square().sum(-1),
             "entropy": -(probs * probs.log()).sum(-1),
+            "top_logp": probs.amax(-1).log(),
             "entropy_top20": -(top * top.log()).sum(-1),
         }
         for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deft.workers.batches import collate, micro_batches, step_indices
+from deft.workers.batches import collate, cut_by_count, padding_share, step_indices
 from deft.workers.figfont import TEST_START, figfont_examples
 
 
@@ -34,15 +34,14 @@ def test_every_epoch_shows_each_example_at_most_once() -> None:
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (2, 4), (2, 2), (4, 1)])
 def test_ranks_share_a_step_without_gap_or_overlap(world_size: int, micro_batch_size: int) -> None:
     indices, lengths = [7, 1, 4, 2, 9, 8, 0, 3], [5, 3, 8, 1, 9, 2, 7, 4, 6, 10]
-    cut = [
-        micro_batches(
-            indices, lengths, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
-        )
-        for rank in range(world_size)
-    ]
+    cut = cut_by_count(indices, lengths, size=micro_batch_size, world_size=world_size)
     assert sorted(i for rank in cut for batch in rank for i in batch) == sorted(indices)
     assert {len(batch) for rank in cut for batch in rank} == {micro_batch_size}
     assert len({len(rank) for rank in cut}) == 1
+    by_length = [[lengths[i] for i in batch] for rank in cut for batch in rank]
+    padding = sum(max(batch) * len(batch) - sum(batch) for batch in by_length)
+    positions = sum(max(batch) * len(batch) for batch in by_length)
+    assert padding_share(cut, lengths, packing=False) == pytest.approx(padding / positions)
 
 
 def test_collate_pads_on_the_right_and_gives_padding_no_target() -> None:
@@ -50,6 +49,6 @@ def test_collate_pads_on_the_right_and_gives_padding_no_target() -> None:
         {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
         {"input_ids": [8], "labels": [8]},
     ]
-    batch = collate(rows, pad_token_id=0, device=torch.device("cpu"))
+    batch = collate(rows, pad_token_id=0, device=torch.device("cpu"), packing=False)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]

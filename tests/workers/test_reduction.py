@@ -12,7 +12,7 @@ VALUES = torch.arange(1.0, 13.0)
 
 
 def deepspeed_loss(cut: list[list[torch.Tensor]], reduction: Reduction) -> float:
-    """The step's loss as DeepSpeed forms it: mean over accumulation steps, mean over ranks."""
+    """The step's loss as DeepSpeed forms it: sum over micro-batches, mean over ranks."""
     ranks = []
     for micro_batches in cut:
         losses = [
@@ -21,12 +21,12 @@ def deepspeed_loss(cut: list[list[torch.Tensor]], reduction: Reduction) -> float
                 reduction,
                 kept_in_step=len(VALUES),
                 kept_in_micro_batch=len(values),
-                accumulation_steps=len(micro_batches),
+                num_micro_batches=len(micro_batches),
                 world_size=len(cut),
             )
             for values in micro_batches
         ]
-        ranks.append(sum(losses) / len(losses))
+        ranks.append(sum(losses))
     return float(sum(ranks) / len(ranks))
 
 
@@ -54,6 +54,6 @@ def test_micro_batch_is_the_mean_of_means() -> None:
 def test_no_kept_token_is_no_division_by_zero() -> None:
     for reduction in ("global_tokens", "micro_batch", "micro_batch_sum"):
         factor = loss_factor(
-            reduction, kept_in_step=0, kept_in_micro_batch=0, accumulation_steps=2, world_size=2
+            reduction, kept_in_step=0, kept_in_micro_batch=0, num_micro_batches=2, world_size=2
         )
         assert factor * 0.0 == 0.0

@@ -1,7 +1,8 @@
-"""Real DeepSpeed on two Ray Train workers against a plain PyTorch loop."""
+"""Real DeepSpeed on Ray Train workers against a plain PyTorch loop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,24 @@ from typing import Any
 import pytest
 import torch
 from datasets import load_from_disk
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    get_cosine_schedule_with_warmup,
-)
+from torch import Tensor
+from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from deft.objectives import CATALOG, get_objective
-from deft.workers.batches import collate, micro_batches, step_indices
-from deft.workers.head import ObjectiveModel
+from deft.workers.batches import step_indices
 from deft.workers.job import TrainJob
 from deft.workers.prepare import prepare
-from deft.workers.spec import DatasetSpec, ModelSpec, TrainingSpec
+from deft.workers.spec import DatasetSpec, LoraSpec, ModelSpec, TrainingSpec
 
 STEPS = 20
 SPEC = TrainingSpec(
-    batch_size=8, micro_batch_size=2, max_length=256, learning_rate=2e-3, dtype="float32"
+    batch_size=8,
+    micro_batch_size=2,
+    max_length=256,
+    learning_rate=2e-3,
+    dtype="float32",
+    floor_scope="step",
 )
-OBJECTIVES = ("original", "p", "Cayley_Trans", "DEFT", "OnlyTopLogP-0.0009", "ASFT")
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +44,54 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
         objective="original",
         model_dir=prepared.model_dir,
         rows_dir=prepared.rows_dir,
+        validation_dir=prepared.validation_dir,
         num_steps=STEPS,
         seed=0,
         events=None,
     )
 
 
-def plain_curve(job: TrainJob, world_size: int) -> list[float]:
-    """Objective per step of a single-process float32 trainer; what all others must match."""
-    spec = job.training
+def with_training(job: TrainJob, **changes: Any) -> TrainJob:
+    return replace(job, training=TrainingSpec(**{**dict(job.training), **changes}))
+
+
+def nll(logp: Tensor, p: Tensor, probs: Tensor) -> Tensor:
+    return -logp
+
+
+def prob(logp: Tensor, p: Tensor, probs: Tensor) -> Tensor:
+    return 1 - p
+
+
+def deft(logp: Tensor, p: Tensor, probs: Tensor) -> Tensor:
+    focus = probs.square().sum(-1).detach()
+    return -((focus * logp).exp() - 1) / (focus + 1e-6)
+
+
+def cayley(logp: Tensor, p: Tensor, probs: Tensor) -> Tensor:
+    floor, distance = 0.5 * p.detach().mean(), 1 - p.detach() + 1e-8
+    focus = floor + (1 - floor) * (1 - distance) / (1 + distance + 1e-8)
+    focus = focus.clamp(0.001, 1)
+    return -((focus * logp).exp() - 1) / (focus + 1e-8)
+
+
+PLAIN: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "original": nll,
+    "p": prob,
+    "Cayley_Trans": cayley,
+    "DEFT": deft,
+}
+"""Objectives written on materialised probabilities: (log p [N], p [N], P [N, V]) → values [N]."""
+
+
+def plain_curve(job: TrainJob) -> list[float]:
+    """Objective per step of a single-process float32 trainer, one example at a time: the yardstick.
+
+    It shares no code with what it is compared to, but for the order of the examples.
+    """
+    spec, value = job.training, PLAIN[job.objective]
     rows = load_from_disk(job.rows_dir)
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    pad = AutoTokenizer.from_pretrained(job.model_dir).pad_token_id
-    objective = get_objective(job.objective)
-    model, reference = (
-        AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32) for _ in range(2)
-    )
-    model = ObjectiveModel(model, objective, reference if objective.needs_reference else None)
+    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
     optimizer = torch.optim.AdamW(
         model.parameters(), spec.learning_rate, spec.betas, weight_decay=spec.weight_decay
     )
@@ -67,20 +99,15 @@ def plain_curve(job: TrainJob, world_size: int) -> list[float]:
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, job.num_steps)
     curve = []
     for step in range(job.num_steps):
-        indices = step_indices(len(rows), spec.batch_size, step, job.seed)
-        outputs = [
-            model(**collate([rows[i] for i in chosen], pad, torch.device("cpu")))
-            for rank in range(world_size)
-            for chosen in micro_batches(
-                indices,
-                lengths,
-                rank=rank,
-                world_size=world_size,
-                micro_batch_size=spec.micro_batch_size,
-            )
-        ]
-        kept = sum(tokens["kept"].sum() for _, tokens in outputs)
-        loss = sum(total for total, _ in outputs) / kept.clamp(min=1)
+        logits, targets = [], []
+        for index in step_indices(len(rows), spec.batch_size, step, job.seed):
+            ids, labels = (torch.tensor(rows[index][key]) for key in ("input_ids", "labels"))
+            trained = labels[1:] != -100
+            logits.append(model(input_ids=ids[None]).logits[0, :-1][trained])
+            targets.append(labels[1:][trained])
+        log_probs = torch.cat(logits).log_softmax(-1)
+        logp = log_probs.gather(1, torch.cat(targets)[:, None])[:, 0]
+        loss = value(logp, logp.exp(), log_probs.exp()).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm)
         optimizer.step()
@@ -90,8 +117,10 @@ def plain_curve(job: TrainJob, world_size: int) -> list[float]:
     return curve
 
 
-def deepspeed_runs(jobs: list[TrainJob], storage: Path) -> list[dict[str, Any]]:
-    """Train several jobs in one pair of workers; the last step of each exports the model.
+def deepspeed_runs(
+    jobs: list[TrainJob], storage: Path, num_workers: int = 2
+) -> list[dict[str, Any]]:
+    """Train several jobs in one group of workers; the last step of each exports the model.
 
     Returns for each job its objective per step, its gradient norms, and its exported weights.
     """
@@ -105,13 +134,17 @@ def deepspeed_runs(jobs: list[TrainJob], storage: Path) -> list[dict[str, Any]]:
 
         prepare_process()
         from deft.workers import sft_loop
+        from deft.workers.engine import export_model
 
         class Events:
             def __init__(self) -> None:
-                self.metrics: list[dict[str, float]] = []
+                self.seen: list[dict[str, Any]] = []
 
             def put(self, event: dict[str, Any]) -> None:
-                self.metrics.append(event["metrics"])
+                self.seen.append(event)
+
+            def curve(self, kind: str, name: str) -> list[float]:
+                return [e["metrics"][name] for e in self.seen if e["event"] == kind]
 
         results = []
         for job in config["jobs"]:
@@ -119,20 +152,21 @@ def deepspeed_runs(jobs: list[TrainJob], storage: Path) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory() as directory:
 
                 def export(
-                    engine: Any, tokenizer: Any, *_: Any, directory: str = directory, **__: Any
+                    engine: Any, tokenizer: Any, *_: Any, directory: str = directory
                 ) -> None:
-                    sft_loop.export_model(engine, tokenizer, Path(directory))
+                    export_model(engine, tokenizer, Path(directory))
 
-                # One Ray Train run stands for many here: none resumes from another's checkpoint.
-                sft_loop.resume = lambda engine: 0
+                # One Ray Train run stands for many here: none has a checkpoint.
                 sft_loop.save_checkpoint = export
                 sft_loop.train(replace(job, events=events))
                 if ray.train.get_context().get_world_rank() == 0:
                     exported = AutoModelForCausalLM.from_pretrained(directory)
                     results.append(
                         {
-                            "objective": [m["objective"] for m in events.metrics],
-                            "grad_norm": [m["grad_norm"] for m in events.metrics],
+                            "objective": events.curve("train", "objective"),
+                            "grad_norm": events.curve("train", "grad_norm"),
+                            "validation": events.curve("validation", "nll"),
+                            "metrics": events.seen[-2]["metrics"],
                             "weights": exported.state_dict(),
                         }
                     )
@@ -145,7 +179,7 @@ def deepspeed_runs(jobs: list[TrainJob], storage: Path) -> list[dict[str, Any]]:
     result = TorchTrainer(
         run_all,
         train_loop_config={"jobs": jobs},
-        scaling_config=ray.train.ScalingConfig(num_workers=2),
+        scaling_config=ray.train.ScalingConfig(num_workers=num_workers),
         run_config=ray.train.RunConfig(storage_path=str(storage)),
     ).fit()
     assert result.checkpoint is not None
@@ -153,42 +187,49 @@ def deepspeed_runs(jobs: list[TrainJob], storage: Path) -> list[dict[str, Any]]:
     return loaded
 
 
-def test_deepspeed_matches_plain_pytorch(ray_cluster: None, job: TrainJob, tmp_path: Path) -> None:
-    by_objective = [replace(job, objective=name) for name in OBJECTIVES]
-    by_stage = [
-        replace(
-            job,
-            objective="DEFT",
-            training=SPEC.model_copy(update={"zero_stage": stage, "micro_batch_size": size}),
-        )
-        for stage, size in ((0, 2), (1, 4), (3, 2), (3, 1))
-    ]
-    by_cut = [
-        replace(
-            job,
-            objective="Cayley_Trans",
-            training=SPEC.model_copy(update={"floor_scope": "step", "micro_batch_size": size}),
-        )
-        for size in (4, 1)
-    ]
-    results = deepspeed_runs(by_objective + by_stage + by_cut, tmp_path)
-    for name, job_, result in zip(OBJECTIVES, by_objective, results, strict=False):
-        curve = plain_curve(job_, world_size=2)
-        assert result["objective"] == pytest.approx(curve, rel=2e-4), name
-        assert curve[-1] != pytest.approx(curve[0], rel=1e-2), f"{name} did not train"
+CUTS = (
+    {"zero_stage": 0},
+    {"zero_stage": 1, "micro_batch_size": 1},
+    {"zero_stage": 3},
+    {"zero_stage": 2, "packing": False},
+    {"zero_stage": 3, "packing": False, "micro_batch_size": 1},
+    {"zero_stage": 2, "offload_optimizer": True},
+    {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
+    {"zero_stage": 2, "micro_batch_size": 4, "gradient_checkpointing": True},
+)
 
-    deft = results[OBJECTIVES.index("DEFT")]
-    for job_, result in zip(by_stage, results[len(OBJECTIVES) : -2], strict=True):
-        stage, size = job_.training.zero_stage, job_.training.micro_batch_size
-        where = f"ZeRO-{stage}, micro-batches of {size}"
-        # DEFT reads no batch statistic: neither the cut nor the sharding may matter.
-        assert result["objective"] == pytest.approx(deft["objective"], rel=2e-4), where
-        assert result["grad_norm"] == pytest.approx(deft["grad_norm"], rel=2e-3), where
-        for name, weight in deft["weights"].items():
+
+def test_parity_with_plain_pytorch(ray_cluster: None, job: TrainJob, tmp_path: Path) -> None:
+    """Every ZeRO stage, two workers, packed and padded, with and without accumulation."""
+    by_objective = [replace(job, objective=name) for name in PLAIN]
+    by_cut = [with_training(replace(job, objective="DEFT"), **changes) for changes in CUTS]
+    results = deepspeed_runs(by_objective + by_cut, tmp_path)
+    curves = {}
+    for name, plain, result in zip(PLAIN, by_objective, results, strict=False):
+        curves[name] = plain_curve(plain)
+        assert result["objective"] == pytest.approx(curves[name], rel=2e-4), name
+        assert curves[name][-1] < 0.99 * curves[name][0], f"{name} did not train"
+        assert result["validation"][-1] < result["validation"][0]
+
+    packed = results[list(PLAIN).index("DEFT")]
+    assert packed["metrics"]["padding_share"] == 0
+    for changes, result in zip(CUTS, results[len(PLAIN) :], strict=True):
+        assert result["objective"] == pytest.approx(curves["DEFT"], rel=2e-4), changes
+        assert result["grad_norm"] == pytest.approx(packed["grad_norm"], rel=2e-3), changes
+        assert result["validation"] == pytest.approx(packed["validation"], rel=1e-3), changes
+        for name, weight in packed["weights"].items():
             torch.testing.assert_close(result["weights"][name], weight, rtol=1e-2, atol=1e-4)
+        assert (result["metrics"]["padding_share"] > 0) == (
+            not changes.get("packing", True) and changes.get("micro_batch_size") != 1
+        )
 
-    coarse, fine = results[-2:]
-    assert fine["objective"] == pytest.approx(coarse["objective"], rel=2e-4)
+
+def test_parity_on_one_worker(ray_cluster: None, job: TrainJob, tmp_path: Path) -> None:
+    alone = with_training(job, num_workers=1)
+    jobs = [replace(alone, objective=name) for name in PLAIN]
+    jobs += [with_training(replace(alone, objective="DEFT"), zero_stage=3, packing=False)]
+    for plain, result in zip(jobs, deepspeed_runs(jobs, tmp_path, num_workers=1), strict=True):
+        assert result["objective"] == pytest.approx(plain_curve(plain), rel=2e-4), plain.objective
 
 
 def test_gradient_does_not_depend_on_the_cut(
@@ -202,18 +243,45 @@ def test_gradient_does_not_depend_on_the_cut(
         if get_objective(info.example).token_local
     ]
     assert len(names) > 15
+    changes: tuple[dict[str, Any], ...] = (
+        {"micro_batch_size": 4, "zero_stage": 2},
+        {"micro_batch_size": 1, "zero_stage": 3, "packing": False},
+    )
     jobs = [
-        replace(
-            job,
-            objective=name,
-            num_steps=2,
-            training=SPEC.model_copy(update={"micro_batch_size": size, "zero_stage": stage}),
-        )
+        with_training(replace(job, objective=name, num_steps=2), **change)
         for name in names
-        for size, stage in ((4, 2), (1, 3))
+        for change in changes
     ]
     results = deepspeed_runs(jobs, tmp_path)
     for name, coarse, fine in zip(names, results[::2], results[1::2], strict=True):
         # The second step's objective is measured after an update by the first step's gradient.
         assert fine["objective"] == pytest.approx(coarse["objective"], rel=1e-4, abs=1e-9), name
         assert fine["grad_norm"] == pytest.approx(coarse["grad_norm"], rel=2e-3, abs=1e-9), name
+
+
+def test_adapters_train_alone_and_are_merged_on_export(
+    ray_cluster: None, job: TrainJob, tmp_path: Path
+) -> None:
+    lora = LoraSpec(rank=4, alpha=8, targets=("q_proj", "down_proj"))
+    stages = [
+        with_training(replace(job, objective=name), lora=lora, zero_stage=stage)
+        for name, stage in (("DEFT", 0), ("DEFT", 2), ("DEFT", 3), ("SFT_KL-0.1", 2))
+    ]
+    results = deepspeed_runs(stages, tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(job.model_dir).state_dict()
+    first = results[0]
+    assert first["weights"].keys() == base.keys()
+    for name, weight in base.items():
+        adapted = name.endswith(("q_proj.weight", "down_proj.weight"))
+        assert torch.equal(first["weights"][name], weight) != adapted, name
+    assert first["objective"][-1] < 0.99 * first["objective"][0]
+    for result in results[1:3]:
+        assert result["objective"] == pytest.approx(first["objective"], rel=2e-4)
+        for name, weight in first["weights"].items():
+            torch.testing.assert_close(result["weights"][name], weight, rtol=1e-2, atol=1e-4)
+    # Before the first update the model is its own reference, and the divergence is zero.
+    assert results[3]["objective"][0] == pytest.approx(first_nll(job), rel=1e-4)
+
+
+def first_nll(job: TrainJob) -> float:
+    return plain_curve(replace(job, objective="original", num_steps=1))[0]

@@ -1,0 +1,187 @@
+"""Training that is interrupted must end in the same curve as training that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.train import WorkerGroupError
+
+from deft.platform import training
+from deft.platform.training import chosen_checkpoint, fetch_model, fit
+from deft.workers.job import TrainJob
+from deft.workers.prepare import prepare
+from deft.workers.spec import DatasetSpec, ModelSpec, TrainingSpec
+
+STEPS, CHECKPOINT_EVERY, DEATH = 10, 3, 5
+SPEC = TrainingSpec(
+    batch_size=8,
+    micro_batch_size=2,
+    max_length=256,
+    learning_rate=2e-3,
+    dtype="float32",
+    checkpoint_every=CHECKPOINT_EVERY,
+)
+
+
+class FileEvents:
+    """Writes events to a file; if asked, its process dies by SIGKILL after a certain step, once."""
+
+    def __init__(self, file: Path, death: int | None) -> None:
+        self.file = file
+        self.death = death
+
+    def put(self, event: dict[str, Any]) -> None:
+        with self.file.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+        died = self.file.with_suffix(".died")
+        if event["event"] == "train" and event["step"] == self.death and not died.exists():
+            # Checkpoints are stored in the background, and steps here take milliseconds.
+            wait_for_checkpoint(self.file.parent / "storage" / "run")
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def curve(self) -> dict[int, list[float]]:
+        """The objective at each step, once for every time that the step was taken."""
+        points: dict[int, list[float]] = {}
+        for line in self.file.read_text().splitlines():
+            event = json.loads(line)
+            if event["event"] == "train":
+                points.setdefault(event["step"], []).append(event["metrics"]["objective"])
+        return points
+
+
+def wait_for_checkpoint(run: Path) -> None:
+    """Wait until Ray Train has put a checkpoint on record."""
+    record = run / "checkpoint_manager_snapshot.json"
+    deadline = time.monotonic() + 60
+    while not (record.exists() and "checkpoint_dir_name" in record.read_text()):
+        assert time.monotonic() < deadline, "no checkpoint within a minute"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    prepared = prepare(
+        DatasetSpec(name="figfont", size=60),
+        ModelSpec(name="tiny"),
+        max_length=SPEC.max_length,
+        seed=0,
+        cache=tmp_path_factory.mktemp("cache"),
+    )
+    return TrainJob(
+        training=SPEC,
+        objective="DEFT",
+        model_dir=prepared.model_dir,
+        rows_dir=prepared.rows_dir,
+        validation_dir=prepared.validation_dir,
+        num_steps=STEPS,
+        seed=0,
+        events=None,
+    )
+
+
+def run(
+    job: TrainJob, directory: Path, death: int | None, **changes: Any
+) -> tuple[FileEvents, Any, list[str]]:
+    """Train ``job`` with changed settings under ``directory``; returns what happened."""
+    directory.mkdir(exist_ok=True)
+    events, restarts = FileEvents(directory / "events.jsonl", death), []
+    changed = replace(
+        job,
+        training=TrainingSpec(**{**dict(job.training), **changes}),
+        events=events,  # type: ignore[arg-type]
+    )
+    result = fit(
+        changed,
+        name="run",
+        storage=str(directory / "storage"),
+        use_gpu=False,
+        on_restart=restarts.append,
+    )
+    return events, result, restarts
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    ray_cluster: None, job: TrainJob, tmp_path_factory: pytest.TempPathFactory
+) -> list[float]:
+    """The curve of ZeRO-2; the stages' curves are the same (tests/workers/test_training.py)."""
+    events, *_ = run(job, tmp_path_factory.mktemp("whole") / "run", None)
+    curve = events.curve()
+    assert sorted(curve) == list(range(1, STEPS + 1))
+    return [point for (point,) in curve.values()]
+
+
+def assert_same_curve(events: FileEvents, expected: list[float]) -> None:
+    curve = events.curve()
+    assert sorted(curve) == list(range(1, STEPS + 1))
+    repeated = [step for step, points in curve.items() if len(points) > 1]
+    assert repeated == list(range(DEATH - DEATH % CHECKPOINT_EVERY + 1, DEATH + 1))
+    for step, points in curve.items():
+        assert points == pytest.approx([expected[step - 1]] * len(points), rel=2e-4), step
+
+
+def test_the_best_checkpoint_is_kept_and_chosen(
+    ray_cluster: None, job: TrainJob, tmp_path: Path
+) -> None:
+    # With such a learning rate the held-out NLL falls, and then explodes.
+    events, result, _ = run(
+        job,
+        tmp_path / "run",
+        None,
+        keep="best",
+        keep_checkpoints=1,
+        checkpoint_every=2,
+        learning_rate=0.2,
+        warmup_ratio=0.8,
+        checkpoint_storage=None,
+        num_workers=1,
+    )
+    lines = map(json.loads, events.file.read_text().splitlines())
+    nll = {e["step"]: e["metrics"]["nll"] for e in lines if e["event"] == "validation"}
+    assert sorted(nll) == [0, 2, 4, 6, 8, 10]
+    best = min((step for step in nll if step), key=nll.__getitem__)
+    assert best != STEPS
+    chosen = chosen_checkpoint(result, "best")
+    with chosen.as_directory() as directory:
+        assert json.loads(Path(directory, "progress.json").read_text())["step"] == best
+    assert chosen_checkpoint(result, "last").path != chosen.path
+    # The last one is kept besides, to continue from; all others are gone.
+    kept = [path for path in (tmp_path / "run" / "storage" / "run").iterdir() if path.is_dir()]
+    assert sorted(kept) == sorted(Path(c.path) for c in (chosen, result.checkpoint))
+    fetch_model(chosen, tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_killed_worker_is_replaced(
+    uninterrupted: list[float], job: TrainJob, tmp_path: Path, stage: int
+) -> None:
+    events, result, restarts = run(job, tmp_path / "run", DEATH, zero_stage=stage)
+    assert len(restarts) == 1
+    assert_same_curve(events, uninterrupted)
+    fetch_model(chosen_checkpoint(result, "last"), tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("stage", "num_workers"), [(2, 2), (2, 1), (3, 1)])
+def test_a_killed_job_goes_on_with_as_many_workers_as_there_are(
+    uninterrupted: list[float],
+    job: TrainJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: int,
+    num_workers: int,
+) -> None:
+    monkeypatch.setattr(training, "MAX_RESTARTS", 0)
+    with pytest.raises(WorkerGroupError):
+        run(job, tmp_path / "run", DEATH, zero_stage=stage)
+    events, *_ = run(job, tmp_path / "run", DEATH, zero_stage=stage, num_workers=num_workers)
+    assert_same_curve(events, uninterrupted)

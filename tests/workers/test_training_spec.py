@@ -1,0 +1,66 @@
+"""What a run file may say about training, and what DeepSpeed is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from deft.workers.engine import deepspeed_config
+from deft.workers.spec import RESERVED_DEEPSPEED_KEYS, SPLITTING_DEEPSPEED_KEYS, TrainingSpec
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 1}, "batch_size must be at least num_workers = 2"),
+        ({"batch_size": 9, "packing": False}, "multiple of num_workers × micro_batch_size = 8"),
+        ({"batch_size": 9, "reduction": "micro_batch"}, "multiple of num_workers"),
+        ({"min_workers": 3}, "min_workers must be at most num_workers = 2"),
+        ({"min_workers": 1, "packing": False}, "min_workers needs packing"),
+        ({"zero_stage": 0, "offload_optimizer": True}, "offload_optimizer needs zero_stage 1, 2"),
+        ({"zero_stage": 2, "offload_parameters": True}, "offload_parameters needs zero_stage 3"),
+        ({"keep": "best"}, "keep: best needs checkpoint_every"),
+        ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "give training.zero_stage instead"),
+        *(({"deepspeed": {key: 1}}, f"deepspeed.{key}: give") for key in RESERVED_DEEPSPEED_KEYS),
+        *(
+            ({"deepspeed": {key: 2}}, "cut over several workers is not supported")
+            for key in SPLITTING_DEEPSPEED_KEYS
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingSpec(**settings)
+
+
+def test_further_options_are_laid_over_those_of_the_settings() -> None:
+    spec = TrainingSpec(
+        zero_stage=3,
+        offload_optimizer=True,
+        deepspeed={"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True},
+    )
+    config = deepspeed_config(spec, torch.float32)
+    assert config["zero_optimization"] == {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "reduce_bucket_size": 7,
+    }
+    assert config["wall_clock_breakdown"] is True
+    assert not config["bf16"]["enabled"]
+    assert not config["fp16"]["enabled"]
+
+
+def test_validations_and_checkpoints_are_due() -> None:
+    def due(spec: TrainingSpec) -> tuple[list[int], list[int]]:
+        steps = range(8)
+        return (
+            [step for step in steps if spec.is_validated(step, 7)],
+            [step for step in steps if spec.is_saved(step, 7)],
+        )
+
+    assert due(TrainingSpec()) == ([0, 7], [7])
+    assert due(TrainingSpec(validate_every=3, checkpoint_every=2)) == ([0, 3, 6, 7], [2, 4, 6, 7])
+    best = TrainingSpec(checkpoint_every=4, keep="best")
+    assert due(best) == ([0, 4, 7], [4, 7])
