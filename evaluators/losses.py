@@ -108,12 +108,13 @@ def measure_losses(
         on_progress: told how many rows of how many are done.
 
     Returns:
-        ``nll`` (mean over target tokens, nats) and ``bits_per_byte`` (the same sum in bits, per byte
-        of text: comparable across tokenizers), both with standard error and 95 % interval over
-        rows; ``control_nll``, the mean over EOS and its like; ``token_accuracy``; ``ece``, the expected calibration error of the
-        most likely token; ``entropy_gap``, nll minus mean entropy: 0 for a model as certain as it
-        should be on average, positive for an overconfident one (Braverman et al. 2020, arXiv
-        1906.05664); the counts ``num_items`` and ``num_tokens``.
+        ``nll`` (mean over target tokens, nats) and ``bits_per_byte`` (the same sum in bits, for
+        each byte of text: comparable across tokenizers), both with standard error and 95 %
+        interval over rows; ``control_nll``, the mean over EOS and its like; ``token_accuracy``;
+        ``ece``, the expected calibration error of the most likely token; ``entropy_gap``, nll minus
+        mean entropy: 0 for a model as certain as it should be on average, positive for an
+        overconfident one (Braverman et al. 2020, arXiv 1906.05664); the counts ``num_items`` and
+        ``num_tokens``.
     """
     tokenizer = load_tokenizer(model_dir)
     control = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)

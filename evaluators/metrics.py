@@ -103,6 +103,22 @@ def by_source(outcomes: Outcomes) -> dict[str, float]:
     return means | {f"macro_{name}": sum(each) / len(each)}
 
 
+def mean_over_benchmarks(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """``avg_at_n``: the plain mean over the benchmarks that have it, as papers report it.
+
+    Only where there are at least two. ``num_benchmarks`` says of how many.
+    """
+    values: dict[str, list[float]] = {}
+    for metrics in results.values():
+        for name, value in metrics.items():
+            if re.fullmatch(r"avg_at_\d+", name):
+                values.setdefault(name, []).append(value)
+    means = {name: sum(found) / len(found) for name, found in values.items() if len(found) > 1}
+    if not means:
+        return {}
+    return means | {"num_benchmarks": float(sum(len(values[name]) for name in means))}
+
+
 def _powers_of_two(n: int) -> list[int]:
     return [2**e for e in range(1, n.bit_length()) if 2**e <= n]
 

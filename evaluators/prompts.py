@@ -80,8 +80,13 @@ def resolve_style(
     if spec.prompt_style is not None:
         return spec.prompt_style
     style = PROMPT_STYLES[trained_style]
-    # A style that spells out the instruction of another task would ask for that one.
-    suits = style.template is None or (style.instruction == benchmark.instruction != "")
+    paper_styles = benchmark.paper.styles.values() if benchmark.paper is not None else ()
+    # A style that spells out another task's instruction or system text would set that task.
+    suits = (
+        style.template is None
+        or trained_style in paper_styles
+        or (style.instruction == benchmark.instruction != "")
+    )
     return trained_style if suits else "chat"
 
 

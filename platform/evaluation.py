@@ -14,6 +14,7 @@ from ray.util.queue import Queue
 
 from deft.evaluators.actor import Job
 from deft.evaluators.benchmarks import get_benchmark
+from deft.evaluators.metrics import mean_over_benchmarks
 from deft.evaluators.pool import EvaluatorPool
 from deft.evaluators.prepare import absolute, prepare_benchmarks
 from deft.evaluators.spec import GENERAL, EvaluationSpec
@@ -59,7 +60,8 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
         items: what `prepare_benchmarks` returned.
 
     Returns:
-        ``results`` (label → benchmark → metric → value), ``prompts`` (label → benchmark → format
+        ``results`` (label → benchmark → metric → value), ``means`` (label → metric → mean over the
+        benchmarks that the spec names), ``prompts`` (label → benchmark → format
         and ends of responses), ``tables`` (label → benchmark → path of the predictions and score to
         compare by), ``models`` (label → directory), how many responses were generated and found,
         and the seconds that took.
@@ -97,8 +99,14 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
                 }
                 for name in totals:
                     totals[name] += result[name]
+    named = {get_benchmark(benchmark.name).name for benchmark in evaluation.spec.benchmarks}
+    means = {
+        label: mean_over_benchmarks({name: found[name] for name in found if name in named})
+        for label, found in results.items()
+    }
     return {
         "results": results,
+        "means": {label: mean for label, mean in means.items() if mean},
         "prompts": prompts,
         "tables": tables,
         "models": dict(evaluation.models),
@@ -175,11 +183,17 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
 def record_results(
     recorder: Recorder, manifest: Mapping[str, Any], steps: Mapping[str, int]
 ) -> None:
-    """Log ``<label>/<benchmark>/<metric>`` of every model, at the training step of its label."""
+    """Log ``<label>/<benchmark>/<metric>`` of every model, at the training step of its label.
+
+    ``<label>/mean/<metric>`` is the mean over benchmarks.
+    """
     for label, benchmarks in manifest["results"].items():
         for benchmark, metrics in benchmarks.items():
             named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
             recorder.log(steps[label], named, manifest["finished_at"])
+    for label, means in manifest["means"].items():
+        named = {f"{label}/mean/{name}": value for name, value in means.items()}
+        recorder.log(steps[label], named, manifest["finished_at"])
 
 
 def run_evaluation(

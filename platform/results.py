@@ -64,6 +64,13 @@ def show_evaluation(
             for name in names
         ]
         console.table(benchmark, ["", *(labels[label] for label in shown)], rows)
+    means = manifest.get("means", {})
+    if means:
+        rows = [
+            [name.replace("_at_", "@"), *(_with_error(means[label], name) for label in means)]
+            for name in next(iter(means.values()))
+        ]
+        console.table("mean over benchmarks", ["", *(labels[label] for label in means)], rows)
 
 
 def _with_error(metrics: Mapping[str, float], name: str) -> str:

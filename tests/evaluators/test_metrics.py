@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deft.evaluators.metrics import Outcomes, accuracy, by_source, majority, pass_at_k, score_means
+from deft.evaluators.metrics import (
+    Outcomes,
+    accuracy,
+    by_source,
+    majority,
+    mean_over_benchmarks,
+    pass_at_k,
+    score_means,
+)
 
 
 def outcomes(*rows: str, sources: tuple[str, ...] = ()) -> Outcomes:
@@ -48,3 +56,13 @@ def test_sources_are_kept_apart() -> None:
 
 def test_scores_are_averaged() -> None:
     assert score_means(outcomes("cw", "ww"))["similarity"] == 0.5
+
+
+def test_mean_over_benchmarks_is_plain_and_of_equal_samples_only() -> None:
+    results = {
+        "aime24": {"avg_at_16": 0.2, "avg_at_16_stderr": 9.0, "pass_at_2": 1.0, "num_items": 30.0},
+        "math500": {"avg_at_16": 0.6, "num_items": 500.0},
+        "figfont": {"avg_at_1": 0.9},
+    }
+    assert mean_over_benchmarks(results) == {"avg_at_16": pytest.approx(0.4), "num_benchmarks": 2}
+    assert mean_over_benchmarks({"figfont": {"avg_at_1": 0.9}}) == {}

@@ -42,6 +42,9 @@ def test_style_is_the_trained_one_where_it_suits_the_task(tokenizer: Any) -> Non
     assert resolved(tokenizer, "gsm8k") == "chat"
     assert resolved(tokenizer, "gsm8k", "chat-bare") == "chat-bare"
     assert resolved(tokenizer, "gsm8k", "qwen-boxed") == "qwen-boxed"
+    assert resolved(tokenizer, "figfont", "qwen-figfont") == "qwen-figfont"
+    assert resolved(tokenizer, "general", "qwen-figfont") == "chat"
+    assert resolved(tokenizer, "figfont", "qwen-boxed") == "chat"
     # A style that asks for a box in so many words would ask for it in an arithmetic quiz too.
     assert resolved(tokenizer, "general", "qwen-boxed") == "chat"
     assert resolved(tokenizer, "general", "qwen-boxed", prompt_style="qwen-boxed") == "qwen-boxed"
