@@ -136,6 +136,8 @@ class VllmEngine:
             # Compiling pays off only where a GPU would wait for Python.
             enforce_eager=on_cpu,
             tensor_parallel_size=self._spec.tensor_parallel,
+            # Its workers are children of this process then, on the devices that it has reserved.
+            distributed_executor_backend="mp" if self._spec.tensor_parallel > 1 else None,
             max_num_seqs=1 if alone else None,
             enable_prefix_caching=False if alone else None,
             # Where a prompt is cut, vLLM 0.32 rewinds the request's generator, which no CPU's can.
