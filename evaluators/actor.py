@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +93,7 @@ class Evaluator:
         self._spec = spec
         self._engine: Engine | None = None
         self._loaded = ""
+        self._graders: dict[str, GraderPool] = {}
 
     def run(self, job: Job, progress: Queue | None = None) -> dict[str, Any]:
         """Ask the model every item that has no response yet, and grade all responses.
@@ -135,23 +135,17 @@ class Evaluator:
             stop_token_ids=stops.token_ids,
             reached_stop=stop_check(tokenizer, stops.strings),
         )
-        graders = {item.grader or benchmark.grader for item in items.values()}
         grades: dict[tuple[str, int], Future[Grade]] = {}
-        with ExitStack() as stack:
-            pools = {
-                name: stack.enter_context(GraderPool(name, workers=GRADING_WORKERS))
-                for name in sorted(graders)
-            }
 
-            def grade(response: Response) -> None:
-                if response.finish_reason != "prompt_too_long":
-                    pool = pools[items[response.id].grader or benchmark.grader]
-                    grades[response.key] = pool.submit(asdict(response))
+        def grade(response: Response) -> None:
+            if response.finish_reason != "prompt_too_long":
+                grader = self._grader(items[response.id].grader or benchmark.grader)
+                grades[response.key] = grader.submit(asdict(response))
 
-            for response in responses.values():
-                grade(response)
-            report(len(responses))
-            journal = stack.enter_context(ResponseJournal(job.responses))
+        for response in responses.values():
+            grade(response)
+        report(len(responses))
+        with ResponseJournal(job.responses) as journal:
             for index, generation in self._generate(requests, decoding):
                 id, sample = missing[index]
                 tokens = _without_stop(generation.token_ids, stops.token_ids)
@@ -207,6 +201,12 @@ class Evaluator:
         if requests:
             assert self._engine is not None
             yield from self._engine.generate(requests, decoding)
+
+    def _grader(self, name: str) -> GraderPool:
+        """The grading processes of ``name``: they end with this one, and take seconds to start."""
+        if name not in self._graders:
+            self._graders[name] = GraderPool(name, workers=GRADING_WORKERS).__enter__()
+        return self._graders[name]
 
     def _load(self, model: Path, progress: Queue | None) -> float:
         """Have the engine serve ``model``; returns the seconds that took."""

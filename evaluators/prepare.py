@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from deft.evaluators.actor import load_tokenizer
@@ -11,37 +12,46 @@ from deft.evaluators.prompts import encode_item, resolve_style
 from deft.evaluators.spec import EvaluationSpec
 
 
-def prepare_benchmarks(
-    spec: EvaluationSpec, model_dir: str, trained_style: str, cache: Path
-) -> dict[str, str]:
-    """Write the items of every benchmark, and render a prompt of each.
-
-    Args:
-        spec: the evaluation; its paths are read as they are.
-        model_dir: directory of a model that is going to be asked.
-        trained_style: prompt style it is trained with.
-        cache: where items go.
+def prepare_benchmarks(spec: EvaluationSpec, cache: Path) -> dict[str, str]:
+    """Write the items of every benchmark to ``cache``.
 
     Returns:
         Name of a benchmark in the spec → file of its items.
 
     Raises:
-        ValueError: data is missing or bad, or a prompt style does not fit the model.
+        ValueError: data is missing or bad; the message says what to do.
+    """
+    return {
+        benchmark.name: str(prepare_items(benchmark, spec.data_dir, cache))
+        for benchmark in spec.suite
+    }
+
+
+def require_prompts(
+    spec: EvaluationSpec, items: Mapping[str, str], model_dir: str, trained_style: str
+) -> None:
+    """Render a prompt of every benchmark for a model that is going to be asked.
+
+    Args:
+        spec: the evaluation.
+        items: what `prepare_benchmarks` returned.
+        model_dir: directory of the model.
+        trained_style: prompt style it is trained with.
+
+    Raises:
+        ValueError: a prompt style does not fit the model.
     """
     if not spec.suite:
-        return {}
+        return
     tokenizer = load_tokenizer(Path(model_dir))
-    items = {}
     for benchmark_spec in spec.suite:
         benchmark = get_benchmark(benchmark_spec.name)
-        path = prepare_items(benchmark_spec, spec.data_dir, cache)
+        item = read_items(Path(items[benchmark_spec.name]))[0]
         try:
             style = resolve_style(benchmark_spec, benchmark, tokenizer, trained_style)
-            encode_item(tokenizer, read_items(path)[0], benchmark, style)
+            encode_item(tokenizer, item, benchmark, style)
         except ValueError as error:
             raise ValueError(f"{benchmark.name}: {error}") from None
-        items[benchmark_spec.name] = str(path)
-    return items
 
 
 def absolute(spec: EvaluationSpec) -> EvaluationSpec:

@@ -13,7 +13,7 @@ import ray
 
 from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.pool import EvaluatorPool
-from deft.evaluators.prepare import absolute, prepare_benchmarks
+from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.objectives import ObjectiveSpec, get_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
@@ -142,10 +142,11 @@ def prepare_stage(context: Context) -> dict[str, Any]:
         return manifest
 
     def work() -> tuple[Prepared, dict[str, str], dict[str, Any]]:
+        items = prepare_benchmarks(evaluation, cache)
         prepared = prepare(
             dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
         )
-        items = prepare_benchmarks(evaluation, prepared.model_dir, prepared.prompt_style, cache)
+        require_prompts(evaluation, items, prepared.model_dir, prepared.prompt_style)
         return prepared, items, overlap_with_benchmarks(prepared, items)
 
     dataset, model = absolute_dataset(spec.dataset), _absolute(spec.model)

@@ -16,7 +16,7 @@ from deft.evaluators.actor import Job
 from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.metrics import mean_over_benchmarks
 from deft.evaluators.pool import EvaluatorPool
-from deft.evaluators.prepare import absolute, prepare_benchmarks
+from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.evaluators.spec import GENERAL, EvaluationSpec
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole
@@ -26,7 +26,6 @@ from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ModelEvaluationSpec
 from deft.platform.tracking import Recorder, start_recorder
 from deft.workers.prepare import Prepared, prepare_model
-from deft.workers.spec import ModelSpec
 
 HELDOUT = "heldout"
 """What losses are called among the results of benchmarks."""
@@ -219,8 +218,7 @@ def run_evaluation(
     cache = root.resolve() / "cache"
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(0)
-        model_dir = find_model(spec.model, cache)
-        items = prepare_items(spec, model_dir, cache)
+        model_dir, items = prepare_evaluation(spec, cache)
         with run.locked():
             run.create()
             recorder = start_recorder(run, tracking_uri)
@@ -256,39 +254,26 @@ def run_evaluation(
     return run
 
 
-def find_model(model: ModelSpec, cache: Path) -> str:
-    """The directory of ``model``, which a Ray task builds or downloads if need be.
+def prepare_evaluation(spec: ModelEvaluationSpec, cache: Path) -> tuple[str, dict[str, str]]:
+    """The model's directory and the benchmarks' items, built or downloaded by Ray tasks.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: one of them cannot be had, or a prompt style does not fit the model.
         StageError: something else went wrong.
     """
-    if model.name == "tiny":
+    if spec.model.name == "tiny":
         raise UserError(
             "model: tiny is built from training data; train it with `deft run`, then give the run"
         )
-
-    path = Path(model.name)
-    absolute_model = (
-        model.model_copy(update={"name": str(path.absolute())}) if path.exists() else model
-    )
-    return str(
-        _by_task("model", lambda: str(prepare_model(absolute_model, cache, 0, cache / "models")))
-    )
-
-
-def prepare_items(spec: ModelEvaluationSpec, model_dir: str, cache: Path) -> dict[str, str]:
-    """`prepare_benchmarks` by a Ray task.
-
-    Raises:
-        UserError: data is missing or bad, or a prompt style does not fit the model.
-        StageError: something else went wrong.
-    """
-    evaluation, style = absolute(spec.evaluation), spec.prompt_style
-    items: dict[str, str] = _by_task(
-        "evaluation", lambda: prepare_benchmarks(evaluation, model_dir, style, cache)
-    )
-    return items
+    path, style = Path(spec.model.name), spec.prompt_style
+    name = str(path.absolute()) if path.exists() else spec.model.name
+    model = spec.model.model_copy(update={"name": name})
+    evaluation = absolute(spec.evaluation)
+    items = _by_task("evaluation", lambda: prepare_benchmarks(evaluation, cache))
+    models = cache / "models"
+    directory = _by_task("model", lambda: str(prepare_model(model, cache, 0, models)))
+    _by_task("evaluation", lambda: require_prompts(evaluation, items, directory, style))
+    return directory, items
 
 
 def _by_task(what: str, work: Callable[[], Any]) -> Any:

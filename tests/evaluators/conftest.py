@@ -14,9 +14,15 @@ from deft.workers.models import train_tokenizer
 
 
 def save_model(
-    path: Path, tokenizer: PreTrainedTokenizerBase, *, seed: int, tied: bool = True
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    tied: bool = True,
+    # Far larger than usual, so that no two logits are close enough for rounding to decide.
+    initializer_range: float = 0.2,
 ) -> Qwen2ForCausalLM:
-    """A model of random weights whose greedy decoding no rounding can sway."""
+    """A model of random weights."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -27,8 +33,7 @@ def save_model(
         num_key_value_heads=2,
         max_position_embeddings=4096,
         tie_word_embeddings=tied,
-        # Far larger than usual, so that no two logits are close enough for rounding to decide.
-        initializer_range=0.2,
+        initializer_range=initializer_range,
     )
     model = Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]
     # Like many chat models: the tokenizer's EOS ends a turn, and so does one more token.
@@ -50,6 +55,7 @@ def model_paths(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -
     save_model(root / "second", tiny_tokenizer, seed=1)
     save_model(root / "first untied", tiny_tokenizer, seed=2, tied=False)
     save_model(root / "second untied", tiny_tokenizer, seed=4, tied=False)
+    save_model(root / "undecided", tiny_tokenizer, seed=5, initializer_range=0.002)
     silent = save_model(root / "silent", tiny_tokenizer, seed=3)
     # All logits are zero then, and the arg max is token 0, which the generation config stops at.
     torch.nn.init.zeros_(silent.model.norm.weight)

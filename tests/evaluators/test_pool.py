@@ -304,3 +304,23 @@ def test_engine_that_no_node_can_hold_is_refused(ray_cluster: None) -> None:
         EvaluatorPool(EngineSpec(cpus=64), use_gpu=False)
     with pytest.raises(ValueError, match="it needs 1 CPUs and 2 GPUs on one node"):
         EvaluatorPool(EngineSpec(tensor_parallel=2), use_gpu=True)
+
+
+@pytest.mark.slow
+def test_batch_invariant_engine_does_not_even_depend_on_rounding(
+    ray_cluster: None, items: Path, model_paths: dict[str, str], tmp_path: Path
+) -> None:
+    """A model that hardly prefers any token: the last bit of a logit decides what it says."""
+    spec = EngineSpec(batch_invariant=True, kv_cache_gib=0.25, cpus=1, max_model_len=1024)
+    backwards = reordered(items, tmp_path / "backwards", slice(None, None, -1))
+    found = []
+    with EvaluatorPool(spec, use_gpu=False, max_engines=1) as pool:
+        for file in (items, backwards):
+            one = job(
+                file, model_paths["undecided"], tmp_path / file.stem, max_tokens=64, samples=2
+            )
+            ((_, rows),) = run(pool, one)
+            keys = zip(rows["id"], rows["sample"], strict=True)
+            found.append(dict(zip(keys, rows["response"], strict=True)))
+    assert found[0] == found[1]
+    assert len(set(found[0].values())) > SIZE
