@@ -226,10 +226,20 @@ def _same_groups(gold: Node, answer: Node) -> bool:
         if len(set(left_names)) > 1 or len(set(right_names)) > 1:
             return False
     elif len(set(left_names or right_names)) > 1:
-        # x = 1, y = 2 is an ordered pair, whatever the other side is.
-        ordered = len(left_group.items) == len(right_group.items)
-        return ordered and all(map(same, left_group.items, right_group.items))
+        # x = 1, y = 2 is an ordered pair, and so is y = 2, x = 1.
+        left_items, right_items = (
+            _by_name(left_group, left_names),
+            _by_name(right_group, right_names),
+        )
+        return len(left_items) == len(right_items) and all(map(same, left_items, right_items))
     return _same_plain_groups(left_group, right_group)
+
+
+def _by_name(group: Group, names: list[str]) -> Sequence[Node]:
+    if not all(len(name) == 1 for name in names):
+        return group.items
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return [group.items[i] for i in order] or group.items
 
 
 def _named_items(node: Node) -> tuple[Group, list[str]] | None:

@@ -393,8 +393,8 @@ def _concluded_value(sentence: str) -> str | None:
         or sentence.rstrip(" *").endswith("?")
     ):
         return None
-    formulas = list(_MATH.finditer(sentence))
-    if formulas:
+    formulas = [f for f in _MATH.finditer(sentence) if not _NAME.fullmatch(_content(f))]
+    if formulas and not _number_behind(sentence, formulas[-1].end()):
         # Formulas joined by "and" are one answer; else the last one is.
         first = formulas[-1]
         for formula in reversed(formulas[:-1]):
@@ -403,6 +403,7 @@ def _concluded_value(sentence: str) -> str | None:
                 break
             first = formula
         return _formulas(sentence[first.start() :])
+    sentence = _MATH.sub(lambda m: m.group() if "=" in m.group() else "", sentence)
     sentence = sentence.replace("**", "")
     before, equals, behind = sentence.rpartition("=")
     if equals:
@@ -418,6 +419,15 @@ def _concluded_value(sentence: str) -> str | None:
     if not numbers or _WAVERING.search(sentence[: numbers[-1].start()]):
         return None
     return numbers[-1].group().strip()
+
+
+_NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
+
+
+def _number_behind(sentence: str, position: int) -> bool:
+    """Whether the sentence goes on to say that what its formula names is some number."""
+    rest = re.match(r"[^.=]{0,40}?\b(?:is|are|equals|be|was)\s+(?:\w+\s+)?", sentence[position:])
+    return rest is not None and _NUMBER.match(sentence, position + rest.end()) is not None
 
 
 def _content(match: re.Match[str]) -> str:

@@ -120,7 +120,7 @@ _REFUSAL = re.compile(
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
     r"unlikely|incorrect|wrong|not|less|rule[sd]? out|excluded?|n't|however|although|question|asks?|"
-    r"options? (?:include|are)|differential|next,?|let's|let me)\b|n't\b|\?",
+    r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,
 )
 _CONCLUSIVE = re.compile(
@@ -177,6 +177,10 @@ class Chooser:
             if rest.startswith("\n"):
                 rest = rest.lstrip("\n *_:#")
             fragment = _sentence(rest)
+            exact = self._exact(fragment)
+            if exact:
+                yield Statement(match.start(), exact)
+                continue
             if not fragment or _NEGATED.match(fragment):
                 yield Statement(match.start(), None, binding=bool(_NONE_OF.match(fragment)))
                 continue
@@ -188,8 +192,9 @@ class Chooser:
             letter = match["letter"]
             if not letter.isupper() or letter not in self.options:
                 continue
-            before = text[max(0, match.start() - 30) : match.start()]
-            if re.search(r"[A-Za-z]$", before) or _BAD_AHEAD.search(before):
+            start = match.start("letter")
+            before = text[max(0, start - 30) : start].rstrip("(*_ ")
+            if _BAD_AHEAD.search(before):
                 continue
             if re.search(r"\b(?:and|or|nor|both)\s*$|[A-Z],\s*$", before, re.IGNORECASE):
                 yield Statement(match.start(), "")
@@ -352,7 +357,9 @@ def _is_foreign(fragment: str) -> bool:
 
 def _plain(text: str) -> str:
     """Without LaTeX and Markdown."""
-    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf|boldsymbol|mathit|mbox)\s*", "", text)
+    text = re.sub(
+        r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boldsymbol|mathit|mbox)(?![a-z])\s*", "", text
+    )
     text = re.sub(r"\\(?:boxed|fbox)", "", text)
     text = re.sub(r"\\[()\[\],;! ]|[${}*_`\"“”]", " ", text)
     return " ".join(text.split())
