@@ -153,6 +153,9 @@ def _read(text: str, level: int) -> Node:
 
 
 def _read_one(text: str, level: int) -> Node:
+    member = _relation(text, level) if r"\in" in text else None
+    if member is not None and r"\in" in member.signs:
+        return member
     parts = split_top(text, (r"\cup",))
     if len(parts) > 1:
         return Union(tuple(_read(part, level + 1) for part in parts))

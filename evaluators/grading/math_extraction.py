@@ -165,7 +165,7 @@ _MATH = re.compile(
 )
 _NUMBER = re.compile(
     r"(?<![\w.\\])[-−+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    r"(?:\s*[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d*[./]))?(?:\s*(?:\\?%|°|percent\b))?"
+    r"(?:\s*[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d*(?:/|\.\d)))?(?:\s*(?:\\?%|°|percent\b))?"
 )
 _WAVERING = re.compile(
     r"\b(?:not|n't|isn't|cannot|can't|unless|if|whether|unknown|unclear|incorrect|wrong|close to|"
@@ -320,7 +320,7 @@ def _formulas(text: str) -> str:
 _PLANNING = re.compile(
     r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|we (?:need|want|must|have) to"
     r"|i (?:will|need|would)|recall|note that|remember)\b|\b(?:let me|let's|let us|we will|i'll|"
-    r"maybe|perhaps|might|the (?:question|problem) (?:is|asks|says))\b",
+    r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|the (?:question|problem) (?:is|asks|says))\b",
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
@@ -349,7 +349,7 @@ def _conclusion(response: str) -> Found | None:
         value = _concluded_value(sentence)
         if value is not None:
             return Found(value, explicit=False)
-        if re.search(r"\d", sentence) or _WAVERING.search(sentence):
+        if re.search(r"\d", sentence) or _WAVERING.search(sentence) or _PLANNING.search(sentence):
             return None
     return None
 

@@ -85,13 +85,14 @@ _LEADS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _TRAILS = re.compile(
-    rf"""
-    (?:\boption|\bchoice|\banswer)?\s*[*_]*\(?\b(?P<letter>[A-Z])\b\)?[*_]*(?:\s*[.):]?\s*[*_]*(?P<text>[^.\n]{{0,120}}?)[*_]*)?
-        \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+(?:(?:therefore|thus|clearly|indeed|definitely|also)\s+)*(?:the\s+)?
-        (?:(?:single|most|only)\s+)*(?:correct|best|right|appropriate|most\s+likely|likely|accurate)\b
-        (?:\s+(?:and\s+\w+\s+)?(?:answer|option|choice|one|response|diagnosis|treatment|step|explanation|management))?
+    r"""
+    \b(?P<letter>[A-Z])\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
+    \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
+    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:(?:single|only)\s+)?
+    (?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
+    (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
     """,
-    re.IGNORECASE | re.VERBOSE,
+    re.VERBOSE,
 )
 _BAD_AHEAD = re.compile(
     r"(?:\bnot\b|n't|\bnever\b|\bif\b|\bwhether\b|\bwhy\b|\bwould\s+have\s+been\b|\bunless\b|\bcould\b|"
@@ -161,7 +162,12 @@ class Chooser:
             letter = self._whole_line(line)
             if letter is not None:
                 return letter
-        return self._concluding_sentence(lines[-1])
+        return self._leading_word(lines[0]) or self._concluding_sentence(lines[-1])
+
+    def _leading_word(self, line: str) -> str | None:
+        """``No, there was no effect``: an option of one word that opens the response."""
+        match = re.match(r"([A-Za-z]+)\s*[,.;:—–]", _plain(line))
+        return self._exact(match[1]) if match else None
 
     def _boxes(self, text: str) -> Iterator[Statement]:
         for match in _BOX.finditer(text):
@@ -177,6 +183,8 @@ class Chooser:
             if rest.startswith("\n"):
                 rest = rest.lstrip("\n *_:#")
             fragment = _sentence(rest)
+            contrast = _NOT_BUT.match(fragment)
+            fragment = contrast[1] if contrast else fragment
             exact = self._exact(fragment)
             if exact:
                 yield Statement(match.start(), exact)
@@ -188,25 +196,19 @@ class Chooser:
             yield Statement(match.start(), letter, binding=letter == "" or _is_foreign(fragment))
 
     def _trailing(self, text: str) -> Iterator[Statement]:
-        for match in _TRAILS.finditer(text):
-            letter = match["letter"]
-            if not letter.isupper() or letter not in self.options:
+        position = 0
+        while match := _TRAILS.search(text, position):
+            position = match.start("letter") + 1
+            letter, said = match["letter"], match["text"].strip(" .:,()*_-–—")
+            # "B cells … so D is correct": what stands between must be the option's own text.
+            if letter not in self.options or (said and self._by_text(said) != letter):
                 continue
-            start = match.start("letter")
-            before = text[max(0, start - 30) : start].rstrip("(*_ ")
+            position = match.end()
+            before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
             if _BAD_AHEAD.search(before):
                 continue
-            if re.search(r"\b(?:and|or|nor|both)\s*$|[A-Z],\s*$", before, re.IGNORECASE):
-                yield Statement(match.start(), "")
-                continue
-            said = match["text"] or ""
-            if letter in "AI" and said and not re.match(r"[\s(]*$", said):
-                # "A patient … is most likely": an article, unless the option's text follows.
-                if self._by_text(said) != letter and "option" not in match.group().lower():
-                    continue
-            if re.search(r"\bnot\b|n't|\bwhile\b|\bbut\b", said):
-                continue
-            yield Statement(match.start(), letter)
+            shared = re.search(r"\b(?:and|or|nor|both)\s*$|\b[A-Z],\s*$", before, re.IGNORECASE)
+            yield Statement(match.start(), "" if shared else letter)
         for letter, folded in self.texts.items():
             if len(folded) < 4:
                 continue
@@ -333,6 +335,9 @@ class Chooser:
         return self._by_text(sentence) or None
 
 
+_NOT_BUT = re.compile(
+    r"\W*not\s+[^.,;]{1,60}?\s*,?\s+but\s+(?:rather\s+)?(.+)$", re.IGNORECASE | re.DOTALL
+)
 _NONE_OF = re.compile(
     r"\W*(?:none|neither|no\s+(?:option|choice|answer))\b|\W*(?:can(?:not|'t)|unable)",
     re.IGNORECASE,
