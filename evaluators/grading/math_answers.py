@@ -139,8 +139,8 @@ def _read(text: str, level: int) -> Node:
     choice = _choice(text, level)
     if choice is not None:
         return choice
-    text = _mark_words(text)
-    text = _without_label(text)
+    text = re.sub(r"_\{\s*\\text\{(?:base )?(\w+)\}\s*\}", r"_{\1}", text)
+    text = _without_label(_mark_words(text))
     matrix = _matrix(text, level)
     if matrix is not None:
         return matrix

@@ -634,6 +634,9 @@ def _solution(relation: Relation) -> list[Piece] | None:
         return None
     if signs == (r"\neq",) and _is_name(names[0]):
         return _remove(Scalar(r"\mathbb{R}"), scalars[1])
+    distance = re.fullmatch(r"\|[a-zA-Z](?:([+-])(\d+))?\|", names[0])
+    if distance and len(signs) == 1 and signs[0] in _FLIPPED:
+        return _within(distance[1] or "-", distance[2] or "0", scalars[1], signs[0])
     if len(signs) == 1 and signs[0] in _FLIPPED:
         if _is_name(names[0]):
             return [_ray(scalars[1], signs[0])]
@@ -649,6 +652,16 @@ def _solution(relation: Relation) -> list[Piece] | None:
             return None
         return [Piece(low, high, low_open=first in "<>", high_open=last in "<>")]
     return None
+
+
+def _within(sign: str, centre: str, radius: Scalar, relation: str) -> list[Piece]:
+    """``|x − centre| < radius``, or what lies outside."""
+    middle = centre if sign == "-" else f"-{centre}"
+    low, high = Scalar(f"{middle}-({radius.latex})"), Scalar(f"{middle}+({radius.latex})")
+    strict = relation in "<>"
+    if relation in ("<", r"\leq"):
+        return [Piece(low, high, low_open=strict, high_open=strict)]
+    return [_ray(low, "<" if strict else r"\leq"), _ray(high, ">" if strict else r"\geq")]
 
 
 def _ray(end: Scalar, sign: str) -> Piece:

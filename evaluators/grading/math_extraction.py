@@ -144,9 +144,9 @@ _STATEMENT = re.compile(
     rf"""
     \#\#\#\#[ \t]*(?P<hashes>[^\n]+)
     | (?P<final>(?:final|correct|right|my|the|an|our|so|hence|thus|therefore)\s+(?:\w+\s+)?)?
-      \b(?:answers?|(?<=the\s)final\s+result)
+      (?:\b(?:answers?|(?<=the\s)final\s+result)|答案)
       (?P<link>
-        \s*(?:\*\*|__)?\s*[:：]\s*(?:\*\*|__)?\s*
+        \s*(?:\*\*|__)?\s*[:：是为]\s*(?:\*\*|__)?\s*
         | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{{1,80}}?)?
           \s*(?:\*\*|__)?\s+(?:is|are|must\s+be|should\s+be|would\s+be|will\s+be|becomes|equals|comes\s+out\s+to\s+be)
           (?![a-zA-Z])\s*:?\s*
@@ -379,10 +379,11 @@ def _is_bare_value(line: str) -> bool:
         return False
     if _MATH.fullmatch(line.rstrip(".,")):
         return True
+    line = re.sub(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}", "", line)
     stripped = re.sub(r"\\[a-zA-Z]+|\b[a-zA-Z]\b", "", line)
     if re.search(r"[a-zA-Z]{4,}", stripped) or len(re.findall(r"[a-zA-Z]{2,}", stripped)) > 1:
         return False
-    return re.search(r"[\d\\]", line) is not None and not re.match(r"\(?\d+[.)]\s*$", line)
+    return re.search(r"[\d\\π∞]", line) is not None and not re.match(r"\(?\d+[.)]\s*$", line)
 
 
 def _concluded_value(sentence: str) -> str | None:
@@ -412,6 +413,9 @@ def _concluded_value(sentence: str) -> str | None:
             return behind
         leading = re.match(rf"[\s$€£]*({_NUMBER.pattern})", behind)
         return leading[1].strip() if leading else None
+    said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
+    if said and _is_bare_value(said[1]):
+        return said[1]
     numbers = list(_NUMBER.finditer(sentence))
     if len(numbers) > 1:
         main = [n for n in numbers if not _CIRCUMSTANCE.search(sentence[: n.start()].rstrip("$€£"))]

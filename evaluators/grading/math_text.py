@@ -109,6 +109,9 @@ _E_NOTATION = re.compile(r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)\s?[eE]\s?([+-]?
 _REPEATING = re.compile(
     r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))(?![\d\\])"
 )
+_CONTINUED = re.compile(
+    r"(?<![\d.])(\d*)\.(\d{0,10}?)(?:(?:(\d)\3{2,15})|(\d{2,6})\4{1,15})\s*\\ldots"
+)
 
 
 def normalize(text: str, *, thousands: bool = True) -> str:
@@ -247,6 +250,8 @@ def _digits(text: str, thousands: bool) -> str:
     text = re.sub(
         r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])", lambda m: m[0].replace(" ", ""), text
     )
+    if r"\ldots" in text:
+        text = _CONTINUED.sub(_repeating_fraction, text)
     return _REPEATING.sub(_repeating_fraction, text)
 
 

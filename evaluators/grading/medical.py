@@ -61,7 +61,7 @@ def final_section(text: str) -> str:
 
 _BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
 _IS = (
-    r"(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|seems\s+to\s+be|appears\s+to\s+be"
+    r"\b(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|seems\s+to\s+be|appears\s+to\s+be"
     r"|remains|becomes)"
 )
 _KIND = (
@@ -73,7 +73,7 @@ _LEADS = re.compile(
     rf"""
     \b(?:{_KIND}\s+)*(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
         (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__)?\s*(?:{_IS}\b\s*:?|[:：=]|→|->)
+        \s*(?:\*\*|__)?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to)?\s*(?:therefore\s+|thus\s+)?
         (?:choose|select|pick|go\s+with|opt\s+for|answer|chose|settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
         (?:\s+(?:with|for|that))?\s*:?
@@ -167,7 +167,8 @@ class Chooser:
     def _leading_word(self, line: str) -> str | None:
         """``No, there was no effect``: an option of one word that opens the response."""
         match = re.match(r"([A-Za-z]+)\s*[,.;:—–]", _plain(line))
-        return self._exact(match[1]) if match else None
+        word = match[1].lower() if match else ""
+        return self._exact(word) if word in ("yes", "no", "maybe", "true", "false") else None
 
     def _boxes(self, text: str) -> Iterator[Statement]:
         for match in _BOX.finditer(text):
@@ -224,7 +225,7 @@ class Chooser:
 
     def resolve(self, fragment: str) -> str | None:
         """The option that a fragment names; "" for several at once, None for none."""
-        fragment = _plain(fragment)
+        fragment = _ADVERBS.sub("", _plain(fragment))
         if _NONE_OF.match(fragment) and not self._by_text(fragment):
             return None
         whole = self._exact(fragment)
@@ -335,6 +336,11 @@ class Chooser:
         return self._by_text(sentence) or None
 
 
+_ADVERBS = re.compile(
+    r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|really|"
+    r"in fact|still|then|simply|certainly)\b\W*)+(?=[(A-Za-z\d])",
+    re.IGNORECASE,
+)
 _NOT_BUT = re.compile(
     r"\W*not\s+[^.,;]{1,60}?\s*,?\s+but\s+(?:rather\s+)?(.+)$", re.IGNORECASE | re.DOTALL
 )
