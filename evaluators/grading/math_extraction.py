@@ -17,7 +17,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from deft.evaluators.grading.math_text import read_group
+from deft.evaluators.grading.math_text import MAX_ANSWER, read_group
+
+MAX_BOXES = 60
+"""Boxes that are looked at, from the last one back."""
+MAX_SENTENCE = 1000
+"""Characters of a closing sentence that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class _Box:
 
 
 _BOX = re.compile(
-    r"(?:\\|\x08)?(?:boxed|oxed|fbox|framebox)(?![a-zA-Z])\s*(?:\[[^\[\]]{0,20}\]\s*)*"
+    r"(?:\\?boxed|\x08oxed|\\?fbox|\\?framebox)(?![a-zA-Z])\s*(?:\[[^\[\]]{0,20}\]\s*)*"
 )
 
 
@@ -63,43 +68,33 @@ def find_answer(response: str, parts: int = 1) -> Found | None:
 
 
 def _boxes(text: str) -> list[_Box]:
+    """The last boxes of a text, in order; a box within a box is part of its content."""
     boxes: list[_Box] = []
     position = 0
-    while match := _BOX.search(text, position):
-        command = match.group().strip()
-        position = match.end()
-        escaped = command[0] in "\\\x08"
-        if not escaped and not text.startswith("{", match.end()):
-            continue  # the word "boxed" in a sentence
-        if command[0] not in "\\\x08" and command.startswith("oxed"):
+    for match in list(_BOX.finditer(text))[-MAX_BOXES:]:
+        if match.start() < position:
             continue
         if text.startswith("{", match.end()):
-            content, end = read_group(text, match.end())
+            content, end = read_group(text, match.end(), MAX_ANSWER)
             closed = text[end - 1] == "}" and end - match.end() >= 2
             if not closed:
                 content = _unclosed(content)
                 end = match.end() + 1 + len(content)
-        else:
-            token = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S").match(
-                text, match.end()
-            )
+        elif match.group()[0] in "\\\x08":
+            token = _BOX_TOKEN.match(text, match.end())
             if token is None:
                 continue
             content, end, closed = token[0], token.end(), True
-        if _BOX.search(content):
-            inner = _boxes(content)
-            if inner and _is_only_a_box(content, inner[-1]):
-                content = inner[-1].content
-        if content.strip(" \n$.,;:") and not re.fullmatch(
-            r"\s*(?:\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots)\s*", content
-        ):
+        else:
+            continue  # the word "boxed" in a sentence
+        if content.strip(" \n$.,;:") and not _PLACEHOLDER.fullmatch(content):
             boxes.append(_Box(match.start(), end, content, closed))
-        position = max(position, end)
+        position = end
     return boxes
 
 
-def _is_only_a_box(content: str, inner: _Box) -> bool:
-    return not (content[: inner.start] + content[inner.end :]).strip(" $\\")
+_BOX_TOKEN = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S")
+_PLACEHOLDER = re.compile(r"\s*(?:\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*")
 
 
 def _unclosed(content: str) -> str:
@@ -416,7 +411,8 @@ def _concluded_value(sentence: str) -> str | None:
     said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
     if said and _is_bare_value(said[1]):
         return said[1]
-    numbers = list(_NUMBER.finditer(sentence))
+    numbers = list(_NUMBER.finditer(sentence[-MAX_SENTENCE:]))
+    sentence = sentence[-MAX_SENTENCE:]
     if len(numbers) > 1:
         main = [n for n in numbers if not _CIRCUMSTANCE.search(sentence[: n.start()].rstrip("$€£"))]
         numbers = main or numbers

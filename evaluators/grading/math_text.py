@@ -183,14 +183,15 @@ def _one_text(inner: str, command: str) -> str:
     return rf"\text{{{bare}}}"
 
 
-def read_group(text: str, start: int) -> tuple[str, int]:
+def read_group(text: str, start: int, limit: int = 100_000) -> tuple[str, int]:
     """The content of the brace group that opens at ``start``, and the position after it.
 
-    A group that never closes goes to the end.
+    A group that does not close within ``limit`` characters goes that far, or to the end.
     """
     depth = 0
     position = start
-    while position < len(text):
+    stop = min(len(text), start + limit)
+    while position < stop:
         character = text[position]
         if character == "\\":
             position += 2
@@ -202,7 +203,7 @@ def read_group(text: str, start: int) -> tuple[str, int]:
             if depth == 0:
                 return text[start + 1 : position], position + 1
         position += 1
-    return text[start + 1 :], len(text)
+    return text[start + 1 : stop], stop
 
 
 def _normalize_formula(text: str, thousands: bool) -> str:

@@ -8,6 +8,8 @@ from deft.evaluators.grading.verdicts import Grade, Verdict
 
 MAX_TAIL = 60_000
 """Characters from the end of a response in which the answer is looked for."""
+MAX_BOX = 2_000
+"""Characters that are kept of a box further up, in a response that rambled on after it."""
 
 _THINK_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _THINK_START = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
@@ -19,9 +21,13 @@ _SPECIAL_TOKEN = re.compile(
 def answer_part(response: str) -> str:
     """The part of a response that addresses the reader: what follows the last ``</think>``.
 
-    A thought that never ends is no answer. Of a very long response only the end is kept.
+    A thought that never ends is no answer. Of a very long response its end is kept, and the last box.
     """
-    response = response[-MAX_TAIL:] if len(response) > MAX_TAIL else response
+    if len(response) > MAX_TAIL:
+        end = len(response) - MAX_TAIL
+        box = response.rfind(r"\boxed", 0, end)
+        further_up = response[box : min(box + MAX_BOX, end)] if box >= 0 else ""
+        response = f"{further_up}\n\n{response[end:]}"
     ends = list(_THINK_END.finditer(response))
     if ends:
         response = response[ends[-1].end() :]
