@@ -37,7 +37,7 @@ class GraderPool:
         grader: str,
         *,
         workers: int,
-        timeout: float = 2.0,
+        timeout: float = 1.0,
         memory_mib: int = 1024,
     ) -> None:
         """Start no process yet: each starts with its first record.
@@ -178,7 +178,5 @@ class _Process:
         self._popen.wait()
         for stream in (self._popen.stdin, self._popen.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):  # what could not be flushed into a dead process
                     stream.close()
-                except OSError:  # what could not be flushed into a dead process
-                    pass

@@ -7,6 +7,7 @@ take seconds. The keeper has one thread, so that forking it is safe, and touches
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -68,10 +69,8 @@ class Child:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         for pipe in (self._requests, self._replies):
-            try:
+            with contextlib.suppress(OSError):  # what could not be flushed into a dead child
                 pipe.close()
-            except OSError:  # what could not be flushed into a dead child
-                pass
 
 
 def _grade_lines(
