@@ -177,7 +177,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
 
 @app.command()
 def grade(
-    benchmark: Annotated[str, typer.Argument(help="math, medical or figfont.")],
+    benchmark: Annotated[str, typer.Argument(help="math, medical, figfont, or a benchmark.")],
     file: Annotated[
         Path,
         typer.Argument(

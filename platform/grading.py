@@ -10,10 +10,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from deft.evaluators.benchmarks import BENCHMARKS, get_benchmark
 from deft.evaluators.grading import GRADERS
 from deft.evaluators.grading.pool import GraderPool
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.grading.verdicts import Grade, Verdict
+from deft.evaluators.spec import GENERAL
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.workers.names import unknown_name
@@ -24,10 +26,21 @@ IN_FLIGHT_PER_WORKER = 32
 
 
 def grader_of(benchmark: str) -> str:
-    """The name of the grader that scores ``benchmark``."""
-    if benchmark not in GRADERS:
-        raise UserError(unknown_name("benchmark", benchmark, GRADERS))
-    return benchmark
+    """The grader that scores ``benchmark``: a grader's own name, or that of a benchmark.
+
+    Raises:
+        UserError: there is neither, or the benchmark's items have graders of their own.
+    """
+    if benchmark in GRADERS:
+        return benchmark
+    if benchmark == GENERAL:
+        raise UserError(f"{GENERAL}: its items have different graders; `deft evaluate` knows them")
+    if benchmark not in BENCHMARKS and ":" not in benchmark:
+        raise UserError(unknown_name("benchmark", benchmark, {*GRADERS, *BENCHMARKS}))
+    try:
+        return get_benchmark(benchmark).grader
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def grade_file(benchmark: str, source: Path, out: Path, console: RunConsole) -> Counter[Verdict]:

@@ -116,7 +116,7 @@ def test_graders_accept_the_golds_of_the_general_suite() -> None:
                 return {"response": box, "gold": found.gold, "options": found.options}
 
             right = [pool.submit(record(found, found.gold)) for found in mine]
-            others = [*mine[1:], mine[0]]
+            others = [*mine[2:], *mine[:2]]
             swapped = [
                 pool.submit(record(found, other.gold))
                 for found, other in zip(mine, others, strict=True)
