@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from ray.util.queue import Queue
 
+from deft.evaluators.benchmark import Benchmark, Item
 from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.checkpoints import fingerprint, read_architecture, read_stop_token_ids
-from deft.evaluators.engine import Decoding, Engine, Request, create_engine
+from deft.evaluators.engine import Decoding, Engine, Generation, Request, create_engine
 from deft.evaluators.grading.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
 from deft.evaluators.items import read_items
 from deft.evaluators.predictions import Prediction, summarize, write_predictions
 from deft.evaluators.prompts import (
+    Stops,
     cut_at,
     describe_format,
     encode_item,
@@ -79,6 +81,88 @@ class Job:
         return Path(self.out, "responses", name)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark as one model is asked it."""
+
+    benchmark: Benchmark
+    tokenizer: PreTrainedTokenizerBase
+    style: str
+    stops: Stops
+    items: dict[str, Item]
+    """By id, in their order."""
+    prompts: dict[str, list[int]]
+    """Token ids, by the item's id."""
+
+    def decoding(self, spec: BenchmarkSpec) -> Decoding:
+        """How to sample."""
+        return Decoding(
+            max_tokens=spec.max_tokens,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            stop_token_ids=self.stops.token_ids,
+            reached_stop=stop_check(self.tokenizer, self.stops.strings),
+        )
+
+    def grader(self, id: str) -> str:
+        """The grader of an item."""
+        return self.items[id].grader or self.benchmark.grader
+
+    def response(self, id: str, sample: int, generation: Generation) -> Response:
+        """What was generated, as text up to where it is over."""
+        tokens = generation.token_ids
+        # A model may stop at a token that its tokenizer does not count among the special ones.
+        if tokens and tokens[-1] in self.stops.token_ids:
+            tokens = tokens[:-1]
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        options = self.items[id].options
+        return Response(
+            id=id,
+            sample=sample,
+            response=cut_at(text, self.stops.strings),
+            gold=self.items[id].gold,
+            options=None if options is None else dict(options),
+            finish_reason=generation.finish_reason,
+            n_tokens=len(generation.token_ids),
+        )
+
+    def prediction(self, response: Response, grade: Grade) -> Prediction:
+        """A row of the table at the end."""
+        prompt = self.prompts[response.id]
+        return Prediction(
+            id=response.id,
+            sample=response.sample,
+            source=self.items[response.id].source or self.benchmark.name,
+            prompt=str(self.tokenizer.decode(prompt)),
+            num_bos=count_bos(self.tokenizer, prompt),
+            response=response.response,
+            gold=response.gold,
+            finish_reason=response.finish_reason,
+            n_tokens=response.n_tokens,
+            verdict=str(grade.verdict),
+            extracted=grade.extracted,
+            scores=dict(grade.scores),
+        )
+
+    def format(self) -> dict[str, Any]:
+        """How prompts were rendered and what ended responses."""
+        prompt = next(iter(self.prompts.values()))
+        described = describe_format(self.tokenizer, self.benchmark, self.style, prompt)
+        return {**asdict(described), "stop": asdict(self.stops)}
+
+
+def read_asked(job: Job) -> Asked:
+    """What ``job`` asks; see `Evaluator.run` for what is raised."""
+    spec, benchmark = job.benchmark, get_benchmark(job.benchmark.name)
+    tokenizer = load_tokenizer(Path(job.model))
+    style = resolve_style(spec, benchmark, tokenizer, job.trained_style)
+    items = {item.id: item for item in read_items(Path(job.items))}
+    prompts = {id: encode_item(tokenizer, item, benchmark, style) for id, item in items.items()}
+    declared = read_stop_token_ids(Path(job.model), tokenizer.eos_token_id)
+    stops = resolve_stops(tokenizer, style, declared, spec.stop)
+    return Asked(benchmark, tokenizer, style, stops, items, prompts)
+
+
 class Evaluator:
     """Evaluates one model after the other on a warm engine.
 
@@ -109,95 +193,56 @@ class Evaluator:
             RuntimeError: the engine could not load the model.
         """
         began = time.monotonic()
-        spec, benchmark = job.benchmark, get_benchmark(job.benchmark.name)
-        model = Path(job.model)
-        tokenizer = load_tokenizer(model)
-        style = resolve_style(spec, benchmark, tokenizer, job.trained_style)
-        items = {item.id: item for item in read_items(Path(job.items))}
-        prompts = {id: encode_item(tokenizer, item, benchmark, style) for id, item in items.items()}
-        declared = read_stop_token_ids(model, tokenizer.eos_token_id)
-        stops = resolve_stops(tokenizer, style, declared, spec.stop)
-
-        wanted = [(id, sample) for id in items for sample in range(spec.samples)]
+        spec, asked = job.benchmark, read_asked(job)
+        name = asked.benchmark.name
+        wanted = [(id, sample) for id in asked.items for sample in range(spec.samples)]
         responses = read_responses(job.responses)
-        resumed = len(responses)
+        num_resumed = len(responses)
         missing = [key for key in wanted if key not in responses]
-        report = _every_percent(progress, job.label, benchmark.name, len(wanted))
-        start_seconds = self._load(model, progress) if missing else 0.0
-        requests = [
-            Request(prompts[id], request_seed(spec.seed, benchmark.name, id, sample))
-            for id, sample in missing
-        ]
-        decoding = Decoding(
-            max_tokens=spec.max_tokens,
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            stop_token_ids=stops.token_ids,
-            reached_stop=stop_check(tokenizer, stops.strings),
-        )
+        start_seconds = self._load(Path(job.model), progress) if missing else 0.0
+
+        report = _every_percent(progress, job.label, name, len(wanted))
         grades: dict[tuple[str, int], Future[Grade]] = {}
 
-        def grade(response: Response) -> None:
+        def add(response: Response) -> None:
+            responses[response.key] = response
             if response.finish_reason != "prompt_too_long":
-                grader = self._grader(items[response.id].grader or benchmark.grader)
+                grader = self._grader(asked.grader(response.id))
                 grades[response.key] = grader.submit(asdict(response))
 
-        for response in responses.values():
-            grade(response)
+        for response in list(responses.values()):
+            add(response)
         report(len(responses))
+        requests = [
+            Request(asked.prompts[id], request_seed(spec.seed, name, id, sample))
+            for id, sample in missing
+        ]
         with ResponseJournal(job.responses) as journal:
-            for index, generation in self._generate(requests, decoding):
+            for index, generation in self._generate(requests, asked.decoding(spec)):
                 id, sample = missing[index]
-                tokens = _without_stop(generation.token_ids, stops.token_ids)
-                text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-                response = Response(
-                    id=id,
-                    sample=sample,
-                    response=cut_at(text, stops.strings),
-                    gold=items[id].gold,
-                    options=dict(items[id].options or {}) or None,
-                    finish_reason=generation.finish_reason,
-                    n_tokens=len(generation.token_ids),
-                )
+                response = asked.response(id, sample, generation)
                 journal.append(response)
-                responses[response.key] = response
-                grade(response)
+                add(response)
                 report(len(responses))
 
-        texts = {id: str(tokenizer.decode(prompt)) for id, prompt in prompts.items()}
-        num_bos = {id: count_bos(tokenizer, prompt) for id, prompt in prompts.items()}
-        predictions = []
-        for key in wanted:
-            response = responses[key]
-            given = grades[key].result() if key in grades else Grade(Verdict.no_answer)
-            predictions.append(
-                Prediction(
-                    id=response.id,
-                    sample=response.sample,
-                    source=items[response.id].source or benchmark.name,
-                    prompt=texts[response.id],
-                    num_bos=num_bos[response.id],
-                    response=response.response,
-                    gold=response.gold,
-                    finish_reason=response.finish_reason,
-                    n_tokens=response.n_tokens,
-                    verdict=str(given.verdict),
-                    extracted=given.extracted,
-                    scores=dict(given.scores),
-                )
-            )
+        never_asked = Grade(Verdict.no_answer)
+        predictions = [
+            asked.prediction(responses[key], grades[key].result() if key in grades else never_asked)
+            for key in wanted
+        ]
         write_predictions(predictions, job.predictions)
-        prompt_format = describe_format(tokenizer, benchmark, style, prompts[wanted[0][0]])
         return {
-            "metrics": summarize(predictions, benchmark),
-            "prompt": {**asdict(prompt_format), "stop": asdict(stops)},
+            "metrics": summarize(predictions, asked.benchmark),
+            "prompt": asked.format(),
             "num_generated": len(missing),
-            "num_resumed": resumed,
+            "num_resumed": num_resumed,
             "start_seconds": start_seconds,
             "seconds": time.monotonic() - began - start_seconds,
         }
 
-    def _generate(self, requests: Sequence[Request], decoding: Decoding) -> Iterator[Any]:
+    def _generate(
+        self, requests: Sequence[Request], decoding: Decoding
+    ) -> Iterator[tuple[int, Generation]]:
         if requests:
             assert self._engine is not None
             yield from self._engine.generate(requests, decoding)
@@ -242,11 +287,6 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer in {path} cannot be read: {error}") from error
     return tokenizer
-
-
-def _without_stop(token_ids: list[int], stops: list[int]) -> list[int]:
-    # A model may stop at a token that its tokenizer does not count among the special ones.
-    return token_ids[:-1] if token_ids and token_ids[-1] in stops else token_ids
 
 
 def _file_name(benchmark: str) -> str:

@@ -113,7 +113,8 @@ def measure_raw(arguments: argparse.Namespace, items: dict[str, str]) -> dict[st
     ]
     declared = read_stop_token_ids(Path(arguments.model), tokenizer.eos_token_id)
     stops = resolve_stops(tokenizer, "chat", declared).token_ids
-    command = [sys.executable, __file__, "--raw", "--model", arguments.model]
+    # Ray runs its workers at this niceness: what else the machine does must weigh on both alike.
+    command = ["nice", "-n", "15", sys.executable, __file__, "--raw", "--model", arguments.model]
     began = time.perf_counter()
     done = subprocess.run(
         [*command, "--max-tokens", str(arguments.max_tokens)],
