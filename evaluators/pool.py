@@ -76,14 +76,7 @@ class EvaluatorPool:
             ValueError: no node of the cluster has enough devices for one engine.
         """
         self._bundle = engine_resources(self.spec, use_gpu=self.use_gpu)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        bundle = self._bundle.items()
-        fitting = sum(
-            min(int(node.get(kind, 0) // amount) for kind, amount in bundle) for node in nodes
-        )
-        if fitting == 0:
-            need = " and ".join(f"{amount:g} {kind}s" for kind, amount in bundle)
-            raise ValueError(f"engine: it needs {need} on one node, and the cluster has none such")
+        fitting = count_engines(self.spec, use_gpu=self.use_gpu)
         self._num_engines = min(fitting, self.max_engines or fitting)
 
     def run(
@@ -196,3 +189,20 @@ def engine_resources(spec: EngineSpec, *, use_gpu: bool) -> dict[str, float]:
         return {"CPU": 1, "GPU": spec.tensor_parallel}
     cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     return {"CPU": float(spec.cpus or min((c for c in cores if c >= 1), default=1))}
+
+
+def count_engines(spec: EngineSpec, *, use_gpu: bool) -> int:
+    """How many engines the cluster's devices hold, all of them free.
+
+    Raises:
+        ValueError: no node has enough devices for one.
+    """
+    bundle = engine_resources(spec, use_gpu=use_gpu).items()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = sum(
+        min(int(node.get(kind, 0) // amount) for kind, amount in bundle) for node in nodes
+    )
+    if fitting == 0:
+        need = " and ".join(f"{amount:g} {kind}s" for kind, amount in bundle)
+        raise ValueError(f"engine: it needs {need} on one node, and the cluster has none such")
+    return fitting

@@ -24,6 +24,7 @@ from deft.platform.evaluation import (
     Evaluation,
     evaluate_models,
     record_results,
+    require_engine,
     warn_of_other_formats,
 )
 from deft.platform.run_directory import RunDirectory
@@ -83,6 +84,8 @@ def run_experiment(
         return run
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(spec.training.min_workers or spec.training.num_workers)
+        if pool is None:
+            require_engine(spec.evaluation, use_gpu=use_gpu)
         context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose, pool)
         outputs = prepare_stage(context)
         with run.locked():

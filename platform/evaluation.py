@@ -15,7 +15,7 @@ from ray.util.queue import Queue
 from deft.evaluators.actor import Job
 from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.metrics import mean_over_benchmarks
-from deft.evaluators.pool import EvaluatorPool
+from deft.evaluators.pool import EvaluatorPool, count_engines
 from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.evaluators.spec import GENERAL, EvaluationSpec
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
@@ -49,6 +49,16 @@ class Evaluation:
     """Held-out rows, as the prepare stage leaves them."""
     pool: EvaluatorPool | None = None
     """Warm engines to use; if none is given there is one for this evaluation alone."""
+
+
+def require_engine(spec: EvaluationSpec, *, use_gpu: bool) -> None:
+    """Raise UserError if responses are to be generated and no node can hold the engine."""
+    if not spec.suite:
+        return
+    try:
+        count_engines(spec.engine, use_gpu=use_gpu)
+    except ValueError as error:
+        raise UserError(f"evaluation: {error}") from None
 
 
 def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[str, Any]:
@@ -117,11 +127,7 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
 def generate(
     evaluation: Evaluation, items: Mapping[str, str], events: Queue
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Yield every model's every benchmark as soon as it is done, with what the evaluator returned.
-
-    Raises:
-        UserError: the cluster has no node that can hold an engine.
-    """
+    """Yield each benchmark of each model as soon as it is done, with what the evaluator found."""
     jobs = [
         Job(
             label=label,
@@ -139,12 +145,8 @@ def generate(
     with ExitStack() as stack:
         pool = evaluation.pool
         if pool is None:
-            try:
-                pool = EvaluatorPool(
-                    evaluation.spec.engine, evaluation.use_gpu, verbose=evaluation.verbose
-                )
-            except ValueError as error:
-                raise UserError(f"evaluation: {error}") from None
+            engine = evaluation.spec.engine
+            pool = EvaluatorPool(engine, evaluation.use_gpu, verbose=evaluation.verbose)
             stack.enter_context(pool)
         yield from pool.run(jobs, events)
 
@@ -218,6 +220,7 @@ def run_evaluation(
     cache = root.resolve() / "cache"
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(0)
+        require_engine(spec.evaluation, use_gpu=use_gpu)
         model_dir, items = prepare_evaluation(spec, cache)
         with run.locked():
             run.create()
