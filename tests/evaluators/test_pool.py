@@ -324,3 +324,23 @@ def test_batch_invariant_engine_does_not_even_depend_on_rounding(
             found.append(dict(zip(keys, rows["response"], strict=True)))
     assert found[0] == found[1]
     assert len(set(found[0].values())) > SIZE
+
+
+@pytest.mark.slow
+def test_model_that_two_processes_hold_answers_alike_and_leaves_none_behind(
+    ray_cluster: None,
+    items: Path,
+    model_paths: dict[str, str],
+    tiny_tokenizer: Any,
+    prompts: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    """Tensor parallelism, on CPUs where there are no GPUs; a second model swaps into both."""
+    length = max(map(len, prompts))
+    spec = EngineSpec(tensor_parallel=2, kv_cache_gib=0.25, cpus=2, max_model_len=length)
+    with EvaluatorPool(spec, use_gpu=False, max_engines=1) as pool:
+        for model in ("first", "second"):
+            ((_, rows),) = run(pool, job(items, model_paths[model], tmp_path / model))
+            assert rows["response"] == greedy_responses(model_paths[model], tiny_tokenizer, prompts)
+        assert len(processes("VLLM::Worker")) == 2
+    wait_until(lambda: not processes("VLLM::Worker"))
