@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deft.evaluators import statistics
-from deft.evaluators.losses import read_losses, text_bits
+from deft.evaluators.loss_table import read_losses, text_bits
 from deft.evaluators.statistics import Difference, Floats, Interval
 
 LEVEL = 0.05

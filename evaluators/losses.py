@@ -6,23 +6,20 @@ target tokens of one batch, D width, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from deft.evaluators import statistics
 from deft.evaluators.actor import load_tokenizer
+from deft.evaluators.loss_table import RowLoss, summarize_losses, write_losses
 from deft.objectives import linear_objective
 from deft.workers.batches import collate
 from deft.workers.chat import IGNORE_INDEX, Example, encode_examples
@@ -31,7 +28,6 @@ from deft.workers.engine import resolve_dtype
 from deft.workers.head import last_hidden
 from deft.workers.records import BadRecord
 from deft.workers.spec import DatasetSpec
-from deft.workers.storage import atomic_file
 
 BATCH_SIZE = 4
 _ROUNDING = 1e-4
@@ -41,26 +37,6 @@ compute the two by different products."""
 Row = Mapping[str, Any]
 """input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
 there is no target; target_bytes, UTF-8 bytes of the text that the targets spell."""
-
-
-@dataclass(frozen=True)
-class RowLoss:
-    """Sums over the target tokens of one row."""
-
-    row: int
-    """Number of the row."""
-    nll: float
-    """−Σ log p of the targets, in nats."""
-    control_nll: float
-    """Of it, that of control tokens such as EOS, which spell no text."""
-    entropy: float
-    """Σ of the predictions' Shannon entropies, in nats."""
-    n_tokens: int
-    n_control: int
-    """Control tokens among the targets."""
-    n_bytes: int
-    num_correct: int
-    """Targets that were the most likely token."""
 
 
 def encode_rows(
@@ -151,51 +127,9 @@ def measure_losses(
             )
         on_progress(len(losses), len(rows))
     table = [losses[i] for i in range(len(rows))]
-    with atomic_file(out) as file:
-        pq.write_table(pa.Table.from_pylist([vars(row) for row in table]), file)
+    write_losses(table, out)
     ece = statistics.expected_calibration_error(np.concatenate(confidences), np.concatenate(hits))
     return summarize_losses(table) | {"ece": ece}
-
-
-def summarize_losses(losses: Sequence[RowLoss]) -> dict[str, float]:
-    """See `measure_losses`."""
-    columns = _columns(losses)
-    total = {name: float(column.sum()) for name, column in columns.items()}
-    nll = total["nll"] / total["n_tokens"]
-    metrics = _ratio("nll", columns["nll"], columns["n_tokens"])
-    metrics |= _ratio("bits_per_byte", *text_bits(losses))
-    return metrics | {
-        "control_nll": total["control_nll"] / max(total["n_control"], 1),
-        "token_accuracy": total["num_correct"] / total["n_tokens"],
-        "entropy_gap": nll - total["entropy"] / total["n_tokens"],
-        "num_items": float(len(losses)),
-        "num_tokens": total["n_tokens"],
-    }
-
-
-def text_bits(losses: Sequence[RowLoss]) -> tuple[statistics.Floats, statistics.Floats]:
-    """Bits that the targets of each row cost, and the bytes they spell, [I] both."""
-    columns = _columns(losses)
-    return columns["nll"] / math.log(2), columns["n_bytes"]
-
-
-def _columns(losses: Sequence[RowLoss]) -> dict[str, statistics.Floats]:
-    names = ("nll", "control_nll", "entropy", "n_tokens", "n_control", "n_bytes", "num_correct")
-    return {
-        name: np.array([getattr(loss, name) for loss in losses], dtype=np.float64) for name in names
-    }
-
-
-def _ratio(name: str, sums: statistics.Floats, sizes: statistics.Floats) -> dict[str, float]:
-    """Σ sums / Σ sizes over rows, its standard error (delta method) and 95 % interval."""
-    mean = float(sums.sum() / sizes.sum())
-    interval = statistics.bootstrap_interval(sums / sizes, weights=sizes)
-    return {
-        name: mean,
-        f"{name}_stderr": statistics.standard_error((sums - mean * sizes) / sizes.mean()),
-        f"{name}_ci_low": interval.low,
-        f"{name}_ci_high": interval.high,
-    }
 
 
 @torch.no_grad()
@@ -217,8 +151,3 @@ def _token_losses(model: Any, input_ids: Tensor, labels: Tensor) -> dict[str, Te
         "correct": stats.logp >= top_logp - _ROUNDING,
     }
     return {name: column.cpu() for name, column in tokens.items()}
-
-
-def read_losses(path: Path) -> list[RowLoss]:
-    """The rows of a table that `measure_losses` wrote."""
-    return [RowLoss(**row) for row in pq.read_table(path).to_pylist()]

@@ -18,7 +18,12 @@ from deft.workers.names import unknown_name
 
 Protocol = Literal["default", "paper"]
 
-HELDOUT, GENERAL, PAPER_STYLE = "heldout", "general", "paper"
+GENERAL = "general"
+"""The benchmark that stands beside the named ones, see `EvaluationSpec.general`."""
+HELDOUT = "heldout"
+"""What losses are called among the results of benchmarks."""
+PAPER_STYLE = "paper"
+"""Stands for the paper's prompt style of a model's family."""
 
 
 class BenchmarkSpec(BaseModel):

@@ -15,9 +15,9 @@ from deft.evaluators.comparison import (
     read_heldout,
     read_predictions,
 )
+from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
-from deft.platform.evaluation import HELDOUT
 
 COLUMNS = ("run", "value", "95 %", "− first", "95 %", "p (Holm)", "", "found from")
 RATES = ("truncated", "no EOS", "no answer", "grader error")

@@ -17,7 +17,7 @@ from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.metrics import mean_over_benchmarks
 from deft.evaluators.pool import EvaluatorPool, count_engines
 from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
-from deft.evaluators.spec import GENERAL, EvaluationSpec
+from deft.evaluators.spec import GENERAL, HELDOUT, EvaluationSpec
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole
 from deft.platform.contamination import different_formats
@@ -26,9 +26,6 @@ from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ModelEvaluationSpec
 from deft.platform.tracking import Recorder, start_recorder
 from deft.workers.prepare import Prepared, prepare_model
-
-HELDOUT = "heldout"
-"""What losses are called among the results of benchmarks."""
 
 
 @dataclass(frozen=True)

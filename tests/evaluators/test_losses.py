@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from deft.evaluators.losses import encode_rows, measure_losses, read_losses, summarize_losses
+from deft.evaluators.loss_table import read_losses, summarize_losses
+from deft.evaluators.losses import encode_rows, measure_losses
 from deft.evaluators.statistics import expected_calibration_error
 from deft.workers.chat import IGNORE_INDEX, Example
 
