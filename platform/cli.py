@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.console import Console
 from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
@@ -48,7 +49,7 @@ def run(
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")
+        bool, typer.Option("--dry-run", help="Print the resolved spec and the plan, and stop.")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
@@ -64,6 +65,13 @@ def run(
     console = RunConsole()
     if dry_run:
         console.say(spec.model_dump_json(indent=2))
+        from deft.platform.dry_run import show_plan
+
+        # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
+        try:
+            show_plan(spec, root, RunConsole(Console(stderr=True, highlight=False)))
+        except ValueError as error:
+            raise UserError(str(error)) from None
         return
     from deft.platform.driver import run_experiment
     from deft.platform.results import show_results
@@ -173,6 +181,34 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     from deft.platform.results import show_catalog
 
     show_catalog(kind.value, RunConsole())
+
+
+show = typer.Typer(help="Look at what a run would use.", no_args_is_help=True)
+app.add_typer(show, name="show")
+
+
+@show.command("data")
+def show_data_(
+    file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
+    dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
+    model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the run file."),
+    ] = None,
+    number: Annotated[int, typer.Option(min=1, help="Examples to print.")] = 3,
+    root: Root = Path("runs"),
+) -> None:
+    """Print the first examples as the model will see them, trained tokens coloured."""
+    from deft.platform.loading import load_spec
+
+    if file is None and not (dataset and model):
+        raise UserError("give a run file, or --dataset and --model")
+    names = {"dataset": dataset, "model": model, "objective": None if file else "original"}
+    spec = load_spec(file, names, settings or ())
+    from deft.platform.show_data import show_data
+
+    show_data(spec, root, number, RunConsole())
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -58,11 +58,24 @@ class RunConsole:
         with bars:
             yield ProgressView(self, unit, bars)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; every column but the first is right-aligned."""
-        table = Table(title=title, title_justify="left", title_style="bold")
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        left: bool = False,
+    ) -> None:
+        """Print a table; every column but the first is right-aligned, unless ``left``.
+
+        Columns without names have no line for them.
+        """
+        table = Table(
+            title=title, title_justify="left", title_style="bold", show_header=any(columns)
+        )
         for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if index and not left else "left"
+            table.add_column(column, justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*map(escape, row))
         self.console.print(table)

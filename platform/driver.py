@@ -33,6 +33,7 @@ from deft.platform.tracking import Recorder, start_recorder
 from deft.platform.training import chosen_checkpoint, fetch_model, fit
 from deft.workers.job import TrainJob
 from deft.workers.prepare import Prepared, prepare
+from deft.workers.records import describe as describe_counts
 from deft.workers.spec import DatasetSpec, ModelSpec
 
 DELIVERY_INTERVAL = 2.0
@@ -168,6 +169,11 @@ def prepare_stage(context: Context) -> dict[str, Any]:
             f"{spec.training.max_length} tokens fill no batch of {spec.training.batch_size}"
         )
     context.console.stage("prepare", f"{summary(prepared)} ({time.monotonic() - started:.0f} s)")
+    if prepared.bad_records:
+        context.console.say(
+            f"warning: left out {describe_counts(prepared.bad_records)}; listed in "
+            f"{prepared.bad_records_file}"
+        )
     for name, found in overlap.items():
         if found["num_overlapping"]:
             context.console.say(
@@ -185,14 +191,14 @@ def as_prepared(outputs: Mapping[str, Any]) -> Prepared:
 def summary(prepared: Prepared) -> str:
     """What became of the data, in one line; what did not happen is not said."""
     parts = [
-        (prepared.num_examples, "examples"),
-        (prepared.num_validation_examples, "held out"),
-        (prepared.num_too_long, "too long"),
-        (prepared.num_truncated, "cut to length"),
-        *((count, kind) for kind, count in prepared.bad_records.items()),
+        f"{prepared.num_examples:,} examples",
+        f"{prepared.num_validation_examples:,} held out",
+        f"{prepared.num_too_long:,} too long",
+        f"{prepared.num_truncated:,} cut to length",
+        f"{sum(prepared.bad_records.values()):,} bad",
+        f"{prepared.num_tokens:,} tokens",
     ]
-    said = [f"{count:,} {what}" for index, (count, what) in enumerate(parts) if count or not index]
-    said.append(f"{prepared.num_tokens:,} tokens")
+    said = [part for index, part in enumerate(parts) if index == 0 or not part.startswith("0 ")]
     return f"{', '.join(said)}, {prepared.num_target_tokens:,} of them targets"
 
 

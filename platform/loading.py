@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from deft.platform.errors import UserError
-from deft.platform.spec import PRESETS, ExperimentSpec, ModelEvaluationSpec
+from deft.platform.presets import PRESETS
+from deft.platform.spec import ExperimentSpec, ModelEvaluationSpec
 
 Key = tuple[str | int, ...]
 Spec = TypeVar("Spec", bound=BaseModel)

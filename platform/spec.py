@@ -19,24 +19,6 @@ from deft.workers.names import unknown_name
 from deft.workers.records import SUFFIXES
 from deft.workers.spec import DatasetField, ModelField, TrainingSpec
 
-PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("figfont", "tiny"): {
-        "dataset": {"size": 8_000},
-        "training": {
-            "epochs": 2,
-            "batch_size": 32,
-            "max_length": 384,
-            "learning_rate": 1e-3,
-            "dtype": "float32",
-        },
-        "evaluation": {"benchmarks": [{"name": "figfont", "size": 500}]},
-    },
-    ("figfont", "smollm2-135m"): {
-        "evaluation": {"benchmarks": [{"name": "figfont", "size": 200}]},
-    },
-}
-"""Settings for a pair of dataset and model, used where a run file is silent."""
-
 
 class ExperimentSpec(BaseModel):
     """One training run, its evaluation, and the name both are recorded under."""

@@ -28,6 +28,7 @@ training:
   max_length: 256
   learning_rate: 3.0e-3
   checkpoint_every: 10
+  validate_every: 20
 evaluation: {benchmarks: [{name: figfont, size: 20}]}
 """
 
@@ -71,6 +72,10 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
         assert run.data.params["dataset"] == "figfont"
         assert run.data.params["training.batch_size"] == "16"
         assert run.data.params["evaluation.benchmarks.figfont.size"] == "20"
+        assert run.data.tags["deft.prompt_style"] == "chat"
+        assert len(run.data.tags["deft.prompt_hash"]) == 12
+        assert run.data.metrics["data/num_validation_examples"] > 0
+        assert run.data.metrics["data/overlap/figfont"] == 0
         nll = curve(client, run, "train/nll")
         assert nll[-1] < nll[0] / 2
         metrics = run.data.metrics
@@ -80,6 +85,11 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
         # One yardstick for all objectives: a trained model knows what was held out from it better.
         assert metrics["eval/heldout/nll"] < metrics["base/heldout/nll"] / 2
         assert 0 <= metrics["eval/heldout/ece"] <= 1
+        held_out = client.get_metric_history(run.info.run_id, "validation/bits_per_byte")
+        assert [point.step for point in held_out] == [0, 20, 40, len(nll)]
+        assert held_out[-1].value < held_out[0].value / 2
+        # The last validation and the evaluation of the trained model are the same measurement.
+        assert metrics["eval/heldout/bits_per_byte"] == pytest.approx(held_out[-1].value, rel=1e-4)
         for name in ("learning_rate", "grad_norm", "tokens_per_second", "mean_p"):
             assert len(curve(client, run, f"train/{name}")) == len(nll)
 

@@ -18,11 +18,20 @@ from deft.workers.chat import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset
 
     from deft.workers.spec import TrainingSpec
 
 Cut = list[list[list[int]]]
 """Indices of examples, by rank and micro-batch; every rank has the same number of micro-batches."""
+
+
+def token_counts(rows: Dataset) -> list[int]:
+    """Tokens of each example, without making Python lists of them."""
+    import pyarrow.compute as pc
+
+    counts: list[int] = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+    return counts
 
 
 def step_indices(num_examples: int, batch_size: int, step: int, seed: int) -> list[int]:

@@ -108,7 +108,7 @@ PROMPT_STYLES: dict[str, PromptStyle] = {
         instruction=BOXED_INSTRUCTION,
     ),
     "llama-medical": PromptStyle(
-        summary="Llama 3 headers with knowledge and today's date, asks for a boxed answer",
+        summary="Llama 3 headers with two fixed dates, asks for a boxed answer",
         source=f"medical prompt of Llama 3 in {PAPER}, with one BOS (there three in evaluation, "
         "and in training this prompt inside llama-base-boxed-with-bos)",
         template="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"

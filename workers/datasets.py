@@ -48,8 +48,8 @@ DATASETS: dict[str, DatasetEntry] = {
     "math": DatasetEntry(
         summary="competition mathematics with worked solutions (NuminaMath-CoT, about 67,000)",
         source="hub gaotang/numina-cot-subset-67k, or a local copy by dataset.data_dir",
-        # 264 steps of 256 examples are published; the exact number is between 67,584 and 67,839.
-        size=67_584,
+        # 264 steps of 256 examples are published: between 67,584 and 67,839, the middle is given.
+        size=67_711,
         mean_tokens=600,
         hub="gaotang/numina-cot-subset-67k",
         prompt="extra_info.question",

@@ -23,7 +23,15 @@ from deft.workers.spec import TrainingSpec
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """The dtype that ``name`` (auto, float32, bfloat16 or float16) stands for on this machine."""
+    """The dtype that ``name`` (auto, float32, bfloat16 or float16) stands for on this machine.
+
+    Raises:
+        ValueError: DeepSpeed has no float16 on it.
+    """
+    if name == "float16" and not deepspeed.get_accelerator().is_fp16_supported():
+        raise ValueError(
+            "training.dtype: DeepSpeed has no float16 on this device; give bfloat16 or float32"
+        )
     if name != "auto":
         return {
             "float32": torch.float32,
@@ -96,6 +104,7 @@ def deepspeed_config(
                 "betas": list(spec.betas),
                 "weight_decay": spec.weight_decay,
                 "torch_adam": True,
+                "fused": True,
             },
         },
         "steps_per_print": None,

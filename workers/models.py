@@ -32,6 +32,8 @@ class Architecture:
     """Whether the head is the embedding."""
     qkv_bias: bool
     """Whether query, key and value projections have a bias."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised head by head."""
 
     @property
     def num_parameters(self) -> int:
@@ -56,7 +58,8 @@ class Architecture:
         key_value = 2 * self.num_kv_heads * self.head_dim
         attention = width * (query + key_value) + query * width
         bias = query + key_value if self.qkv_bias else 0
-        return attention + bias + 3 * width * self.intermediate_size + 2 * width
+        norms = 2 * width + (2 * self.head_dim if self.qk_norm else 0)
+        return attention + bias + 3 * width * self.intermediate_size + norms
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ MODELS: dict[str, ModelEntry] = {
         hub="meta-llama/Llama-3.1-8B",
     ),
     "llama-3.2-3b": ModelEntry(
-        summary="Llama 3.2 3B, base model (its licence is accepted on the hub)",
+        summary="Llama 3.2 3B, base model (its licence is accepted on the hub); the paper's "
+        "medical table calls it llama-3.1-3b",
         source="hub meta-llama/Llama-3.2-3B",
         architecture=Architecture(28, 3072, 8192, 24, 8, 128, 128_256, True, False),
         context=131_072,
@@ -219,14 +223,18 @@ def build_smollm2(directory: Path) -> None:
     AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(directory)
 
 
+def resolve_name(name: str) -> str:
+    """The hub id that a name of the catalog stands for; any other name as it is."""
+    return (MODELS[name].hub or name) if name in MODELS else name
+
+
 def resolve_directory(name: str) -> Path:
     """The local directory of a model given by path or hub id, downloading it if need be.
 
     Raises:
         ValueError: the hub has no such model, or cannot be reached.
     """
-    if name in MODELS:
-        name = MODELS[name].hub or name
+    name = resolve_name(name)
     if Path(name).is_dir():
         return Path(name).resolve()
     from huggingface_hub import snapshot_download

@@ -15,7 +15,7 @@ from deft.workers.chat import Example
 from deft.workers.example_store import normalize
 
 NGRAM = 13
-MIN_DISTINCT = 7
+MIN_DISTINCT = 9
 """Different words that a run must have to say something; rules of ASCII art and tables of zeros
 have fewer."""
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deft.workers.chat import Example, count_bos, format_hash
-from deft.workers.datasets import DATASETS, content_digest, read_examples
+from deft.workers.datasets import DATASETS, content_digest, digest_files, read_examples
 from deft.workers.example_store import iterate_examples, open_examples, write_examples
-from deft.workers.models import MODELS, build_smollm2, build_tiny, resolve_directory
+from deft.workers.models import MODELS, build_smollm2, build_tiny, resolve_directory, resolve_name
 from deft.workers.records import BadRecord, Tally
 from deft.workers.spec import DatasetSpec, ModelSpec
 from deft.workers.storage import atomic_directory, write_atomic
@@ -71,12 +73,9 @@ def prepare(
     Raises:
         ValueError: the data or the model cannot be used; the message says why.
     """
-    import datasets
+    _silence_libraries()
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
     examples_dir = prepare_examples(dataset, cache / "examples")
     model_dir = prepare_model(model, examples_dir, seed, cache / "models")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -84,6 +83,8 @@ def prepare(
         dataset, examples_dir, tokenizer, max_length=max_length, seed=seed, cache=cache / "rows"
     )
     counts = json.loads((directory / COUNTS_FILE).read_text())
+    key = _plan_key(dataset, model, max_length, seed)
+    write_atomic(cache / "counts" / f"{key}.json", json.dumps(counts))
     return Prepared(
         model_dir=str(model_dir),
         examples_dir=str(examples_dir),
@@ -93,6 +94,52 @@ def prepare(
         prompt_style=dataset.prompt_style,
         **counts,
     )
+
+
+def known_counts(
+    dataset: DatasetSpec, model: ModelSpec, *, max_length: int, seed: int, cache: Path
+) -> dict[str, Any] | None:
+    """The counts of an earlier `prepare` of the same, found without a tokenizer; None if none."""
+    file = cache / "counts" / f"{_plan_key(dataset, model, max_length, seed)}.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def _plan_key(dataset: DatasetSpec, model: ModelSpec, max_length: int, seed: int) -> str:
+    path = dataset.local_path
+    content = digest_files(path) if path is not None else dataset.name
+    settings = dataset.model_dump_json(exclude={"name", "data_dir"})
+    name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
+    return _hash(
+        content, dataset.name if path is None else "", settings, name, str((max_length, seed))
+    )
+
+
+def prepare_tokenizer(
+    dataset: DatasetSpec, model: ModelSpec, *, seed: int, cache: Path
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``model`` alone, without its weights where those are on the hub.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    _silence_libraries()
+    from transformers import AutoTokenizer
+
+    if model.name in MODELS and MODELS[model.name].hub is None:
+        # Only the tiny model's tokenizer is trained on the examples.
+        needed = model.name == "tiny"
+        examples_dir = prepare_examples(dataset, cache / "examples") if needed else None
+        return AutoTokenizer.from_pretrained(
+            prepare_model(model, examples_dir, seed, cache / "models")
+        )
+    name = resolve_name(model.name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(
+            f"the tokenizer of {name!r} could not be had: {' '.join(str(error).split()):.300} "
+            "Copy its files to this machine and give their directory as model."
+        ) from None
 
 
 def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
@@ -164,7 +211,7 @@ def prepare_rows(
     import datasets
     import numpy as np
 
-    from deft.workers.rows import add_target_bytes, count_tokens, hold_out, tokenize
+    from deft.workers.rows import add_target_bytes, column, count_tokens, hold_out, tokenize
 
     examples = open_examples(examples_dir / EXAMPLES_FILE)
     prompt_hash = format_hash(tokenizer, dataset.prompt_style, examples[0]["instruction"])
@@ -195,13 +242,13 @@ def prepare_rows(
         if long.counts and dataset.too_long == "refuse":
             remedy = "training.max_length allows more; dataset.too_long may be drop or truncate"
             raise ValueError(long.message(source, remedy))
-        groups = np.asarray(rows.with_format("numpy")[:]["group"], dtype=np.int64)
+        groups = column(rows, "group")
         held_out = hold_out(groups, dataset.num_validation(len(rows)), seed)
         rows = rows.remove_columns("group")
         train = rows.select(np.flatnonzero(~held_out))
         validation = add_target_bytes(rows.select(np.flatnonzero(held_out)), tokenizer)
         for split, name in ((train, "train"), (validation, "validation")):
-            np.save(aside / f"{name}_examples.npy", np.asarray(split["example"], dtype=np.int64))
+            np.save(aside / f"{name}_examples.npy", column(split, "example"))
             # Without the number nothing at all is written of a split that has no rows.
             shards = {} if len(split) else {"num_shards": 1}
             split.remove_columns("example").save_to_disk(aside / name, **shards)
@@ -230,25 +277,42 @@ def training_examples(prepared: Prepared) -> Iterator[Example]:
     return iterate_examples(examples.select(np.load(f"{prepared.rows_dir}_examples.npy")))
 
 
-def prepare_model(model: ModelSpec, examples_dir: Path, seed: int, cache: Path) -> Path:
+def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:
     """The local directory of ``model``, built under ``cache`` if it is one of ours.
 
-    ``examples_dir`` is named after the content of the examples in it.
+    ``examples_dir`` is named after the content of the examples in it; the tiny model needs it.
     """
     if model.name not in MODELS or MODELS[model.name].hub:
         return resolve_directory(model.name)
     if model.name == "tiny":
+        assert examples_dir is not None
         directory = cache / f"tiny-{_hash(examples_dir.name, str(seed))}"
-    else:
-        directory = cache / model.name
+        examples = open_examples(examples_dir / EXAMPLES_FILE)
+        return _built(directory, lambda aside: build_tiny(aside, iterate_examples(examples), seed))
+    return _built(cache / model.name, build_smollm2)
+
+
+def _built(directory: Path, build: Callable[[Path], None]) -> Path:
+    """``directory``, filled by ``build`` if it is not there yet."""
     if not directory.is_dir():
         with atomic_directory(directory) as aside:
-            if model.name == "tiny":
-                examples = open_examples(examples_dir / EXAMPLES_FILE)
-                build_tiny(aside, iterate_examples(examples), seed)
-            else:
-                build_smollm2(aside)
+            build(aside)
     return directory
+
+
+def _silence_libraries() -> None:
+    """No bars and no guesses of theirs: what is in progress is said by this platform's own."""
+    import torch
+
+    # Else DeepSpeed, which transformers imports, says that it found no GPU.
+    os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    # The hub's client warns at each of many tries; in the end the error says it once.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
 
 
 def _hash(*parts: str) -> str:

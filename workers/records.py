@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -60,9 +61,11 @@ class Tally:
 
     def message(self, source: str, remedy: str) -> str:
         """Name the first bad records of ``source``, count the others, and end with ``remedy``."""
-        lines = [f"{source}: {self.counts.total():,} bad records ({describe(self.counts)})"]
-        lines += [f"  {bad.where}: {bad.message}" for bad in self.shown]
-        if rest := self.counts.total() - len(self.shown):
+        total = self.counts.total()
+        records = "record" if total == 1 else "records"
+        lines = [f"{source}: {total:,} bad {records} ({describe(self.counts)})"]
+        lines += [printable(f"  {bad.where}: {bad.message}") for bad in self.shown]
+        if rest := total - len(self.shown):
             lines.append(f"  and {rest:,} more")
         return "\n".join([*lines, remedy])
 
@@ -230,6 +233,19 @@ def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[R
 def _starts_with_bracket(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def printable(text: str) -> str:
+    """``text`` with everything but line feeds that acts on a terminal or cannot be seen spelt out.
+
+    Data comes from anywhere, and a terminal obeys escape sequences.
+    """
+    return "".join(
+        letter
+        if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf", "Zl", "Zp", "Cs")
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def has_surrogates(text: str) -> bool:

@@ -193,13 +193,23 @@ def hold_out(groups: NDArray[np.int64], size: int, seed: int) -> NDArray[np.bool
     return np.isin(groups, np.array(chosen, dtype=np.int64))
 
 
+def column(rows: Dataset, name: str) -> NDArray[np.int64]:
+    """One column of numbers, int64 [N]; no other is read."""
+    values = rows.select_columns(name).with_format("arrow")[:].column(name)
+    return np.asarray(values.to_numpy(), dtype=np.int64)
+
+
 def count_tokens(rows: Dataset) -> tuple[int, int]:
     """All tokens in ``rows``, and those that carry loss."""
     import pyarrow.compute as pc
 
-    labels = pc.list_flatten(rows.with_format("arrow")[:]["labels"])
-    targets = pc.sum(pc.not_equal(labels, IGNORE_INDEX)).as_py()
-    return len(labels), int(targets or 0)
+    num_tokens = num_targets = 0
+    labels = rows.select_columns("labels").with_format("arrow")
+    for batch in labels.iter(batch_size=BATCH_SIZE):
+        flat = pc.list_flatten(batch.column("labels"))
+        num_tokens += len(flat)
+        num_targets += pc.sum(pc.not_equal(flat, IGNORE_INDEX)).as_py() or 0
+    return num_tokens, num_targets
 
 
 def add_target_bytes(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

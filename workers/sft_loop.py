@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deft.objectives import TokenStats, get_objective
 from deft.objectives.diagnostics import summarize
-from deft.workers.batches import collate, cut, padding_share, step_indices
+from deft.workers.batches import collate, cut, padding_share, step_indices, token_counts
 from deft.workers.chat import IGNORE_INDEX
 from deft.workers.checkpoints import Resumption, save_checkpoint
 from deft.workers.engine import build_engine, load_model, resolve_dtype, take_step
@@ -54,7 +54,7 @@ def train(job: TrainJob) -> None:
     torch.manual_seed(job.seed)
     rows = datasets.load_from_disk(job.rows_dir)
     held_out = datasets.load_from_disk(job.validation_dir)
-    lengths = [len(ids) for ids in rows["input_ids"]]
+    lengths = token_counts(rows)
     tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     dtype, objective = resolve_dtype(spec.dtype), get_objective(job.objective)
     model = load_model(job.model_dir, spec, dtype)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deft.workers.batches import collate, cut
+from deft.workers.batches import collate, cut, token_counts
 
 if TYPE_CHECKING:
     import datasets
@@ -43,7 +43,7 @@ def validate(
         NLL in bits per UTF-8 byte of the responses, comparable across tokenizers.
     """
     engine.eval()
-    lengths = [len(ids) for ids in rows["input_ids"]]
+    lengths = token_counts(rows)
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     even = len(rows) + -len(rows) % (world_size * spec.micro_batch_size)
     # Without packing every rank needs as many whole micro-batches as the others: the missing

@@ -251,7 +251,7 @@ def run_trl(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
                 output_dir=directory,
                 per_device_train_batch_size=batch,
                 gradient_accumulation_steps=accumulation,
-                max_length=options.max_length,
+                max_length=None if settings.get("padding_free") else options.max_length,
                 num_train_epochs=1,
                 learning_rate=LEARNING_RATE,
                 gradient_checkpointing=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -100,7 +101,19 @@ def test_bad_line_in_a_data_file_is_named(
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     (tmp_path / "run.yaml").write_text("dataset: sums.jsonl" + SMALL)
     said = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
-    assert "sums.jsonl:7: key 'prompt' is missing; there are: promt, response" in said
+    assert "sums.jsonl: 1 bad record (1 missing field)" in said
+    assert "sums.jsonl:7: key 'prompt' is missing; did you mean promt? There are:" in said
+    assert "dataset.bad_records=drop" in said
+
+
+def test_dataset_that_the_hub_does_not_give_is_said_with_a_way_out(
+    refused: Callable[..., str], ray_address: str
+) -> None:
+    # There is none of this name, and without a network there is none at all.
+    names = ["--dataset", "nobody/nothing", "--model", "tiny", "--objective", "DEFT"]
+    said = refused("run", *names, RAY_ADDRESS=ray_address)
+    assert "dataset 'nobody/nothing' (split train) could not be had from the Hugging" in said
+    assert "give their directory" in said
 
 
 def test_empty_dataset_is_refused(
@@ -120,3 +133,19 @@ def test_more_workers_than_the_cluster_has_are_refused(
     settings = [part for setting in workers for part in ("--set", setting)]
     said = refused("run", *names, *settings, RAY_ADDRESS=ray_address)
     assert "64 workers need as many CPUs, the Ray cluster has 4" in said
+
+
+def test_dropped_records_are_said_and_listed(deft: Deft, tmp_path: Path, ray_address: str) -> None:
+    lines = [f'{{"prompt": "{n} + 1", "response": "{n + 1}"}}' for n in range(40)]
+    lines[6] = '{"promt": "2 + 2", "response": "4"}'
+    (tmp_path / "sums.jsonl").write_text("\n".join(lines))
+    (tmp_path / "run.yaml").write_text("dataset: {name: sums.jsonl, bad_records: drop}" + SMALL)
+    # It stops after the data: MLflow cannot be reached.
+    arguments = ["run", "run.yaml", "--tracking-uri", "http://127.0.0.1:9"]
+    done = deft(*arguments, RAY_ADDRESS=ray_address, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+    assert done.returncode == 1
+    assert "38 examples, 1 held out, 1 bad" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "warning: left out 1 missing field; listed in" in said
+    (listed,) = tmp_path.glob("runs/cache/rows/*/bad_records.jsonl")
+    assert json.loads(listed.read_text())["where"] == "sums.jsonl:7"

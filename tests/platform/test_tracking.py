@@ -44,6 +44,37 @@ def test_failed_run_carries_its_cause_and_can_go_on(tmp_path: Path) -> None:
     assert MlflowClient(uri).get_run(recorder.run_id).info.status == "RUNNING"
 
 
+def test_data_and_prompt_format_are_recorded(tmp_path: Path) -> None:
+    run, uri = RunDirectory(tmp_path, SPEC), default_tracking_uri(tmp_path)
+    run.create()
+    bad_records = tmp_path / "bad_records.jsonl"
+    bad_records.write_text('{"where": "a:7"}\n')
+    prepared = {
+        "num_examples": 90,
+        "num_validation_examples": 5,
+        "bad_records": {"missing field": 2},
+        "bad_records_file": str(bad_records),
+        "prompt_style": "chat",
+        "format_hash": "0123456789ab",
+        "overlap": {"gsm8k": {"num_overlapping": 9, "share": 0.1, "ids": ["a:3"]}},
+    }
+    run.finish("prepare", prepared)
+    for _ in range(2):  # as when a run is started again
+        recorder = start_recorder(run, uri)
+        recorder.describe_data()
+    client = MlflowClient(uri)
+    data = client.get_run(recorder.run_id).data
+    assert data.tags["deft.prompt_style"] == "chat"
+    assert data.tags["deft.prompt_hash"] == "0123456789ab"
+    assert data.metrics["data/num_examples"] == 90
+    assert data.metrics["data/num_validation_examples"] == 5
+    assert data.metrics["data/bad_records/missing_field"] == 2
+    assert data.metrics["data/overlap/gsm8k"] == 0.1
+    assert len(client.get_metric_history(recorder.run_id, "data/num_examples")) == 1
+    files = {file.path for file in client.list_artifacts(recorder.run_id, "data")}
+    assert files == {"data/prepare.json", "data/bad_records.jsonl"}
+
+
 def test_server_that_does_not_answer_is_said_before_anything_long_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from deft.workers.chat import (
@@ -190,6 +193,37 @@ def test_loss_is_on_every_assistant_turn_and_the_token_that_ends_it_alone() -> N
     assert all(
         label in (IGNORE_INDEX, token) for token, label in zip(input_ids, labels, strict=True)
     )
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0x1FFFF), min_size=1).filter(
+    lambda text: text.strip()
+)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.lists(TEXTS, min_size=3, max_size=3))
+def test_any_conversation_is_encoded_whole_and_trained_on_the_assistants_words_alone(
+    questions: list[str], answers: list[str]
+) -> None:
+    turns = [
+        turn
+        for question, answer in zip(questions, answers, strict=False)
+        for turn in (user(question), assistant(answer))
+    ]
+    example = Example("1", tuple(turns[:-1]), turns[-1]["content"])
+    input_ids, labels = encode_example(QWEN_TOKENIZER, example)
+    text = "".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in turns[:-1])
+    said = f"{text}<|im_start|>assistant\n{example.response}<|endoftext|>"
+    learnt = "<|im_end|>".join(turn["content"] for turn in turns[1::2]) + "<|endoftext|>"
+    trained = [label for label in labels if label != IGNORE_INDEX]
+    # The tokenizer brings texts into Unicode's composed form.
+    assert QWEN_TOKENIZER.decode(input_ids) == composed(said)
+    assert QWEN_TOKENIZER.decode(trained) == composed(learnt)
+
+
+def composed(text: str) -> str:
+    """``text`` in form NFC, piece by piece as it is tokenised."""
+    pieces = re.split(r"(<\|.*?\|>\w*\n?)", text)
+    return "".join(unicodedata.normalize("NFC", piece) for piece in pieces)
 
 
 def test_earlier_turns_are_found_where_the_template_trims_them() -> None:

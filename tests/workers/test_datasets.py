@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deft.workers.chat import BOXED_INSTRUCTION, PROMPT_STYLES, Example
-from deft.workers.datasets import content_digest, read_examples, stored_question
+from deft.workers.datasets import DATASETS, content_digest, read_examples, stored_question
 from deft.workers.records import BadRecord
 from deft.workers.spec import DatasetSpec
 
@@ -194,6 +195,31 @@ def test_hub_that_does_not_answer_is_one_sentence_with_a_way_out(
         ValueError, match=r"dataset 'nobody/nothing' \(split dev\) could not be had"
     ):
         examples(name="nobody/nothing", split="dev")
+
+
+def test_what_the_hubs_loader_gives_is_read_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loader is the real one; that it is given a directory is all that differs from the hub."""
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"extra_info": {"question": f"{n}?", "answer": str(n)}} for n in range(3)]
+    (tmp_path / "repository").mkdir()
+    for split, chosen in (("train", rows), ("test", rows[:1])):
+        file = tmp_path / "repository" / f"{split}-00000-of-00001.parquet"
+        pq.write_table(pa.Table.from_pylist(chosen), file)
+    hub = str(tmp_path / "repository")
+    monkeypatch.setitem(DATASETS, "math", replace(DATASETS["math"], hub=hub))
+    found = examples(name="math")
+    assert pairs(found) == [("0?", "0"), ("1?", "1"), ("2?", "2")]
+    assert found[1].id == f"{hub}: row 2"
+    assert pairs(examples(name="math", split="test")) == [("0?", "0")]
+    spec = DatasetSpec(name="math")
+    assert content_digest(spec) == content_digest(spec)
+    assert content_digest(spec) != content_digest(DatasetSpec(name="math", split="test"))
+    with pytest.raises(ValueError, match="could not be had"):
+        examples(name="math", split="dev")
 
 
 def test_digest_follows_content_not_place(tmp_path: Path) -> None:

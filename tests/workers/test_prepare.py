@@ -245,13 +245,13 @@ def test_nothing_held_out_leaves_an_empty_split(tmp_path: Path) -> None:
 
 def test_bad_records_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     name = write_lines(tmp_path / "sums.jsonl", [*SUMS[:6], {"promt": "1", "response": "1"}])
-    with pytest.raises(ValueError, match=r"sums.jsonl: 1 bad records \(1 missing field\)") as info:
+    with pytest.raises(ValueError, match=r"sums.jsonl: 1 bad record \(1 missing field\)") as info:
         prepared(tmp_path, name)
     assert "sums.jsonl:7: key 'prompt' is missing; did you mean promt?" in str(info.value)
     assert not (tmp_path / "cache").exists()
     assert prepared(tmp_path, name, bad_records="drop").bad_records == {"missing field": 1}
     # What was dropped once is still refused where nothing may be dropped.
-    with pytest.raises(ValueError, match="1 bad records"):
+    with pytest.raises(ValueError, match="1 bad record"):
         prepared(tmp_path, name)
 
 
@@ -266,5 +266,5 @@ def test_other_refusals_name_the_records(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no example in it"):
         prepared(tmp_path, nothing)
     only_bad = write_lines(tmp_path / "bad.jsonl", [{"prompt": "a"}])
-    with pytest.raises(ValueError, match="1 bad records"):
+    with pytest.raises(ValueError, match="1 bad record"):
         prepared(tmp_path, only_bad, bad_records="drop")

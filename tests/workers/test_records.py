@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deft.workers.records import BadRecord, Record, Tally, read_records
+from deft.workers.records import BadRecord, Record, Tally, printable, read_records
 
 GOOD = b'{"prompt": "a", "response": "b"}'
 
@@ -139,3 +139,13 @@ def test_tally_names_the_first_of_each_kind_and_counts_the_rest() -> None:
         "  a:0: is empty\n  a:1: is empty\n  a:2: is empty\n  a:9: is a list\n"
         "  and 2 more\nMend it."
     )
+
+
+def test_nothing_in_the_data_acts_on_the_terminal() -> None:
+    assert printable("a\nb é 日本") == "a\nb é 日本"
+    assert printable("\x1b[31m\x07\r\t\u202e\u200b\x9b") == (
+        "\\x1b[31m\\x07\\r\\t\\u202e\\u200b\\x9b"
+    )
+    tally = Tally()
+    tally.add(BadRecord("a:1", "missing field", "There are: \x1b[2J."))
+    assert "\x1b" not in tally.message("data", "")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from deft.workers.engine import deepspeed_config
+from deft.workers.engine import deepspeed_config, resolve_dtype
 from deft.workers.spec import RESERVED_DEEPSPEED_KEYS, SPLITTING_DEEPSPEED_KEYS, TrainingSpec
 
 
@@ -64,3 +64,10 @@ def test_validations_and_checkpoints_are_due() -> None:
     assert due(TrainingSpec(validate_every=3, checkpoint_every=2)) == ([0, 3, 6, 7], [2, 4, 6, 7])
     best = TrainingSpec(checkpoint_every=4, keep="best")
     assert due(best) == ([0, 4, 7], [4, 7])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs have float16")
+def test_float16_is_refused_where_deepspeed_has_none() -> None:
+    assert resolve_dtype("bfloat16") is torch.bfloat16
+    with pytest.raises(ValueError, match="no float16 on this device; give bfloat16 or float32"):
+        resolve_dtype("float16")
