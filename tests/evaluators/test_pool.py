@@ -5,6 +5,7 @@ All tests but the last share one pool, whose engines are swapped and restarted a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -34,12 +35,13 @@ FIGFONT = {"name": "figfont", "size": SIZE, "max_tokens": MAX_TOKENS}
 
 
 def processes(*names: str) -> list[psutil.Process]:
-    """Processes of this test run whose command line holds one of ``names``."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "username"])
-        if any(name in " ".join(process.info["cmdline"] or []) for name in names)
-    ]
+    """Processes of this session's cluster whose command line holds one of ``names``."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(name in " ".join(process.cmdline()) for name in names):
+                found.append(process)
+    return found
 
 
 def wait_until(condition: Any, seconds: float = 60) -> None:
