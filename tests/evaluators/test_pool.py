@@ -261,7 +261,9 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     ray_cluster: None, items: Path, model_paths: dict[str, str], tmp_path: Path
 ) -> None:
     """kill -9 in the middle of a benchmark: what is missing, and only that, is generated again."""
-    before = {process.pid for process in processes("ray::Evaluator", "grading.worker")}
+    kinds = ("ray::Evaluator", "deft.evaluators.grading.worker")
+    before = set(processes(*kinds))
+    started: set[psutil.Process] = set()
     progress = Queue()
     one = job(items, model_paths["first"], tmp_path, samples=40, max_tokens=200)
     total = 40 * SIZE
@@ -271,7 +273,8 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
         event = progress.get(timeout=120)
         assert event["event"] == "engine_start" or event["event"] == "eval_progress"
         wait_until(lambda: one.responses.exists() and one.responses.read_bytes().count(b"\n") > 20)
-        (process,) = [p for p in processes("ray::Evaluator") if p.pid not in before]
+        started.update(set(processes(*kinds)) - before)
+        (process,) = set(processes("ray::Evaluator")) - before
         os.kill(process.pid, signal.SIGKILL)
         killed.append(one.responses.read_text().splitlines())
 
@@ -281,6 +284,7 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     with EvaluatorPool(spec, use_gpu=False, max_engines=1) as pool:
         ((result, rows),) = run(pool, one, progress=progress)
         killer.join()
+        started.update(set(processes(*kinds)) - before)
         resources = ray.available_resources()["CPU"]
     (seen,) = killed
     assert 20 < len(seen) < total
@@ -290,15 +294,9 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     assert len(set(zip(rows["id"], rows["sample"], strict=True))) == total
 
     wait_until(lambda: ray.available_resources()["CPU"] == resources + 1)
-    wait_until(
-        lambda: (
-            not [
-                process
-                for process in processes("ray::Evaluator", "grading.worker")
-                if process.pid not in before
-            ]
-        )
-    )
+    # Two actors, and the graders that each had started.
+    assert len(started) >= 4
+    wait_until(lambda: not any(process.is_running() for process in started))
 
 
 def test_engine_that_no_node_can_hold_is_refused(ray_cluster: None) -> None:
