@@ -270,7 +270,9 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     killed: list[list[str]] = []
 
     def kill_half_way() -> None:
-        wait_until(lambda: one.responses.exists() and one.responses.read_bytes().count(b"\n") > 10)
+        wait_until(
+            lambda: one.responses.exists() and one.responses.read_bytes().count(b"\n") > 10, 240
+        )
         started.update(set(processes(*kinds)) - before)
         (process,) = set(processes("ray::Evaluator")) - before
         os.kill(process.pid, signal.SIGKILL)
