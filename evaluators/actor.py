@@ -1,173 +1,296 @@
-"""The Ray actor that evaluates models: one vLLM engine, any number of models and benchmarks."""
+"""The Ray actor that evaluates: one engine, one benchmark at a time, any number of models."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray.util.queue import Queue
 
-from deft.evaluators.benchmarks import BENCHMARKS
-from deft.evaluators.checkpoints import read_architecture, read_stop_token_ids
+from deft.evaluators.benchmark import Benchmark, Item
+from deft.evaluators.benchmarks import get_benchmark
+from deft.evaluators.checkpoints import fingerprint, read_architecture, read_stop_token_ids
+from deft.evaluators.engine import Decoding, Engine, Generation, Request, create_engine
+from deft.evaluators.grading.pool import GraderPool
+from deft.evaluators.grading.verdicts import Grade, Verdict
+from deft.evaluators.items import read_items
 from deft.evaluators.predictions import Prediction, summarize, write_predictions
+from deft.evaluators.prompts import (
+    Stops,
+    cut_at,
+    describe_format,
+    encode_item,
+    request_seed,
+    resolve_stops,
+    resolve_style,
+    stop_check,
+)
+from deft.evaluators.responses import Response, ResponseJournal, read_responses
 from deft.evaluators.spec import BenchmarkSpec, EngineSpec
-from deft.workers.chat import encode_prompt
+from deft.workers.chat import count_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from deft.evaluators.vllm_engine import VllmEngine
-
-_ENVIRONMENT = {
-    # The engine runs inside the actor: faster to start, and gone when the actor is gone.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # Ray counts the actor's cores into OMP_NUM_THREADS; vLLM would bind itself to others.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-_QUIET = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "PYTHONWARNINGS": "ignore",
-}
+GRADING_WORKERS = 2
+"""Grading processes beside each engine."""
 
 
-def create_evaluator(
-    spec: EngineSpec, *, num_cpus: float, num_gpus: float = 0, verbose: bool = False
-) -> Any:
-    """Start an `Evaluator` actor; the engine itself starts with its first `load`.
+@dataclass(frozen=True)
+class Job:
+    """One benchmark for one model."""
 
-    Args:
-        spec: the engine.
-        num_cpus: cores the actor reserves, and the number of threads that vLLM uses on a CPU.
-        num_gpus: GPUs the actor reserves.
-        verbose: whether vLLM and PyTorch log more than errors.
+    label: str
+    """What the model is called in progress events and results."""
+    model: str
+    """Its directory."""
+    benchmark: BenchmarkSpec
+    items: str
+    """File of the benchmark's items, see `prepare_items`."""
+    trained_style: str
+    """Prompt style the model was trained with."""
+    out: str
+    """Folder of the results: `responses/` while they come, `predictions/` at the end."""
 
-    Returns:
-        The actor's handle. It is typed Any because Ray's own type knows no methods.
-    """
-    environment = _ENVIRONMENT if verbose else {**_ENVIRONMENT, **_QUIET}
-    as_actor = ray.remote(
-        num_cpus=num_cpus, num_gpus=num_gpus, runtime_env={"env_vars": environment}
-    )
-    return as_actor(Evaluator).remote(spec)
+    @property
+    def name(self) -> str:
+        """What the benchmark is called."""
+        return get_benchmark(self.benchmark.name).name
+
+    @property
+    def predictions(self) -> Path:
+        """The Parquet table at the end."""
+        return Path(self.out, "predictions", f"{self.label}-{_file_name(self.name)}.parquet")
+
+    @property
+    def responses(self) -> Path:
+        """The journal of responses.
+
+        Its name holds a hash of everything that they depend on, so that none is ever taken for
+        another's. Grading and engine are not part of that.
+        """
+        parts = [self.benchmark.model_dump_json(), Path(self.items).name, self.trained_style]
+        digest = hashlib.sha256("\0".join([*parts, fingerprint(Path(self.model))]).encode())
+        name = f"{self.label}-{_file_name(self.name)}-{digest.hexdigest()[:8]}.jsonl"
+        return Path(self.out, "responses", name)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A benchmark as one model is asked it."""
+
+    benchmark: Benchmark
+    tokenizer: PreTrainedTokenizerBase
+    style: str
+    stops: Stops
+    items: dict[str, Item]
+    """By id, in their order."""
+    prompts: dict[str, list[int]]
+    """Token ids, by the item's id."""
+
+    def decoding(self, spec: BenchmarkSpec) -> Decoding:
+        """How to sample."""
+        return Decoding(
+            max_tokens=spec.max_tokens,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            stop_token_ids=self.stops.token_ids,
+            reached_stop=stop_check(self.tokenizer, self.stops.strings),
+        )
+
+    def grader(self, id: str) -> str:
+        """The grader of an item."""
+        return self.items[id].grader or self.benchmark.grader
+
+    def response(self, id: str, sample: int, generation: Generation) -> Response:
+        """What was generated, as text up to where it is over."""
+        tokens = generation.token_ids
+        # A model may stop at a token that its tokenizer does not count among the special ones.
+        if tokens and tokens[-1] in self.stops.token_ids:
+            tokens = tokens[:-1]
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        options = self.items[id].options
+        return Response(
+            id=id,
+            sample=sample,
+            response=cut_at(text, self.stops.strings),
+            gold=self.items[id].gold,
+            options=None if options is None else dict(options),
+            finish_reason=generation.finish_reason,
+            n_tokens=len(generation.token_ids),
+        )
+
+    def prediction(self, response: Response, grade: Grade) -> Prediction:
+        """A row of the table at the end."""
+        prompt = self.prompts[response.id]
+        return Prediction(
+            id=response.id,
+            sample=response.sample,
+            source=self.items[response.id].source or self.benchmark.name,
+            prompt=str(self.tokenizer.decode(prompt)),
+            num_bos=count_bos(self.tokenizer, prompt),
+            response=response.response,
+            gold=response.gold,
+            finish_reason=response.finish_reason,
+            n_tokens=response.n_tokens,
+            verdict=str(grade.verdict),
+            extracted=grade.extracted,
+            scores=dict(grade.scores),
+        )
+
+    def format(self) -> dict[str, Any]:
+        """How prompts were rendered and what ended responses."""
+        prompt = next(iter(self.prompts.values()))
+        described = describe_format(self.tokenizer, self.benchmark, self.style, prompt)
+        return {**asdict(described), "stop": asdict(self.stops)}
+
+
+def read_asked(job: Job) -> Asked:
+    """What ``job`` asks; see `Evaluator.run` for what is raised."""
+    spec, benchmark = job.benchmark, get_benchmark(job.benchmark.name)
+    tokenizer = load_tokenizer(Path(job.model))
+    style = resolve_style(spec, benchmark, tokenizer, job.trained_style)
+    items = {item.id: item for item in read_items(Path(job.items))}
+    prompts = {id: encode_item(tokenizer, item, benchmark, style) for id, item in items.items()}
+    declared = read_stop_token_ids(Path(job.model), tokenizer.eos_token_id)
+    stops = resolve_stops(tokenizer, style, declared, spec.stop)
+    return Asked(benchmark, tokenizer, style, stops, items, prompts)
 
 
 class Evaluator:
     """Evaluates one model after the other on a warm engine.
 
-    ``progress``, where given, receives one small dictionary per event:
-    ``{"event": "engine_start", "model": path}`` and
-    ``{"event": "engine_ready", "model": path, "how": "started" | "swapped", "seconds": s}`` from
-    `load`, ``{"event": "eval_progress", "model": label, "benchmark": name, "done": i, "total": n}``
-    from `evaluate`.
+    ``progress``, where given, receives one small dictionary per event. While a model is loaded:
+    ``{"event": "engine_start", "model": path, "pid": id}`` and ``{"event": "engine_ready",
+    "model": path, "how": "started" | "swapped", "seconds": s}``. For each benchmark about a hundred
+    ``{"event": "eval_progress", "model": label, "benchmark": name, "done": i, "total": n}``, which
+    count responses.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
-        self._engine: VllmEngine | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._stop_token_ids: list[int] = []
+        self._engine: Engine | None = None
+        self._loaded = ""
+        self._graders: dict[str, GraderPool] = {}
 
-    def load(self, model_path: str, progress: Queue | None = None) -> str:
-        """Load the model directory ``model_path``; see `VllmEngine.load`.
+    def run(self, job: Job, progress: Queue | None = None) -> dict[str, Any]:
+        """Ask the model every item that has no response yet, and grade all responses.
 
         Returns:
-            ``started`` if an engine had to be started, ``swapped`` if the warm one took over.
+            ``metrics`` (see `summarize`), ``prompt`` (see `PromptFormat`) with what ends a
+            response, ``num_generated`` and ``num_resumed`` responses, and ``seconds`` spent on
+            the engine's start and on everything else.
 
         Raises:
-            FileNotFoundError: ``model_path`` is no model directory with safetensors weights.
-            ValueError: it has no readable tokenizer.
-            RuntimeError: vLLM could not load the model.
+            FileNotFoundError: the model is no directory with safetensors weights.
+            ValueError: it has no readable tokenizer, or the prompt style does not fit it.
+            RuntimeError: the engine could not load the model.
         """
-        path = Path(model_path)
-        architecture = read_architecture(path)
-        tokenizer = _load_tokenizer(path)
-        stop_token_ids = read_stop_token_ids(path, tokenizer.eos_token_id)
-        _report(progress, event="engine_start", model=model_path)
         began = time.monotonic()
-        how = self._warm_engine().load(path, architecture)
-        self._tokenizer, self._stop_token_ids = tokenizer, stop_token_ids
-        seconds = time.monotonic() - began
-        _report(progress, event="engine_ready", model=model_path, how=how, seconds=seconds)
-        return how
+        spec, asked = job.benchmark, read_asked(job)
+        name = asked.benchmark.name
+        wanted = [(id, sample) for id in asked.items for sample in range(spec.samples)]
+        responses = read_responses(job.responses)
+        num_resumed = len(responses)
+        missing = [key for key in wanted if key not in responses]
+        start_seconds = self._load(Path(job.model), progress) if missing else 0.0
 
-    def evaluate(
-        self, spec: BenchmarkSpec, out_path: str, label: str, progress: Queue | None = None
-    ) -> dict[str, float]:
-        """Ask the loaded model every item of a benchmark and score its responses.
+        report = _every_percent(progress, job.label, name, len(wanted))
+        grades: dict[tuple[str, int], Future[Grade]] = {}
 
-        Args:
-            spec: the benchmark, its size and how to sample.
-            out_path: where the predictions go, as Parquet (see `write_predictions`).
-            label: the model's name in progress events.
-            progress: queue for progress events, at most about a hundred.
+        def add(response: Response) -> None:
+            responses[response.key] = response
+            if response.finish_reason != "prompt_too_long":
+                grader = self._grader(asked.grader(response.id))
+                grades[response.key] = grader.submit(asdict(response))
 
-        Returns:
-            The metrics of `summarize`.
+        for response in list(responses.values()):
+            add(response)
+        report(len(responses))
+        requests = [
+            Request(asked.prompts[id], request_seed(spec.seed, name, id, sample))
+            for id, sample in missing
+        ]
+        with ResponseJournal(job.responses) as journal:
+            for index, generation in self._generate(requests, asked.decoding(spec)):
+                id, sample = missing[index]
+                response = asked.response(id, sample, generation)
+                journal.append(response)
+                add(response)
+                report(len(responses))
 
-        Raises:
-            RuntimeError: no model is loaded.
-            ValueError: the model's tokenizer has no chat template.
-        """
-        if self._tokenizer is None or self._engine is None:
-            raise RuntimeError("no model is loaded: call load first")
-        tokenizer, benchmark = self._tokenizer, BENCHMARKS[spec.name]
-        examples = benchmark.load(spec.size)
-        prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
-        generations = self._engine.generate(
-            prompts,
-            max_tokens=spec.max_tokens,
-            temperature=spec.temperature,
-            seeds=[zlib.crc32(f"{spec.seed}/{example.id}".encode()) for example in examples],
-            stop_token_ids=self._stop_token_ids,
-            on_progress=_every_percent(progress, label, spec.name, len(examples)),
-        )
-        predictions = []
-        for example, prompt, generation in zip(examples, prompts, generations, strict=True):
-            response = self._decode_response(generation.token_ids)
-            predictions.append(
-                Prediction(
-                    id=example.id,
-                    prompt=str(tokenizer.decode(prompt)),
-                    response=response,
-                    gold=example.response,
-                    finish_reason=generation.finish_reason,
-                    n_tokens=len(generation.token_ids),
-                    scores=benchmark.score(response, example.response),
-                )
-            )
-        write_predictions(predictions, Path(out_path))
-        return summarize(predictions)
+        never_asked = Grade(Verdict.no_answer)
+        predictions = [
+            asked.prediction(responses[key], grades[key].result() if key in grades else never_asked)
+            for key in wanted
+        ]
+        write_predictions(predictions, job.predictions)
+        return {
+            "metrics": summarize(predictions, asked.benchmark),
+            "prompt": asked.format(),
+            "num_generated": len(missing),
+            "num_resumed": num_resumed,
+            "start_seconds": start_seconds,
+            "seconds": time.monotonic() - began - start_seconds,
+        }
 
-    def _warm_engine(self) -> VllmEngine:
+    def _generate(
+        self, requests: Sequence[Request], decoding: Decoding
+    ) -> Iterator[tuple[int, Generation]]:
+        if requests:
+            assert self._engine is not None
+            yield from self._engine.generate(requests, decoding)
+
+    def _grader(self, name: str) -> GraderPool:
+        """The grading processes of ``name``: they end with this one, and take seconds to start."""
+        if name not in self._graders:
+            self._graders[name] = GraderPool(name, workers=GRADING_WORKERS).__enter__()
+        return self._graders[name]
+
+    def _load(self, model: Path, progress: Queue | None) -> float:
+        """Have the engine serve ``model``; returns the seconds that took."""
+        identity = f"{model}\0{fingerprint(model)}"
+        if identity == self._loaded:
+            return 0.0
+        began = time.monotonic()
+        self._loaded = ""
+        architecture = read_architecture(model)
+        _report(progress, event="engine_start", model=str(model), pid=os.getpid())
         if self._engine is None:
-            # vLLM takes seconds to import and reads the actor's environment when it does.
-            from deft.evaluators.vllm_engine import VllmEngine
-
-            self._engine = VllmEngine(self._spec)
-        return self._engine
-
-    def _decode_response(self, token_ids: list[int]) -> str:
-        assert self._tokenizer is not None
-        # A model may stop at a token that its tokenizer does not count among the special ones.
-        if token_ids and token_ids[-1] in self._stop_token_ids:
-            token_ids = token_ids[:-1]
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+            self._engine = create_engine(self._spec)
+        how = self._engine.load(model, architecture)
+        self._loaded = identity
+        seconds = time.monotonic() - began
+        _report(progress, event="engine_ready", model=str(model), how=how, seconds=seconds)
+        return seconds
 
 
-def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model directory.
+
+    Raises:
+        FileNotFoundError: there is no such model directory.
+        ValueError: its tokenizer cannot be read.
+    """
     from transformers import AutoTokenizer
 
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is no model directory: it has no config.json")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"the tokenizer in {path} cannot be read: {error}") from error
     return tokenizer
+
+
+def _file_name(benchmark: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in benchmark)
 
 
 def _report(progress: Queue | None, **event: Any) -> None:

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
 
-from deft.evaluators.figfont import load_figfont, score_figfont
-from deft.workers.chat import Example
-from deft.workers.figfont import MAX_TEST_SIZE
+from deft.evaluators.benchmark import Benchmark
+from deft.evaluators.tasks.figfont import FIGFONT
+from deft.evaluators.tasks.general import GENERAL
+from deft.evaluators.tasks.math import (
+    AIME24,
+    AIME25,
+    AMC23,
+    GSM8K,
+    MATH500,
+    MINERVA_MATH,
+    OLYMPIADBENCH,
+)
+from deft.evaluators.tasks.medical import MEDICAL
+from deft.workers.names import unknown_name
 
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Items to answer and the rule that scores an answer."""
-
-    name: str
-    summary: str
-    """One line on what is asked and how it is scored."""
-    source: str
-    """Where the items come from."""
-    size: int
-    """Number of items."""
-    max_tokens: int
-    """Default length limit of a response, in tokens."""
-    load: Callable[[int], list[Example]]
-    """The first n items; an item's `response` is the answer to grade against."""
-    score: Callable[[str, str], dict[str, float]]
-    """Scores of (response, answer) by name; each is averaged over the items."""
-
-
-BENCHMARKS = {
-    "figfont": Benchmark(
-        name="figfont",
-        summary="read a word of 2 to 5 letters drawn as Figlet art; "
-        "exact match, case-insensitive match, Jaro-Winkler similarity",
-        source="reasoning-gym figlet_font, items 40,000 to 44,999 (arXiv 2602.11424)",
-        size=MAX_TEST_SIZE,
-        # The paper's limit is 5, which cuts off right answers under tokenizers that spell words
-        # out: five letters, EOS and a stray space or line feed fit into 16 anywhere.
-        max_tokens=16,
-        load=load_figfont,
-        score=score_figfont,
-    ),
+BENCHMARKS: dict[str, Benchmark] = {
+    "math500": MATH500,
+    "minerva_math": MINERVA_MATH,
+    "olympiadbench": OLYMPIADBENCH,
+    "aime24": AIME24,
+    "aime25": AIME25,
+    "amc23": AMC23,
+    "gsm8k": GSM8K,
+    "medical": MEDICAL,
+    "figfont": FIGFONT,
+    "general": GENERAL,
 }
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name, or the one at an import path ``package.module:object``.
+
+    Raises:
+        ValueError: there is none; the message says which there are.
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(unknown_name("benchmark", name, BENCHMARKS))
+    try:
+        benchmark = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"benchmark {name!r} cannot be imported: {error}") from error
+    if not isinstance(benchmark, Benchmark):
+        raise ValueError(f"benchmark {name!r} is no Benchmark: {benchmark!r:.80}")
+    return benchmark

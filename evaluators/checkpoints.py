@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,22 @@ def read_stop_token_ids(model_path: Path, eos_token_id: int | None) -> list[int]
     declared = _read_json(source).get("eos_token_id")
     ids = declared if isinstance(declared, list) else [declared]
     return sorted({token_id for token_id in [*ids, eos_token_id] if token_id is not None})
+
+
+def fingerprint(model_path: Path) -> str:
+    """Twelve hexadecimal digits that change when the model in a directory is written anew.
+
+    Taken over names, sizes and times of its files, since weights are too large to be read for it.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(model_path.iterdir()):
+        if file.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja"):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,15 +1,9 @@
-"""A vLLM engine that stays warm: token ids in, token ids out, weights exchangeable in place.
-
-The engine holds no tokenizer. Text is made and read by the caller with the tokenizer of the model
-that is loaded, so that a swap of weights can never leave another model's vocabulary behind.
-"""
+"""A vLLM engine that stays warm: weights are exchanged in place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 from vllm import EngineArgs, LLMEngine, SamplingParams
@@ -24,35 +18,23 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 
 from deft.evaluators.checkpoints import Architecture
+from deft.evaluators.engine import Decoding, Generation, Request, Start
 from deft.evaluators.spec import EngineSpec
 
-
-@dataclass(frozen=True)
-class Generation:
-    """Tokens generated for one prompt, the stop token included."""
-
-    token_ids: list[int]
-    finish_reason: str
-    """``stop``, ``length`` or ``prompt_too_long``."""
+WAITING = 256
+"""Requests that wait beyond those being generated; the rest stays outside the engine."""
 
 
 class VllmEngine:
-    """At most one vLLM engine, inside this process."""
+    """See `Engine`."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._engine: LLMEngine | None = None
         self._architecture: Architecture | None = None
 
-    def load(self, model_path: Path, architecture: Architecture) -> Literal["started", "swapped"]:
-        """Serve the model at ``model_path``, whose architecture the caller has read.
-
-        A running engine takes over the weights of a model of the same architecture in place;
-        otherwise an engine is started, and one of another architecture closed before.
-
-        Raises:
-            RuntimeError: vLLM does not serve the model, or its memory does not suffice.
-        """
+    def load(self, model_path: Path, architecture: Architecture) -> Start:
+        """See `Engine`; an engine of another architecture is closed before."""
         fits = self._engine is not None and architecture == self._architecture
         # Whatever fails from here on leaves no engine that another model would be swapped into.
         self._architecture = None
@@ -70,58 +52,67 @@ class VllmEngine:
         return "swapped" if fits else "started"
 
     def generate(
-        self,
-        prompts: Sequence[list[int]],
-        *,
-        max_tokens: int,
-        temperature: float,
-        seeds: Sequence[int],
-        stop_token_ids: list[int],
-        on_progress: Callable[[int], None],
-    ) -> list[Generation]:
-        """Answer every prompt, in the given order.
-
-        Args:
-            prompts: token ids of each prompt.
-            max_tokens: generated tokens at most; the engine's context may end a response earlier.
-            temperature: 0 for greedy decoding.
-            seeds: seed of each prompt's sampling, which makes a response independent of the others.
-            stop_token_ids: token ids that end a response.
-            on_progress: told how many prompts are done, whenever that changes.
-        """
+        self, requests: Sequence[Request], decoding: Decoding
+    ) -> Iterator[tuple[int, Generation]]:
+        """See `Engine`."""
         if self._engine is None:
             raise RuntimeError("no model is loaded")
         engine = self._engine
         max_model_len = engine.vllm_config.model_config.max_model_len
-        generations: dict[int, Generation] = {}
-        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            if len(prompt) >= max_model_len:
-                generations[index] = Generation([], "prompt_too_long")
-                continue
-            engine.add_request(
-                str(index),
-                {"prompt_token_ids": prompt},
-                SamplingParams(
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    seed=seed,
-                    stop_token_ids=stop_token_ids,
-                    detokenize=False,
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                ),
-            )
-        on_progress(len(generations))
-        while engine.has_unfinished_requests():
-            finished = [output for output in engine.step() if output.finished]
-            for request in finished:
-                assert isinstance(request, RequestOutput)
-                completion = request.outputs[0]
-                generations[int(request.request_id)] = Generation(
-                    list(completion.token_ids), str(completion.finish_reason)
-                )
-            if finished:
-                on_progress(len(generations))
-        return [generations[index] for index in range(len(prompts))]
+        window = engine.vllm_config.scheduler_config.max_num_seqs + WAITING
+        # Whole outputs at the end are cheaper, unless every token must be looked at.
+        streams = decoding.reached_stop is not None
+        running: dict[int, list[int]] = {}
+        waiting = iter(enumerate(requests))
+        exhausted = False
+        try:
+            while running or not exhausted:
+                while not exhausted and len(running) < window:
+                    following = next(waiting, None)
+                    if following is None:
+                        exhausted = True
+                        break
+                    index, request = following
+                    if len(request.prompt) >= max_model_len:
+                        yield index, Generation([], "prompt_too_long")
+                        continue
+                    running[index] = []
+                    self._add(engine, index, request, decoding, streams)
+                if not running:
+                    continue
+                for output in engine.step():
+                    assert isinstance(output, RequestOutput)
+                    index, completion = int(output.request_id), output.outputs[0]
+                    tokens = running[index]
+                    tokens += completion.token_ids
+                    if output.finished:
+                        del running[index]
+                        yield index, Generation(tokens, str(completion.finish_reason))
+                    elif decoding.reached_stop is not None and decoding.reached_stop(tokens):
+                        engine.abort_request([output.request_id])
+                        del running[index]
+                        yield index, Generation(tokens, "stop")
+        finally:
+            # A caller that stops listening must not leave its requests to the next one.
+            engine.abort_request([str(index) for index in running])
+
+    @staticmethod
+    def _add(
+        engine: LLMEngine, index: int, request: Request, decoding: Decoding, streams: bool
+    ) -> None:
+        engine.add_request(
+            str(index),
+            {"prompt_token_ids": request.prompt},
+            SamplingParams(
+                max_tokens=decoding.max_tokens,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                seed=request.seed if decoding.temperature > 0 else None,
+                stop_token_ids=decoding.stop_token_ids,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
+            ),
+        )
 
     def _start(self, model_path: Path) -> None:
         self._engine = None
@@ -131,6 +122,8 @@ class VllmEngine:
         if dtype == "auto":
             dtype = "float32" if on_cpu else "bfloat16"
         max_model_len = self._spec.max_model_len
+        # On CPUs kernels round differently for every shape of a batch, so the shape is held fixed.
+        alone = self._spec.batch_invariant and on_cpu
         args = EngineArgs(
             model=str(model_path),
             skip_tokenizer_init=True,
@@ -142,6 +135,13 @@ class VllmEngine:
             kv_cache_memory_bytes=int(self._spec.kv_cache_gib * 2**30) if on_cpu else None,
             # Compiling pays off only where a GPU would wait for Python.
             enforce_eager=on_cpu,
+            tensor_parallel_size=self._spec.tensor_parallel,
+            # Its workers are children of this process then, on the devices that it has reserved.
+            distributed_executor_backend="mp" if self._spec.tensor_parallel > 1 else None,
+            max_num_seqs=1 if alone else None,
+            enable_prefix_caching=False if alone else None,
+            # Where a prompt is cut, vLLM 0.32 rewinds the request's generator, which no CPU's can.
+            enable_chunked_prefill=False if on_cpu else None,
             use_tqdm_on_load=False,
             disable_log_stats=True,
         )

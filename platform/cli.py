@@ -83,6 +83,88 @@ def run(
     console.say(f"compare runs: deft ui{'' if root == Path('runs') else f' --root {root}'}")
 
 
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A name from `deft list models`, a directory, a hub id, or a run that trained one."
+        ),
+    ],
+    benchmarks: Annotated[
+        str, typer.Option(help="Names, separated by commas; see `deft list benchmarks`.")
+    ] = "",
+    samples: Annotated[int | None, typer.Option(help="Responses per item.")] = None,
+    size: Annotated[int | None, typer.Option(help="Items of each benchmark.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Length limit of a response.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy decoding.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="default, or paper for the paper's sampling and prompts.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with <benchmark>.jsonl, .json or .parquet files.")
+    ] = None,
+    heldout: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.jsonl", help="Prompts and responses to measure the loss on."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As in evaluation.engine.dtype=bfloat16."),
+    ] = None,
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the output of Ray and vLLM.")
+    ] = False,
+) -> None:
+    """Evaluate a model, trained here or not. The same command again goes on where it stopped."""
+    from deft.platform.loading import load_evaluation
+
+    sampling = {
+        "samples": samples,
+        "size": size,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+    }
+    common = {
+        "protocol": protocol,
+        "data_dir": data_dir,
+        "heldout": {"file": heldout} if heldout else None,
+    }
+    names = [name.strip() for name in benchmarks.split(",") if name.strip()]
+    spec = load_evaluation(model, names, sampling, common, settings or (), root)
+    console = RunConsole()
+    if dry_run:
+        console.say(spec.model_dump_json(indent=2))
+        return
+    from deft.platform.evaluation import run_evaluation
+    from deft.platform.results import show_evaluation
+    from deft.platform.tracking import default_tracking_uri
+
+    console.stage("run", f"{spec.run_name} in {root}")
+    uri = tracking_uri or default_tracking_uri(root)
+    run = run_evaluation(spec, root, console, uri, verbose=verbose)
+    show_evaluation(run.manifest("evaluate") or {"results": {}}, console, {"eval": spec.model.name})
+    console.say(f"everything of this evaluation: {run.path}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN RUN…", help="Run directories, or names in the root.")
+    ],
+    root: Root = Path("runs"),
+) -> None:
+    """Compare runs on the items they share: intervals, differences to the first, significance."""
+    from deft.platform.comparison import compare_runs, find_run
+
+    compare_runs([find_run(name, root) for name in runs], RunConsole())
+
+
 class Kind(StrEnum):
     """What `deft list` lists."""
 
@@ -127,6 +209,25 @@ def show_data_(
     from deft.platform.show_data import show_data
 
     show_data(spec, root, number, RunConsole())
+
+
+@app.command()
+def grade(
+    benchmark: Annotated[str, typer.Argument(help="math, medical, figfont, or a benchmark.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.jsonl",
+            help="Lines with response and gold; medical also options (letter to text).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="Where the graded lines go.")],
+) -> None:
+    """Score stored responses, without a model: adds verdict and extracted to each line."""
+    from deft.platform.grading import grade_file, show_counts
+
+    console = RunConsole()
+    show_counts(grade_file(benchmark, file, out, console), out, console)
 
 
 @app.command()

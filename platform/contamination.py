@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from deft.evaluators.benchmarks import BENCHMARKS
-from deft.evaluators.spec import BenchmarkSpec
+from deft.evaluators.benchmarks import get_benchmark
+from deft.evaluators.items import read_items
 from deft.workers.overlap import find_overlaps
 from deft.workers.prepare import Prepared, training_examples
 
@@ -14,19 +15,26 @@ SHOWN_IDS = 1000
 """Overlapping examples that are named in a manifest; all of them are counted."""
 
 
-def benchmark_questions(benchmark: BenchmarkSpec) -> Iterator[str]:
-    """What ``benchmark`` asks, item by item, without system texts."""
-    for item in BENCHMARKS[benchmark.name].load(benchmark.size):
+def benchmark_questions(items: Path) -> Iterator[str]:
+    """What a benchmark asks, item by item, without system texts."""
+    for item in read_items(items):
         yield "\n".join(turn["content"] for turn in item.prompt if turn["role"] != "system")
 
 
 def overlap_with_benchmarks(
-    prepared: Prepared, benchmarks: Iterable[BenchmarkSpec]
+    prepared: Prepared, items: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Training examples that share text with each benchmark: number, share and ids."""
-    asked = {benchmark.name: benchmark_questions(benchmark) for benchmark in benchmarks}
-    if not asked:
+    """Training examples that share text with each benchmark: number, share and ids.
+
+    Args:
+        prepared: the training data.
+        items: name of a benchmark → file of its items, see `prepare_benchmarks`.
+    """
+    if not items:
         return {}
+    asked = {
+        get_benchmark(name).name: benchmark_questions(Path(path)) for name, path in items.items()
+    }
     found = find_overlaps(training_examples(prepared), asked)
     return {
         name: {

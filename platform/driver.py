@@ -11,13 +11,22 @@ from typing import Any
 
 import ray
 
-from deft.evaluators.actor import create_evaluator
+from deft.evaluators.benchmarks import get_benchmark
+from deft.evaluators.pool import EvaluatorPool
+from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.objectives import ObjectiveSpec, get_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole, format_metrics
 from deft.platform.contamination import overlap_with_benchmarks
 from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.evaluation import (
+    Evaluation,
+    evaluate_models,
+    record_results,
+    require_engine,
+    warn_of_other_formats,
+)
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ExperimentSpec
 from deft.platform.tracking import Recorder, start_recorder
@@ -43,10 +52,17 @@ class Context:
     console: RunConsole
     use_gpu: bool
     verbose: bool
+    pool: EvaluatorPool | None
 
 
 def run_experiment(
-    spec: ExperimentSpec, root: Path, console: RunConsole, tracking_uri: str, *, verbose: bool
+    spec: ExperimentSpec,
+    root: Path,
+    console: RunConsole,
+    tracking_uri: str,
+    *,
+    verbose: bool,
+    pool: EvaluatorPool | None = None,
 ) -> RunDirectory:
     """Run every stage of ``spec`` that has not finished yet.
 
@@ -56,6 +72,7 @@ def run_experiment(
         console: where progress is shown.
         tracking_uri: MLflow tracking URI.
         verbose: whether Ray's, DeepSpeed's and vLLM's own output is shown.
+        pool: warm engines to evaluate with; if none is given the run starts its own.
 
     Raises:
         UserError: the input cannot be used; nothing was written for it.
@@ -68,7 +85,9 @@ def run_experiment(
         return run
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(spec.training.min_workers or spec.training.num_workers)
-        context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose)
+        if pool is None:
+            require_engine(spec.evaluation, use_gpu=use_gpu)
+        context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose, pool)
         outputs = prepare_stage(context)
         with run.locked():
             run.create()
@@ -76,7 +95,7 @@ def run_experiment(
                 run.finish("prepare", outputs)
             recorder = start_recorder(run, tracking_uri)
             recorder.describe_data()
-            run_recorded(context, as_prepared(outputs), recorder)
+            run_recorded(context, as_prepared(outputs), outputs["items"], recorder)
     return run
 
 
@@ -88,11 +107,13 @@ def require_importable(objective: ObjectiveSpec) -> None:
         raise UserError(f"objective: {error}") from None
 
 
-def run_recorded(context: Context, prepared: Prepared, recorder: Recorder) -> None:
+def run_recorded(
+    context: Context, prepared: Prepared, items: Mapping[str, str], recorder: Recorder
+) -> None:
     """Run the stages that MLflow watches; if one fails, so does its MLflow run."""
     stages: dict[str, Callable[[], None]] = {
         "train": lambda: train_stage(context, prepared, recorder),
-        "evaluate": lambda: evaluate_stage(context, prepared),
+        "evaluate": lambda: evaluate_stage(context, prepared, items),
         "record": lambda: record_stage(context, recorder),
     }
     for name, stage in stages.items():
@@ -111,26 +132,32 @@ def prepare_stage(context: Context) -> dict[str, Any]:
     """Data and model on disk, by a Ray task; what is bad about either is the user's to mend.
 
     Returns:
-        The fields of `Prepared`, and as `overlap` what the training examples share with each
-        benchmark, see `overlap_with_benchmarks`.
+        The fields of `Prepared`; as `items` the files of `prepare_benchmarks`; and as `overlap`
+        what the training examples share with each benchmark, see `overlap_with_benchmarks`.
     """
     spec = context.spec
     cache = context.cache
     manifest = context.run.manifest("prepare")
-    if manifest and all(Path(manifest[key]).is_dir() for key in ("model_dir", "rows_dir")):
+    if manifest and all(
+        Path(path).exists()
+        for path in (manifest["model_dir"], manifest["rows_dir"], *manifest["items"].values())
+    ):
         context.console.stage("prepare", f"{summary(as_prepared(manifest))}, finished already")
         return manifest
 
-    def work() -> tuple[Prepared, dict[str, Any]]:
+    def work() -> tuple[Prepared, dict[str, str], dict[str, Any]]:
+        items = prepare_benchmarks(evaluation, cache)
         prepared = prepare(
             dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
         )
-        return prepared, overlap_with_benchmarks(prepared, spec.evaluation.benchmarks)
+        require_prompts(evaluation, items, prepared.model_dir, prepared.prompt_style)
+        return prepared, items, overlap_with_benchmarks(prepared, items)
 
     dataset, model = absolute_dataset(spec.dataset), _absolute(spec.model)
+    evaluation = absolute(spec.evaluation)
     started = time.monotonic()
     try:
-        prepared, overlap = ray.get(ray.remote(work).remote())
+        prepared, items, overlap = ray.get(ray.remote(work).remote())
     except ray.exceptions.RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
@@ -153,7 +180,7 @@ def prepare_stage(context: Context) -> dict[str, Any]:
                 f"warning: {found['num_overlapping']:,} training examples ({found['share']:.2%}) "
                 f"share text with benchmark {name}, the first is {found['ids'][0]}"
             )
-    return {**asdict(prepared), "overlap": overlap}
+    return {**asdict(prepared), "items": items, "overlap": overlap}
 
 
 def as_prepared(outputs: Mapping[str, Any]) -> Prepared:
@@ -256,52 +283,28 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
-def evaluate_stage(context: Context, prepared: Prepared) -> None:
-    """Ask the base model and the trained one every benchmark, on one warm vLLM engine."""
+def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str]) -> None:
+    """Ask the base model and the trained one every benchmark, and compare prompts with training."""
     spec, run, console = context.spec, context.run, context.console
     if run.manifest("evaluate"):
         console.stage("evaluate", "finished already")
         return
-    benchmarks = spec.evaluation.benchmarks
-    if not benchmarks:
-        console.stage("evaluate", "no benchmark asked for")
-        run.finish("evaluate", {"results": {}})
-        return
-    console.stage("evaluate", "base and trained model · starting vLLM")
-    started = time.monotonic()
-    evaluator = create_evaluator(
-        spec.evaluation.engine,
-        num_cpus=1 if context.use_gpu else ray.cluster_resources()["CPU"],
-        num_gpus=1 if context.use_gpu else 0,
+    names = [get_benchmark(benchmark.name).name for benchmark in spec.evaluation.suite]
+    console.stage("evaluate", f"base and trained model · {', '.join(names) or 'no benchmark'}")
+    evaluation = Evaluation(
+        spec=spec.evaluation,
+        models={"base": prepared.model_dir, "eval": str(run.path / "model")},
+        trained_style=prepared.prompt_style,
+        out=run.path,
+        validation_dir=prepared.validation_dir,
+        console=console,
+        use_gpu=context.use_gpu,
         verbose=context.verbose,
+        pool=context.pool,
     )
-    results: dict[str, dict[str, dict[str, float]]] = {}
-    with console.progress("items") as view:
-
-        def handle(event: dict[str, Any]) -> None:
-            if event["event"] == "eval_progress":
-                name = f"{event['benchmark']}, {event['model']}"
-                view.update(name, event["done"], event["total"])
-
-        with event_queue(handle) as events:
-            try:
-                models = {"base": prepared.model_dir, "eval": str(run.path / "model")}
-                for label, path in models.items():
-                    ray.get(evaluator.load.remote(path, events))
-                    results[label] = {
-                        benchmark.name: ray.get(
-                            evaluator.evaluate.remote(
-                                benchmark,
-                                str(run.path / "predictions" / f"{label}-{benchmark.name}.parquet"),
-                                label,
-                                events,
-                            )
-                        )
-                        for benchmark in benchmarks
-                    }
-            finally:
-                ray.kill(evaluator)
-    run.finish("evaluate", {"results": results, "seconds": time.monotonic() - started})
+    outcome = evaluate_models(evaluation, items)
+    warn_of_other_formats(prepared, outcome["prompts"]["eval"], console)
+    run.finish("evaluate", outcome)
 
 
 def record_stage(context: Context, recorder: Recorder) -> None:
@@ -313,10 +316,7 @@ def record_stage(context: Context, recorder: Recorder) -> None:
     assert train is not None
     assert evaluation is not None
     steps = {"base": 0, "eval": train["metrics"]["step"]}
-    for label, benchmarks in evaluation["results"].items():
-        for benchmark, metrics in benchmarks.items():
-            named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
-            recorder.log(steps[label], named, evaluation["finished_at"])
+    record_results(recorder, evaluation, steps)
     draw_dynamics(run, str(context.spec.objective))
     recorder.finish()
     run.finish("record", {"mlflow_run_id": recorder.run_id})

@@ -80,7 +80,7 @@ def placement(spec: ExperimentSpec) -> list[list[str]]:
         ["prepare", "1 Ray task, 1 CPU"],
         ["train", f"{_number(workers, 'Ray Train worker')}, a GPU or a CPU each · ZeRO-{stage}"],
     ]
-    names = [benchmark.name for benchmark in spec.evaluation.benchmarks]
+    names = [benchmark.name for benchmark in spec.evaluation.suite]
     where = "vLLM on Ray, a GPU or all CPUs · " + ", ".join(names)
     return [*rows, ["evaluate", where if names else "no benchmark"]]
 

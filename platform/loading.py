@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,9 +14,10 @@ from pydantic_core import ErrorDetails
 
 from deft.platform.errors import UserError
 from deft.platform.presets import PRESETS
-from deft.platform.spec import ExperimentSpec
+from deft.platform.spec import ExperimentSpec, ModelEvaluationSpec
 
 Key = tuple[str | int, ...]
+Spec = TypeVar("Spec", bound=BaseModel)
 
 
 def load_spec(
@@ -37,6 +39,91 @@ def load_spec(
     for key, name in (names or {}).items():
         if name is not None:
             _set(data, origins, (key,), name, f"--{key}")
+    apply_settings(data, origins, settings)
+    return validate(ExperimentSpec, merge(preset(data), data), str(file) if file else None, origins)
+
+
+def load_evaluation(
+    model: str,
+    benchmarks: Iterable[str],
+    sampling: Mapping[str, Any],
+    common: Mapping[str, Any],
+    settings: Iterable[str],
+    root: Path,
+) -> ModelEvaluationSpec:
+    """The spec of an evaluation that the command line describes.
+
+    Args:
+        model: name, directory or hub id of a model; or directory of a run, or its name in ``root``.
+        benchmarks: their names.
+        sampling: settings of every benchmark; None leaves one as it is.
+        common: settings of the evaluation; None leaves one as it is.
+        settings: see `load_spec`.
+        root: run root.
+
+    Raises:
+        UserError: see `load_spec`.
+    """
+    given = {key: value for key, value in sampling.items() if value is not None}
+    data: dict[str, Any] = {
+        # What was forgotten shows beside the model before; a model on its own has no before.
+        "evaluation": {"general": False, "benchmarks": [{"name": n, **given} for n in benchmarks]},
+        **_trained_model(model, root),
+    }
+    data["evaluation"] |= {key: value for key, value in common.items() if value is not None}
+    origins: dict[Key, str] = {}
+    apply_settings(data, origins, settings)
+    spec = validate(ModelEvaluationSpec, data, None, origins)
+    heldout = spec.evaluation.heldout
+    if not spec.evaluation.benchmarks and (heldout is None or heldout.file is None):
+        raise UserError("nothing to evaluate: give --benchmarks or --heldout")
+    return spec
+
+
+def _trained_model(model: str, root: Path) -> dict[str, Any]:
+    """``model`` as settings; a run stands for what it trained, and for its prompt style."""
+    for run in (Path(model), root / model):
+        if (run / "spec.json").is_file():
+            if not (run / "model").is_dir():
+                raise UserError(f"model: the run {run} has no trained model")
+            dataset = json.loads((run / "spec.json").read_text()).get("dataset", {})
+            style = dataset.get("prompt_style", "chat")
+            return {
+                "name": f"evaluation-{run.name}"[:80],
+                "model": str(run / "model"),
+                "prompt_style": style,
+            }
+    return {"model": model}
+
+
+def validate(
+    spec: type[Spec], data: Mapping[str, Any], file: str | None, origins: Mapping[Key, str]
+) -> Spec:
+    """``data`` as a spec.
+
+    Args:
+        spec: its class.
+        data: the settings.
+        file: where they are from, if from a file.
+        origins: where each of them stands.
+
+    Raises:
+        UserError: naming file, line, key, expectation and nearest valid name.
+    """
+    try:
+        return spec.model_validate(data)
+    except ValidationError as error:
+        raise UserError(
+            "\n".join(_explain(detail, spec, file, origins) for detail in error.errors())
+        ) from None
+
+
+def apply_settings(data: dict[str, Any], origins: dict[Key, str], settings: Iterable[str]) -> None:
+    """Let ``key=value`` settings, with a dotted key and a YAML value, override ``data``.
+
+    Raises:
+        UserError: one is no such setting.
+    """
     for setting in settings:
         dotted, equals, text = setting.partition("=")
         if not equals or not dotted:
@@ -46,13 +133,6 @@ def load_spec(
         except yaml.YAMLError as error:
             raise UserError(f"--set {setting}: the value is no YAML: {_one_line(error)}") from None
         _set(data, origins, tuple(dotted.split(".")), value, f"--set {setting}")
-    try:
-        return ExperimentSpec.model_validate(merge(preset(data), data))
-    except ValidationError as error:
-        where = str(file) if file else None
-        raise UserError(
-            "\n".join(_explain(detail, where, origins) for detail in error.errors())
-        ) from None
 
 
 def preset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +213,9 @@ def _set(data: dict[str, Any], origins: dict[Key, str], key: Key, value: Any, or
     origins[key] = origin
 
 
-def _explain(detail: ErrorDetails, file: str | None, origins: Mapping[Key, str]) -> str:
+def _explain(
+    detail: ErrorDetails, spec: type[BaseModel], file: str | None, origins: Mapping[Key, str]
+) -> str:
     """One validation error as ``where: key: what is wrong``."""
     key = detail["loc"]
     where = next(
@@ -141,7 +223,7 @@ def _explain(detail: ErrorDetails, file: str | None, origins: Mapping[Key, str])
     )
     match detail["type"]:
         case "extra_forbidden":
-            known = sorted(_fields_at(key[:-1]))
+            known = sorted(_fields_at(spec, key[:-1]))
             near = get_close_matches(str(key[-1]), known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             message = f"unknown key; {hint}There are: {', '.join(known)}."
@@ -154,9 +236,9 @@ def _explain(detail: ErrorDetails, file: str | None, origins: Mapping[Key, str])
     return ": ".join(filter(None, [where, _dotted(key), message]))
 
 
-def _fields_at(key: Key) -> Iterable[str]:
-    """Names of the fields that the spec has at ``key``."""
-    model: Any = ExperimentSpec
+def _fields_at(spec: type[BaseModel], key: Key) -> Iterable[str]:
+    """Names of the fields that ``spec`` has at ``key``."""
+    model: Any = spec
     for part in key:
         if isinstance(part, int):
             continue

@@ -37,20 +37,45 @@ def show_results(run: RunDirectory, console: RunConsole) -> None:
             if f"train/{name}" in first and f"train/{name}" in last
         ],
     )
-    evaluation = run.manifest("evaluate") or {"results": {}}
-    results: dict[str, Any] = evaluation["results"]
-    for benchmark, trained in results.get("eval", {}).items():
-        base = results["base"][benchmark]
-        rows = [
-            [name, _with_error(base, name), _with_error(trained, name)]
-            for name in trained
-            if not name.endswith("_stderr")
-        ]
-        console.table(benchmark, ["", "base", "trained"], rows)
+    show_evaluation(run.manifest("evaluate") or {"results": {}}, console)
     console.say(f"everything of this run: {run.path}")
 
 
-def _with_error(metrics: dict[str, float], name: str) -> str:
+LABELS = {"base": "base", "eval": "trained"}
+
+
+def show_evaluation(
+    manifest: Mapping[str, Any], console: RunConsole, labels: Mapping[str, str] = LABELS
+) -> None:
+    """Print a table for each benchmark, a column for each model: means ± standard errors.
+
+    Args:
+        manifest: what `evaluate_models` returned.
+        console: where.
+        labels: label of a model → heading of its column, in their order.
+    """
+    results: Mapping[str, Any] = manifest["results"]
+    shown = [label for label in labels if label in results]
+    for benchmark in dict.fromkeys(name for label in shown for name in results[label]):
+        measured = [results[label].get(benchmark, {}) for label in shown]
+        names = [name for name in measured[-1] if not name.endswith(("_stderr", "_low", "_high"))]
+        rows = [
+            [name.replace("_at_", "@"), *(_with_error(metrics, name) for metrics in measured)]
+            for name in names
+        ]
+        console.table(benchmark, ["", *(labels[label] for label in shown)], rows)
+    means = manifest.get("means", {})
+    if means:
+        rows = [
+            [name.replace("_at_", "@"), *(_with_error(means[label], name) for label in means)]
+            for name in next(iter(means.values()))
+        ]
+        console.table("mean over benchmarks", ["", *(labels[label] for label in means)], rows)
+
+
+def _with_error(metrics: Mapping[str, float], name: str) -> str:
+    if name not in metrics:
+        return ""
     if name.startswith("num_"):
         return f"{metrics[name]:.0f}"
     error = metrics.get(f"{name}_stderr")

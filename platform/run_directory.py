@@ -9,11 +9,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from deft.platform.errors import UserError
-from deft.platform.spec import ExperimentSpec
 from deft.workers.storage import write_atomic
+
+
+class RunSpec(Protocol):
+    """What a run directory needs to know of the spec of a run."""
+
+    @property
+    def run_name(self) -> str:
+        """The directory's name: the same spec is the same run."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """All settings."""
+
+    def model_dump_json(self, *, indent: int) -> str:
+        """All settings as JSON."""
 
 
 class RunDirectory:
@@ -22,7 +35,7 @@ class RunDirectory:
     A stage that has no manifest did not happen.
     """
 
-    def __init__(self, root: Path, spec: ExperimentSpec) -> None:
+    def __init__(self, root: Path, spec: RunSpec) -> None:
         self.path = root / spec.run_name
         self.spec = spec
         self.events_file = self.path / "events.jsonl"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from deft.evaluators.checkpoints import fingerprint
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
+from deft.workers.chat import PROMPT_STYLES
 from deft.workers.datasets import digest_files
+from deft.workers.names import unknown_name
 from deft.workers.records import SUFFIXES
 from deft.workers.spec import DatasetField, ModelField, TrainingSpec
 
@@ -49,12 +53,51 @@ class ExperimentSpec(BaseModel):
         digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
         if (path := self.dataset.local_path) is not None:
             digest.update(digest_files(path).encode())
+        digest.update(self.evaluation.data_digest().encode())
         return digest.hexdigest()[:10]
 
     @property
     def run_name(self) -> str:
         """The run directory's name: the same spec is the same run."""
         return f"{self.name}-{self.content_hash()}"
+
+
+class ModelEvaluationSpec(BaseModel):
+    """The evaluation of a model as it is: what `deft evaluate` does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """What the evaluation is called; evaluation-model if not given."""
+    model: ModelField
+    """What to evaluate."""
+    prompt_style: str = "chat"
+    """Prompt style that the model was trained with, a name from `deft list prompts`."""
+    evaluation: EvaluationSpec
+    """What to measure, and how."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_after_the_model(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("name") is None:
+            data = {**data, "name": f"evaluation-{_short_name(data.get('model'))}"[:80]}
+        return data
+
+    @model_validator(mode="after")
+    def require_known_style(self) -> ModelEvaluationSpec:
+        if self.prompt_style not in PROMPT_STYLES:
+            known = unknown_name("prompt style", self.prompt_style, PROMPT_STYLES)
+            raise ValueError(f"prompt_style: {known}")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """The directory's name: it changes with any setting, and with the model in a directory."""
+        digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
+        digest.update(self.evaluation.data_digest().encode())
+        if Path(self.model.name).is_dir():
+            digest.update(fingerprint(Path(self.model.name)).encode())
+        return f"{self.name}-{digest.hexdigest()[:10]}"
 
 
 def _canonical(objective: Any) -> Any:

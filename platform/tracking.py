@@ -113,7 +113,8 @@ class Recorder:
         """Send what is left: events, files, environment; and close the run."""
         self.deliver()
         for file in ("spec.json", "events.jsonl"):
-            self.client.log_artifact(self.run_id, str(self.run.path / file))
+            if (self.run.path / file).exists():
+                self.client.log_artifact(self.run_id, str(self.run.path / file))
         for folder in ("figures", "predictions"):
             if (self.run.path / folder).is_dir():
                 self.client.log_artifacts(self.run_id, str(self.run.path / folder), folder)

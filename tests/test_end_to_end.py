@@ -81,9 +81,15 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
         metrics = run.data.metrics
         assert 0 <= metrics["base/figfont/jaro_winkler"] <= 1
         assert metrics["eval/figfont/num_items"] == 20
+        assert metrics["base/general/num_items"] == metrics["eval/general/num_items"] == 100
+        # One yardstick for all objectives: a trained model knows what was held out from it better.
+        assert metrics["eval/heldout/nll"] < metrics["base/heldout/nll"] / 2
+        assert 0 <= metrics["eval/heldout/ece"] <= 1
         held_out = client.get_metric_history(run.info.run_id, "validation/bits_per_byte")
         assert [point.step for point in held_out] == [0, 20, 40, len(nll)]
         assert held_out[-1].value < held_out[0].value / 2
+        # The last validation and the evaluation of the trained model are the same measurement.
+        assert metrics["eval/heldout/bits_per_byte"] == pytest.approx(held_out[-1].value, rel=1e-4)
         for name in ("learning_rate", "grad_norm", "tokens_per_second", "mean_p"):
             assert len(curve(client, run, f"train/{name}")) == len(nll)
 
@@ -93,6 +99,12 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
         predictions = pq.read_table(file).to_pydict()
         assert predictions["gold"][0] == "IGAD"
         assert len(predictions["response"]) == 20
+        manifest = json.loads((root / run.info.run_name / "stages" / "evaluate.json").read_text())
+        asked, prepared = (
+            manifest["prompts"]["eval"]["figfont"],
+            json.loads((root / run.info.run_name / "stages" / "prepare.json").read_text()),
+        )
+        assert (asked["hash"], asked["num_bos"]) == (prepared["format_hash"], prepared["num_bos"])
         spec = json.loads(Path(client.download_artifacts(run.info.run_id, "spec.json")).read_text())
         assert spec["objective"] == run.data.params["objective"]
 
@@ -117,6 +129,7 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
         )
     )
 
+    check_comparison(deft, nll_run.info.run_name, deft_run.info.run_name)
     check_second_time(deft, root, ray_address)
     check_export(root / str(deft_run.data.tags["deft.run"]))
 
@@ -141,6 +154,28 @@ def kill_driver_while_training(tmp_path: Path, ray_address: str) -> None:
     (events,) = tmp_path.glob("runs/*/events.jsonl")
     assert 12 < events.read_text().count("\n") < 44
     assert not (events.parent / "stages" / "train.json").exists()
+
+
+def check_comparison(deft: Deft, first: str, second: str) -> None:
+    """Both runs and the model before, benchmark by benchmark, with intervals and significance."""
+    done = deft("compare", first, second, COLUMNS="240")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for title in (
+        "figfont, jaro_winkler (20 items)",
+        "general, avg@1 (100 items)",
+        "bits per byte",
+    ):
+        start = next(i for i, line in enumerate(lines) if title in line)
+        block = "\n".join(lines[start : start + 7])
+        assert first in block
+        assert second in block
+        assert "base: tiny-" in block
+    assert "corrected for 6 comparisons (Holm)" in done.stdout
+    # Training cut the loss on held-out rows by far more than chance would.
+    start = next(i for i, line in enumerate(lines) if "bits per byte" in line)
+    base = next(line for line in lines[start:] if "base: tiny-" in line)
+    assert "higher" in base
 
 
 def check_second_time(deft: Deft, root: Path, ray_address: str) -> None:

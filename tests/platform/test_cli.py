@@ -41,6 +41,27 @@ def refused(deft: Deft, tmp_path: Path) -> Callable[..., str]:
         (["walk"], "No such command"),
         (["list", "objektives"], "objectives"),
         (["ui"], "no runs there yet"),
+        (["evaluate"], "Missing option '--model'"),
+        (["evaluate", "--model", "smollm2-135m"], "give --benchmarks or --heldout"),
+        (["evaluate", "--model", "smollm2", "--benchmarks", "gsm8k"], "Did you mean smollm2-135m?"),
+        (["evaluate", "--model", "smollm2-135m", "--benchmarks", "gsm8"], "Did you mean gsm8k?"),
+        (
+            ["evaluate", "--model", "smollm2-135m", "--benchmarks", "gsm8k", "--data-dir", "no"],
+            "data_dir: there is no folder no",
+        ),
+        (
+            [
+                "evaluate",
+                "--model",
+                "smollm2-135m",
+                "--benchmarks",
+                "gsm8k",
+                "--set",
+                "evaluation.engine.cpu=2",
+            ],
+            "--set evaluation.engine.cpu=2: evaluation.engine.cpu: unknown key; did you mean cpus?",
+        ),
+        (["compare", "nowhere"], "nowhere: there is no such run"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(

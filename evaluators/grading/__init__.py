@@ -1,0 +1,12 @@
+"""Grading, apart from generation: a response and its gold answer in, a verdict out.
+
+`GRADERS` lists what there is, `verdicts` says what a grade is, `pool.GraderPool` grades in
+processes that are killed when a record takes too much time or memory.
+"""
+
+GRADERS = {
+    "math": "deft.evaluators.grading.math:grade",
+    "medical": "deft.evaluators.grading.medical:grade",
+    "figfont": "deft.evaluators.grading.figfont:grade",
+}
+"""Name to the import path of a function from record to `Grade`; imported in worker processes."""

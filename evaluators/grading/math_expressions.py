@@ -1,0 +1,430 @@
+"""Scalar expressions: from LaTeX to SymPy without evaluating text, and equality of two of them.
+
+The grammar is latex2sympy's, the one math-verify rests on. Its converter hands digit strings to
+``sympify``, which evaluates Python; `_ExactConverter` builds numbers itself, so that no text
+reaches an evaluator, and builds them as exact rationals: no answer is decided by a float.
+
+Two expressions are equal if they agree to 30 digits at several points, which is quicker than
+simplifying their difference and finds more; what cannot be computed numerically (integrals,
+limits, unknown functions) is left to math-verify's symbolic comparison.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import mpmath
+import sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+from math_verify.grader import sympy_expr_eq
+
+MAX_LENGTH = 600
+"""Characters of an expression that is parsed; longer ones are compared as text alone."""
+MAX_DEPTH = 12
+"""Brackets within brackets; the parser's time grows exponentially with them."""
+MAX_BARS = 6
+"""Vertical bars, whose pairing the parser has to guess."""
+MAX_DIGITS = 1200
+"""Decimal digits of the largest number that is compared digit for digit."""
+DIGITS = 40
+"""Digits computed of anything smaller."""
+MAX_TERMS = 300
+"""Terms of a sum or product that are computed one by one."""
+POINTS = 3
+"""Points at which two expressions with variables must agree."""
+
+
+class NotParsedError(ValueError):
+    """The text is no expression of the grammar, or too large to look at."""
+
+
+class NotComputedError(ValueError):
+    """The expression has no value that can be computed, or none of manageable size."""
+
+
+class TooLargeError(NotComputedError):
+    """The value could be computed, but not in reasonable time or space."""
+
+
+class _ExactConverter(_Latex2Sympy):  # type: ignore[misc]
+    def parse_number(self, text: str) -> sympy.Expr:
+        return sympy.Rational(text.replace(",", ""))
+
+    def convert_binom(self, binom: Any) -> sympy.Expr:
+        upper, lower = self.convert_expr(binom.upper), self.convert_expr(binom.lower)
+        return sympy.binomial(upper, lower, evaluate=False)
+
+
+_CONFIG = ConversionConfig(lowercase_symbols=False)
+_OPENING, _CLOSING = "{([", "})]"
+
+
+@lru_cache(maxsize=4096)
+def parse(latex: str) -> sympy.Expr:
+    """The expression that normalised LaTeX stands for, unevaluated.
+
+    Raises:
+        NotParsedError: it is none, or longer or deeper than anyone's answer.
+    """
+    _refuse_the_unreasonable(latex)
+    try:
+        expression = _ExactConverter(config=_CONFIG).parse(latex)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise NotParsedError(latex) from error
+    if not isinstance(expression, sympy.Expr):
+        raise NotParsedError(latex)
+    return expression
+
+
+def _refuse_the_unreasonable(latex: str) -> None:
+    if not latex or len(latex) > MAX_LENGTH:
+        raise NotParsedError("length")
+    depth = deepest = 0
+    for character in latex:
+        if character in _OPENING:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in _CLOSING:
+            depth -= 1
+        if depth < 0:
+            raise NotParsedError("unbalanced")
+    if depth or deepest > MAX_DEPTH or latex.count("|") > MAX_BARS:
+        raise NotParsedError("unbalanced or too deep")
+    if re.search(r"\\(?:gcd|lcm|operatorname|det|Gamma|gamma\s*\()", latex):
+        raise NotParsedError("a function that the parser would compute")
+    # Everything after a comma would be dropped or become a set: lists are split before.
+    if "," in latex and not re.search(r"\\(?:max|min)|[fgh]\(", latex):
+        raise NotParsedError("a list")
+
+
+def symbols_of(expression: sympy.Expr) -> frozenset[str]:
+    """Names of the variables in an expression; the imaginary unit is none."""
+    names = {str(symbol) for symbol in expression.free_symbols}
+    return frozenset(names - {"i"})
+
+
+def equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    """Whether two expressions have the same value, for all values of their variables."""
+    if gold == answer:
+        return True
+    aliases = _imaginary_aliases(gold, answer)
+    try:
+        return _agree(gold, answer, aliases)
+    except TooLargeError:
+        return False
+    except NotComputedError:
+        return _symbolically_equal(gold, answer)
+
+
+def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
+    """The constant factor between two expressions that vanish together; None if there is none."""
+    names = symbols_of(gold) | symbols_of(answer)
+    if symbols_of(gold) != symbols_of(answer) or not names:
+        return None
+    ratios = []
+    try:
+        with mpmath.workdps(DIGITS):
+            for trial in range(POINTS):
+                point = _point(names, trial, whole=False)
+                below = Evaluator(point).value(gold)
+                above = Evaluator(point).value(answer)
+                if abs(below) < 1e-25 or abs(above) < 1e-25:
+                    return None
+                ratios.append(above / below)
+            if any(abs(ratio - ratios[0]) > 1e-25 * abs(ratios[0]) for ratio in ratios):
+                return None
+            return complex(ratios[0])
+    except NotComputedError:
+        return None
+
+
+def value(expression: sympy.Expr) -> mpmath.mpc:
+    """The number that an expression without variables stands for, to `DIGITS` digits.
+
+    Raises:
+        NotComputedError: it has variables, or no manageable value.
+    """
+    if symbols_of(expression):
+        raise NotComputedError("variables")
+    with mpmath.workdps(DIGITS):
+        return Evaluator({}).value(expression)
+
+
+def _imaginary_aliases(gold: sympy.Expr, answer: sympy.Expr) -> dict[str, mpmath.mpc]:
+    names = [{str(symbol) for symbol in side.free_symbols} for side in (gold, answer)]
+    if "i" in names[0] and "j" in names[1] - names[0]:  # engineers write j
+        return {"j": mpmath.mpc(0, 1)}
+    return {}
+
+
+def _agree(gold: sympy.Expr, answer: sympy.Expr, aliases: Mapping[str, mpmath.mpc]) -> bool:
+    names = (symbols_of(gold) | symbols_of(answer)) - set(aliases)
+    if not names:
+        return _same_at({**aliases}, gold, answer)
+    signed = gold.has(sympy.Abs) or answer.has(sympy.Abs)
+    for whole in (False, True):
+        try:
+            return all(
+                _same_at({**aliases, **_point(names, trial, whole, signed)}, gold, answer)
+                for trial in range(POINTS)
+            )
+        except TooLargeError:
+            raise
+        except NotComputedError:
+            if whole:
+                raise
+    raise AssertionError
+
+
+def _point(
+    names: frozenset[str], trial: int, whole: bool, signed: bool = False
+) -> dict[str, mpmath.mpc]:
+    # Positive, so that √(x²) is x, as everybody means it; negative too where |x| stands.
+    point = {}
+    for name in sorted(names):
+        source = random.Random(zlib.crc32(f"{name}/{trial}".encode()))
+        number = source.randint(2, 9) if whole else mpmath.mpf(source.randint(3001, 27999)) / 10007
+        point[name] = mpmath.mpc(-number if signed and trial % 2 else number)
+    return point
+
+
+def _same_at(point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    with mpmath.workdps(DIGITS):
+        left, right, scale = _values(point, gold, answer)
+        if not _close(left, right, scale, DIGITS):
+            return False
+        size = max(abs(left), abs(right), 1)
+        digits = int(mpmath.log10(size)) + 1
+        longest = max(_longest_number(gold), _longest_number(answer))
+    needed = max(digits, longest) + 10
+    if needed <= DIGITS:
+        return True
+    # Large integers that differ in their last digit agree in the first forty.
+    if needed > MAX_DIGITS:
+        raise TooLargeError("too many digits to compare")
+    with mpmath.workdps(needed + 10):
+        return _close(*_values(point, gold, answer), needed)
+
+
+def _values(
+    point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Expr
+) -> tuple[mpmath.mpc, mpmath.mpc, mpmath.mpf]:
+    left, right = Evaluator(point), Evaluator(point)
+    return left.value(gold), right.value(answer), max(left.scale, right.scale)
+
+
+def _close(left: mpmath.mpc, right: mpmath.mpc, scale: mpmath.mpf, digits: int) -> bool:
+    # Differences below the rounding error of the largest term that was added up are none.
+    tolerance = mpmath.mpf(10) ** (8 - digits)
+    return bool(abs(left - right) <= tolerance * max(abs(left), abs(right), scale))
+
+
+def _longest_number(expression: sympy.Expr) -> int:
+    numbers = expression.atoms(sympy.Rational)
+    return max((int(max(abs(n.p), n.q)).bit_length() * 3 // 10 for n in numbers), default=0)
+
+
+def _symbolically_equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    if gold.has(sympy.Float) or answer.has(sympy.Float):
+        return False
+    kinds = (sympy.Integral, sympy.Limit, sympy.Derivative, sympy.Sum, sympy.Product)
+    unknown = gold.has(sympy.core.function.AppliedUndef) or answer.has(
+        sympy.core.function.AppliedUndef
+    )
+    if not unknown and not gold.has(*kinds) and not answer.has(*kinds):
+        return False
+    try:
+        return bool(sympy_expr_eq(gold, answer, float_rounding=12, numeric_precision=30))
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+
+
+class Evaluator:
+    """Computes expressions with mpmath at its current precision, and refuses unwieldy ones."""
+
+    def __init__(self, point: Mapping[str, mpmath.mpc]) -> None:
+        self.point = {"i": mpmath.mpc(0, 1), **point}
+        self.scale = mpmath.mpf(0)
+        """The largest magnitude among the terms of all sums so far."""
+
+    def value(self, expression: sympy.Basic) -> mpmath.mpc:
+        """The number that ``expression`` stands for.
+
+        Raises:
+            NotComputedError: it is infinite, undefined, too large or of an unknown kind.
+        """
+        try:
+            number = self._value(expression)
+        except NotComputedError:
+            raise
+        except (ValueError, ZeroDivisionError, OverflowError, TypeError, RecursionError) as error:
+            raise NotComputedError(str(expression.func)) from error
+        except mpmath.NoConvergence as error:
+            raise NotComputedError("no convergence") from error
+        if not mpmath.isfinite(number):
+            raise NotComputedError("infinite")
+        return number
+
+    def _value(self, node: sympy.Basic) -> mpmath.mpc:
+        match node:
+            case sympy.Integer():
+                return mpmath.mpc(int(node))
+            case sympy.Rational():
+                return mpmath.mpc(mpmath.mpf(node.p) / mpmath.mpf(node.q))
+            case sympy.Symbol():
+                if node.name not in self.point:
+                    raise NotComputedError(node.name)
+                return self.point[node.name]
+            case sympy.Add():
+                return self._sum(node)
+            case sympy.Mul():
+                return mpmath.fprod(self._value(factor) for factor in node.args)
+            case sympy.Pow():
+                return self._power(self._value(node.base), self._value(node.exp))
+            case sympy.Sum() | sympy.Product():
+                return self._series(node)
+        if node in _CONSTANTS:
+            return mpmath.mpc(_CONSTANTS[node]())
+        if isinstance(node, sympy.UnevaluatedExpr):
+            return self._value(node.args[0])
+        function = _FUNCTIONS.get(type(node).__name__)
+        if function is None:
+            raise NotComputedError(type(node).__name__)
+        return mpmath.mpc(function(*map(self._value, node.args)))
+
+    def _sum(self, node: sympy.Add) -> mpmath.mpc:
+        terms = [self._value(term) for term in node.args]
+        self.scale = max(self.scale, *map(abs, terms))
+        return mpmath.fsum(terms)
+
+    def _power(self, base: mpmath.mpc, exponent: mpmath.mpc) -> mpmath.mpc:
+        if base == 0:
+            if exponent.real <= 0 and exponent != 0:
+                raise NotComputedError("division by zero")
+            return mpmath.mpc(1 if exponent == 0 else 0)
+        if abs(exponent) * (abs(mpmath.log(abs(base))) + 4) > 1e5:
+            raise TooLargeError("too large a power")
+        root = _odd_root(exponent)
+        if root is not None and base.imag == 0 and base.real < 0:
+            # The real cube root of −8 is what an answer means.
+            numerator, denominator = root
+            return mpmath.mpc(mpmath.power(-mpmath.power(-base.real, 1 / denominator), numerator))
+        return mpmath.mpc(mpmath.power(base, exponent))
+
+    def _series(self, node: sympy.Sum | sympy.Product) -> mpmath.mpc:
+        (variable, first, last), *others = node.limits
+        if others:
+            raise NotComputedError("nested series")
+        low, high = self._value(first), self._value(last)
+        if low.imag or high.imag or low.real % 1 or high.real % 1:
+            raise NotComputedError("limits are no integers")
+        if high.real - low.real > MAX_TERMS:
+            raise TooLargeError("too many terms")
+        terms = []
+        for index in range(int(low.real), int(high.real) + 1):
+            inner = Evaluator({**self.point, str(variable): mpmath.mpc(index)})
+            terms.append(inner.value(node.function))
+        return mpmath.fsum(terms) if isinstance(node, sympy.Sum) else mpmath.fprod(terms)
+
+
+def _odd_root(exponent: mpmath.mpc) -> tuple[int, mpmath.mpf] | None:
+    """Numerator and odd denominator of a fraction such as 2/3; None if the exponent is none."""
+    if exponent.imag:
+        return None
+    for denominator in (3, 5, 7):
+        numerator = exponent.real * denominator
+        if abs(numerator - mpmath.nint(numerator)) < mpmath.mpf(10) ** (-DIGITS + 8):
+            if int(mpmath.nint(numerator)) % denominator == 0:
+                return None
+            return int(mpmath.nint(numerator)), mpmath.mpf(denominator)
+    return None
+
+
+def _factorial(argument: mpmath.mpc) -> mpmath.mpc:
+    if abs(argument) > 3000:
+        raise TooLargeError("too large a factorial")
+    return mpmath.factorial(argument)
+
+
+def _binomial(above: mpmath.mpc, below: mpmath.mpc) -> mpmath.mpc:
+    if max(abs(above), abs(below)) > 3000:
+        raise TooLargeError("too large a binomial")
+    return mpmath.binomial(above, below)
+
+
+def _log(argument: mpmath.mpc, base: mpmath.mpc | None = None) -> mpmath.mpc:
+    return mpmath.log(argument) if base is None else mpmath.log(argument) / mpmath.log(base)
+
+
+def _real(function: Callable[[Any], Any]) -> Callable[[mpmath.mpc], Any]:
+    def of_real(argument: mpmath.mpc) -> Any:
+        if argument.imag:
+            raise NotComputedError("complex argument")
+        return function(argument.real)
+
+    return of_real
+
+
+def _modulo(left: mpmath.mpc, right: mpmath.mpc) -> mpmath.mpf:
+    if left.imag or right.imag:
+        raise NotComputedError("complex argument")
+    return left.real % right.real
+
+
+_CONSTANTS: dict[sympy.Basic, Callable[[], Any]] = {
+    sympy.pi: lambda: +mpmath.pi,
+    sympy.E: lambda: +mpmath.e,
+    sympy.I: lambda: mpmath.mpc(0, 1),
+    sympy.EulerGamma: lambda: +mpmath.euler,
+    sympy.GoldenRatio: lambda: +mpmath.phi,
+}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(mpmath, name) for name in ("sin", "cos", "tan", "sec", "csc", "cot")},
+    **{name: getattr(mpmath, name) for name in ("asin", "acos", "atan", "asec", "acsc", "acot")},
+    **{name: getattr(mpmath, name) for name in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh")},
+    "exp": mpmath.exp,
+    "log": _log,
+    "Abs": abs,
+    "factorial": _factorial,
+    "binomial": _binomial,
+    "floor": _real(mpmath.floor),
+    "ceiling": _real(mpmath.ceil),
+    "Mod": _modulo,
+}
+
+
+def warm_up() -> None:
+    """Parse a few expressions, so that the parser's tables are built before the clock runs."""
+    for latex in _SAMPLES:
+        for text in (latex, f"-({latex})+1", rf"\frac{{{latex}}}{{2}}"):
+            equal(parse(text), parse(f"x+{text}"))
+
+
+_SAMPLES = (
+    r"\frac{1}{2}",
+    r"3\sqrt{2}+\frac{5}{7}",
+    r"2x^{2}+3x-5",
+    r"\frac{-b+\sqrt{b^{2}-4ac}}{2a}",
+    r"\sin(x)^{2}\cos\theta",
+    r"\pi r^{2}(h+1)",
+    r"e^{i\pi x}",
+    r"\log_{2}(8)+\ln x",
+    r"\binom{5}{2}n!",
+    r"4\cdot 10^{33}",
+    r"\sqrt[3]{5}",
+    r"a_{1}+a_{n}",
+    r"x(x+1)(x-1)/2",
+    r"\arcsin(\frac{10}{13})",
+    r"\tan^{-1}(2)",
+    r"|x-1|",
+    r"2^{n+1}",
+)

@@ -1,0 +1,339 @@
+"""One spelling for the many ways in which people and models write the same mathematics.
+
+`normalize` turns Unicode, plain text, Python spellings and LaTeX's synonyms into one small LaTeX
+without spacing, sizing or font commands. Words survive only inside ``\\text{…}``.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_ANSWER = 5000
+"""Characters of an answer that is looked at; whatever is longer is nobody's answer."""
+
+_UNICODE = str.maketrans(
+    {
+        **{"−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "－": "-", "＋": "+"},
+        **{"×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot "},
+        **{"÷": "/", "∕": "/", "⁄": "/", "±": r"\pm ", "∓": r"\mp ", "√": r"\sqrt "},
+        **{"∞": r"\infty ", "°": "°", "º": "°", "∘": "°", "π": r"\pi ", "θ": r"\theta "},
+        **{"α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ", "λ": r"\lambda "},
+        **{"μ": r"\mu ", "µ": r"\mu ", "σ": r"\sigma ", "φ": r"\phi ", "ω": r"\omega "},
+        **{"ε": r"\epsilon ", "ρ": r"\rho ", "τ": r"\tau ", "Δ": r"\Delta ", "Ω": r"\Omega "},
+        **{"≤": r"\leq ", "≥": r"\geq ", "⩽": r"\leq ", "⩾": r"\geq ", "≠": r"\neq "},
+        **{"≈": r"\approx ", "≅": r"\approx ", "≡": "=", "＝": "="},
+        **{"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∖": r"\setminus "},
+        **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}"},
+        **{"ℂ": r"\mathbb{C}", "⟨": r"\langle ", "⟩": r"\rangle ", "∠": r"\angle "},
+        **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}"},
+        **{"¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "（": "(", "）": ")"},
+        **{"，": ",", "。": ".", "：": ":", "；": ";", "％": "%", "\u00a0": " ", "\u202f": " "},
+        **{"\u2009": " ", "\u200b": "", "\ufeff": "", "\x00": "", "’": "'", "“": '"', "”": '"'},
+        **{"∗": "*", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil "},
+        **{digit: str(i) for i, digit in enumerate("０１２３４５６７８９")},
+    }
+)
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₋₊ₙ", "0123456789-+n")
+
+_SPACING = re.compile(
+    r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|allowbreak|noindent|hfill|centering)"
+    r"(?![a-zA-Z])|\\(?:quad|qquad|enspace|thinspace|hspace\*?\{[^{}]*\})(?![a-zA-Z])"
+)
+_SIZING = re.compile(
+    r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg)"
+    r"(?![a-zA-Z])\s*\.?(?<!\d\.)"
+)
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sc)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt"
+    r"|operatorname\*?|boldsymbol|bm|emph|underline|mathnormal|pmb)(?![a-zA-Z])\s*"
+)
+_OLD_FONT = re.compile(r"\\(?:rm|bf|it|sf|tt|cal)(?![a-zA-Z])\s*")
+_SYNONYMS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"\\(?:d|t|c)frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\(?:d|t)binom(?![a-zA-Z])", r"\\binom"),
+        (r"\\leqslant(?![a-zA-Z])|\\le(?![a-zA-Z])|<=|=<", r"\\leq "),
+        (r"\\geqslant(?![a-zA-Z])|\\ge(?![a-zA-Z])|>=", r"\\geq "),
+        (r"\\ne(?![a-zA-Z])|!=|\\not\s*=", r"\\neq "),
+        (r"\\lt(?![a-zA-Z])|&lt;", "<"),
+        (r"\\gt(?![a-zA-Z])|&gt;", ">"),
+        (r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
+        (r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])", "|"),
+        (r"\\(?:lbrace)(?![a-zA-Z])", r"\\{"),
+        (r"\\(?:rbrace)(?![a-zA-Z])", r"\\}"),
+        (r"\\(?:lbrack)(?![a-zA-Z])", "["),
+        (r"\\(?:rbrack)(?![a-zA-Z])", "]"),
+        (r"\\(?:R|Reals|reals)(?![a-zA-Z])", r"\\mathbb{R}"),
+        (r"\\mathbb\s*([A-Z])(?![a-zA-Z])", r"\\mathbb{\1}"),
+        (r"\\backslash(?![a-zA-Z])", r"\\setminus "),
+        (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])", "°"),
+        (r"\\(?:degree|degrees|deg)(?![a-zA-Z])|\^\s*\{?°\}?", "°"),
+        (r"\\(?:simeq|sim|thickapprox)(?![a-zA-Z])", r"\\approx "),
+        (r"\\(?:ldots|cdots|dots|dotsc|dotsb)(?![a-zA-Z])|…|\.\.\.", r"\\ldots "),
+        (r"\\(?:varepsilon)(?![a-zA-Z])", r"\\epsilon "),
+        (r"\\(?:colon)(?![a-zA-Z])", ":"),
+        (r"\\(?:ast)(?![a-zA-Z])", "*"),
+        (r"\\(?:div)(?![a-zA-Z])", "/"),
+        (r"\\(?:equiv)(?![a-zA-Z])", "="),
+        (r"\\(?:pounds|euro|texteuro)(?![a-zA-Z])|[£€₹¥]|\\£|\\€", ""),
+        (r"\\\$", ""),
+        (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
+        (r"\\imath(?![a-zA-Z])", "i"),
+        (r"\\jmath(?![a-zA-Z])", "j"),
+        (r"\\(?:prime)(?![a-zA-Z])", "'"),
+        (r"\\(?:vec|overrightarrow|hat|widehat)(?![a-zA-Z])\s*\{([^{}]*)\}", r"\1"),
+        (r"\\(?:overset|underset|stackrel)\s*\{[^{}]*\}\s*\{([^{}]*)\}", r"\1"),
+        (r"\\(?:phantom|hphantom|vphantom|label|tag\*?)\s*\{[^{}]*\}", ""),
+        (r"\\over(?![a-zA-Z])", "/"),
+        (r"\\pmod\s*\{([^{}]*)\}", r"\\text{mod \1}"),
+        (r"\\(?:mod|bmod)(?![a-zA-Z])", r"\\text{mod}"),
+    ]
+]
+_PYTHON = re.compile(r"(?<![a-zA-Z\\])(?:np|numpy|math|sympy|sp)\.(?=[a-zA-Z])")
+_FUNCTION_WORDS = (
+    *("arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh"),
+    *("sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp", "max", "min", "gcd", "lcm"),
+)
+_FUNCTION_WORD = re.compile(
+    rf"(?<![a-zA-Z\\])({'|'.join(_FUNCTION_WORDS)})(?=\s*[\^_]?\s*[(\d\\{{]|\s+[a-zA-Z](?![a-zA-Z]))"
+)
+_INVERSE_WORD = re.compile(r"(?<![a-zA-Z\\])a(sin|cos|tan)(?=\s*\()")
+_GREEK_WORD = re.compile(
+    r"(?<![a-zA-Z\\])(pi|theta|alpha|beta|gamma|delta|lambda|sigma|omega|phi|mu|rho|tau|epsilon)"
+    r"(?![a-zA-Z])"
+)
+_INFINITY_WORD = re.compile(r"(?<![a-zA-Z\\])(?:[Ii]nfinity|oo|inf|INFINITY)(?![a-zA-Z])")
+_E_NOTATION = re.compile(r"(?<![a-zA-Z\d.])(\d+(?:\.\d*)?|\.\d+)\s?[eE]\s?([+-]?\d+)(?![a-zA-Z\d])")
+_REPEATING = re.compile(
+    r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))(?![\d\\])"
+)
+_CONTINUED = re.compile(
+    r"(?<![\d.])(\d*)\.(\d{0,10}?)(?:(?:(\d)\3{2,15})|(\d{2,6})\4{1,15})\s*\\ldots"
+)
+
+
+def normalize(text: str, *, thousands: bool = True) -> str:
+    """The normal spelling of one answer; text inside ``\\text{…}`` keeps its case and spaces.
+
+    Args:
+        text: the answer as it was written.
+        thousands: whether 1,234 is one number; else it is two.
+
+    Raises:
+        ValueError: the answer is longer than `MAX_ANSWER`.
+    """
+    if len(text) > MAX_ANSWER:
+        raise ValueError("too long for an answer")
+    text = _plain_characters(text)
+    text = _without_dollars(text)
+    text = _OLD_FONT.sub("", text)
+    text = _texts(text)
+    return "".join(
+        part if part.startswith(r"\text{") else _normalize_formula(part, thousands)
+        for part in split_texts(text)
+    ).strip()
+
+
+def split_texts(text: str) -> list[str]:
+    """Cut into formulas and ``\\text{…}`` pieces, in order; texts hold no braces."""
+    return [part for part in re.split(r"(\\text\{[^{}]*\})", text) if part]
+
+
+def _plain_characters(text: str) -> str:
+    text = text.translate(_UNICODE)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text)
+    return re.sub("[₀₁₂₃₄₅₆₇₈₉₋₊ₙ]+", lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}", text)
+
+
+def _without_dollars(text: str) -> str:
+    # A dollar before a digit may be money or a delimiter; the value is the same either way.
+    text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
+    return re.sub(r"(?<!\\)\$", " ", text).replace(r"\$", " ")
+
+
+def _texts(text: str) -> str:
+    """Bring every font command to ``\\text{…}`` without braces inside, or to its bare letter."""
+    pieces, position = [], 0
+    while match := _TEXT_COMMAND.search(text, position):
+        pieces.append(text[position : match.start()])
+        if text.startswith("{", match.end()):
+            content, position = read_group(text, match.end())
+        else:
+            content, position = text[match.end() : match.end() + 1], match.end() + 1
+        inner = re.sub(r"[{}$]", "", _TEXT_COMMAND.sub("", content))
+        inner = re.sub(r"\\[,;:! ]|~", " ", inner)
+        pieces.append(_one_text(inner, command=match.group().strip()))
+    pieces.append(text[position:])
+    return "".join(pieces)
+
+
+def _one_text(inner: str, command: str) -> str:
+    bare = inner.strip()
+    if not bare:
+        return " "
+    if command.startswith(r"\operatorname") and bare.rstrip("*") in _FUNCTION_WORDS:
+        return rf"\{bare.rstrip('*')} "
+    # Digits and formulas in a text, and single letters in a font, mean what they would outside.
+    if not re.search(r"[a-zA-Z]{2}", re.sub(r"\\[a-zA-Z]+", "", bare)) and (
+        not command.startswith((r"\text", r"\mbox")) or not re.search("[a-zA-Z]", bare)
+    ):
+        return f" {bare} " if len(bare) > 1 else bare
+    return rf"\text{{{bare}}}"
+
+
+def read_group(text: str, start: int, limit: int = 100_000) -> tuple[str, int]:
+    """The content of the brace group that opens at ``start``, and the position after it.
+
+    A group that does not close within ``limit`` characters goes that far, or to the end.
+    """
+    depth = 0
+    position = start
+    stop = min(len(text), start + limit)
+    while position < stop:
+        character = text[position]
+        if character == "\\":
+            position += 2
+            continue
+        if character == "{":
+            depth += 1
+        elif character == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start + 1 : position], position + 1
+        position += 1
+    return text[start + 1 : stop], stop
+
+
+def _normalize_formula(text: str, thousands: bool) -> str:
+    text = re.sub(r"(?<!\\)\\(?:[,;:!>]|\s)|~", " ", text)
+    text = _SPACING.sub(" ", text)
+    text = _SIZING.sub("", text)
+    for pattern, replacement in _SYNONYMS:
+        text = pattern.sub(replacement, text)
+    text = _PYTHON.sub("", text)
+    text = text.replace("**", "^")
+    text = _INVERSE_WORD.sub(r"\\arc\1", text)
+    text = _FUNCTION_WORD.sub(r"\\\1", text)
+    text = re.sub(r"(?<![a-zA-Z\\])sqrt(?=\s*[({\d\\])", r"\\sqrt", text)
+    text = re.sub(r"(?<![a-zA-Z\\])cbrt(?=\s*[({\d])", r"\\sqrt[3]", text)
+    text = _GREEK_WORD.sub(r"\\\1 ", text)
+    text = _INFINITY_WORD.sub(r"\\infty ", text)
+    text = re.sub(r"\\%|%|(?<![a-zA-Z])(?:percent|per cent|pct)(?![a-zA-Z])", "%", text)
+    text = re.sub(r"(?<![a-zA-Z\\])(?:degrees?|deg)(?![a-zA-Z])", "°", text)
+    text = _E_NOTATION.sub(r"\1\\cdot 10^{\2}", text)
+    text = _digits(text, thousands)
+    text = _roots_and_fractions(text)
+    text = re.sub(r"(?<![\d\w}])\.(?=\d)", "0.", text)
+    text = re.sub(r"(?<=\d)\.(?=\s*(?:[-+*/^)\]}]|\\cdot|\\times|$))", "", text)
+    text = re.sub(r"\\times(?![a-zA-Z])", r"\\cdot ", text)
+    text = re.sub(r"\*", r"\\cdot ", text)
+    text = re.sub(r"\^\s*\(([^()]*)\)", r"^{(\1)}", text)
+    text = re.sub(r"([_^])\s*\{\s*([^{}\s])\s*\}", r"\1{\2}", text)
+    text = re.sub(r"([_^])\s*([a-zA-Z\d])", r"\1{\2}", text)
+    text = re.sub(r"\^\s*(-(?:\d+|[a-zA-Z]))", r"^{\1}", text)
+    text = re.sub(r"\s+", " ", text)
+    # Spaces matter only after a command, before a letter, and between digits.
+    text = re.sub(r" (?![a-zA-Z\d])|(?<![a-zA-Z\d}]) ", "", text)
+    return text
+
+
+def _digits(text: str, thousands: bool) -> str:
+    """Remove what groups the digits of one number, and write repeating decimals as fractions."""
+    text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)|(?<=\d),\s*\\!\s*(?=\d)", "⸴", text)
+    text = re.sub(r"(?<!\d)(?<!\.)\d{1,3}(?:⸴\d{3})+(?!\d)", lambda m: m[0].replace("⸴", ""), text)
+    if thousands:
+        text = re.sub(
+            r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text
+        )
+    text = re.sub(r"(?<=\d)⸴(?=\d)", ".", text)  # 3{,}5 is a decimal comma
+    text = re.sub(
+        r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d,])", lambda m: m[0].replace(" ", ""), text
+    )
+    if r"\ldots" in text:
+        text = _CONTINUED.sub(_repeating_fraction, text)
+    return _REPEATING.sub(_repeating_fraction, text)
+
+
+def _repeating_fraction(match: re.Match[str]) -> str:
+    whole, head, tail, single = match.groups()
+    tail = tail or single
+    if len(head) + len(tail) > 60:
+        return match.group()
+    nines = (10 ** len(tail) - 1) * 10 ** len(head)
+    numerator = int(f"{whole or 0}{head}{tail}") - int(f"{whole or 0}{head}" or 0)
+    return rf"\frac{{{numerator}}}{{{nines}}}"
+
+
+def _roots_and_fractions(text: str) -> str:
+    text = _with_arguments(text, r"\frac", 2)
+    text = _with_arguments(text, r"\binom", 2)
+    return _with_arguments(text, r"\sqrt", 1)
+
+
+def _with_arguments(text: str, command: str, count: int) -> str:
+    """Give ``command`` its arguments in braces: one token, one group, or for roots a parenthesis."""
+    pieces, position = [], 0
+    while (found := text.find(command, position)) >= 0:
+        after = found + len(command)
+        if after < len(text) and text[after].isalpha():
+            pieces.append(text[position:after])
+            position = after
+            continue
+        pieces.append(text[position:found])
+        pieces.append(command)
+        position = after
+        if command == r"\sqrt":
+            index = re.compile(r"\s*\[([^\[\]]*)\]").match(text, position)
+            if index:
+                pieces.append(f"[{index[1]}]")
+                position = index.end()
+        for _ in range(count):
+            argument, position = _argument(text, position, parenthesis=command == r"\sqrt")
+            pieces.append(f"{{{argument}}}")
+    pieces.append(text[position:])
+    return "".join(pieces)
+
+
+_TOKEN = re.compile(r"\\[a-zA-Z]+|.", re.DOTALL)
+
+
+def _argument(text: str, position: int, *, parenthesis: bool) -> tuple[str, int]:
+    while position < len(text) and text[position] == " ":
+        position += 1
+    if text.startswith("{", position):
+        content, after = read_group(text, position)
+        return _roots_and_fractions(content).strip(), after
+    if parenthesis and text.startswith("(", position):
+        end = matching_parenthesis(text, position)
+        if end is not None:
+            return _roots_and_fractions(text[position + 1 : end]), end + 1
+    digits = re.compile(r"\d+").match(text, position) if parenthesis else None
+    if digits and len(digits[0]) > 1:
+        # \sqrt15 is meant as the root of fifteen, whatever TeX makes of it.
+        return digits[0], digits.end()
+    token = _TOKEN.match(text, position)
+    if token is None:
+        return "", position
+    if token[0] in (r"\frac", r"\sqrt"):
+        inner = _roots_and_fractions(text[position:])
+        count = 2 if token[0] == r"\frac" else 1
+        end = len(token[0])
+        for _ in range(count):
+            _, end = read_group(inner, end)
+        return inner[:end], position + len(text[position:]) - len(inner[end:])
+    return token[0], token.end()
+
+
+def matching_parenthesis(text: str, start: int) -> int | None:
+    """Where the parenthesis that opens at ``start`` closes."""
+    depth = 0
+    for position in range(start, len(text)):
+        if text[position] == "(":
+            depth += 1
+        elif text[position] == ")":
+            depth -= 1
+            if depth == 0:
+                return position
+    return None

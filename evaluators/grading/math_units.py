@@ -1,0 +1,147 @@
+"""Units and number words: which spellings mean the same."""
+
+from __future__ import annotations
+
+import re
+
+UNIT_LETTERS = "mgsLJNWVAKh"
+"""Letters that are read as a unit behind a number when the gold answer has no variables."""
+
+_SPELLINGS = {
+    "cm": "centimeter centimeters centimetre centimetres cm cms",
+    "mm": "millimeter millimeters millimetre millimetres mm",
+    "m": "meter meters metre metres m",
+    "km": "kilometer kilometers kilometre kilometres km kms",
+    "in": "inch inches in",
+    "ft": "foot feet ft",
+    "yd": "yard yards yd yds",
+    "mi": "mile miles mi",
+    "s": "second seconds sec secs s",
+    "min": "minute minutes min mins",
+    "h": "hour hours hr hrs h",
+    "day": "day days",
+    "week": "week weeks wk wks",
+    "month": "month months",
+    "year": "year years yr yrs",
+    "g": "gram grams gramme grammes g gm gms",
+    "kg": "kilogram kilograms kilo kilos kg kgs",
+    "mg": "milligram milligrams mg",
+    "lb": "pound pounds lb lbs",
+    "oz": "ounce ounces oz",
+    "L": "liter liters litre litres l L",
+    "mL": "milliliter milliliters millilitre millilitres ml mL",
+    "dollar": "dollar dollars usd buck bucks",
+    "cent": "cent cents",
+    "euro": "euro euros",
+    "rad": "radian radians rad",
+    "J": "joule joules J",
+    "N": "newton newtons N",
+    "W": "watt watts W",
+    "V": "volt volts V",
+    "K": "kelvin kelvins K",
+    "Hz": "hertz Hz",
+    "eV": "eV",
+    "A": "ampere amperes amp amps A",
+    "mol": "mole moles mol",
+    "celsius": "celsius C",
+    "fahrenheit": "fahrenheit F",
+    "unit": "unit units un",
+    "mi/h": "mph",
+    "km/h": "kph kmh kmph",
+    "am": "am a.m. a.m",
+    "pm": "pm p.m. p.m",
+    "angstrom": "angstrom angstroms",
+    "pc": "parsec parsecs pc",
+    "erg": "erg ergs",
+    "solarmass": "solar-mass",
+}
+_CANONICAL = {
+    spelling: canonical for canonical, line in _SPELLINGS.items() for spelling in line.split()
+}
+_POWERS = {"square": "^2", "squared": "^2", "sq": "^2", "cubic": "^3", "cubed": "^3", "cu": "^3"}
+_FILLER = frozenset("of the a an in long total approximately about each".split())
+
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def number_word(words: str) -> int | None:
+    """The number that ``words`` spells, up to ninety-nine; None if it spells none."""
+    parts = words.lower().replace("-", " ").split()
+    match parts:
+        case [one] if one in _ONES:
+            return _ONES.index(one)
+        case [ten] if ten in _TENS:
+            return 20 + 10 * _TENS.index(ten)
+        case [ten, one] if ten in _TENS and one in _ONES[1:10]:
+            return 20 + 10 * _TENS.index(ten) + _ONES.index(one)
+        case ["one", "hundred"] | ["hundred"]:
+            return 100
+    return None
+
+
+def is_unit(words: str) -> bool:
+    """Whether every word is a known unit, and not merely something that is counted."""
+    parts = [part for part in _tokens(words) if not re.fullmatch(r"[/·^]|\^-?\d|-?\d", part)]
+    return bool(parts) and all(
+        part in _CANONICAL or part.lower() in _CANONICAL or part.lower() in (*_POWERS, "per")
+        for part in parts
+    )
+
+
+def canonical_unit(words: str) -> str:
+    """One spelling for a unit or a counted thing: ``square centimetres`` is ``cm^2``."""
+    result: list[str] = []
+    power = ""
+    for part in _tokens(words):
+        low = part.lower()
+        if low in _FILLER and len(_tokens(words)) > 1 and part != "in":
+            continue
+        if low in ("squared", "cubed") and result:
+            result[-1] += _POWERS[low]
+        elif low in _POWERS:
+            power = _POWERS[low]
+        elif low == "per":
+            result.append("/")
+        elif part.startswith("^") and result:
+            result[-1] += part
+        else:
+            result.append((_CANONICAL.get(part) or _CANONICAL.get(low) or _singular(low)) + power)
+            power = ""
+    if power:
+        result.append(f"unit{power}")
+    return " ".join(result).replace(" / ", "/").replace(" ^", "^")
+
+
+def compatible(left: str, right: str) -> bool:
+    """Whether two canonical units do not contradict each other."""
+    if not left or not right or left == right:
+        return True
+    if "unit" in left and "unit" in right:
+        return _power(left) == _power(right)
+    first, second = left.split(), right.split()
+    known = set(_SPELLINGS)
+    if any(re.split(r"[\^/]", part)[0] in known for part in (*first, *second)):
+        return sorted(first) == sorted(second)
+    # "marble" and "red marble" are the same count; "apple" and "orange" are not.
+    return set(first) <= set(second) or set(second) <= set(first)
+
+
+def _power(unit: str) -> str:
+    match = re.search(r"\^(-?\d)", unit)
+    return match[1] if match else "1"
+
+
+def _tokens(words: str) -> list[str]:
+    words = re.sub(r"\^\{?(-?\d)\}?", r" ^\1 ", words)
+    words = re.sub(r"\\cdot|[·*()]", " ", words).replace("/", " / ")
+    return [part.strip(".,;:") or part for part in words.split() if part.strip(".,;:")]
+
+
+def _singular(word: str) -> str:
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-3] + "y" if word.endswith("ies") else word[:-1]
+    return word

@@ -1,0 +1,406 @@
+"""Grading multiple choice: which option does a response name as its final answer, if any?
+
+The last explicit statement decides: a box, "the answer is …", "**Answer: (B) …**", "option B is
+correct", a correction ("wait, it is C"). Without one, a response whose last or first line is
+nothing but an option, or whose last sentence concludes with one, has answered too. A discussion of
+options is no answer, nor are two options at once, a letter that is not among the options, or a
+refusal: the verdict is then ``no_answer``, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deft.evaluators.grading.responses import answer_part, no_answer
+from deft.evaluators.grading.verdicts import Grade, Verdict
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a response says at one place: an option, or nothing that is one of them."""
+
+    position: int
+    letter: str | None
+    binding: bool = True
+    """Whether it is a final answer even if it names no single option."""
+
+
+def grade(record: Mapping[str, Any]) -> Grade:
+    """Grade ``response`` against the letter ``gold`` of ``options`` (letter to text).
+
+    ``extracted`` is the letter of the chosen option. A response that was cut off is graded if it
+    had made its choice explicit by then, else it is ``truncated``.
+    """
+    options = {letter.upper(): text for letter, text in record["options"].items()}
+    finish_reason = record.get("finish_reason")
+    chooser = Chooser(options)
+    text = final_section(answer_part(record["response"]))
+    letter = chooser.explicit(text)
+    if letter is None and finish_reason != "length":
+        letter = chooser.implied(text)
+    if not letter:
+        return no_answer(finish_reason)
+    correct = letter == record["gold"].strip().upper()
+    return Grade(Verdict.correct if correct else Verdict.wrong, letter)
+
+
+_SECTION = re.compile(
+    r"^[#*\s]*(?:final response|final answer|final choice|conclusion|answer)[*:\s]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def final_section(text: str) -> str:
+    """What follows the last heading that announces the answer; all of it if there is none."""
+    headings = [m for m in _SECTION.finditer(text) if text[m.end() :].strip()]
+    return text[headings[-1].end() :].strip() if headings else text
+
+
+_BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
+_IS = (
+    r"\b(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|seems\s+to\s+be|appears\s+to\s+be"
+    r"|remains|becomes)"
+)
+_KIND = (
+    r"(?:final|correct|best|right|most\s+likely|most\s+appropriate|most\s+accurate|likely|single|"
+    r"probable|appropriate|only|overall|proper|my|ideal|preferred)"
+)
+_NOUN = r"(?:answer|option|choice|response|selection|letter)"
+_LEADS = re.compile(
+    rf"""
+    \b(?:{_KIND}\s+)*(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
+        (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
+        \s*(?:\*\*|__)?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
+    | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to)?\s*(?:therefore\s+|thus\s+)?
+        (?:choose|select|pick|go\s+with|opt\s+for|answer|chose|settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
+        (?:\s+(?:with|for|that))?\s*:?
+    | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection|on\s+second\s+thought)\s*[,.:;—–-]*\s*
+        (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
+        (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean|the\s+\w+\s+{_IS})\s*:?
+    | \b(?:so|thus|therefore|hence)\s*,?\s+(?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_TRAILS = re.compile(
+    r"""
+    \b(?P<letter>[A-Z])\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
+    \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
+    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:(?:single|only)\s+)?
+    (?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
+    (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
+    """,
+    re.VERBOSE,
+)
+_BAD_AHEAD = re.compile(
+    r"(?:\bnot\b|n't|\bnever\b|\bif\b|\bwhether\b|\bwhy\b|\bwould\s+have\s+been\b|\bunless\b|\bcould\b|"
+    r"\bmight\b|\bmay\b|\bcannot\b|\bsuppose\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*|\bwhich\b|\bneither\b)"
+    r"\s*(?:\w+\s+){0,2}$",
+    re.IGNORECASE,
+)
+_NEGATED = re.compile(
+    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|neither\b|unlikely|"
+    r"incorrect|wrong|un\w*clear|uncertain|unknown|none\b|impossible|difficult|hard\b|beyond|"
+    r"dependent|depend)",
+    re.IGNORECASE,
+)
+_CUT = re.compile(
+    r"\s*(?:,?\s*\b(?:rather\s+than|and\s+not|not|instead\s+of|as\s+opposed\s+to|because|since|unlike|but|"
+    r"due\s+to|given|which|while|whereas|although|though|over|as\s+(?:it|this|the)|so\s+that|"
+    r"based\s+on|considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
+    re.IGNORECASE | re.DOTALL,
+)
+_REFUSAL = re.compile(
+    r"\b(?:cannot|can't|can not|could not|couldn't|unable|not able|impossible|don't know|do not know|"
+    r"not sure|unsure|uncertain|unclear|insufficient|not enough|undetermined|none of the (?:above|"
+    r"options|given|listed|choices)|no correct|consult|sorry)\b",
+    re.IGNORECASE,
+)
+_HEDGE = re.compile(
+    r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
+    r"unlikely|incorrect|wrong|not|less|rule[sd]? out|excluded?|n't|however|although|question|asks?|"
+    r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
+    re.IGNORECASE,
+)
+_CONCLUSIVE = re.compile(
+    r"\b(?:so|thus|therefore|hence|correct|best|most|answer|choose|select|diagnosis is|conclusion|"
+    r"consistent with|indicat\w+|confirm\w*|final|suggests?|points? to|treatment of choice|"
+    r"first[- ]line|is the)\b",
+    re.IGNORECASE,
+)
+
+
+class Chooser:
+    """Finds the option that a text names."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self.options = dict(options)
+        self.texts = {letter: _folded(text) for letter, text in options.items()}
+
+    def explicit(self, text: str) -> str | None:
+        """The option that the last explicit statement names; "" if it names none, or several.
+
+        None if there is no explicit statement at all.
+        """
+        statements = sorted(
+            (*self._boxes(text), *self._leading(text), *self._trailing(text)),
+            key=lambda statement: statement.position,
+        )
+        for statement in reversed(statements):
+            if statement.letter or statement.binding:
+                return statement.letter or ""
+        return None
+
+    def implied(self, text: str) -> str | None:
+        """The option that a text without explicit statement consists of, or ends in."""
+        lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
+        if not lines:
+            return None
+        for line in (lines[-1], lines[0]):
+            letter = self._whole_line(line)
+            if letter is not None:
+                return letter
+        return self._leading_word(lines[0]) or self._concluding_sentence(lines[-1])
+
+    def _leading_word(self, line: str) -> str | None:
+        """``No, there was no effect``: an option of one word that opens the response."""
+        match = re.match(r"([A-Za-z]+)\s*[,.;:—–]", _plain(line))
+        word = match[1].lower() if match else ""
+        return self._exact(word) if word in ("yes", "no", "maybe", "true", "false") else None
+
+    def _boxes(self, text: str) -> Iterator[Statement]:
+        for match in _BOX.finditer(text):
+            content = _group(text, match.end() - 1)
+            if content.strip():
+                yield Statement(match.start(), self.resolve(content))
+
+    def _leading(self, text: str) -> Iterator[Statement]:
+        for match in _LEADS.finditer(text):
+            if _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
+                continue
+            rest = text[match.end() : match.end() + 300].lstrip(" *_:\"'`")
+            if rest.startswith("\n"):
+                rest = rest.lstrip("\n *_:#")
+            fragment = _sentence(rest)
+            contrast = _NOT_BUT.match(fragment)
+            fragment = contrast[1] if contrast else fragment
+            exact = self._exact(fragment)
+            if exact:
+                yield Statement(match.start(), exact)
+                continue
+            if not fragment or _NEGATED.match(fragment):
+                yield Statement(match.start(), None, binding=bool(_NONE_OF.match(fragment)))
+                continue
+            letter = self.resolve(fragment)
+            yield Statement(match.start(), letter, binding=letter == "" or _is_foreign(fragment))
+
+    def _trailing(self, text: str) -> Iterator[Statement]:
+        position = 0
+        while match := _TRAILS.search(text, position):
+            position = match.start("letter") + 1
+            letter, said = match["letter"], match["text"].strip(" .:,()*_-–—")
+            # "B cells … so D is correct": what stands between must be the option's own text.
+            if letter not in self.options or (said and self._by_text(said) != letter):
+                continue
+            position = match.end()
+            before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
+            if _BAD_AHEAD.search(before):
+                continue
+            shared = re.search(r"\b(?:and|or|nor|both)\s*$|\b[A-Z],\s*$", before, re.IGNORECASE)
+            yield Statement(match.start(), "" if shared else letter)
+        for letter, folded in self.texts.items():
+            if len(folded) < 4:
+                continue
+            pattern = re.compile(
+                rf"\b{_flexible(folded)}\b\W{{0,6}}\s*(?:is|are|would\s+be|remains)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
+                r"(?:the\s+)?(?:single\s+)?(?:correct|best|right|most\s+(?:likely|appropriate|accurate))\s*"
+                r"(?:answer|option|choice|diagnosis|treatment|next\s+step|step|explanation|cause|management)",
+                re.IGNORECASE,
+            )
+            for match in pattern.finditer(text):
+                if not _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
+                    yield Statement(match.start(), self._by_text(match.group()) or letter)
+
+    def resolve(self, fragment: str) -> str | None:
+        """The option that a fragment names; "" for several at once, None for none."""
+        fragment = _ADVERBS.sub("", _plain(fragment))
+        if _NONE_OF.match(fragment) and not self._by_text(fragment):
+            return None
+        whole = self._exact(fragment)
+        if whole:
+            return whole
+        several = _SEVERAL.match(fragment)
+        if several and {several[1], several[2]} <= set(self.options):
+            return ""
+        if re.match(r"(?:either|both)\b", fragment, re.IGNORECASE):
+            return ""
+        letter = self._leading_letter(fragment)
+        if letter is not None:
+            return letter or None
+        return self._by_text(_CUT.sub("", fragment))
+
+    def _exact(self, fragment: str) -> str | None:
+        folded = _folded(fragment)
+        found = [letter for letter, text in self.texts.items() if text and text == folded]
+        return found[0] if len(found) == 1 else None
+
+    def _leading_letter(self, fragment: str) -> str | None:
+        """The letter at the start; "" if it is no option's, None if there is no letter."""
+        match = _LETTER.match(fragment)
+        if match is None:
+            return None
+        labelled, letter, rest = match["label"], match["letter"], fragment[match.end() :]
+        bracketed = match["open"] and match["close"]
+        if not letter.isupper() and not (labelled or bracketed or not rest.strip(" .)*")):
+            return None
+        if letter.upper() not in self.options:
+            alone = labelled or bracketed or not rest.strip() or match["close"] or match["stop"]
+            return "" if alone else None
+        if labelled or bracketed or match["close"] or match["stop"] or not rest.strip():
+            return letter.upper()
+        follows = re.match(r"\s*([A-Za-z]+)?", rest)
+        word = (follows[1] or "").lower() if follows else ""
+        if word in _AFTER_LETTER or not word:
+            return letter.upper()
+        if self._starts_with_text(rest) == letter.upper():
+            return letter.upper()
+        return None
+
+    def _starts_with_text(self, rest: str) -> str | None:
+        folded = _folded(rest)
+        found = [c for c, text in self.texts.items() if text and folded.startswith(text)]
+        return max(found, key=lambda c: len(self.texts[c])) if found else None
+
+    def _by_text(self, fragment: str) -> str | None:
+        """The option whose text a fragment holds; "" for several, None for none."""
+        folded = f" {_folded(fragment)} "
+        spans = []
+        for letter, text in self.texts.items():
+            if not text:
+                continue
+            if len(text) <= 5 and text in ("yes", "no", "maybe", "true", "false"):
+                if re.match(rf" {text}(?: |$)", folded):
+                    spans.append((0, len(text), letter))
+                continue
+            start = folded.find(f" {text} ")
+            if start >= 0:
+                spans.append((start, start + len(text), letter))
+        # An option text within another option's text is not meant when the longer one stands there.
+        kept = {
+            letter
+            for start, end, letter in spans
+            if not any(s <= start and end <= e and (s, e) != (start, end) for s, e, _ in spans)
+        }
+        if len(kept) == 1:
+            return kept.pop()
+        return "" if kept else None
+
+    def _whole_line(self, line: str) -> str | None:
+        plain = _plain(line)
+        whole = self._exact(plain)
+        if whole:
+            return whole
+        match = _LETTER.match(plain)
+        if match is None:
+            return None
+        letter, rest = match["letter"], plain[match.end() :].strip(" .*")
+        marked = match["close"] or match["stop"] or match["label"]
+        if letter.upper() not in self.options or not (letter.isupper() or marked):
+            return None
+        if not rest:
+            return letter.upper()
+        if (marked or letter.isupper()) and self._starts_with_text(rest) == letter.upper():
+            return letter.upper()
+        return None
+
+    def _concluding_sentence(self, line: str) -> str | None:
+        sentences = [s for s in re.split(r"(?<=[.!?])\s+", line) if s.strip()]
+        last = sentences[-1] if sentences else ""
+        if (
+            _REFUSAL.search(line)
+            or _HEDGE.search(_CUT.sub("", last))
+            or not _CONCLUSIVE.search(last)
+        ):
+            return None
+        sentence = _CUT.sub("", last)
+        letters = {
+            m[1] or m[2]
+            for m in re.finditer(r"\(([A-Z])\)|\b(?:option|choice)\s+\(?([A-Z])\b", sentence)
+        } & set(self.options)
+        if len(letters) == 1:
+            return letters.pop()
+        if letters:
+            return None
+        return self._by_text(sentence) or None
+
+
+_ADVERBS = re.compile(
+    r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|really|"
+    r"in fact|still|then|simply|certainly)\b\W*)+(?=[(A-Za-z\d])",
+    re.IGNORECASE,
+)
+_NOT_BUT = re.compile(
+    r"\W*not\s+[^.,;]{1,60}?\s*,?\s+but\s+(?:rather\s+)?(.+)$", re.IGNORECASE | re.DOTALL
+)
+_NONE_OF = re.compile(
+    r"\W*(?:none|neither|no\s+(?:option|choice|answer))\b|\W*(?:can(?:not|'t)|unable)",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(
+    r"\W*?(?P<label>(?:option|choice|letter|answer)\s+(?:is\s+)?)?(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])"
+    r"(?P<close>\s*[)\]])?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9'’-])",
+    re.IGNORECASE,
+)
+_SEVERAL = re.compile(
+    r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
+)
+_AFTER_LETTER = frozenset(
+    "because since as which for due given is and but that this in with based although while so".split()
+)
+
+
+def _is_foreign(fragment: str) -> bool:
+    """Whether a fragment names a letter that is no option, plainly as the answer."""
+    return re.match(r"\W*(?:option\s+)?\(?[A-Z]\)?\s*(?:[.,;:)]|$)", _plain(fragment)) is not None
+
+
+def _plain(text: str) -> str:
+    """Without LaTeX and Markdown."""
+    text = re.sub(
+        r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boldsymbol|mathit|mbox)(?![a-z])\s*", "", text
+    )
+    text = re.sub(r"\\(?:boxed|fbox)", "", text)
+    text = re.sub(r"\\[()\[\],;! ]|[${}*_`\"“”]", " ", text)
+    return " ".join(text.split())
+
+
+def _folded(text: str) -> str:
+    """Lower case, words and numbers only: how option texts are compared."""
+    return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", _plain(text).lower()))
+
+
+def _flexible(folded: str) -> str:
+    return r"\W+".join(map(re.escape, folded.split()))
+
+
+def _sentence(text: str) -> str:
+    """Up to the end of the sentence or line; a full stop behind an option letter ends nothing."""
+    text = text.split("\n", 1)[0]
+    for end in re.finditer(r"[.!?](?=\s|$)", text):
+        if not re.fullmatch(r"\W*(?:[Oo]ption\s+)?\(?[A-Za-z]", text[: end.start()]):
+            return text[: end.start()]
+    return text
+
+
+def _group(text: str, start: int) -> str:
+    depth = 0
+    for position in range(start, min(len(text), start + 2000)):
+        if text[position] == "{":
+            depth += 1
+        elif text[position] == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start + 1 : position]
+    return text[start + 1 : start + 200].split("\n")[0]

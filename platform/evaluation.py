@@ -1,0 +1,304 @@
+"""Evaluating models: what `deft run` does after training, and all that `deft evaluate` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.queue import Queue
+
+from deft.evaluators.actor import Job
+from deft.evaluators.benchmarks import get_benchmark
+from deft.evaluators.metrics import mean_over_benchmarks
+from deft.evaluators.pool import EvaluatorPool, count_engines
+from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
+from deft.evaluators.spec import GENERAL, HELDOUT, EvaluationSpec
+from deft.platform.cluster import event_queue, ray_cluster, require_workers
+from deft.platform.console import RunConsole
+from deft.platform.contamination import different_formats
+from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.run_directory import RunDirectory
+from deft.platform.spec import ModelEvaluationSpec
+from deft.platform.tracking import Recorder, start_recorder
+from deft.workers.prepare import Prepared, prepare_model
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, where, and what the user sees of it."""
+
+    spec: EvaluationSpec
+    models: Mapping[str, str]
+    """Label (``base``, ``eval``) → directory of a model."""
+    trained_style: str
+    """Prompt style that the models are or will be trained with."""
+    out: Path
+    """Directory of the run."""
+    console: RunConsole
+    use_gpu: bool
+    verbose: bool
+    validation_dir: str | None = None
+    """Held-out rows, as the prepare stage leaves them."""
+    pool: EvaluatorPool | None = None
+    """Warm engines to use; if none is given there is one for this evaluation alone."""
+
+
+def require_engine(spec: EvaluationSpec, *, use_gpu: bool) -> None:
+    """Raise UserError if responses are to be generated and no node can hold the engine."""
+    if not spec.suite:
+        return
+    try:
+        count_engines(spec.engine, use_gpu=use_gpu)
+    except ValueError as error:
+        raise UserError(f"evaluation: {error}") from None
+
+
+def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[str, Any]:
+    """Measure losses, then generate and grade what has not been yet.
+
+    Args:
+        evaluation: see there.
+        items: what `prepare_benchmarks` returned.
+
+    Returns:
+        ``results`` (label → benchmark → metric → value), ``means`` (label → metric → mean over the
+        benchmarks that the spec names), ``prompts`` (label → benchmark → format
+        and ends of responses), ``tables`` (label → benchmark → path of the predictions and score to
+        compare by), ``models`` (label → directory), how many responses were generated and found,
+        and the seconds that took.
+    """
+    started = time.monotonic()
+    results: dict[str, dict[str, dict[str, float]]] = {label: {} for label in evaluation.models}
+    prompts: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
+    tables: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
+    totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0}
+    with evaluation.console.progress("responses") as view:
+
+        def handle(event: dict[str, Any]) -> None:
+            if event["event"] == "eval_progress":
+                name = f"{event['benchmark']}, {event['model']}"
+                view.update(name, event["done"], event["total"])
+            elif event["event"] == "engine_ready":
+                how = "started" if event["how"] == "started" else "took over the weights"
+                evaluation.console.say(f"          engine {how} in {event['seconds']:.1f} s")
+            elif event["event"] == "waiting_for_devices":
+                need = ", ".join(f"{amount:g} {kind}" for kind, amount in event["needed"].items())
+                evaluation.console.say(f"          waiting for {need} to become free")
+            elif event["event"] == "evaluator_died":
+                name = f"{event['benchmark']}, {event['model']}"
+                evaluation.console.say(f"          {name}: evaluator lost, another goes on")
+
+        with event_queue(handle) as events:
+            for label, losses in measure_heldout(evaluation, events).items():
+                results[label][HELDOUT] = losses
+            for job, result in generate(evaluation, items, events):
+                results[job.label][job.name] = result["metrics"]
+                prompts[job.label][job.name] = result["prompt"]
+                tables[job.label][job.name] = {
+                    "path": str(job.predictions.relative_to(evaluation.out)),
+                    "headline": get_benchmark(job.benchmark.name).headline,
+                }
+                for name in totals:
+                    totals[name] += result[name]
+    named = {get_benchmark(benchmark.name).name for benchmark in evaluation.spec.benchmarks}
+    means = {
+        label: mean_over_benchmarks({name: found[name] for name in found if name in named})
+        for label, found in results.items()
+    }
+    return {
+        "results": results,
+        "means": {label: mean for label, mean in means.items() if mean},
+        "prompts": prompts,
+        "tables": tables,
+        "models": dict(evaluation.models),
+        **totals,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def generate(
+    evaluation: Evaluation, items: Mapping[str, str], events: Queue
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Yield each benchmark of each model as soon as it is done, with what the evaluator found."""
+    jobs = [
+        Job(
+            label=label,
+            model=model,
+            benchmark=benchmark,
+            items=items[benchmark.name],
+            trained_style=evaluation.trained_style,
+            out=str(evaluation.out),
+        )
+        for label, model in evaluation.models.items()
+        for benchmark in evaluation.spec.suite
+    ]
+    if not jobs:
+        return
+    with ExitStack() as stack:
+        pool = evaluation.pool
+        if pool is None:
+            engine = evaluation.spec.engine
+            pool = EvaluatorPool(engine, evaluation.use_gpu, verbose=evaluation.verbose)
+            stack.enter_context(pool)
+        yield from pool.run(jobs, events)
+
+
+def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str, float]]:
+    """Loss of every model on held-out rows, by a Ray task each; nothing where there are none.
+
+    No task of the pool's, whose engines hold their GPUs' memory: it takes a device of its own.
+    """
+    spec = evaluation.spec.heldout
+    if spec is None or (spec.file is None and evaluation.validation_dir is None):
+        return {}
+    file = str(Path(spec.file).absolute()) if spec.file else None
+    rows_dir, style, size = evaluation.validation_dir, evaluation.trained_style, spec.size
+
+    def work(label: str, model: str, out: str) -> dict[str, float]:
+        from deft.evaluators.losses import measure_losses, read_rows
+
+        rows = read_rows(Path(model), file=file, rows_dir=rows_dir, style=style, size=size)
+
+        def report(done: int, total: int) -> None:
+            event = {"event": "eval_progress", "benchmark": HELDOUT, "model": label}
+            events.put({**event, "done": done, "total": total})
+
+        return measure_losses(Path(model), rows, Path(out), report) if rows else {}
+
+    remote = ray.remote(num_cpus=1, num_gpus=1 if evaluation.use_gpu else 0)(work)
+    measured = {}
+    for label, model in evaluation.models.items():
+        out = evaluation.out / "predictions" / f"{label}-{HELDOUT}.parquet"
+        measured[label] = ray.get(remote.remote(label, model, str(out)))
+    return {label: losses for label, losses in measured.items() if losses}
+
+
+def record_results(
+    recorder: Recorder, manifest: Mapping[str, Any], steps: Mapping[str, int]
+) -> None:
+    """Log ``<label>/<benchmark>/<metric>`` of every model, at the training step of its label.
+
+    ``<label>/mean/<metric>`` is the mean over benchmarks.
+    """
+    for label, benchmarks in manifest["results"].items():
+        for benchmark, metrics in benchmarks.items():
+            named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
+            recorder.log(steps[label], named, manifest["finished_at"])
+    for label, means in manifest["means"].items():
+        named = {f"{label}/mean/{name}": value for name, value in means.items()}
+        recorder.log(steps[label], named, manifest["finished_at"])
+
+
+def run_evaluation(
+    spec: ModelEvaluationSpec, root: Path, console: RunConsole, tracking_uri: str, *, verbose: bool
+) -> RunDirectory:
+    """Evaluate and record one model; what is finished already is not done again.
+
+    Args:
+        spec: the evaluation.
+        root: run root; the evaluation's directory, the cache and the MLflow store live there.
+        console: where progress is shown.
+        tracking_uri: MLflow tracking URI.
+        verbose: whether Ray's and vLLM's own output is shown.
+
+    Raises:
+        UserError: the input cannot be used; nothing was written for it.
+        StageError: something else failed; responses that were generated are kept.
+    """
+    run = RunDirectory(root.resolve(), spec)
+    if run.manifest("evaluate") and run.manifest("record"):
+        console.stage("done", f"{run.path.name} is finished already")
+        return run
+    cache = root.resolve() / "cache"
+    with ray_cluster(verbose=verbose):
+        use_gpu = require_workers(0)
+        require_engine(spec.evaluation, use_gpu=use_gpu)
+        model_dir, items = prepare_evaluation(spec, cache)
+        with run.locked():
+            run.create()
+            recorder = start_recorder(run, tracking_uri)
+            evaluation = Evaluation(
+                spec=spec.evaluation,
+                models={"eval": model_dir},
+                trained_style=spec.prompt_style,
+                out=run.path,
+                console=console,
+                use_gpu=use_gpu,
+                verbose=verbose,
+            )
+            try:
+                if not run.manifest("evaluate"):
+                    names = [get_benchmark(b.name).name for b in spec.evaluation.suite]
+                    console.stage("evaluate", f"{spec.model.name} · {', '.join(names) or HELDOUT}")
+                    run.finish("evaluate", evaluate_models(evaluation, items))
+                manifest = run.manifest("evaluate")
+                assert manifest is not None
+                record_results(recorder, manifest, {"eval": 0})
+                recorder.finish()
+            except KeyboardInterrupt as error:
+                recorder.fail(error)
+                raise
+            except Exception as error:
+                cause = root_cause(error)
+                recorder.fail(cause)
+                if isinstance(cause, UserError):
+                    raise cause from None
+                raise StageError(f"evaluate: {describe(cause)}") from error
+            run.finish("record", {"mlflow_run_id": recorder.run_id})
+            console.stage("record", f"MLflow run {recorder.run_id}")
+    return run
+
+
+def prepare_evaluation(spec: ModelEvaluationSpec, cache: Path) -> tuple[str, dict[str, str]]:
+    """The model's directory and the benchmarks' items, built or downloaded by Ray tasks.
+
+    Raises:
+        UserError: one of them cannot be had, or a prompt style does not fit the model.
+        StageError: something else went wrong.
+    """
+    if spec.model.name == "tiny":
+        raise UserError(
+            "model: tiny is built from training data; train it with `deft run`, then give the run"
+        )
+    path, style = Path(spec.model.name), spec.prompt_style
+    name = str(path.absolute()) if path.exists() else spec.model.name
+    model = spec.model.model_copy(update={"name": name})
+    evaluation = absolute(spec.evaluation)
+    items = _by_task("evaluation", lambda: prepare_benchmarks(evaluation, cache))
+    models = cache / "models"
+    directory = _by_task("model", lambda: str(prepare_model(model, cache, 0, models)))
+    _by_task("evaluation", lambda: require_prompts(evaluation, items, directory, style))
+    return directory, items
+
+
+def _by_task(what: str, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns, as a Ray task: it loads what a driver has no need of."""
+    try:
+        return ray.get(ray.remote(work).remote())
+    except ray.exceptions.RayTaskError as error:
+        cause = root_cause(error)
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise UserError(f"{what}: {cause}") from None
+        raise StageError(f"{what}: {describe(cause)}") from error
+
+
+def warn_of_other_formats(
+    prepared: Prepared, prompts: Mapping[str, Mapping[str, Any]], console: RunConsole
+) -> None:
+    """Say which benchmarks the trained model was asked in another prompt format than it learnt.
+
+    `general` is what the model could do before, and is meant to be unlike the training data.
+    """
+    hashes = {name: found["hash"] for name, found in prompts.items() if name != GENERAL}
+    for name in different_formats(prepared.format_hash, hashes):
+        asked = prompts[name]
+        console.say(
+            f"warning: {name} was asked in another prompt format ({asked['style']}, "
+            f"{asked['num_bos']} BOS) than the training data's ({prepared.prompt_style}, "
+            f"{prepared.num_bos} BOS)"
+        )
