@@ -271,8 +271,50 @@ def _choice(text: str, level: int) -> Choice | None:
 
 _WORD_RUN = re.compile(r"(?<![a-zA-Z\\])[A-Za-z][a-zA-Z']*(?:[ -][A-Za-z][a-zA-Z']*)*")
 _SHORT_WORDS = frozenset(
-    "or and to no is of by in at if not yes per am pm cm km mm kg mg ml ft mi hr hrs min sec mph "
-    "lb lbs oz rad cent cents odd even day days deg kph kmh mol".split()
+    [
+        "or",
+        "and",
+        "to",
+        "no",
+        "is",
+        "of",
+        "by",
+        "in",
+        "at",
+        "if",
+        "not",
+        "yes",
+        "per",
+        "am",
+        "pm",
+        "cm",
+        "km",
+        "mm",
+        "kg",
+        "mg",
+        "ml",
+        "ft",
+        "mi",
+        "hr",
+        "hrs",
+        "min",
+        "sec",
+        "mph",
+        "lb",
+        "lbs",
+        "oz",
+        "rad",
+        "cent",
+        "cents",
+        "odd",
+        "even",
+        "day",
+        "days",
+        "deg",
+        "kph",
+        "kmh",
+        "mol",
+    ]
 )
 
 
@@ -593,7 +635,7 @@ def _leaf(text: str) -> Node:
     text = re.sub(r"(?<=[\d}])\s+(?=\\?[a-zA-Z])", "", text)
     if text.endswith("%"):
         text, percent = text[:-1].strip(), True
-    degree = text.endswith("°")
+    degree = text.endswith("°") and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text)
     text = text[:-1].strip() if degree else text
     based = re.fullmatch(
         r"(-?[\dA-F]+)_\{?\(?(\d{1,2}|two|three|four|five|eight|ten|sixteen)\)?\}?", text

@@ -264,11 +264,11 @@ def _named_items(node: Node) -> tuple[Group, list[str]] | None:
 def _same_plain_groups(gold: Group, answer: Group) -> bool:
     kinds = gold.kind, answer.kind
     match kinds:
-        case ("list" | "set", "list" | "set") | ("list", "()" | "[]"):
+        case ("list" | "set", "list" | "set") | ("list", "[]"):
             return _same_unordered(gold.items, answer.items)
         case ("()" | "vector", "()" | "vector" | "list"):
             pass
-        case ("list", "vector"):
+        case ("list", "()" | "vector"):
             pass
         case (left, right) if left == right:
             pass

@@ -136,18 +136,18 @@ def _is_single(content: str) -> bool:
 
 _ANSWER = r"(?:(?:final|correct|required|desired|right|best)\s+)*(?:answer|solution|result)"
 _STATEMENT = re.compile(
-    rf"""
+    r"""
     \#\#\#\#[ \t]*(?P<hashes>[^\n]+)
     | (?P<final>(?:final|correct|right|my|the|an|our|so|hence|thus|therefore)\s+(?:\w+\s+)?)?
       (?:\b(?:answers?|(?<=the\s)final\s+result)|答案)
       (?P<link>
         \s*(?:\*\*|__)?\s*[:：是为]\s*(?:\*\*|__)?\s*
-        | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{{1,80}}?)?
+        | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{1,80}?)?
           \s*(?:\*\*|__)?\s+(?:is|are|must\s+be|should\s+be|would\s+be|will\s+be|becomes|equals|comes\s+out\s+to\s+be)
           (?![a-zA-Z])\s*:?\s*
         | \s*=\s*
       )
-      (?P<rest>[^\n]*(?:\n(?!\s*\n)[^\n]*)?)
+      (?=(?P<rest>[^\n]*(?:\n(?!\s*\n)[^\n]*)?))
     | ^\s*[\#*_]*\s*(?:final\s+)?answer\s*[*_:\s]*\n+(?P<heading>[^\n]+(?:\n(?!\s*\n)[^\n]*)?)
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
@@ -326,18 +326,26 @@ _CIRCUMSTANCE = re.compile(
 _DISPLAY_END = re.compile(r"\$\$|\\\]|\\end\{(?:align|equation|gather)\w*\*?\}(?:\s*\$\$)?")
 
 
+_UNFINISHED = re.compile(
+    r"[:,+*/=(?]$|\b(?:and|or|until|the|an?|of|is|to|that|with|by|we|so|which|then|for|in|as|if|"
+    r"are|have|from|because|but|get|where|when|since|let|equals|gives|yields|obtain)$",
+    re.IGNORECASE,
+)
+"""It was about to go on, or asks."""
+
+
 def _conclusion(response: str) -> Found | None:
     lines = [line.strip() for line in response.split("\n") if line.strip(" *_-#`>\t")]
     if not lines:
         return None
-    last = lines[-1].strip("*_` ")
+    last = re.sub(r"^(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*", "", lines[-1].strip("*_` "))
     if _DISPLAY_END.fullmatch(last):
         block = _last_display(response)
         return Found(block, explicit=False) if block else None
     if _REFUSAL.search(last) or (len(last) < 40 and _REFUSAL.search(" ".join(lines[-2:]))):
         return None
-    if last.endswith((":", ",", "+", "*", "/", "=", "(", "?", "and", "or")):
-        return None  # it was about to go on, or asks
+    if _UNFINISHED.search(last):
+        return None
     if _is_bare_value(last):
         return Found(last, explicit=False)
     for sentence in reversed(re.split(r"(?<=[.!?])\s+(?=[A-Z\\$])", last)):
@@ -390,7 +398,10 @@ def _concluded_value(sentence: str) -> str | None:
     ):
         return None
     formulas = [f for f in _MATH.finditer(sentence) if not _NAME.fullmatch(_content(f))]
-    if formulas and not _number_behind(sentence, formulas[-1].end()):
+    named = _number_behind(sentence, formulas[-1].end()) if formulas else None
+    if named is not None:
+        return named
+    if formulas:
         # Formulas joined by "and" are one answer; else the last one is.
         first = formulas[-1]
         for formula in reversed(formulas[:-1]):
@@ -424,10 +435,11 @@ def _concluded_value(sentence: str) -> str | None:
 _NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
 
 
-def _number_behind(sentence: str, position: int) -> bool:
-    """Whether the sentence goes on to say that what its formula names is some number."""
+def _number_behind(sentence: str, position: int) -> str | None:
+    """The number that a sentence says its last formula is: "$x + y$, which equals 21"."""
     rest = re.match(r"[^.=]{0,40}?\b(?:is|are|equals|be|was)\s+(?:\w+\s+)?", sentence[position:])
-    return rest is not None and _NUMBER.match(sentence, position + rest.end()) is not None
+    number = _NUMBER.match(sentence, position + rest.end()) if rest else None
+    return number.group().strip() if number else None
 
 
 def _content(match: re.Match[str]) -> str:

@@ -88,9 +88,10 @@ _TRAILS = re.compile(
     r"""
     \b(?P<letter>[A-Z])\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
     \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
-    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:(?:single|only)\s+)?
-    (?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
-    (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
+    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
+    (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
+         (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
+       |only\s+(?:option|choice|answer|one|correct)\b)
     """,
     re.VERBOSE,
 )
@@ -107,9 +108,10 @@ _NEGATED = re.compile(
     re.IGNORECASE,
 )
 _CUT = re.compile(
-    r"\s*(?:,?\s*\b(?:rather\s+than|and\s+not|not|instead\s+of|as\s+opposed\s+to|because|since|unlike|but|"
-    r"due\s+to|given|which|while|whereas|although|though|over|as\s+(?:it|this|the)|so\s+that|"
-    r"based\s+on|considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
+    r"\s*(?:,?\s*\b(?:rather\s+than|and\s+not|not|instead\s+of|as\s+opposed\s+to|because|since|"
+    r"unlike|but|due\s+to|given|while|whereas|although|though|over|as\s+(?:it|this|the)|so\s+that|"
+    r"which(?!\s+(?:is|are|points?|suggests?|indicates?|means?|leads?|fits|matches))|based\s+on|"
+    r"considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSAL = re.compile(
@@ -125,11 +127,22 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _CONCLUSIVE = re.compile(
-    r"\b(?:so|thus|therefore|hence|correct|best|most|answer|choose|select|diagnosis is|conclusion|"
-    r"consistent with|indicat\w+|confirm\w*|final|suggests?|points? to|treatment of choice|"
-    r"first[- ]line|is the)\b",
+    r"\b(?:so|thus|therefore|hence|correct|best|most|answer|choose|select|conclusion|consistent with|"
+    r"indicat\w+|confirm\w*|final|suggests?|points? to|treatment of choice|first[- ]line|is the|must|"
+    r"it is|it's|this is|that is|that's|has to be|match(?:es)?|fits?|corresponds? to|should|needs?|requires?|classic\w*|"
+    r"typical\w*|characteristic|diagnos\w+|due to|caused by|explain(?:s|ed)?|leaves|leaving)\b",
     re.IGNORECASE,
 )
+_BARE_CONCLUSION = re.compile(
+    r"\W*(?i:so|thus|therefore|hence|it is|it's|that leaves|leaving|i say|must be|which is|ergo)\W+"
+    r"(?:(?i:it is|it's|option|choice)\W+)?([A-Z])\W*"
+)
+_SUBORDINATE = re.compile(
+    r"^\W*(?:since|given|because|although|though|while|as|based on|considering|in contrast|due to|"
+    r"for (?:this|the) [^,]*)\b[^,]*,\s*",
+    re.IGNORECASE,
+)
+_TEXT_AND_LETTER = re.compile(r"(.+?)\s*[(\[]([A-Z])[)\]]\W*")
 
 
 class Chooser:
@@ -158,11 +171,15 @@ class Chooser:
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
         if not lines:
             return None
-        for line in (lines[-1], lines[0]):
-            letter = self._whole_line(line)
-            if letter is not None:
-                return letter
-        return self._leading_word(lines[0]) or self._concluding_sentence(lines[-1])
+        whole = [self._whole_line(line) for line in lines]
+        copied = len(lines) > 1 and whole[-2] is not None and whole[-2] != whole[-1]
+        if whole[-1] and (not copied or re.fullmatch(r"\W*[A-Za-z]\W*", lines[-1])):
+            return whole[-1]
+        if whole[0] and not any(letter not in (None, whole[0]) for letter in whole):
+            return whole[0]
+        if copied:
+            return None  # the options, repeated
+        return self._leading_word(lines[0]) or self._concluding_sentence("\n".join(lines[-2:]))
 
     def _leading_word(self, line: str) -> str | None:
         """``No, there was no effect``: an option of one word that opens the response."""
@@ -302,6 +319,9 @@ class Chooser:
         whole = self._exact(plain)
         if whole:
             return whole
+        both = _TEXT_AND_LETTER.fullmatch(plain)
+        if both and self._exact(both[1]) == both[2]:
+            return both[2]
         match = _LETTER.match(plain)
         if match is None:
             return None
@@ -315,34 +335,41 @@ class Chooser:
             return letter.upper()
         return None
 
-    def _concluding_sentence(self, line: str) -> str | None:
-        sentences = [s for s in re.split(r"(?<=[.!?])\s+", line) if s.strip()]
-        last = sentences[-1] if sentences else ""
-        if (
-            _REFUSAL.search(line)
-            or _HEDGE.search(_CUT.sub("", last))
-            or not _CONCLUSIVE.search(last)
-        ):
-            return None
-        sentence = _CUT.sub("", last)
-        letters = {
-            m[1] or m[2]
-            for m in re.finditer(r"\(([A-Z])\)|\b(?:option|choice)\s+\(?([A-Z])\b", sentence)
-        } & set(self.options)
-        if len(letters) == 1:
-            return letters.pop()
-        if letters:
-            return None
-        return self._by_text(sentence) or None
+    def _concluding_sentence(self, text: str) -> str | None:
+        """The one option that the last sentence to name any names, if it does so conclusively."""
+        sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n+", text) if s.strip(" *_#->")]
+        for sentence in sentences[-1:-4:-1]:
+            if _REFUSAL.search(sentence):
+                return None
+            bare = _BARE_CONCLUSION.fullmatch(sentence)
+            if bare:
+                return bare[1] if bare[1] in self.options else None
+            kept = _CUT.sub("", _SUBORDINATE.sub("", sentence))
+            letters = {m[1] or m[2] for m in _NAMED.finditer(kept)} & set(self.options)
+            named = letters or set(filter(None, [self._by_text(kept)]))
+            if len(named) == 1:
+                letter = named.pop()
+                ends = re.search(
+                    rf"\b(?:is|are|be|was)\s+(?:an?\s+|the\s+)?{_flexible(self.texts[letter])}\W*$",
+                    kept,
+                    re.IGNORECASE,
+                )
+                conclusive = ends or _CONCLUSIVE.search(kept)
+                return letter if conclusive and not _HEDGE.search(kept) else None
+            if letters or self._by_text(kept) == "":
+                return None
+        return None
 
 
+_NAMED = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b")
 _ADVERBS = re.compile(
     r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|really|"
     r"in fact|still|then|simply|certainly)\b\W*)+(?=[(A-Za-z\d])",
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(
-    r"\W*not\s+[^.,;]{1,60}?\s*,?\s+but\s+(?:rather\s+)?(.+)$", re.IGNORECASE | re.DOTALL
+    r"\W*not\s+[^.,;]{1,60}?\s*[,;]?\s+(?:but|it's|it\s+is|rather)\s+(?:rather\s+)?(.+)$",
+    re.IGNORECASE | re.DOTALL,
 )
 _NONE_OF = re.compile(
     r"\W*(?:none|neither|no\s+(?:option|choice|answer))\b|\W*(?:can(?:not|'t)|unable)",
@@ -357,7 +384,26 @@ _SEVERAL = re.compile(
     r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
 )
 _AFTER_LETTER = frozenset(
-    "because since as which for due given is and but that this in with based although while so".split()
+    [
+        "because",
+        "since",
+        "as",
+        "which",
+        "for",
+        "due",
+        "given",
+        "is",
+        "and",
+        "but",
+        "that",
+        "this",
+        "in",
+        "with",
+        "based",
+        "although",
+        "while",
+        "so",
+    ]
 )
 
 

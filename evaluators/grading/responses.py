@@ -16,6 +16,11 @@ _THINK_START = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECA
 _SPECIAL_TOKEN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end|assistant)\|>|</s>|<eos>"
 )
+_CLOSING = re.compile(
+    r"\s*\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
+    r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}\s*$",
+    re.IGNORECASE,
+)
 
 
 def answer_part(response: str) -> str:
@@ -35,7 +40,7 @@ def answer_part(response: str) -> str:
     if started:
         response = response[: started.start()]
     response = _SPECIAL_TOKEN.sub("\n", response.replace("\x00", ""))
-    return response.replace("\r\n", "\n").strip()
+    return _CLOSING.sub("", response.replace("\r\n", "\n")).strip()
 
 
 def no_answer(finish_reason: str | None) -> Grade:
