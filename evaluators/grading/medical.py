@@ -17,6 +17,9 @@ from typing import Any
 from deft.evaluators.grading.responses import answer_part, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
+MAX_REMARK = 80
+"""Characters of a closing remark that may stand behind the sentence that concludes."""
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -145,6 +148,9 @@ _SUBORDINATE = re.compile(
 _TEXT_AND_LETTER = re.compile(r"(.+?)\s*[(\[]([A-Z])[)\]]\W*")
 
 
+_ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
+
+
 class Chooser:
     """Finds the option that a text names."""
 
@@ -185,7 +191,7 @@ class Chooser:
         """``No, there was no effect``: an option of one word that opens the response."""
         match = re.match(r"([A-Za-z]+)\s*[,.;:—–]", _plain(line))
         word = match[1].lower() if match else ""
-        return self._exact(word) if word in ("yes", "no", "maybe", "true", "false") else None
+        return self._exact(word) if word in _ANSWER_WORDS else None
 
     def _boxes(self, text: str) -> Iterator[Statement]:
         for match in _BOX.finditer(text):
@@ -297,7 +303,9 @@ class Chooser:
         for letter, text in self.texts.items():
             if not text:
                 continue
-            if len(text) <= 5 and text in ("yes", "no", "maybe", "true", "false"):
+            if len(text) < 2 or text in ("all", "none", "both", "neither", "other", "any"):
+                continue  # in a sentence these mean something else
+            if text in _ANSWER_WORDS:
                 if re.match(rf" {text}(?: |$)", folded):
                     spans.append((0, len(text), letter))
                 continue
@@ -344,20 +352,26 @@ class Chooser:
             bare = _BARE_CONCLUSION.fullmatch(sentence)
             if bare:
                 return bare[1] if bare[1] in self.options else None
+            ending = self._ending(sentence)
+            if ending:
+                return ending
             kept = _CUT.sub("", _SUBORDINATE.sub("", sentence))
             letters = {m[1] or m[2] for m in _NAMED.finditer(kept)} & set(self.options)
             named = letters or set(filter(None, [self._by_text(kept)]))
             if len(named) == 1:
-                letter = named.pop()
-                ends = re.search(
-                    rf"\b(?:is|are|be|was)\s+(?:an?\s+|the\s+)?{_flexible(self.texts[letter])}\W*$",
-                    kept,
-                    re.IGNORECASE,
-                )
-                conclusive = ends or _CONCLUSIVE.search(kept)
-                return letter if conclusive and not _HEDGE.search(kept) else None
-            if letters or self._by_text(kept) == "":
+                conclusive = _CONCLUSIVE.search(kept) and not _HEDGE.search(kept)
+                return named.pop() if conclusive else None
+            if letters or self._by_text(kept) == "" or len(sentence) > MAX_REMARK:
                 return None
+        return None
+
+    def _ending(self, sentence: str) -> str | None:
+        """The option whose text ends a sentence: "the most likely cause is <text>"."""
+        for letter, text in self.texts.items():
+            end = rf"(?:\b(?:is|are|be|was)|['’]s)\s+(?:an?\s+|the\s+)?{_flexible(text)}\W*$"
+            match = re.search(end, sentence, re.IGNORECASE) if len(text) > 1 else None
+            if match and not _HEDGE.search(sentence[: match.start()].rpartition(",")[2]):
+                return letter
         return None
 
 
