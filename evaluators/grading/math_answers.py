@@ -270,52 +270,11 @@ def _choice(text: str, level: int) -> Choice | None:
 
 
 _WORD_RUN = re.compile(r"(?<![a-zA-Z\\])[A-Za-z][a-zA-Z']*(?:[ -][A-Za-z][a-zA-Z']*)*")
-_SHORT_WORDS = frozenset(
-    [
-        "or",
-        "and",
-        "to",
-        "no",
-        "is",
-        "of",
-        "by",
-        "in",
-        "at",
-        "if",
-        "not",
-        "yes",
-        "per",
-        "am",
-        "pm",
-        "cm",
-        "km",
-        "mm",
-        "kg",
-        "mg",
-        "ml",
-        "ft",
-        "mi",
-        "hr",
-        "hrs",
-        "min",
-        "sec",
-        "mph",
-        "lb",
-        "lbs",
-        "oz",
-        "rad",
-        "cent",
-        "cents",
-        "odd",
-        "even",
-        "day",
-        "days",
-        "deg",
-        "kph",
-        "kmh",
-        "mol",
-    ]
+_SHORT_WORDS_TEXT = (
+    "or and to no is of by in at if not yes per am pm cm km mm kg mg ml ft mi hr hrs min sec "
+    "mph lb lbs oz rad cent cents odd even day days deg kph kmh mol"
 )
+_SHORT_WORDS = frozenset(_SHORT_WORDS_TEXT.split())
 
 
 def _mark_words(text: str) -> str:

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import mpmath
 
@@ -103,7 +105,8 @@ def same(gold: Node, answer: Node) -> bool:
 
 
 _NAME = re.compile(
-    r"\|?(?:m?\\angle\s?)?(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*|\\Delta [a-z])"
+    r"\|?(?:m?\\angle\s?)?"
+    r"(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*|\\Delta [a-z])"
     r"(?:_\{[^{}]*\})?'*(?:\([^()]*\))?\|?"
 )
 
@@ -510,8 +513,7 @@ def _expression_text(latex: str) -> str:
     latex = re.sub(r"\\log(?![_a-zA-Z])", r"\\ln", latex) if r"\ln" not in latex else latex
     latex = re.sub(r"'+", lambda m: f"_{{prime{len(m[0])}}}", latex)
     latex = re.sub(r"\\(?:overline|bar)\{([A-Za-z]+)\}", r"\1", latex)
-    latex = re.sub(r"\\angle\s?", "", latex)
-    return latex
+    return re.sub(r"\\angle\s?", "", latex)
 
 
 # --- sets of real numbers
@@ -596,10 +598,7 @@ def _remove(whole: Node, removed: Node) -> list[Piece] | None:
     except NotComputedError:
         return None
     ends = [_MINUS, *scalars, _PLUS]
-    return [
-        Piece(low, high, low_open=True, high_open=True)
-        for low, high in zip(ends, ends[1:], strict=False)
-    ]
+    return [Piece(low, high, low_open=True, high_open=True) for low, high in pairwise(ends)]
 
 
 def _intersection(found: list[list[Piece] | None]) -> list[Piece] | None:
@@ -692,10 +691,8 @@ def _position(scalar: Scalar) -> mpmath.mpf:
 
 
 def _same_sets(gold: list[Piece], answer: list[Piece]) -> bool:
-    try:
+    with suppress(NotComputedError):
         gold, answer = _merged(gold), _merged(answer)
-    except NotComputedError:
-        pass
     if len(gold) != len(answer):
         return False
     left = list(answer)

@@ -215,21 +215,16 @@ def _says_a_value(content: str) -> bool:
 _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
 
 
+_LEAD = re.compile(
+    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|approximately|about|"
+    r"exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*|[~≈])[\s:]*)+",
+    re.IGNORECASE,
+)
+
+
 def _statement_value(content: str, *, colon: bool) -> str | None:
     """The value in what follows "the answer is"; None if there is none."""
-    content = content.strip()
-    lead = re.match(
-        r"(?:as follows|given by|below|found to be|simply|thus|therefore|then|:|\*\*|approximately|about|exactly|just|now|actually|indeed|equal to|[~≈])[\s:]*",
-        content,
-        re.IGNORECASE,
-    )
-    while lead:
-        content = content[lead.end() :]
-        lead = re.match(
-            r"(?:as follows|given by|simply|thus|therefore|:|\*\*|approximately|about|exactly|just|now|actually|indeed|equal to|[~≈])[\s:]*",
-            content,
-            re.IGNORECASE,
-        )
+    content = _LEAD.sub("", content.strip())
     if not content:
         return None
     formula = _MATH.match(content)
@@ -272,16 +267,16 @@ def _first_sentence(content: str) -> str:
     return content
 
 
+_COMMENT = re.compile(
+    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from|by|"
+    r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
 def _cut_comment(text: str) -> str:
     """Drop the remark behind a value: "42, because …"."""
-    text = re.split(
-        r"\s*(?:,\s*)?(?:\(?(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so\b|from|by|using|after|when|"
-        r"therefore|hence|thus|but|not|rather|i hope|obtained)\b).*$",
-        text,
-        maxsplit=1,
-        flags=re.IGNORECASE | re.DOTALL,
-    )[0]
-    return text.replace("**", "").strip()
+    return _COMMENT.sub("", text).replace("**", "").strip()
 
 
 def _formulas(text: str) -> str:
@@ -299,7 +294,8 @@ def _formulas(text: str) -> str:
         position = following.end()
     if len(values) == 1:
         unit = re.compile(
-            r"\s*(%|percent\b|degrees?\b|°|[a-zA-Z]+(?:\^?\d)?(?: [a-z]+)?(?=[.,;]?\s*$|[.,;]\s|\*\*))"
+            r"\s*(%|percent\b|degrees?\b|°"
+            r"|[a-zA-Z]+(?:\^?\d)?(?: [a-z]+)?(?=[.,;]?\s*$|[.,;]\s|\*\*))"
         ).match(text, position)
         if unit and not _WAVERING.search(unit[1]):
             return (
@@ -313,9 +309,10 @@ def _formulas(text: str) -> str:
 
 
 _PLANNING = re.compile(
-    r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|we (?:need|want|must|have) to"
-    r"|i (?:will|need|would)|recall|note that|remember)\b|\b(?:let me|let's|let us|we will|i'll|"
-    r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|the (?:question|problem) (?:is|asks|says))\b",
+    r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|recall|note that|remember|"
+    r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
+    r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|"
+    r"the (?:question|problem) (?:is|asks|says))\b",
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
@@ -412,7 +409,7 @@ def _concluded_value(sentence: str) -> str | None:
         return _formulas(sentence[first.start() :])
     sentence = _MATH.sub(lambda m: m.group() if "=" in m.group() else "", sentence)
     sentence = sentence.replace("**", "")
-    before, equals, behind = sentence.rpartition("=")
+    _, equals, behind = sentence.rpartition("=")
     if equals:
         behind = behind.strip().rstrip(".")
         if _is_bare_value(behind):

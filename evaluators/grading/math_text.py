@@ -308,8 +308,7 @@ def _normalize_formula(text: str, thousands: bool) -> str:
     text = re.sub(r"\^\s*(-(?:\d+|[a-zA-Z]))", r"^{\1}", text)
     text = re.sub(r"\s+", " ", text)
     # Spaces matter only after a command, before a letter, and between digits.
-    text = re.sub(r" (?![a-zA-Z\d])|(?<![a-zA-Z\d}]) ", "", text)
-    return text
+    return re.sub(r" (?![a-zA-Z\d])|(?<![a-zA-Z\d}]) ", "", text)
 
 
 def _digits(text: str, thousands: bool) -> str:
@@ -346,7 +345,7 @@ def _roots_and_fractions(text: str) -> str:
 
 
 def _with_arguments(text: str, command: str, count: int) -> str:
-    """Give ``command`` its arguments in braces: one token, one group, or for roots a parenthesis."""
+    """Give ``command`` its arguments in braces: a token, a group, or for roots a parenthesis."""
     pieces, position = [], 0
     while (found := text.find(command, position)) >= 0:
         after = found + len(command)

@@ -78,12 +78,16 @@ _LEADS = re.compile(
         (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
         \s*(?:\*\*|__)?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to)?\s*(?:therefore\s+|thus\s+)?
-        (?:choose|select|pick|go\s+with|opt\s+for|answer|chose|settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
+        (?:choose|select|pick|go\s+with|opt\s+for|answer|chose|settle\s+on
+           |conclude\s+(?:that\s+)?(?:it\s+is|it's))
         (?:\s+(?:with|for|that))?\s*:?
-    | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection|on\s+second\s+thought)\s*[,.:;—–-]*\s*
+    | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection
+           |on\s+second\s+thought)\s*[,.:;—–-]*\s*
         (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
-        (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean|the\s+\w+\s+{_IS})\s*:?
-    | \b(?:so|thus|therefore|hence)\s*,?\s+(?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
+        (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
+           |the\s+\w+\s+{_IS})\s*:?
+    | \b(?:so|thus|therefore|hence)\s*,?\s+
+        (?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -118,14 +122,14 @@ _CUT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSAL = re.compile(
-    r"\b(?:cannot|can't|can not|could not|couldn't|unable|not able|impossible|don't know|do not know|"
-    r"not sure|unsure|uncertain|unclear|insufficient|not enough|undetermined|none of the (?:above|"
+    r"\b(?:cannot|can't|can not|could not|couldn't|unable|not able|impossible|don't know|"
+    r"do not know|not sure|unsure|uncertain|unclear|insufficient|not enough|undetermined|none of the (?:above|"
     r"options|given|listed|choices)|no correct|consult|sorry)\b",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"unlikely|incorrect|wrong|not|less|rule[sd]? out|excluded?|n't|however|although|question|asks?|"
+    r"unlikely|incorrect|wrong|not|less|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,
 )
@@ -397,28 +401,10 @@ _LETTER = re.compile(
 _SEVERAL = re.compile(
     r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
 )
-_AFTER_LETTER = frozenset(
-    [
-        "because",
-        "since",
-        "as",
-        "which",
-        "for",
-        "due",
-        "given",
-        "is",
-        "and",
-        "but",
-        "that",
-        "this",
-        "in",
-        "with",
-        "based",
-        "although",
-        "while",
-        "so",
-    ]
+_AFTER_LETTER_TEXT = (
+    "because since as which for due given is and but that this in with based although while so"
 )
+_AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
 
 
 def _is_foreign(fragment: str) -> bool:

@@ -26,7 +26,8 @@ _CLOSING = re.compile(
 def answer_part(response: str) -> str:
     """The part of a response that addresses the reader: what follows the last ``</think>``.
 
-    A thought that never ends is no answer. Of a very long response its end is kept, and the last box.
+    A thought that never ends is no answer. Of a very long response its end is kept,
+    and the last box.
     """
     if len(response) > MAX_TAIL:
         end = len(response) - MAX_TAIL

@@ -155,8 +155,8 @@ values = st.one_of(
     st.tuples(st.integers(1, 99), st.sampled_from("xyzn")).map(lambda f: f"{f[0]}{f[1]}+1"),
 )
 FRAMES = [
-    r"\boxed{%s}", r"$\boxed{%s}$", r"\[\boxed{%s}\]", r"\boxed{ %s }", r"\boxed{$%s$}", r"\fbox{%s}",
-    r"\boxed{\boxed{%s}}", "The answer is $%s$.", "Answer: %s", r"**Answer:** \(%s\)", "#### %s",
+    r"\boxed{%s}", r"$\boxed{%s}$", r"\[\boxed{%s}\]", r"\boxed{ %s }", r"\boxed{$%s$}",
+    r"\fbox{%s}", r"\boxed{\boxed{%s}}", "The answer is $%s$.", "Answer: %s", r"**Answer:** \(%s\)", "#### %s",
     "Final Answer: The final answer is $%s$. I hope it is correct.", "So we get\n\n$$%s$$",
 ]  # fmt: skip
 
