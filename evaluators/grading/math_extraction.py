@@ -147,7 +147,7 @@ _STATEMENT = re.compile(
           (?![a-zA-Z])\s*:?\s*
         | \s*=\s*
       )
-      (?=(?P<rest>[^\n]*(?:\n(?!\s*\n)[^\n]*)?))
+      (?=(?P<rest>[^\n]{0,500}(?:\n(?!\s*\n)[^\n]{0,500})?))
     | ^\s*[\#*_]*\s*(?:final\s+)?answer\s*[*_:\s]*\n+(?P<heading>[^\n]+(?:\n(?!\s*\n)[^\n]*)?)
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
@@ -216,7 +216,8 @@ _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a
 
 
 _LEAD = re.compile(
-    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|approximately|about|"
+    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|approximately|"
+    r"about|"
     r"exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*|[~≈])[\s:]*)+",
     re.IGNORECASE,
 )
@@ -268,7 +269,8 @@ def _first_sentence(content: str) -> str:
 
 
 _COMMENT = re.compile(
-    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from|by|"
+    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|"
+    r"from|by|"
     r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$",
     re.IGNORECASE | re.DOTALL,
 )
@@ -309,7 +311,8 @@ def _formulas(text: str) -> str:
 
 
 _PLANNING = re.compile(
-    r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|recall|note that|remember|"
+    r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|recall|note that|"
+    r"remember|"
     r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
     r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|"
     r"the (?:question|problem) (?:is|asks|says))\b",

@@ -103,13 +103,16 @@ _TRAILS = re.compile(
     re.VERBOSE,
 )
 _BAD_AHEAD = re.compile(
-    r"(?:\bnot\b|n't|\bnever\b|\bif\b|\bwhether\b|\bwhy\b|\bwould\s+have\s+been\b|\bunless\b|\bcould\b|"
-    r"\bmight\b|\bmay\b|\bcannot\b|\bsuppose\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*|\bwhich\b|\bneither\b)"
+    r"(?:\bnot\b|n't|\bnever\b|\bif\b|\bwhether\b|\bwhy\b|\bwould\s+have\s+been\b|\bunless\b|"
+    r"\bcould\b|"
+    r"\bmight\b|\bmay\b|\bcannot\b|\bsuppose\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*|"
+    r"\bwhich\b|\bneither\b)"
     r"\s*(?:\w+\s+){0,2}$",
     re.IGNORECASE,
 )
 _NEGATED = re.compile(
-    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|neither\b|unlikely|"
+    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|"
+    r"neither\b|unlikely|"
     r"incorrect|wrong|un\w*clear|uncertain|unknown|none\b|impossible|difficult|hard\b|beyond|"
     r"dependent|depend)",
     re.IGNORECASE,
@@ -123,7 +126,8 @@ _CUT = re.compile(
 )
 _REFUSAL = re.compile(
     r"\b(?:cannot|can't|can not|could not|couldn't|unable|not able|impossible|don't know|"
-    r"do not know|not sure|unsure|uncertain|unclear|insufficient|not enough|undetermined|none of the (?:above|"
+    r"do not know|not sure|unsure|uncertain|unclear|insufficient|not enough|undetermined|"
+    r"none of the (?:above|"
     r"options|given|listed|choices)|no correct|consult|sorry)\b",
     re.IGNORECASE,
 )
@@ -134,9 +138,12 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _CONCLUSIVE = re.compile(
-    r"\b(?:so|thus|therefore|hence|correct|best|most|answer|choose|select|conclusion|consistent with|"
-    r"indicat\w+|confirm\w*|final|suggests?|points? to|treatment of choice|first[- ]line|is the|must|"
-    r"it is|it's|this is|that is|that's|has to be|match(?:es)?|fits?|corresponds? to|should|needs?|requires?|classic\w*|"
+    r"\b(?:so|thus|therefore|hence|correct|best|most|answer|choose|select|conclusion|"
+    r"consistent with|"
+    r"indicat\w+|confirm\w*|final|suggests?|points? to|treatment of choice|first[- ]line|is the|"
+    r"must|"
+    r"it is|it's|this is|that is|that's|has to be|match(?:es)?|fits?|corresponds? to|should|"
+    r"needs?|requires?|classic\w*|"
     r"typical\w*|characteristic|diagnos\w+|due to|caused by|explain(?:s|ed)?|leaves|leaving)\b",
     re.IGNORECASE,
 )
@@ -242,7 +249,8 @@ class Chooser:
                 continue
             pattern = re.compile(
                 rf"\b{_flexible(folded)}\b\W{{0,6}}\s*(?:is|are|would\s+be|remains)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
-                r"(?:the\s+)?(?:single\s+)?(?:correct|best|right|most\s+(?:likely|appropriate|accurate))\s*"
+                r"(?:the\s+)?(?:single\s+)?(?:correct|best|right|most\s+(?:likely|appropriate|"
+                r"accurate))\s*"
                 r"(?:answer|option|choice|diagnosis|treatment|next\s+step|step|explanation|cause|management)",
                 re.IGNORECASE,
             )
@@ -381,7 +389,8 @@ class Chooser:
 
 _NAMED = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b")
 _ADVERBS = re.compile(
-    r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|really|"
+    r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|"
+    r"really|"
     r"in fact|still|then|simply|certainly)\b\W*)+(?=[(A-Za-z\d])",
     re.IGNORECASE,
 )
@@ -394,12 +403,14 @@ _NONE_OF = re.compile(
     re.IGNORECASE,
 )
 _LETTER = re.compile(
-    r"\W*?(?P<label>(?:option|choice|letter|answer)\s+(?:is\s+)?)?(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])"
+    r"\W*?(?P<label>(?:option|choice|letter|"
+    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])"
     r"(?P<close>\s*[)\]])?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9'’-])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
-    r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
+    r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|"
+    r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
 )
 _AFTER_LETTER_TEXT = (
     "because since as which for due given is and but that this in with based although while so"

@@ -143,7 +143,8 @@ PAYLOADS = [
 FRAMES = [
     r"\boxed{%s}", r"$\boxed{\text{%s}}$", r"\boxed{x = %s}", r"\boxed{(1, %s)}", "%s",
     r"\boxed{\{%s\}}", r"\boxed{\frac{%s}{2}}", r"\boxed{\operatorname{%s}(1)}",
-    "The answer is %s.", "Answer: %s", "#### %s", "The final answer is $%s$. I hope it is correct.", r"\boxed{1 + %s}",
+    "The answer is %s.", "Answer: %s", "#### %s",
+    "The final answer is $%s$. I hope it is correct.", r"\boxed{1 + %s}",
     r"\boxed{\begin{pmatrix} %s & 1 \end{pmatrix}}", r"\boxed{x_{%s}}", r"\boxed{%s < x}",
 ]  # fmt: skip
 

@@ -156,7 +156,8 @@ values = st.one_of(
 )
 FRAMES = [
     r"\boxed{%s}", r"$\boxed{%s}$", r"\[\boxed{%s}\]", r"\boxed{ %s }", r"\boxed{$%s$}",
-    r"\fbox{%s}", r"\boxed{\boxed{%s}}", "The answer is $%s$.", "Answer: %s", r"**Answer:** \(%s\)", "#### %s",
+    r"\fbox{%s}", r"\boxed{\boxed{%s}}", "The answer is $%s$.", "Answer: %s",
+    r"**Answer:** \(%s\)", "#### %s",
     "Final Answer: The final answer is $%s$. I hope it is correct.", "So we get\n\n$$%s$$",
 ]  # fmt: skip
 
