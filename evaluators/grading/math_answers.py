@@ -440,7 +440,7 @@ def _split_text(match: re.Match[str]) -> str:
 def _list(parts: list[str], word: str, level: int) -> Node:
     items = tuple(_read(part, level + 1) for part in parts)
     ordered = [isinstance(item, Relation) and _is_inequality(item) for item in items]
-    if all(ordered) and word != "and":
+    if all(ordered) and word == "or":
         return Union(items)
     # x = 1, 2 means x = 1, x = 2.
     first = items[0]

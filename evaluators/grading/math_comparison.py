@@ -412,6 +412,8 @@ def _hundredth(latex: str) -> str:
 
 def _same_angle(gold: Scalar, answer: Scalar) -> bool:
     degrees, bare = (gold, answer) if gold.degree else (answer, gold)
+    if bare.unit == "rad" and r"\pi" not in bare.latex:
+        return False
     if r"\pi" in bare.latex and r"\pi" not in degrees.latex:
         radians = rf"({degrees.latex})\cdot\frac{{\pi}}{{180}}"
         return _same_latex(*((radians, bare.latex) if gold.degree else (bare.latex, radians)))
@@ -580,7 +582,7 @@ def _pieces(node: Node) -> list[Piece] | None:
             points = [item for item in items if isinstance(item, Scalar)]
             return [Piece(p, p, low_open=False, high_open=False) for p in points]
         case Group(kind="list", items=items) if _is_set_like(node):
-            return _intersection([_pieces(item) for item in items])
+            return _together([_pieces(item) for item in items])
         case Relation():
             return _solution(node)
     return None
@@ -601,8 +603,13 @@ def _remove(whole: Node, removed: Node) -> list[Piece] | None:
     return [Piece(low, high, low_open=True, high_open=True) for low, high in pairwise(ends)]
 
 
+def _together(found: list[list[Piece] | None]) -> list[Piece] | None:
+    """What a list of inequalities means: all of them, or if that is impossible any of them."""
+    both = _intersection(found)
+    return both or ([p for pieces in found for p in pieces or []] if None not in found else None)
+
+
 def _intersection(found: list[list[Piece] | None]) -> list[Piece] | None:
-    """Of rays such as x > 1 and x < 3, or of x ≠ 1 and x ≠ 2."""
     result = [Piece(_MINUS, _PLUS, low_open=True, high_open=True)]
     try:
         for pieces in found:

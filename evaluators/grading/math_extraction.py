@@ -419,6 +419,9 @@ def _concluded_value(sentence: str) -> str | None:
             return behind
         leading = re.match(rf"[\s$€£]*({_NUMBER.pattern})", behind)
         return leading[1].strip() if leading else None
+    listed = _NUMBERS_LISTED.search(sentence)
+    if listed:
+        return listed[1]
     said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
     if said and _is_bare_value(said[1]):
         return said[1]
@@ -433,6 +436,12 @@ def _concluded_value(sentence: str) -> str | None:
 
 
 _NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
+
+
+_NUMBERS_LISTED = re.compile(
+    rf"(?:\b(?:is|are|be|namely)|:)\s+"
+    rf"((?:{_NUMBER.pattern}(?:,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)){{1,20}}{_NUMBER.pattern})\.?$"
+)
 
 
 def _number_behind(sentence: str, position: int) -> str | None:

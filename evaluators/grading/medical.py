@@ -20,6 +20,9 @@ from deft.evaluators.grading.verdicts import Grade, Verdict
 MAX_REMARK = 80
 """Characters of a closing remark that may stand behind the sentence that concludes."""
 
+MAX_STATEMENTS = 50
+"""Statements of one kind that are looked at, from the last one back."""
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -86,6 +89,7 @@ _LEADS = re.compile(
         (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
         (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
            |the\s+\w+\s+{_IS})\s*:?
+    | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option)\s+{_IS}\s*:?
     | \b(?:so|thus|therefore|hence)\s*,?\s+
         (?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
     """,
@@ -196,7 +200,17 @@ class Chooser:
             return whole[0]
         if copied:
             return None  # the options, repeated
-        return self._leading_word(lines[0]) or self._concluding_sentence("\n".join(lines[-2:]))
+        return (
+            self._leading_word(lines[0])
+            or self._concluding_sentence("\n".join(lines[-2:]))
+            or self._leading_mark(lines)
+        )
+
+    def _leading_mark(self, lines: list[str]) -> str | None:
+        """``B. It lowers the afterload``: a marked letter that opens one line and no other."""
+        marks = {m[1] for line in lines if (m := re.match(r"\W*([A-Z])[.):]", line))}
+        first = re.match(r"\W*([A-Z])[.):]\s", lines[0])
+        return first[1] if first and marks == {first[1]} and first[1] in self.options else None
 
     def _leading_word(self, line: str) -> str | None:
         """``No, there was no effect``: an option of one word that opens the response."""
@@ -205,13 +219,13 @@ class Chooser:
         return self._exact(word) if word in _ANSWER_WORDS else None
 
     def _boxes(self, text: str) -> Iterator[Statement]:
-        for match in _BOX.finditer(text):
+        for match in list(_BOX.finditer(text))[-MAX_STATEMENTS:]:
             content = _group(text, match.end() - 1)
             if content.strip():
                 yield Statement(match.start(), self.resolve(content))
 
     def _leading(self, text: str) -> Iterator[Statement]:
-        for match in _LEADS.finditer(text):
+        for match in list(_LEADS.finditer(text))[-MAX_STATEMENTS:]:
             if _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
                 continue
             rest = text[match.end() : match.end() + 300].lstrip(" *_:\"'`")

@@ -17,8 +17,8 @@ _SPECIAL_TOKEN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end|assistant)\|>|</s>|<eos>"
 )
 _CLOSING = re.compile(
-    r"\s*\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
-    r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}\s*$",
+    r"\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
+    r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}$",
     re.IGNORECASE,
 )
 
@@ -41,7 +41,7 @@ def answer_part(response: str) -> str:
     if started:
         response = response[: started.start()]
     response = _SPECIAL_TOKEN.sub("\n", response.replace("\x00", ""))
-    return _CLOSING.sub("", response.replace("\r\n", "\n")).strip()
+    return _CLOSING.sub("", response.replace("\r\n", "\n").strip()).strip()
 
 
 def no_answer(finish_reason: str | None) -> Grade:
