@@ -9,6 +9,7 @@ In this order:
 3. The conclusion: the last formula or number of the last line, if that line is nothing else, or
    is a sentence that concludes ("so x = 5", "There are 12 ways.").
 
+Where a response goes on to a next problem of its own, only what stands before that counts.
 A response that was cut off has a final answer only by 1 or 2, in full.
 """
 
@@ -18,6 +19,7 @@ import re
 from dataclasses import dataclass
 
 from deft.evaluators.grading.math_text import MAX_ANSWER, read_group
+from deft.evaluators.grading.responses import before_next_problem
 
 MAX_BOXES = 60
 """Boxes that are looked at, from the last one back."""
@@ -55,13 +57,20 @@ def find_answer(response: str, parts: int = 1) -> Found | None:
         parts: how many parts the gold answer has, which decides whether several boxes are one
             answer.
     """
+    first = before_next_problem(response)
+    return (
+        (_explicit_answer(first, parts) if first != response else None)
+        or _explicit_answer(response, parts)
+        or _conclusion(response)
+    )
+
+
+def _explicit_answer(response: str, parts: int) -> Found | None:
     boxes = _boxes(response)
     stated = _stated_answer(response, after=boxes[-1].end if boxes else 0)
-    if stated is not None:
-        return stated
-    if boxes:
+    if stated is None and boxes:
         return Found(_joined(response, boxes, parts), explicit=boxes[-1].closed)
-    return _conclusion(response)
+    return stated
 
 
 # --- boxes
@@ -338,7 +347,11 @@ def _conclusion(response: str) -> Found | None:
     lines = [line.strip() for line in response.split("\n") if line.strip(" *_-#`>\t")]
     if not lines:
         return None
-    last = re.sub(r"^(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*", "", lines[-1].strip("*_` "))
+    last = re.sub(
+        r"^(?:\d+[.)]\s+(?=\S)|(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*)",
+        "",
+        lines[-1].strip("*_` "),
+    )
     if _DISPLAY_END.fullmatch(last):
         block = _last_display(response)
         return Found(block, explicit=False) if block else None

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deft.evaluators.grading.responses import answer_part, no_answer
+from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
 MAX_REMARK = 80
@@ -44,7 +44,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     finish_reason = record.get("finish_reason")
     chooser = Chooser(options)
     text = final_section(answer_part(record["response"]))
-    letter = chooser.explicit(text)
+    letter = chooser.explicit(before_next_problem(text)) or chooser.explicit(text)
     if letter is None and finish_reason != "length":
         letter = chooser.implied(text)
     if not letter:

@@ -44,6 +44,18 @@ def answer_part(response: str) -> str:
     return _CLOSING.sub("", response.replace("\r\n", "\n").strip()).strip()
 
 
+_NEXT_PROBLEM = re.compile(
+    r"\n\W*(?:problem|question|q|human|user|exercise|instruction|example)\s*\d*\s*[:.]",
+    re.IGNORECASE,
+)
+
+
+def before_next_problem(response: str) -> str:
+    """What stands before a next problem, which models without a turn's end ask themselves."""
+    match = _NEXT_PROBLEM.search(response)
+    return response[: match.start()] if match else response
+
+
 def no_answer(finish_reason: str | None) -> Grade:
     """The grade of a response in which no final answer was found."""
     return Grade(Verdict.truncated if finish_reason == "length" else Verdict.no_answer)
