@@ -79,7 +79,7 @@ _LEADS = re.compile(
     rf"""
     \b(?:{_KIND}\s+)*(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
         (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__)?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
+        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to)?\s*(?:therefore\s+|thus\s+)?
         (?:choose|select|pick|go\s+with|opt\s+for|answer|chose|settle\s+on
            |conclude\s+(?:that\s+)?(?:it\s+is|it's))
@@ -89,6 +89,7 @@ _LEADS = re.compile(
         (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
         (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
            |the\s+\w+\s+{_IS})\s*:?
+    | <answer>
     | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option)\s+{_IS}\s*:?
     | \b(?:so|thus|therefore|hence)\s*,?\s+
         (?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
@@ -152,7 +153,8 @@ _CONCLUSIVE = re.compile(
     re.IGNORECASE,
 )
 _BARE_CONCLUSION = re.compile(
-    r"\W*(?i:so|thus|therefore|hence|it is|it's|that leaves|leaving|i say|must be|which is|ergo)\W+"
+    r"\W*(?i:so|thus|therefore|hence|it is|it's|that leaves|leaving|i say|which is|ergo|"
+    r"(?:it )?(?:has to|must|should|would|can only) be)\W+"
     r"(?:(?i:it is|it's|option|choice)\W+)?([A-Z])\W*"
 )
 _SUBORDINATE = re.compile(
@@ -193,9 +195,14 @@ class Chooser:
         if not lines:
             return None
         whole = [self._whole_line(line) for line in lines]
+        if len(lines) > 1 and re.match(r"\W*[Oo]ption\s+[A-Z]\W*:", lines[-1]):
+            whole[-1] = None  # it was about to discuss the options
         copied = len(lines) > 1 and whole[-2] is not None and whole[-2] != whole[-1]
         if whole[-1] and (not copied or re.fullmatch(r"\W*[A-Za-z]\W*", lines[-1])):
             return whole[-1]
+        bold = re.search(r"(?:\*\*|__)\(?([A-Z])\)?\.?(?:\*\*|__)\W*$", lines[-1])
+        if bold and bold[1] in self.options:
+            return bold[1]
         if whole[0] and not any(letter not in (None, whole[0]) for letter in whole):
             return whole[0]
         if copied:
@@ -204,12 +211,33 @@ class Chooser:
             self._leading_word(lines[0])
             or self._concluding_sentence("\n".join(lines[-2:]))
             or self._leading_mark(lines)
+            or self._only_mention(text)
         )
+
+    def _only_mention(self, text: str) -> str | None:
+        """The option that a text asserts something of, if it names no other anywhere."""
+        if _REFUSAL.search(text) or _DISCUSSION.search(text):
+            return None
+        found: str | None = None
+        for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
+            letters = {m[1] or m[2] for m in _NAMED.finditer(sentence)} & set(self.options)
+            named = letters or {
+                letter for letter in [self._by_text(sentence)] if letter is not None
+            }
+            if not named:
+                continue
+            if named - {found} and found is not None:
+                return None
+            if len(named) > 1 or _HEDGE.search(sentence):
+                return None
+            found = named.pop()
+        return found or None
 
     def _leading_mark(self, lines: list[str]) -> str | None:
         """``B. It lowers the afterload``: a marked letter that opens one line and no other."""
-        marks = {m[1] for line in lines if (m := re.match(r"\W*([A-Z])[.):]", line))}
-        first = re.match(r"\W*([A-Z])[.):]\s", lines[0])
+        mark = re.compile(r"\W*([A-Z])(?:[.):]|\s[-–—])\s")
+        marks = {m[1] for line in lines if (m := mark.match(line))}
+        first = mark.match(lines[0])
         return first[1] if first and marks == {first[1]} and first[1] in self.options else None
 
     def _leading_word(self, line: str) -> str | None:
@@ -378,10 +406,10 @@ class Chooser:
             bare = _BARE_CONCLUSION.fullmatch(sentence)
             if bare:
                 return bare[1] if bare[1] in self.options else None
-            ending = self._ending(sentence)
+            kept = _CUT.sub("", _SUBORDINATE.sub("", sentence))
+            ending = self._ending(kept) or self._ending(sentence)
             if ending:
                 return ending
-            kept = _CUT.sub("", _SUBORDINATE.sub("", sentence))
             letters = {m[1] or m[2] for m in _NAMED.finditer(kept)} & set(self.options)
             named = letters or set(filter(None, [self._by_text(kept)]))
             if len(named) == 1:
@@ -394,13 +422,19 @@ class Chooser:
     def _ending(self, sentence: str) -> str | None:
         """The option whose text ends a sentence: "the most likely cause is <text>"."""
         for letter, text in self.texts.items():
-            end = rf"(?:\b(?:is|are|be|was)|['’]s)\s+(?:an?\s+|the\s+)?{_flexible(text)}\W*$"
-            match = re.search(end, sentence, re.IGNORECASE) if len(text) > 1 else None
+            said = rf"(?:\b(?:is|are|be|was)|['’]s)\s+(?:an?\s+|the\s+)?{_flexible(text)}"
+            end = re.compile(rf"{said}(?:\W*$|\s*[,;])", re.IGNORECASE)
+            match = end.search(sentence) if len(text) > 1 else None
             if match and not _HEDGE.search(sentence[: match.start()].rpartition(",")[2]):
                 return letter
         return None
 
 
+_DISCUSSION = re.compile(
+    r"\b(?:(?:each|every|all)\s+(?:of\s+the\s+)?(?:options?|choices?)|let me|let's|let us|"
+    r"step by step)\b",
+    re.IGNORECASE,
+)
 _NAMED = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b")
 _ADVERBS = re.compile(
     r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|"
