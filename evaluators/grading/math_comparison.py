@@ -134,6 +134,8 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
         if isinstance(gold, Scalar) and gold.latex == answer.names[1]:
             return [answer.sides[1]]
         return [answer.sides[0]]
+    if answer.names[-1] == "0" and not _is_name(answer.names[0]):
+        return []  # an equation, not a value
     exact = [
         side
         for side, sign in zip(answer.sides[1:], answer.signs, strict=True)

@@ -225,7 +225,8 @@ _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a
 
 
 _LEAD = re.compile(
-    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|approximately|"
+    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|"
+    r"probably|approximately|"
     r"about|"
     r"exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*|[~≈])[\s:]*)+",
     re.IGNORECASE,
@@ -320,6 +321,8 @@ def _formulas(text: str) -> str:
 
 
 _PLANNING = re.compile(
+    r"^\W*(?:problem|question|find|compute|evaluate|calculate|determine|solve|simplify|prove|"
+    r"show)\b|"
     r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|recall|note that|"
     r"remember|"
     r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
@@ -393,8 +396,8 @@ def _is_bare_value(line: str) -> bool:
     """Whether a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
     if not line or len(line) > 200:
         return False
-    if _MATH.fullmatch(line.rstrip(".,")):
-        return True
+    if _MATH.search(line):
+        return _MATH.fullmatch(line.rstrip(".,")) is not None
     line = re.sub(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}", "", line)
     stripped = re.sub(r"\\[a-zA-Z]+|\b[a-zA-Z]\b", "", line)
     if re.search(r"[a-zA-Z]{4,}", stripped) or len(re.findall(r"[a-zA-Z]{2,}", stripped)) > 1:
