@@ -215,7 +215,7 @@ _WHOLE_WORDS: dict[str, Node] = {
     ),
     **dict.fromkeys(("dne", "does not exist", "doesn't exist"), Words("does not exist")),
     **dict.fromkeys(("undefined", "not defined", "is undefined"), Words("undefined")),
-    **dict.fromkeys(("positive infinity", "plus infinity"), Scalar(r"\infty")),
+    **dict.fromkeys(("infinity", "positive infinity", "plus infinity"), Scalar(r"\infty")),
     **dict.fromkeys(("negative infinity", "minus infinity"), Scalar(r"-\infty")),
 }  # fmt: skip
 
@@ -225,11 +225,14 @@ def _whole(text: str) -> Node | None:
     words = plain_words(text)
     if words in _WHOLE_WORDS:
         return _WHOLE_WORDS[words]
+    answered = re.match(r"(yes|no|true|false)[,.;]", text.removeprefix(r"\text{").lower())
+    if answered:
+        return Words(answered[1])
     number = number_word(words)
     return None if number is None else Scalar(str(number))
 
 
-_ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's)\b")
+_ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's|triangle|function|student)\b")
 
 
 def plain_words(text: str) -> str:
@@ -440,7 +443,8 @@ def _split_text(match: re.Match[str]) -> str:
 def _list(parts: list[str], word: str, level: int) -> Node:
     items = tuple(_read(part, level + 1) for part in parts)
     ordered = [isinstance(item, Relation) and _is_inequality(item) for item in items]
-    if all(ordered) and word == "or":
+    related = all(isinstance(item, Relation) for item in items)
+    if word == "or" and related and any(ordered):
         return Union(items)
     # x = 1, 2 means x = 1, x = 2.
     first = items[0]

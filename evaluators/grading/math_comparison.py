@@ -73,7 +73,7 @@ def same(gold: Node, answer: Node) -> bool:
         case Relation(), Relation():
             return _same_relations(gold, answer)
         case Relation(), _:
-            return _is_assignment(gold) and same(gold.sides[-1], answer)
+            return any(same(value, answer) for value in _gold_values(gold))
         case _, Relation():
             return any(same(gold, side) for side in _stated_values(answer, gold))
         case Choice(), _:
@@ -107,7 +107,7 @@ def same(gold: Node, answer: Node) -> bool:
 _NAME = re.compile(
     r"\|?(?:m?\\angle\s?)?"
     r"(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*|\\Delta [a-z])"
-    r"(?:_\{[^{}]*\})?'*(?:\([^()]*\))?\|?"
+    r"(?:_\{[^{}]*\})?'*(?:\^\{-1\})?(?:\([^()]*\))?\|?"
 )
 
 
@@ -124,6 +124,14 @@ def _is_name(text: str) -> bool:
 
 def _is_assignment(relation: Relation) -> bool:
     return relation.signs[0] in ("=", r"\in", r"\approx") and _is_name(relation.names[0])
+
+
+def _gold_values(gold: Relation) -> Sequence[Node]:
+    """What ``x = 5`` or ``5√2 ≈ 7.07`` lets one answer instead."""
+    named = _is_assignment(gold)
+    if r"\approx" in gold.signs and set(gold.signs) <= {"=", r"\approx"}:
+        return gold.sides[1:] if named and len(gold.sides) > 2 else gold.sides
+    return gold.sides[-1:] if named else ()
 
 
 def _stated_values(answer: Relation, gold: Node) -> list[Node]:
@@ -369,7 +377,7 @@ def _quotient(items: Sequence[Node]) -> Scalar:
 
 
 def _same_scalars(gold: Scalar, answer: Scalar) -> bool:
-    if gold.base or answer.base:
+    if {gold.base, answer.base} - {"", "10"}:
         return gold.base == answer.base and gold.latex.lstrip("0") == answer.latex.lstrip("0")
     if not compatible(gold.unit, answer.unit):
         return False
@@ -433,10 +441,17 @@ def _same_latex(gold: str, answer: str) -> bool:
     try:
         parsed_gold = expressions.parse(_expression_text(gold))
         parsed_answer = expressions.parse(_expression_text(answer))
+        if expressions.equal(parsed_gold, parsed_answer):
+            return True
+        if _BARE_LOG.search(gold + answer):  # some mean the common logarithm
+            common = [
+                expressions.parse(_expression_text(_BARE_LOG.sub(r"\\log_{10}", side)))
+                for side in (gold, answer)
+            ]
+            if expressions.equal(*common):
+                return True
     except NotParsedError:
         return False
-    if expressions.equal(parsed_gold, parsed_answer):
-        return True
     if left is not None and left.decimals is not None:
         return _is_rounded_value(left, parsed_answer)
     rounded = number_with_factor(gold)
@@ -506,6 +521,7 @@ def _is_rounded_value(gold: Number, answer: object) -> bool:
     return _rounds_to(gold, exact)
 
 
+_BARE_LOG = re.compile(r"\\log(?![_a-zA-Z])")
 _DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
 
 
@@ -514,7 +530,7 @@ def _expression_text(latex: str) -> str:
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", latex):
         latex = _DEGREES_IN_FUNCTION.sub(r"(\\frac{\1\\pi}{180})", latex)
     latex = latex.replace("°", "").replace("%", r"\cdot\frac{1}{100}")
-    latex = re.sub(r"\\log(?![_a-zA-Z])", r"\\ln", latex) if r"\ln" not in latex else latex
+    latex = _BARE_LOG.sub(r"\\ln", latex)
     latex = re.sub(r"'+", lambda m: f"_{{prime{len(m[0])}}}", latex)
     latex = re.sub(r"\\(?:overline|bar)\{([A-Za-z]+)\}", r"\1", latex)
     return re.sub(r"\\angle\s?", "", latex)
@@ -560,6 +576,10 @@ def _is_set_like(node: Node) -> bool:
     return False
 
 
+def _is_interval(node: Node) -> bool:
+    return isinstance(node, Group) and node.kind[0] in "([" and len(node.items) == 2
+
+
 _MINUS, _PLUS = Scalar(r"-\infty"), Scalar(r"\infty")
 
 
@@ -583,6 +603,8 @@ def _pieces(node: Node) -> list[Piece] | None:
                 return None
             points = [item for item in items if isinstance(item, Scalar)]
             return [Piece(p, p, low_open=False, high_open=False) for p in points]
+        case Group(kind="list", items=items) if all(map(_is_interval, items)):
+            return _pieces(Union(items))
         case Group(kind="list", items=items) if _is_set_like(node):
             return _together([_pieces(item) for item in items])
         case Relation():
@@ -640,6 +662,8 @@ def _solution(relation: Relation) -> list[Piece] | None:
     scalars = [side for side in sides if isinstance(side, Scalar)]
     if len(scalars) != len(sides):
         return None
+    if signs == ("=",) and _is_name(names[0]):
+        return [Piece(scalars[1], scalars[1], low_open=False, high_open=False)]
     if signs == (r"\neq",) and _is_name(names[0]):
         return _remove(Scalar(r"\mathbb{R}"), scalars[1])
     distance = re.fullmatch(r"\|[a-zA-Z](?:([+-])(\d+))?\|", names[0])

@@ -159,6 +159,7 @@ _SYNONYMS = [
         (r"\\(?:vec|overrightarrow|hat|widehat)(?![a-zA-Z])\s*\{([^{}]*)\}", r"\1"),
         (r"\\(?:overset|underset|stackrel)\s*\{[^{}]*\}\s*\{([^{}]*)\}", r"\1"),
         (r"\\(?:phantom|hphantom|vphantom|label|tag\*?)\s*\{[^{}]*\}", ""),
+        (r"\{([^{}]+?)\\choose\s*([^{}]+?)\}", r"\\binom{\1}{\2}"),
         (r"\\over(?![a-zA-Z])", "/"),
         (r"\\pmod\s*\{([^{}]*)\}", r"\\text{mod \1}"),
         (r"\\(?:mod|bmod)(?![a-zA-Z])", r"\\text{mod}"),

@@ -76,6 +76,129 @@ five | 5
 \frac{n(n+1)}{2} | \sum_{k=1}^n k
 60^\circ | \frac{\pi}{3}
 2 | x=2
+\frac{4}{5} | \frac{8}{10}
+\frac{4}{5} | 4:5
+0.8 | 80\%
+1.0 | 100\%
+100 | 100\%
+\frac{1}{100} | 1\%
+12 | 12.0000
+12 | 12\%
+5\% | 0.05
+\$5 | 5\text{ dollars}
+60\text{ mph} | 60
+60\text{ mph} | 60\text{ miles per hour}
+9\pi\text{ cm}^3 | 9\pi\text{ cubic centimeters}
+30^{\circ} | 30
+30^{\circ} | \pi/6
+\pi/6 | 30^\circ
+(1,\infty) | x\in(1,\infty)
+(-1,1)\cup(2,3) | (-1,1),(2,3)
+[0,1]\cup[2,3] | [2,3]\cup[0,1]
+[0,2] | [0,1]\cup[1,2]
+\{0\}\cup[1,\infty) | x=0 \text{ or } x\ge1
+\{x \mid x \neq 0\} | (-\infty,0)\cup(0,\infty)
+\{x\in\mathbb{R} : x>2\} | (2,\infty)
+\text{all } x > 2 | x>2
+x=1,\ x=2 | 1, 2
+x_1=1, x_2=2 | 2, 1
+\{1,-1\} | \pm1
+-1,1 | x=\pm 1
+a=2,b=3 | b=3,a=2
+a=2,b=3 | (2,3)
+(2,3) | a=2, b=3
+\begin{pmatrix}1&0\\0&1\end{pmatrix} | \left[\begin{array}{cc}1&0\\0&1\end{array}\right]
+\begin{pmatrix}3\\4\end{pmatrix} | (3,4)
+\begin{pmatrix}3\\4\end{pmatrix} | \langle 3,4\rangle
+3\mathbf{i}+4\mathbf{j} | 3i+4j
+\frac{2\sqrt{3}}{3} | \frac{2}{\sqrt{3}}
+\sqrt[3]{16} | 2\sqrt[3]{2}
+4^{1/3} | \sqrt[3]{4}
+\log_{10}100 | 2
+\log 100 | 2
+\ln e^2 | 2
+\tan\frac{\pi}{4} | 1
+\arctan 1 | \frac{\pi}{4}
+\sec x | \frac{1}{\cos x}
+\sin^{-1}(1/2) | \frac{\pi}{6}
+6! | 720
+{5 \choose 2} | 10
+2^{-1} | 0.5
+10^{-3} | 0.001
+3\times10^{-3} | 0.003
+3e-3 | 0.003
+1,234,567 | 1234567
+1{,}234{,}567 | 1,234,567
+12,345 | 12345
+1,2,3,4 | 4,3,2,1
+f(x)=2x+3 | y=2x+3
+f(x)=2x+3 | 2x+3
+f^{-1}(x)=\frac{x-3}{2} | \frac{x-3}{2}
+\frac{x-3}{2} | f^{-1}(x)=\frac{x-3}{2}
+2x+3y=6 | y=-\frac23x+2
+2x+3y=6 | 4x+6y=12
+x^2+y^2-2x=0 | (x-1)^2+y^2=1
+y=3 | 3
+r=2\cos\theta | 2\cos\theta
+\frac{dy}{dx}=2x | 2x
+P(A)=\frac12 | \frac12
+\angle A=40^\circ | 40
+AB=5 | 5
+|AB|=5 | 5
+n=2k+1 | 2k+1
+\text{Yes} | Yes
+\text{Yes} | \text{Yes, it is.}
+\text{isosceles} | \text{an isosceles triangle}
+\text{parabola} | parabola
+\text{Thursday} | thursday
+\text{2 and 3} | 2, 3
+\text{(A), (C)} | \text{A and C}
+D | \text{(D)}
+D | \text{D. } 12
+\text{(D)} | D
+\textbf{(D) } 12 | 12
+\textbf{(D) } 12 | D
+0 | -0
+-\frac{3}{-4} | \frac34
+\frac{-a}{b} | -\frac{a}{b}
+\frac{1}{1-x} | -\frac{1}{x-1}
+xy | yx
+\sqrt{x^2} | |x|
+\infty | \text{infinity}
+\emptyset | \{\}
+AF_{16} | AF_{16}
+12_{10} | 12
+1\frac12 | 1.5
+-2\frac14 | -\frac94
+2\frac{1}{3}\text{ cups} | \frac{7}{3}
+7\frac{1}{2}\% | 0.075
+2.718 | e
+0.667 | \frac{2}{3}
+0.67 | \frac{2}{3}
+1.41 | \sqrt2
+33\frac13\% | \frac13
+10:30 | 10:30 \text{ AM}
+4:3:2 | 8:6:4
+z=1+i | 1+i
+2e^{i\pi/3} | 1+\sqrt3 i
+i^2 | -1
+a+bi | a+bj
+10^{22} | 10000000000000000000000
+2^{64}-1 | 18446744073709551615
+\frac{100!}{98!} | 9900
+\frac{1}{2}+\frac{1}{3} | \frac56
+x(x-1)(x+1) | x^3-x
+\lfloor 3.7\rfloor | 3
+\lceil 3.2\rceil | 4
+|{-5}| | 5
+\binom{n}{k} | \frac{n!}{k!(n-k)!}
+\sum_{i=1}^{5} i | 15
+\prod_{i=1}^{4} i | 24
+\cos^2 x-\sin^2 x | \cos 2x
+a_n=2n-1 | 2n-1
+5\sqrt{2}\approx7.07 | 5\sqrt{2}
+5\sqrt{2} | 5\sqrt{2}\approx 7.07
+7.07 | 5\sqrt2\approx7.07
 """
 DIFFERENT = r"""
 1,3,5 | 135
@@ -111,6 +234,49 @@ even | odd
 10\text{ cm}^2 | 10\text{ cm}
 36\pi | 113.1
 2,3 | x=2
+1 | 1\%
+5\% | 0.5
+60\text{ mph} | 60\text{ km/h}
+9\pi\text{ cm}^3 | 9\pi\text{ cm}^2
+\pi/6 | 30
+(1,\infty) | [1,\infty)
+(0,2) | (0,1)\cup(1,2)
+(2,3) | x=2
+\begin{pmatrix}1&0\\0&1\end{pmatrix} | \begin{vmatrix}1&0\\0&1\end{vmatrix}
+\begin{pmatrix}3\\4\end{pmatrix} | (4,3)
+\sin^{-1} x | \frac{1}{\sin x}
+C(5,2) | 10
+12,345 | 12,354
+1,2,3,4 | 1,2,3
+2x+3y=6 | 2x+3y=7
+y=3 | x=3
+\text{No} | \text{Yes}
+\text{prime} | \text{not prime}
+\text{ellipse} | hyperbola
+\text{(A), (C)} | \text{A}
+\textbf{(D) } 12 | \textbf{(D) } 13
+\frac{a-b}{c} | \frac{b-a}{c}
+(a-b)^3 | (b-a)^3
+x^{y} | y^{x}
+2x | x^2
+\infty | \text{diverges}
+\text{undefined} | \text{DNE}
+\emptyset | \{0\}
+1010_2 | 1010
+1010_2 | 10
+1\frac12 | \frac{1}{2}
+\frac{22}{7} | 3.14
+3.142 | \frac{22}{7}
+0.6 | \frac{2}{3}
+\frac23 | 0.667
+1.4 | \sqrt2
+\frac13 | 33.3\%
+10:30 \text{ AM} | 10:30 \text{ PM}
+10:30 | 10.30
+10000000000000000000001 | 10^{22}
+2^{64}-1 | 18446744073709551616
+a_1 | a_2
+x\to\infty | \infty
 """
 
 
