@@ -37,7 +37,7 @@ class GraderPool:
         grader: str,
         *,
         workers: int,
-        timeout: float = 1.5,
+        timeout: float = 1.0,
         memory_mib: int = 1024,
     ) -> None:
         """Start no process yet: each starts with its first record.
