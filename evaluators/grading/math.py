@@ -44,7 +44,7 @@ def gold_answer(gold: str) -> str:
     gold = gold.strip()
     # A letter or a comma that was left standing before an interval or behind the answer.
     gold = re.sub(r"^\$?\s*[a-z](?=\s*(?:\(.*\]|\[.*\))\s*\$?$)", "", gold)
-    return gold.strip("$").strip().rstrip(",;").strip()
+    return gold.rstrip(",; ").strip("$").strip(",; ")
 
 
 def _parts(gold: str) -> int:

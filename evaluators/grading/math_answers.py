@@ -215,7 +215,7 @@ _WHOLE_WORDS: dict[str, Node] = {
     ),
     **dict.fromkeys(("dne", "does not exist", "doesn't exist"), Words("does not exist")),
     **dict.fromkeys(("undefined", "not defined", "is undefined"), Words("undefined")),
-    **dict.fromkeys(("positive infinity", "plus infinity"), Scalar(r"\infty")),
+    **dict.fromkeys(("infinity", "positive infinity", "plus infinity"), Scalar(r"\infty")),
     **dict.fromkeys(("negative infinity", "minus infinity"), Scalar(r"-\infty")),
 }  # fmt: skip
 
@@ -225,11 +225,14 @@ def _whole(text: str) -> Node | None:
     words = plain_words(text)
     if words in _WHOLE_WORDS:
         return _WHOLE_WORDS[words]
+    answered = re.match(r"(yes|no|true|false)[,.;]", text.removeprefix(r"\text{").lower())
+    if answered:
+        return Words(answered[1])
     number = number_word(words)
     return None if number is None else Scalar(str(number))
 
 
-_ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's)\b")
+_ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's|triangle|function|student)\b")
 
 
 def plain_words(text: str) -> str:
@@ -270,10 +273,11 @@ def _choice(text: str, level: int) -> Choice | None:
 
 
 _WORD_RUN = re.compile(r"(?<![a-zA-Z\\])[A-Za-z][a-zA-Z']*(?:[ -][A-Za-z][a-zA-Z']*)*")
-_SHORT_WORDS = frozenset(
-    "or and to no is of by in at if not yes per am pm cm km mm kg mg ml ft mi hr hrs min sec mph "
-    "lb lbs oz rad cent cents odd even day days deg kph kmh mol".split()
+_SHORT_WORDS_TEXT = (
+    "or and to no is of by in at if not yes per am pm cm km mm kg mg ml ft mi hr hrs min sec "
+    "mph lb lbs oz rad cent cents odd even day days deg kph kmh mol"
 )
+_SHORT_WORDS = frozenset(_SHORT_WORDS_TEXT.split())
 
 
 def _mark_words(text: str) -> str:
@@ -439,7 +443,8 @@ def _split_text(match: re.Match[str]) -> str:
 def _list(parts: list[str], word: str, level: int) -> Node:
     items = tuple(_read(part, level + 1) for part in parts)
     ordered = [isinstance(item, Relation) and _is_inequality(item) for item in items]
-    if all(ordered) and word != "and":
+    related = all(isinstance(item, Relation) for item in items)
+    if word == "or" and related and any(ordered):
         return Union(items)
     # x = 1, 2 means x = 1, x = 2.
     first = items[0]
@@ -593,7 +598,7 @@ def _leaf(text: str) -> Node:
     text = re.sub(r"(?<=[\d}])\s+(?=\\?[a-zA-Z])", "", text)
     if text.endswith("%"):
         text, percent = text[:-1].strip(), True
-    degree = text.endswith("°")
+    degree = text.endswith("°") and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text)
     text = text[:-1].strip() if degree else text
     based = re.fullmatch(
         r"(-?[\dA-F]+)_\{?\(?(\d{1,2}|two|three|four|five|eight|ten|sixteen)\)?\}?", text

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import mpmath
 
@@ -71,7 +73,7 @@ def same(gold: Node, answer: Node) -> bool:
         case Relation(), Relation():
             return _same_relations(gold, answer)
         case Relation(), _:
-            return _is_assignment(gold) and same(gold.sides[-1], answer)
+            return any(same(value, answer) for value in _gold_values(gold))
         case _, Relation():
             return any(same(gold, side) for side in _stated_values(answer, gold))
         case Choice(), _:
@@ -103,8 +105,9 @@ def same(gold: Node, answer: Node) -> bool:
 
 
 _NAME = re.compile(
-    r"\|?(?:m?\\angle\s?)?(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*|\\Delta [a-z])"
-    r"(?:_\{[^{}]*\})?'*(?:\([^()]*\))?\|?"
+    r"\|?(?:m?\\angle\s?)?"
+    r"(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*|\\Delta [a-z])"
+    r"(?:_\{[^{}]*\})?'*(?:\^\{-1\})?(?:\([^()]*\))?\|?"
 )
 
 
@@ -123,6 +126,14 @@ def _is_assignment(relation: Relation) -> bool:
     return relation.signs[0] in ("=", r"\in", r"\approx") and _is_name(relation.names[0])
 
 
+def _gold_values(gold: Relation) -> Sequence[Node]:
+    """What ``x = 5`` or ``5√2 ≈ 7.07`` lets one answer instead."""
+    named = _is_assignment(gold)
+    if r"\approx" in gold.signs and set(gold.signs) <= {"=", r"\approx"}:
+        return gold.sides[1:] if named and len(gold.sides) > 2 else gold.sides
+    return gold.sides[-1:] if named else ()
+
+
 def _stated_values(answer: Relation, gold: Node) -> list[Node]:
     """What an answer such as ``A = 2 · 3 = 6 ≈ 6.0`` may be taken to say."""
     if not set(answer.signs) <= {"=", r"\approx", r"\in"}:
@@ -131,6 +142,8 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
         if isinstance(gold, Scalar) and gold.latex == answer.names[1]:
             return [answer.sides[1]]
         return [answer.sides[0]]
+    if answer.names[-1] == "0" and not _is_name(answer.names[0]):
+        return []  # an equation, not a value
     exact = [
         side
         for side, sign in zip(answer.sides[1:], answer.signs, strict=True)
@@ -264,11 +277,11 @@ def _named_items(node: Node) -> tuple[Group, list[str]] | None:
 def _same_plain_groups(gold: Group, answer: Group) -> bool:
     kinds = gold.kind, answer.kind
     match kinds:
-        case ("list" | "set", "list" | "set") | ("list", "()" | "[]"):
+        case ("list" | "set", "list" | "set") | ("list", "[]"):
             return _same_unordered(gold.items, answer.items)
         case ("()" | "vector", "()" | "vector" | "list"):
             pass
-        case ("list", "vector"):
+        case ("list", "()" | "vector"):
             pass
         case (left, right) if left == right:
             pass
@@ -364,7 +377,7 @@ def _quotient(items: Sequence[Node]) -> Scalar:
 
 
 def _same_scalars(gold: Scalar, answer: Scalar) -> bool:
-    if gold.base or answer.base:
+    if {gold.base, answer.base} - {"", "10"}:
         return gold.base == answer.base and gold.latex.lstrip("0") == answer.latex.lstrip("0")
     if not compatible(gold.unit, answer.unit):
         return False
@@ -409,6 +422,8 @@ def _hundredth(latex: str) -> str:
 
 def _same_angle(gold: Scalar, answer: Scalar) -> bool:
     degrees, bare = (gold, answer) if gold.degree else (answer, gold)
+    if bare.unit == "rad" and r"\pi" not in bare.latex:
+        return False
     if r"\pi" in bare.latex and r"\pi" not in degrees.latex:
         radians = rf"({degrees.latex})\cdot\frac{{\pi}}{{180}}"
         return _same_latex(*((radians, bare.latex) if gold.degree else (bare.latex, radians)))
@@ -426,10 +441,17 @@ def _same_latex(gold: str, answer: str) -> bool:
     try:
         parsed_gold = expressions.parse(_expression_text(gold))
         parsed_answer = expressions.parse(_expression_text(answer))
+        if expressions.equal(parsed_gold, parsed_answer):
+            return True
+        if _BARE_LOG.search(gold + answer):  # some mean the common logarithm
+            common = [
+                expressions.parse(_expression_text(_BARE_LOG.sub(r"\\log_{10}", side)))
+                for side in (gold, answer)
+            ]
+            if expressions.equal(*common):
+                return True
     except NotParsedError:
         return False
-    if expressions.equal(parsed_gold, parsed_answer):
-        return True
     if left is not None and left.decimals is not None:
         return _is_rounded_value(left, parsed_answer)
     rounded = number_with_factor(gold)
@@ -499,6 +521,7 @@ def _is_rounded_value(gold: Number, answer: object) -> bool:
     return _rounds_to(gold, exact)
 
 
+_BARE_LOG = re.compile(r"\\log(?![_a-zA-Z])")
 _DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
 
 
@@ -507,11 +530,10 @@ def _expression_text(latex: str) -> str:
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", latex):
         latex = _DEGREES_IN_FUNCTION.sub(r"(\\frac{\1\\pi}{180})", latex)
     latex = latex.replace("°", "").replace("%", r"\cdot\frac{1}{100}")
-    latex = re.sub(r"\\log(?![_a-zA-Z])", r"\\ln", latex) if r"\ln" not in latex else latex
+    latex = _BARE_LOG.sub(r"\\ln", latex)
     latex = re.sub(r"'+", lambda m: f"_{{prime{len(m[0])}}}", latex)
     latex = re.sub(r"\\(?:overline|bar)\{([A-Za-z]+)\}", r"\1", latex)
-    latex = re.sub(r"\\angle\s?", "", latex)
-    return latex
+    return re.sub(r"\\angle\s?", "", latex)
 
 
 # --- sets of real numbers
@@ -554,6 +576,10 @@ def _is_set_like(node: Node) -> bool:
     return False
 
 
+def _is_interval(node: Node) -> bool:
+    return isinstance(node, Group) and node.kind[0] in "([" and len(node.items) == 2
+
+
 _MINUS, _PLUS = Scalar(r"-\infty"), Scalar(r"\infty")
 
 
@@ -577,8 +603,10 @@ def _pieces(node: Node) -> list[Piece] | None:
                 return None
             points = [item for item in items if isinstance(item, Scalar)]
             return [Piece(p, p, low_open=False, high_open=False) for p in points]
+        case Group(kind="list", items=items) if all(map(_is_interval, items)):
+            return _pieces(Union(items))
         case Group(kind="list", items=items) if _is_set_like(node):
-            return _intersection([_pieces(item) for item in items])
+            return _together([_pieces(item) for item in items])
         case Relation():
             return _solution(node)
     return None
@@ -596,14 +624,16 @@ def _remove(whole: Node, removed: Node) -> list[Piece] | None:
     except NotComputedError:
         return None
     ends = [_MINUS, *scalars, _PLUS]
-    return [
-        Piece(low, high, low_open=True, high_open=True)
-        for low, high in zip(ends, ends[1:], strict=False)
-    ]
+    return [Piece(low, high, low_open=True, high_open=True) for low, high in pairwise(ends)]
+
+
+def _together(found: list[list[Piece] | None]) -> list[Piece] | None:
+    """What a list of inequalities means: all of them, or if that is impossible any of them."""
+    both = _intersection(found)
+    return both or ([p for pieces in found for p in pieces or []] if None not in found else None)
 
 
 def _intersection(found: list[list[Piece] | None]) -> list[Piece] | None:
-    """Of rays such as x > 1 and x < 3, or of x ≠ 1 and x ≠ 2."""
     result = [Piece(_MINUS, _PLUS, low_open=True, high_open=True)]
     try:
         for pieces in found:
@@ -632,6 +662,8 @@ def _solution(relation: Relation) -> list[Piece] | None:
     scalars = [side for side in sides if isinstance(side, Scalar)]
     if len(scalars) != len(sides):
         return None
+    if signs == ("=",) and _is_name(names[0]):
+        return [Piece(scalars[1], scalars[1], low_open=False, high_open=False)]
     if signs == (r"\neq",) and _is_name(names[0]):
         return _remove(Scalar(r"\mathbb{R}"), scalars[1])
     distance = re.fullmatch(r"\|[a-zA-Z](?:([+-])(\d+))?\|", names[0])
@@ -692,10 +724,8 @@ def _position(scalar: Scalar) -> mpmath.mpf:
 
 
 def _same_sets(gold: list[Piece], answer: list[Piece]) -> bool:
-    try:
+    with suppress(NotComputedError):
         gold, answer = _merged(gold), _merged(answer)
-    except NotComputedError:
-        pass
     if len(gold) != len(answer):
         return False
     left = list(answer)

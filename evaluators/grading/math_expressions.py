@@ -405,8 +405,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 def warm_up() -> None:
     """Parse a few expressions, so that the parser's tables are built before the clock runs."""
     for latex in _SAMPLES:
-        for text in (latex, f"-({latex})+1", rf"\frac{{{latex}}}{{2}}"):
-            equal(parse(text), parse(f"x+{text}"))
+        equal(parse(latex), parse(f"-({latex})+x"))
 
 
 _SAMPLES = (

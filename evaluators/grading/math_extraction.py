@@ -9,6 +9,7 @@ In this order:
 3. The conclusion: the last formula or number of the last line, if that line is nothing else, or
    is a sentence that concludes ("so x = 5", "There are 12 ways.").
 
+Where a response goes on to a next problem of its own, only what stands before that counts.
 A response that was cut off has a final answer only by 1 or 2, in full.
 """
 
@@ -18,6 +19,7 @@ import re
 from dataclasses import dataclass
 
 from deft.evaluators.grading.math_text import MAX_ANSWER, read_group
+from deft.evaluators.grading.responses import before_next_problem
 
 MAX_BOXES = 60
 """Boxes that are looked at, from the last one back."""
@@ -55,13 +57,20 @@ def find_answer(response: str, parts: int = 1) -> Found | None:
         parts: how many parts the gold answer has, which decides whether several boxes are one
             answer.
     """
+    first = before_next_problem(response)
+    return (
+        (_explicit_answer(first, parts) if first != response else None)
+        or _explicit_answer(response, parts)
+        or _conclusion(response)
+    )
+
+
+def _explicit_answer(response: str, parts: int) -> Found | None:
     boxes = _boxes(response)
     stated = _stated_answer(response, after=boxes[-1].end if boxes else 0)
-    if stated is not None:
-        return stated
-    if boxes:
+    if stated is None and boxes:
         return Found(_joined(response, boxes, parts), explicit=boxes[-1].closed)
-    return _conclusion(response)
+    return stated
 
 
 # --- boxes
@@ -136,18 +145,18 @@ def _is_single(content: str) -> bool:
 
 _ANSWER = r"(?:(?:final|correct|required|desired|right|best)\s+)*(?:answer|solution|result)"
 _STATEMENT = re.compile(
-    rf"""
+    r"""
     \#\#\#\#[ \t]*(?P<hashes>[^\n]+)
     | (?P<final>(?:final|correct|right|my|the|an|our|so|hence|thus|therefore)\s+(?:\w+\s+)?)?
       (?:\b(?:answers?|(?<=the\s)final\s+result)|答案)
       (?P<link>
         \s*(?:\*\*|__)?\s*[:：是为]\s*(?:\*\*|__)?\s*
-        | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{{1,80}}?)?
+        | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{1,80}?)?
           \s*(?:\*\*|__)?\s+(?:is|are|must\s+be|should\s+be|would\s+be|will\s+be|becomes|equals|comes\s+out\s+to\s+be)
           (?![a-zA-Z])\s*:?\s*
         | \s*=\s*
       )
-      (?P<rest>[^\n]*(?:\n(?!\s*\n)[^\n]*)?)
+      (?=(?P<rest>[^\n]{0,500}(?:\n(?!\s*\n)[^\n]{0,500})?))
     | ^\s*[\#*_]*\s*(?:final\s+)?answer\s*[*_:\s]*\n+(?P<heading>[^\n]+(?:\n(?!\s*\n)[^\n]*)?)
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
@@ -215,21 +224,18 @@ def _says_a_value(content: str) -> bool:
 _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
 
 
+_LEAD = re.compile(
+    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|"
+    r"probably|approximately|"
+    r"about|"
+    r"exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*|[~≈])[\s:]*)+",
+    re.IGNORECASE,
+)
+
+
 def _statement_value(content: str, *, colon: bool) -> str | None:
     """The value in what follows "the answer is"; None if there is none."""
-    content = content.strip()
-    lead = re.match(
-        r"(?:as follows|given by|below|found to be|simply|thus|therefore|then|:|\*\*|approximately|about|exactly|just|now|actually|indeed|equal to|[~≈])[\s:]*",
-        content,
-        re.IGNORECASE,
-    )
-    while lead:
-        content = content[lead.end() :]
-        lead = re.match(
-            r"(?:as follows|given by|simply|thus|therefore|:|\*\*|approximately|about|exactly|just|now|actually|indeed|equal to|[~≈])[\s:]*",
-            content,
-            re.IGNORECASE,
-        )
+    content = _LEAD.sub("", content.strip())
     if not content:
         return None
     formula = _MATH.match(content)
@@ -272,16 +278,17 @@ def _first_sentence(content: str) -> str:
     return content
 
 
+_COMMENT = re.compile(
+    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|"
+    r"from|by|"
+    r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
 def _cut_comment(text: str) -> str:
     """Drop the remark behind a value: "42, because …"."""
-    text = re.split(
-        r"\s*(?:,\s*)?(?:\(?(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so\b|from|by|using|after|when|"
-        r"therefore|hence|thus|but|not|rather|i hope|obtained)\b).*$",
-        text,
-        maxsplit=1,
-        flags=re.IGNORECASE | re.DOTALL,
-    )[0]
-    return text.replace("**", "").strip()
+    return _COMMENT.sub("", text).replace("**", "").strip()
 
 
 def _formulas(text: str) -> str:
@@ -299,7 +306,8 @@ def _formulas(text: str) -> str:
         position = following.end()
     if len(values) == 1:
         unit = re.compile(
-            r"\s*(%|percent\b|degrees?\b|°|[a-zA-Z]+(?:\^?\d)?(?: [a-z]+)?(?=[.,;]?\s*$|[.,;]\s|\*\*))"
+            r"\s*(%|percent\b|degrees?\b|°"
+            r"|[a-zA-Z]+(?:\^?\d)?(?: [a-z]+)?(?=[.,;]?\s*$|[.,;]\s|\*\*))"
         ).match(text, position)
         if unit and not _WAVERING.search(unit[1]):
             return (
@@ -313,9 +321,13 @@ def _formulas(text: str) -> str:
 
 
 _PLANNING = re.compile(
-    r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|we (?:need|want|must|have) to"
-    r"|i (?:will|need|would)|recall|note that|remember)\b|\b(?:let me|let's|let us|we will|i'll|"
-    r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|the (?:question|problem) (?:is|asks|says))\b",
+    r"^\W*(?:problem|question|find|compute|evaluate|calculate|determine|solve|simplify|prove|"
+    r"show)\b|"
+    r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|recall|note that|"
+    r"remember|"
+    r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
+    r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|"
+    r"the (?:question|problem) (?:is|asks|says))\b",
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
@@ -326,18 +338,30 @@ _CIRCUMSTANCE = re.compile(
 _DISPLAY_END = re.compile(r"\$\$|\\\]|\\end\{(?:align|equation|gather)\w*\*?\}(?:\s*\$\$)?")
 
 
+_UNFINISHED = re.compile(
+    r"[:,+*/=(?]$|\b(?:and|or|until|the|an?|of|is|to|that|with|by|we|so|which|then|for|in|as|if|"
+    r"are|have|from|because|but|get|where|when|since|let|equals|gives|yields|obtain)$",
+    re.IGNORECASE,
+)
+"""It was about to go on, or asks."""
+
+
 def _conclusion(response: str) -> Found | None:
     lines = [line.strip() for line in response.split("\n") if line.strip(" *_-#`>\t")]
     if not lines:
         return None
-    last = lines[-1].strip("*_` ")
+    last = re.sub(
+        r"^(?:\d+[.)]\s+(?=\S)|(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*)",
+        "",
+        lines[-1].strip("*_` "),
+    )
     if _DISPLAY_END.fullmatch(last):
         block = _last_display(response)
         return Found(block, explicit=False) if block else None
     if _REFUSAL.search(last) or (len(last) < 40 and _REFUSAL.search(" ".join(lines[-2:]))):
         return None
-    if last.endswith((":", ",", "+", "*", "/", "=", "(", "?", "and", "or")):
-        return None  # it was about to go on, or asks
+    if _UNFINISHED.search(last):
+        return None
     if _is_bare_value(last):
         return Found(last, explicit=False)
     for sentence in reversed(re.split(r"(?<=[.!?])\s+(?=[A-Z\\$])", last)):
@@ -372,8 +396,8 @@ def _is_bare_value(line: str) -> bool:
     """Whether a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
     if not line or len(line) > 200:
         return False
-    if _MATH.fullmatch(line.rstrip(".,")):
-        return True
+    if _MATH.search(line):
+        return _MATH.fullmatch(line.rstrip(".,")) is not None
     line = re.sub(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}", "", line)
     stripped = re.sub(r"\\[a-zA-Z]+|\b[a-zA-Z]\b", "", line)
     if re.search(r"[a-zA-Z]{4,}", stripped) or len(re.findall(r"[a-zA-Z]{2,}", stripped)) > 1:
@@ -390,7 +414,10 @@ def _concluded_value(sentence: str) -> str | None:
     ):
         return None
     formulas = [f for f in _MATH.finditer(sentence) if not _NAME.fullmatch(_content(f))]
-    if formulas and not _number_behind(sentence, formulas[-1].end()):
+    named = _number_behind(sentence, formulas[-1].end()) if formulas else None
+    if named is not None:
+        return named
+    if formulas:
         # Formulas joined by "and" are one answer; else the last one is.
         first = formulas[-1]
         for formula in reversed(formulas[:-1]):
@@ -401,13 +428,16 @@ def _concluded_value(sentence: str) -> str | None:
         return _formulas(sentence[first.start() :])
     sentence = _MATH.sub(lambda m: m.group() if "=" in m.group() else "", sentence)
     sentence = sentence.replace("**", "")
-    before, equals, behind = sentence.rpartition("=")
+    _, equals, behind = sentence.rpartition("=")
     if equals:
         behind = behind.strip().rstrip(".")
         if _is_bare_value(behind):
             return behind
         leading = re.match(rf"[\s$€£]*({_NUMBER.pattern})", behind)
         return leading[1].strip() if leading else None
+    listed = _NUMBERS_LISTED.search(sentence)
+    if listed:
+        return listed[1]
     said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
     if said and _is_bare_value(said[1]):
         return said[1]
@@ -424,10 +454,17 @@ def _concluded_value(sentence: str) -> str | None:
 _NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
 
 
-def _number_behind(sentence: str, position: int) -> bool:
-    """Whether the sentence goes on to say that what its formula names is some number."""
+_NUMBERS_LISTED = re.compile(
+    rf"(?:\b(?:is|are|be|namely)|:)\s+"
+    rf"((?:{_NUMBER.pattern}(?:,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)){{1,20}}{_NUMBER.pattern})\.?$"
+)
+
+
+def _number_behind(sentence: str, position: int) -> str | None:
+    """The number that a sentence says its last formula is: "$x + y$, which equals 21"."""
     rest = re.match(r"[^.=]{0,40}?\b(?:is|are|equals|be|was)\s+(?:\w+\s+)?", sentence[position:])
-    return rest is not None and _NUMBER.match(sentence, position + rest.end()) is not None
+    number = _NUMBER.match(sentence, position + rest.end()) if rest else None
+    return number.group().strip() if number else None
 
 
 def _content(match: re.Match[str]) -> str:

@@ -59,13 +59,16 @@ _CANONICAL = {
     spelling: canonical for canonical, line in _SPELLINGS.items() for spelling in line.split()
 }
 _POWERS = {"square": "^2", "squared": "^2", "sq": "^2", "cubic": "^3", "cubed": "^3", "cu": "^3"}
-_FILLER = frozenset("of the a an in long total approximately about each".split())
+_FILLER = frozenset(
+    ("of", "the", "a", "an", "in", "long", "total", "approximately", "about", "each")
+)
 
-_ONES = (
+_ONES_TEXT = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
+_ONES, _TENS = _ONES_TEXT.split(), _TENS_TEXT.split()
 
 
 def number_word(words: str) -> int | None:

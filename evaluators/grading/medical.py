@@ -14,8 +14,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deft.evaluators.grading.responses import answer_part, no_answer
+from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
+
+MAX_REMARK = 80
+"""Characters of a closing remark that may stand behind the sentence that concludes."""
+
+MAX_STATEMENTS = 50
+"""Statements of one kind that are looked at, from the last one back."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     finish_reason = record.get("finish_reason")
     chooser = Chooser(options)
     text = final_section(answer_part(record["response"]))
-    letter = chooser.explicit(text)
+    letter = chooser.explicit(before_next_problem(text)) or chooser.explicit(text)
     if letter is None and finish_reason != "length":
         letter = chooser.implied(text)
     if not letter:
@@ -73,14 +79,20 @@ _LEADS = re.compile(
     rf"""
     \b(?:{_KIND}\s+)*(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
         (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__)?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
+        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to)?\s*(?:therefore\s+|thus\s+)?
-        (?:choose|select|pick|go\s+with|opt\s+for|answer|chose|settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
+        (?:choose|select|pick|go\s+with|opt\s+for|answer|chose|settle\s+on
+           |conclude\s+(?:that\s+)?(?:it\s+is|it's))
         (?:\s+(?:with|for|that))?\s*:?
-    | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection|on\s+second\s+thought)\s*[,.:;—–-]*\s*
+    | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection
+           |on\s+second\s+thought)\s*[,.:;—–-]*\s*
         (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
-        (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean|the\s+\w+\s+{_IS})\s*:?
-    | \b(?:so|thus|therefore|hence)\s*,?\s+(?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
+        (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
+           |the\s+\w+\s+{_IS})\s*:?
+    | <answer>
+    | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option)\s+{_IS}\s*:?
+    | \b(?:so|thus|therefore|hence)\s*,?\s+
+        (?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -88,48 +100,72 @@ _TRAILS = re.compile(
     r"""
     \b(?P<letter>[A-Z])\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
     \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
-    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:(?:single|only)\s+)?
-    (?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
-    (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
+    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
+    (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
+         (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
+       |only\s+(?:option|choice|answer|one|correct)\b)
     """,
     re.VERBOSE,
 )
 _BAD_AHEAD = re.compile(
-    r"(?:\bnot\b|n't|\bnever\b|\bif\b|\bwhether\b|\bwhy\b|\bwould\s+have\s+been\b|\bunless\b|\bcould\b|"
-    r"\bmight\b|\bmay\b|\bcannot\b|\bsuppose\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*|\bwhich\b|\bneither\b)"
+    r"(?:\bnot\b|n't|\bnever\b|\bif\b|\bwhether\b|\bwhy\b|\bwould\s+have\s+been\b|\bunless\b|"
+    r"\bcould\b|"
+    r"\bmight\b|\bmay\b|\bcannot\b|\bsuppose\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*|"
+    r"\bwhich\b|\bneither\b)"
     r"\s*(?:\w+\s+){0,2}$",
     re.IGNORECASE,
 )
 _NEGATED = re.compile(
-    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|neither\b|unlikely|"
+    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|"
+    r"neither\b|unlikely|"
     r"incorrect|wrong|un\w*clear|uncertain|unknown|none\b|impossible|difficult|hard\b|beyond|"
     r"dependent|depend)",
     re.IGNORECASE,
 )
 _CUT = re.compile(
-    r"\s*(?:,?\s*\b(?:rather\s+than|and\s+not|not|instead\s+of|as\s+opposed\s+to|because|since|unlike|but|"
-    r"due\s+to|given|which|while|whereas|although|though|over|as\s+(?:it|this|the)|so\s+that|"
-    r"based\s+on|considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
+    r"\s*(?:,?\s*\b(?:rather\s+than|and\s+not|not|instead\s+of|as\s+opposed\s+to|because|since|"
+    r"unlike|but|due\s+to|given|while|whereas|although|though|over|as\s+(?:it|this|the)|so\s+that|"
+    r"which(?!\s+(?:is|are|points?|suggests?|indicates?|means?|leads?|fits|matches))|based\s+on|"
+    r"considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
     re.IGNORECASE | re.DOTALL,
 )
 _REFUSAL = re.compile(
-    r"\b(?:cannot|can't|can not|could not|couldn't|unable|not able|impossible|don't know|do not know|"
-    r"not sure|unsure|uncertain|unclear|insufficient|not enough|undetermined|none of the (?:above|"
+    r"\b(?:cannot|can't|can not|could not|couldn't|unable|not able|impossible|don't know|"
+    r"do not know|not sure|unsure|uncertain|unclear|insufficient|not enough|undetermined|"
+    r"none of the (?:above|"
     r"options|given|listed|choices)|no correct|consult|sorry)\b",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"unlikely|incorrect|wrong|not|less|rule[sd]? out|excluded?|n't|however|although|question|asks?|"
+    r"unlikely|incorrect|wrong|not|less|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,
 )
 _CONCLUSIVE = re.compile(
-    r"\b(?:so|thus|therefore|hence|correct|best|most|answer|choose|select|diagnosis is|conclusion|"
-    r"consistent with|indicat\w+|confirm\w*|final|suggests?|points? to|treatment of choice|"
-    r"first[- ]line|is the)\b",
+    r"\b(?:so|thus|therefore|hence|correct|best|most|answer|choose|select|conclusion|"
+    r"consistent with|"
+    r"indicat\w+|confirm\w*|final|suggests?|points? to|treatment of choice|first[- ]line|is the|"
+    r"must|"
+    r"it is|it's|this is|that is|that's|has to be|match(?:es)?|fits?|corresponds? to|should|"
+    r"needs?|requires?|classic\w*|"
+    r"typical\w*|characteristic|diagnos\w+|due to|caused by|explain(?:s|ed)?|leaves|leaving)\b",
     re.IGNORECASE,
 )
+_BARE_CONCLUSION = re.compile(
+    r"\W*(?i:so|thus|therefore|hence|it is|it's|that leaves|leaving|i say|which is|ergo|"
+    r"(?:it )?(?:has to|must|should|would|can only) be)\W+"
+    r"(?:(?i:it is|it's|option|choice)\W+)?([A-Z])\W*"
+)
+_SUBORDINATE = re.compile(
+    r"^\W*(?:since|given|because|although|though|while|as|based on|considering|in contrast|due to|"
+    r"for (?:this|the) [^,]*)\b[^,]*,\s*",
+    re.IGNORECASE,
+)
+_TEXT_AND_LETTER = re.compile(r"(.+?)\s*[(\[]([A-Z])[)\]]\W*")
+
+
+_ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
 
 
 class Chooser:
@@ -158,26 +194,66 @@ class Chooser:
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
         if not lines:
             return None
-        for line in (lines[-1], lines[0]):
-            letter = self._whole_line(line)
-            if letter is not None:
-                return letter
-        return self._leading_word(lines[0]) or self._concluding_sentence(lines[-1])
+        whole = [self._whole_line(line) for line in lines]
+        if len(lines) > 1 and re.match(r"\W*[Oo]ption\s+[A-Z]\W*:", lines[-1]):
+            whole[-1] = None  # it was about to discuss the options
+        copied = len(lines) > 1 and whole[-2] is not None and whole[-2] != whole[-1]
+        if whole[-1] and (not copied or re.fullmatch(r"\W*[A-Za-z]\W*", lines[-1])):
+            return whole[-1]
+        bold = re.search(r"(?:\*\*|__)\(?([A-Z])\)?\.?(?:\*\*|__)\W*$", lines[-1])
+        if bold and bold[1] in self.options:
+            return bold[1]
+        if whole[0] and not any(letter not in (None, whole[0]) for letter in whole):
+            return whole[0]
+        if copied:
+            return None  # the options, repeated
+        return (
+            self._leading_word(lines[0])
+            or self._concluding_sentence("\n".join(lines[-2:]))
+            or self._leading_mark(lines)
+            or self._only_mention(text)
+        )
+
+    def _only_mention(self, text: str) -> str | None:
+        """The option that a text asserts something of, if it names no other anywhere."""
+        if _REFUSAL.search(text) or _DISCUSSION.search(text):
+            return None
+        found: str | None = None
+        for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
+            letters = {m[1] or m[2] for m in _NAMED.finditer(sentence)} & set(self.options)
+            named = letters or {
+                letter for letter in [self._by_text(sentence)] if letter is not None
+            }
+            if not named:
+                continue
+            if named - {found} and found is not None:
+                return None
+            if len(named) > 1 or _HEDGE.search(sentence):
+                return None
+            found = named.pop()
+        return found or None
+
+    def _leading_mark(self, lines: list[str]) -> str | None:
+        """``B. It lowers the afterload``: a marked letter that opens one line and no other."""
+        mark = re.compile(r"\W*([A-Z])(?:[.):]|\s[-–—])\s")
+        marks = {m[1] for line in lines if (m := mark.match(line))}
+        first = mark.match(lines[0])
+        return first[1] if first and marks == {first[1]} and first[1] in self.options else None
 
     def _leading_word(self, line: str) -> str | None:
         """``No, there was no effect``: an option of one word that opens the response."""
         match = re.match(r"([A-Za-z]+)\s*[,.;:—–]", _plain(line))
         word = match[1].lower() if match else ""
-        return self._exact(word) if word in ("yes", "no", "maybe", "true", "false") else None
+        return self._exact(word) if word in _ANSWER_WORDS else None
 
     def _boxes(self, text: str) -> Iterator[Statement]:
-        for match in _BOX.finditer(text):
+        for match in list(_BOX.finditer(text))[-MAX_STATEMENTS:]:
             content = _group(text, match.end() - 1)
             if content.strip():
                 yield Statement(match.start(), self.resolve(content))
 
     def _leading(self, text: str) -> Iterator[Statement]:
-        for match in _LEADS.finditer(text):
+        for match in list(_LEADS.finditer(text))[-MAX_STATEMENTS:]:
             if _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
                 continue
             rest = text[match.end() : match.end() + 300].lstrip(" *_:\"'`")
@@ -215,7 +291,8 @@ class Chooser:
                 continue
             pattern = re.compile(
                 rf"\b{_flexible(folded)}\b\W{{0,6}}\s*(?:is|are|would\s+be|remains)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
-                r"(?:the\s+)?(?:single\s+)?(?:correct|best|right|most\s+(?:likely|appropriate|accurate))\s*"
+                r"(?:the\s+)?(?:single\s+)?(?:correct|best|right|most\s+(?:likely|appropriate|"
+                r"accurate))\s*"
                 r"(?:answer|option|choice|diagnosis|treatment|next\s+step|step|explanation|cause|management)",
                 re.IGNORECASE,
             )
@@ -280,7 +357,9 @@ class Chooser:
         for letter, text in self.texts.items():
             if not text:
                 continue
-            if len(text) <= 5 and text in ("yes", "no", "maybe", "true", "false"):
+            if len(text) < 2 or text in ("all", "none", "both", "neither", "other", "any"):
+                continue  # in a sentence these mean something else
+            if text in _ANSWER_WORDS:
                 if re.match(rf" {text}(?: |$)", folded):
                     spans.append((0, len(text), letter))
                 continue
@@ -302,6 +381,9 @@ class Chooser:
         whole = self._exact(plain)
         if whole:
             return whole
+        both = _TEXT_AND_LETTER.fullmatch(plain)
+        if both and self._exact(both[1]) == both[2]:
+            return both[2]
         match = _LETTER.match(plain)
         if match is None:
             return None
@@ -315,50 +397,73 @@ class Chooser:
             return letter.upper()
         return None
 
-    def _concluding_sentence(self, line: str) -> str | None:
-        sentences = [s for s in re.split(r"(?<=[.!?])\s+", line) if s.strip()]
-        last = sentences[-1] if sentences else ""
-        if (
-            _REFUSAL.search(line)
-            or _HEDGE.search(_CUT.sub("", last))
-            or not _CONCLUSIVE.search(last)
-        ):
-            return None
-        sentence = _CUT.sub("", last)
-        letters = {
-            m[1] or m[2]
-            for m in re.finditer(r"\(([A-Z])\)|\b(?:option|choice)\s+\(?([A-Z])\b", sentence)
-        } & set(self.options)
-        if len(letters) == 1:
-            return letters.pop()
-        if letters:
-            return None
-        return self._by_text(sentence) or None
+    def _concluding_sentence(self, text: str) -> str | None:
+        """The one option that the last sentence to name any names, if it does so conclusively."""
+        sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n+", text) if s.strip(" *_#->")]
+        for sentence in sentences[-1:-4:-1]:
+            if _REFUSAL.search(sentence):
+                return None
+            bare = _BARE_CONCLUSION.fullmatch(sentence)
+            if bare:
+                return bare[1] if bare[1] in self.options else None
+            kept = _CUT.sub("", _SUBORDINATE.sub("", sentence))
+            ending = self._ending(kept) or self._ending(sentence)
+            if ending:
+                return ending
+            letters = {m[1] or m[2] for m in _NAMED.finditer(kept)} & set(self.options)
+            named = letters or set(filter(None, [self._by_text(kept)]))
+            if len(named) == 1:
+                conclusive = _CONCLUSIVE.search(kept) and not _HEDGE.search(kept)
+                return named.pop() if conclusive else None
+            if letters or self._by_text(kept) == "" or len(sentence) > MAX_REMARK:
+                return None
+        return None
+
+    def _ending(self, sentence: str) -> str | None:
+        """The option whose text ends a sentence: "the most likely cause is <text>"."""
+        for letter, text in self.texts.items():
+            said = rf"(?:\b(?:is|are|be|was)|['’]s)\s+(?:an?\s+|the\s+)?{_flexible(text)}"
+            end = re.compile(rf"{said}(?:\W*$|\s*[,;])", re.IGNORECASE)
+            match = end.search(sentence) if len(text) > 1 else None
+            if match and not _HEDGE.search(sentence[: match.start()].rpartition(",")[2]):
+                return letter
+        return None
 
 
+_DISCUSSION = re.compile(
+    r"\b(?:(?:each|every|all)\s+(?:of\s+the\s+)?(?:options?|choices?)|let me|let's|let us|"
+    r"step by step)\b",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b")
 _ADVERBS = re.compile(
-    r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|really|"
+    r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|"
+    r"really|"
     r"in fact|still|then|simply|certainly)\b\W*)+(?=[(A-Za-z\d])",
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(
-    r"\W*not\s+[^.,;]{1,60}?\s*,?\s+but\s+(?:rather\s+)?(.+)$", re.IGNORECASE | re.DOTALL
+    r"\W*not\s+[^.,;]{1,60}?\s*[,;]?\s+(?:but|it's|it\s+is|rather)\s+(?:rather\s+)?(.+)$",
+    re.IGNORECASE | re.DOTALL,
 )
 _NONE_OF = re.compile(
     r"\W*(?:none|neither|no\s+(?:option|choice|answer))\b|\W*(?:can(?:not|'t)|unable)",
     re.IGNORECASE,
 )
 _LETTER = re.compile(
-    r"\W*?(?P<label>(?:option|choice|letter|answer)\s+(?:is\s+)?)?(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])"
+    r"\W*?(?P<label>(?:option|choice|letter|"
+    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])"
     r"(?P<close>\s*[)\]])?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9'’-])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
-    r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
+    r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|"
+    r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
 )
-_AFTER_LETTER = frozenset(
-    "because since as which for due given is and but that this in with based although while so".split()
+_AFTER_LETTER_TEXT = (
+    "because since as which for due given is and but that this in with based although while so"
 )
+_AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
 
 
 def _is_foreign(fragment: str) -> bool:

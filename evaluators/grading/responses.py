@@ -16,12 +16,18 @@ _THINK_START = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECA
 _SPECIAL_TOKEN = re.compile(
     r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end|assistant)\|>|</s>|<eos>"
 )
+_CLOSING = re.compile(
+    r"\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
+    r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}$",
+    re.IGNORECASE,
+)
 
 
 def answer_part(response: str) -> str:
     """The part of a response that addresses the reader: what follows the last ``</think>``.
 
-    A thought that never ends is no answer. Of a very long response its end is kept, and the last box.
+    A thought that never ends is no answer. Of a very long response its end is kept,
+    and the last box.
     """
     if len(response) > MAX_TAIL:
         end = len(response) - MAX_TAIL
@@ -35,7 +41,19 @@ def answer_part(response: str) -> str:
     if started:
         response = response[: started.start()]
     response = _SPECIAL_TOKEN.sub("\n", response.replace("\x00", ""))
-    return response.replace("\r\n", "\n").strip()
+    return _CLOSING.sub("", response.replace("\r\n", "\n").strip()).strip()
+
+
+_NEXT_PROBLEM = re.compile(
+    r"\n\W*(?:problem|question|q|human|user|exercise|instruction|example)\s*\d*\s*[:.]",
+    re.IGNORECASE,
+)
+
+
+def before_next_problem(response: str) -> str:
+    """What stands before a next problem, which models without a turn's end ask themselves."""
+    match = _NEXT_PROBLEM.search(response)
+    return response[: match.start()] if match else response
 
 
 def no_answer(finish_reason: str | None) -> Grade:

@@ -58,9 +58,11 @@ class Child:
             self._requests.flush()
         except OSError:
             return None
-        ready, _, _ = select.select(
-            [self._replies], [], [], self._timeout * WALL_SECONDS_PER_CPU_SECOND
-        )
+        wall = self._timeout * WALL_SECONDS_PER_CPU_SECOND
+        ready, _, _ = select.select([self._replies, sys.stdin], [], [], wall)
+        if ready == [sys.stdin]:  # the owner sends nothing before it has its reply: it is gone
+            self.bury()
+            sys.exit()
         reply = self._replies.readline() if ready else b""
         return reply if reply.endswith(b"\n") else None
 

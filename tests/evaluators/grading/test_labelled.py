@@ -1,0 +1,58 @@
+"""Both graders against responses that were labelled by hand.
+
+The rows lie in text files, because LaTeX in JSON is hard to proofread: a line
+``%%% label | gold`` (medical: ``%%% label | gold | A=text ; B=text``), and the response below it.
+A label is a verdict; behind it may stand the finish reason ``length``. The responses were written
+for these tests, and labelled by what a careful person would say.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+class Row(NamedTuple):
+    """One labelled record."""
+
+    label: str
+    record: dict[str, Any]
+
+
+def read_labelled(grader: str) -> list[Row]:
+    """The labelled rows for ``math`` or ``medical``."""
+    text = (HERE / f"{grader}_labelled.txt").read_text()
+    return [read_row(grader, block) for block in re.split("^%%% ", text, flags=re.MULTILINE)[1:]]
+
+
+def read_row(grader: str, block: str) -> Row:
+    head, _, response = block.partition("\n")
+    labels, gold, *options = head.split(" | ")
+    label, *finish_reason = labels.split()
+    record: dict[str, Any] = {"response": response.rstrip("\n"), "gold": gold}
+    if finish_reason:
+        record["finish_reason"] = finish_reason[0]
+    if grader == "medical":
+        record["options"] = dict(option.split("=", 1) for option in options[0].split(" ; "))
+    return Row(label, record)
+
+
+@pytest.mark.parametrize(("grader", "size", "share"), [("math", 300, 0.98), ("medical", 120, 0.97)])
+def test_agreement_with_the_labels(grader: str, size: int, share: float) -> None:
+    rows = read_labelled(grader)
+    grade = import_module(f"deft.evaluators.grading.{grader}").grade
+    found = []
+    for label, record in rows:
+        graded = grade(record)
+        if graded.verdict != label:
+            found.append(f"{label} → {graded.verdict}, {graded.extracted!r}: {record}")
+    assert len(rows) >= size
+    assert sum(label != "correct" for label, _ in rows) >= 0.37 * len(rows)
+    assert len(found) <= (1 - share) * len(rows), "\n".join(found)
+    assert [text for text in found if "→ correct" in text] == []
