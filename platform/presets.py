@@ -25,6 +25,12 @@ LLAMA_MEDICAL_COLUMNS = {
     "response": "extra_info.llama_reponse_no_thinking",
 }
 
+PAPER_BENCHMARKS = {
+    "math": ["minerva_math", "olympiadbench", "aime24", "amc23", "math500"],
+    "medical": ["medical"],
+    "figfont": ["figfont"],
+}
+
 PAPER_RUNS: tuple[tuple[str, str, float], ...] = (
     ("math", "qwen-2.5-math-1.5b", 5e-5),
     ("math", "qwen-2.5-math-7b", 5e-5),
@@ -65,7 +71,7 @@ def paper_preset(dataset: str, model: str, learning_rate: float) -> dict[str, An
             "gradient_checkpointing": True,
             "zero_stage": 3,
         },
-        **({"evaluation": {"benchmarks": ["figfont"]}} if dataset == "figfont" else {}),
+        "evaluation": {"protocol": "paper", "benchmarks": PAPER_BENCHMARKS[dataset]},
     }
 
 
