@@ -260,6 +260,7 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
                 training=training,
                 objective=str(spec.objective),
                 model_dir=prepared.model_dir,
+                examples_dir=prepared.examples_dir,
                 rows_dir=prepared.rows_dir,
                 validation_dir=prepared.validation_dir,
                 num_steps=num_steps,

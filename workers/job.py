@@ -22,6 +22,8 @@ class TrainJob:
     """The objective's canonical name."""
     model_dir: str
     """Directory of the prepared model and tokenizer."""
+    examples_dir: str
+    """Directory of the examples before they were tokenised."""
     rows_dir: str
     """Directory of the prepared training examples."""
     validation_dir: str

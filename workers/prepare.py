@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,6 +275,14 @@ def training_examples(prepared: Prepared) -> Iterator[Example]:
 
     examples = open_examples(Path(prepared.examples_dir) / EXAMPLES_FILE)
     return iterate_examples(examples.select(np.load(f"{prepared.rows_dir}_examples.npy")))
+
+
+def training_example_ids(examples_dir: str, rows_dir: str, indices: Sequence[int]) -> list[str]:
+    """What the examples behind some training rows are called: file and line, where they have one."""
+    import numpy as np
+
+    examples = open_examples(Path(examples_dir) / EXAMPLES_FILE)
+    return list(examples.select(np.load(f"{rows_dir}_examples.npy")[indices])["id"])
 
 
 def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:

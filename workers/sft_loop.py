@@ -21,6 +21,7 @@ from deft.workers.checkpoints import Resumption, save_checkpoint
 from deft.workers.engine import build_engine, load_model, resolve_dtype, take_step
 from deft.workers.head import ObjectiveModel
 from deft.workers.job import TrainJob
+from deft.workers.prepare import training_example_ids
 from deft.workers.reduction import loss_factor
 from deft.workers.spec import TrainingSpec
 from deft.workers.validation import validate
@@ -115,10 +116,11 @@ def train(job: TrainJob) -> None:
             skipped_in_a_row += 1
             report("skipped_step", step + 1, {"skipped_in_a_row": skipped_in_a_row})
             if skipped_in_a_row >= MAX_SKIPPED_STEPS[dtype]:
+                names = training_example_ids(job.examples_dir, job.rows_dir, indices)
                 raise FloatingPointError(
                     f"{problem} at step {step + 1}, and so in each of the {skipped_in_a_row} steps "
                     f"up to it; a lower learning rate may help. The examples of this step: "
-                    f"{describe_examples(rows, indices)}"
+                    f"{', '.join(sorted(names))}"
                 )
         targets = gather_targets(columns, batches, tokenizer.eos_token_id)
         seconds = time.perf_counter() - started
@@ -206,12 +208,6 @@ def find_problem(engine: deepspeed.DeepSpeedEngine, grad_norm: float) -> str | N
     torch.distributed.all_gather_object(problems, head.problem)
     head.problem = None
     return next(filter(None, problems), f"the gradient norm is {grad_norm}")
-
-
-def describe_examples(rows: datasets.Dataset, indices: Sequence[int]) -> str:
-    """Which examples a step was made of, for a person who looks for the bad one."""
-    names = rows.select(indices)["id"] if "id" in rows.column_names else indices
-    return ", ".join(map(str, sorted(names)))
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

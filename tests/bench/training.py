@@ -140,6 +140,7 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
         ),
         objective="DEFT",
         model_dir=prepared.model_dir,
+        examples_dir=prepared.examples_dir,
         rows_dir=prepared.rows_dir,
         validation_dir=prepared.validation_dir,
         num_steps=options.steps,

@@ -79,6 +79,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
         training=SPEC,
         objective="DEFT",
         model_dir=prepared.model_dir,
+        examples_dir=prepared.examples_dir,
         rows_dir=prepared.rows_dir,
         validation_dir=prepared.validation_dir,
         num_steps=STEPS,

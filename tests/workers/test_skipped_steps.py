@@ -45,6 +45,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
         training=SPEC,
         objective="DEFT",
         model_dir=prepared.model_dir,
+        examples_dir=prepared.examples_dir,
         rows_dir=prepared.rows_dir,
         validation_dir=prepared.validation_dir,
         num_steps=STEPS,
@@ -136,4 +137,4 @@ def test_steps_without_finite_gradient(ray_cluster: None, job: TrainJob, tmp_pat
     assert in_gradient["error"].startswith("the gradient norm is ")
     for found in (in_loss, in_gradient):
         assert "at step 4, and so in each of the 3 steps up to it" in found["error"]
-        assert "The examples of this step: " in found["error"]
+        assert "The examples of this step: figfont/" in found["error"]
