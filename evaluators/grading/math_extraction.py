@@ -422,11 +422,12 @@ def _concluded_value(sentence: str) -> str | None:
         or sentence.rstrip(" *").endswith("?")
     ):
         return None
+    sentence = " ".join(sentence.split())
     where = _WHERE.search(sentence)
     # "5, attained at x = 2" says 5; "when he drops three, 7 − 3 = 4" says 4.
     if where and not re.search(r"[\d)]\s*=", where.group()):
-        main = re.sub(r",?\s*\b(?:so|and|then)$", "", sentence[: where.start()])
-        sentence = main if re.search(r"\d|\\[a-z]", main) else sentence
+        before = re.sub(r",?\s*\b(?:so|and|then)$", "", sentence[: where.start()])
+        sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
     formulas = [f for f in _MATH.finditer(sentence) if not _NAME.fullmatch(_content(f))]
     named = _number_behind(sentence, formulas[-1].end()) if formulas else None
     if named is not None:
