@@ -252,6 +252,7 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
         if _WAVERING.search(sentence[: inner.start()]):
             return None
         return _formulas(sentence[inner.start() :])
+    bare = re.split(r",?\s*\b(?:not|rather than|instead of)\b", bare)[0] or bare
     if _WAVERING.search(bare) or _REFUSAL.search(bare):
         return None
     numbers = list(_NUMBER.finditer(bare))
@@ -323,11 +324,12 @@ def _formulas(text: str) -> str:
 _PLANNING = re.compile(
     r"^\W*(?:problem|question|find|compute|evaluate|calculate|determine|solve|simplify|prove|"
     r"show)\b|"
-    r"^(?:let|now,? (?:let|we need)|next|first|suppose|assume|consider|step|recall|note that|"
+    r"^(?:the (?:question|problem) is|let|now,? (?:let|we need)|next|first|suppose|assume|"
+    r"consider|step|recall|note that|"
     r"remember|"
     r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
     r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|"
-    r"the (?:question|problem) (?:is|asks|says))\b",
+    r"the (?:question|problem) (?:asks|says))\b",
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
@@ -405,6 +407,13 @@ def _is_bare_value(line: str) -> bool:
     return re.search(r"[\d\\π∞]", line) is not None and not re.match(r"\(?\d+[.)]\s*$", line)
 
 
+_WHERE = re.compile(
+    r"\s*[,(]?\s*\b(?:attained|achieved|reached|occurs|occurring|when|where|at which|"
+    r"for which)\b.*$",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
 def _concluded_value(sentence: str) -> str | None:
     """What a closing sentence says: behind its last "=", its last formula, or its number."""
     if (
@@ -413,6 +422,12 @@ def _concluded_value(sentence: str) -> str | None:
         or sentence.rstrip(" *").endswith("?")
     ):
         return None
+    sentence = " ".join(sentence.split())
+    where = _WHERE.search(sentence)
+    # "5, attained at x = 2" says 5; "when he drops three, 7 − 3 = 4" says 4.
+    if where and not re.search(r"[\d)]\s*=", where.group()):
+        before = re.sub(r",?\s*\b(?:so|and|then)$", "", sentence[: where.start()])
+        sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
     formulas = [f for f in _MATH.finditer(sentence) if not _NAME.fullmatch(_content(f))]
     named = _number_behind(sentence, formulas[-1].end()) if formulas else None
     if named is not None:
