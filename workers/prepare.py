@@ -278,7 +278,7 @@ def training_examples(prepared: Prepared) -> Iterator[Example]:
 
 
 def training_example_ids(examples_dir: str, rows_dir: str, indices: Sequence[int]) -> list[str]:
-    """What the examples behind some training rows are called: file and line, where they have one."""
+    """Names of the examples behind some training rows: file and line, where they have them."""
     import numpy as np
 
     examples = open_examples(Path(examples_dir) / EXAMPLES_FILE)
