@@ -320,7 +320,11 @@ def test_batch_invariant_engine_does_not_even_depend_on_rounding(
     with EvaluatorPool(spec, use_gpu=False, max_engines=1) as pool:
         for file in (items, backwards):
             one = job(
-                file, model_paths["undecided"], tmp_path / file.stem, max_tokens=64, samples=2
+                file,
+                model_paths["undecided"],
+                tmp_path / f"{file.stem} out",
+                max_tokens=64,
+                samples=2,
             )
             ((_, rows),) = run(pool, one)
             keys = zip(rows["id"], rows["sample"], strict=True)
