@@ -70,7 +70,18 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
         add_adapters(model, spec.lora)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if spec.compile:
+        compile_layers(model)
     return model
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile every decoder layer for any length; they share one compilation."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
 
 
 def deepspeed_config(

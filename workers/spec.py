@@ -247,6 +247,9 @@ class TrainingSpec(BaseModel):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more
     computation."""
+    compile: bool = False
+    """Compile the model's layers with torch.compile: pays off after the first minute or so, on a
+    CPU most of all, where it fuses what is bound by memory."""
     lora: LoraSpec | None = None
     """Train low-rank adapters instead of all parameters; they are merged on export."""
     reduction: Literal["global_tokens", "micro_batch", "micro_batch_sum"] = "global_tokens"

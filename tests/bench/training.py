@@ -29,11 +29,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-OURS, ORIGINAL = "this trainer, DEFT", "the original's way, DEFT"
+OURS, EAGER = "this trainer, DEFT, compiled", "this trainer, DEFT"
+ORIGINAL = "the original's way, DEFT"
 TRL = {
     "TRL, padded, grouped by length": {"train_sampling_strategy": "group_by_length"},
     "TRL, packed": {"packing": True},
     "TRL, padding-free": {"padding_free": True},
+    "TRL, padded, compiled": {"torch_compile": True},
 }
 LEARNING_RATE = 1e-4
 
@@ -137,6 +139,7 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
             max_length=options.max_length,
             learning_rate=LEARNING_RATE,
             dtype=options.dtype,
+            compile=options.variant == OURS,
         ),
         objective="DEFT",
         model_dir=prepared.model_dir,
@@ -344,7 +347,7 @@ def run_variant(options: argparse.Namespace) -> None:
     from deft.workers.prepare import Prepared
 
     prepared = Prepared(**json.loads(options.prepared))
-    run = {OURS: run_ours, ORIGINAL: run_original}.get(options.variant, run_trl)
+    run = {OURS: run_ours, EAGER: run_ours, ORIGINAL: run_original}.get(options.variant, run_trl)
     Path(options.out).write_text(json.dumps(run(prepared, options)))
 
 
@@ -393,7 +396,7 @@ def main() -> None:
         run_variant(options)
         return
     options.cache = str(Path(options.cache).resolve())
-    variants = [OURS, *TRL, ORIGINAL]
+    variants = [OURS, EAGER, *TRL, ORIGINAL]
     if options.variants:
         variants = [name for name in variants if name in options.variants.split(";")]
     with tempfile.TemporaryDirectory() as directory:

@@ -197,6 +197,8 @@ CUTS = (
     {"zero_stage": 2, "offload_optimizer": True},
     {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
     {"zero_stage": 2, "micro_batch_size": 4, "gradient_checkpointing": True},
+    {"zero_stage": 2, "compile": True},
+    {"zero_stage": 3, "compile": True, "gradient_checkpointing": True},
 )
 
 
