@@ -63,6 +63,7 @@ def packed_keywords(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor) -> di
     }
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_sdpa(
     module: nn.Module,
     query: torch.Tensor,
@@ -79,6 +80,8 @@ def packed_sdpa(
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each example; an attention function as transformers calls it.
+
+    It is not compiled: every new number of examples would be compiled anew.
 
     Args:
         module: the attention layer.
