@@ -7,9 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from deft.workers.job import TrainJob
+    from deft.workers.spec import TrainingSpec
 
 # The same code must pass or fail the same way every time; CI is no place to search for examples.
 settings.register_profile("reproducible", derandomize=True)
@@ -32,6 +37,37 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def make_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainJob]:
+    """Training jobs of the tiny model on 57 figfont examples: (training, **fields) → job."""
+    from deft.workers.job import TrainJob
+    from deft.workers.prepare import prepare
+    from deft.workers.spec import DatasetSpec, ModelSpec
+
+    prepared = prepare(
+        DatasetSpec(name="figfont", size=60),
+        ModelSpec(name="tiny"),
+        max_length=256,
+        seed=0,
+        cache=tmp_path_factory.mktemp("cache"),
+    )
+
+    def make(training: TrainingSpec, *, objective: str, num_steps: int) -> TrainJob:
+        return TrainJob(
+            training=training,
+            objective=objective,
+            model_dir=prepared.model_dir,
+            examples_dir=prepared.examples_dir,
+            rows_dir=prepared.rows_dir,
+            validation_dir=prepared.validation_dir,
+            num_steps=num_steps,
+            seed=0,
+            events=None,
+        )
+
+    return make
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from ray.train import WorkerGroupError
 from deft.platform import training
 from deft.platform.training import chosen_checkpoint, fetch_model, fit
 from deft.workers.job import TrainJob
-from deft.workers.prepare import prepare
-from deft.workers.spec import DatasetSpec, ModelSpec, TrainingSpec
+from deft.workers.spec import TrainingSpec
 
 STEPS, CHECKPOINT_EVERY, DEATH = 10, 3, 5
 SPEC = TrainingSpec(
@@ -67,25 +67,8 @@ def wait_for_checkpoint(run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    prepared = prepare(
-        DatasetSpec(name="figfont", size=60),
-        ModelSpec(name="tiny"),
-        max_length=SPEC.max_length,
-        seed=0,
-        cache=tmp_path_factory.mktemp("cache"),
-    )
-    return TrainJob(
-        training=SPEC,
-        objective="DEFT",
-        model_dir=prepared.model_dir,
-        examples_dir=prepared.examples_dir,
-        rows_dir=prepared.rows_dir,
-        validation_dir=prepared.validation_dir,
-        num_steps=STEPS,
-        seed=0,
-        events=None,
-    )
+def job(make_job: Callable[..., TrainJob]) -> TrainJob:
+    return make_job(SPEC, objective="DEFT", num_steps=STEPS)
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from deft.workers.job import TrainJob
-from deft.workers.prepare import prepare
-from deft.workers.spec import DatasetSpec, ModelSpec, TrainingSpec
+from deft.workers.spec import TrainingSpec
 
 STEPS, POISONED = 5, 3
 SPEC = TrainingSpec(
@@ -33,25 +33,8 @@ PRECISIONS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    prepared = prepare(
-        DatasetSpec(name="figfont", size=60),
-        ModelSpec(name="tiny"),
-        max_length=SPEC.max_length,
-        seed=0,
-        cache=tmp_path_factory.mktemp("cache"),
-    )
-    return TrainJob(
-        training=SPEC,
-        objective="DEFT",
-        model_dir=prepared.model_dir,
-        examples_dir=prepared.examples_dir,
-        rows_dir=prepared.rows_dir,
-        validation_dir=prepared.validation_dir,
-        num_steps=STEPS,
-        seed=0,
-        events=None,
-    )
+def job(make_job: Callable[..., TrainJob]) -> TrainJob:
+    return make_job(SPEC, objective="DEFT", num_steps=STEPS)
 
 
 def poisoned_runs(config: dict[str, Any]) -> None:

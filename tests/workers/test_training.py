@@ -16,8 +16,7 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 from deft.objectives import CATALOG, get_objective
 from deft.workers.batches import step_indices
 from deft.workers.job import TrainJob
-from deft.workers.prepare import prepare
-from deft.workers.spec import DatasetSpec, LoraSpec, ModelSpec, TrainingSpec
+from deft.workers.spec import LoraSpec, TrainingSpec
 
 STEPS = 20
 SPEC = TrainingSpec(
@@ -31,25 +30,8 @@ SPEC = TrainingSpec(
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    prepared = prepare(
-        DatasetSpec(name="figfont", size=60),
-        ModelSpec(name="tiny"),
-        max_length=SPEC.max_length,
-        seed=0,
-        cache=tmp_path_factory.mktemp("cache"),
-    )
-    return TrainJob(
-        training=SPEC,
-        objective="original",
-        model_dir=prepared.model_dir,
-        examples_dir=prepared.examples_dir,
-        rows_dir=prepared.rows_dir,
-        validation_dir=prepared.validation_dir,
-        num_steps=STEPS,
-        seed=0,
-        events=None,
-    )
+def job(make_job: Callable[..., TrainJob]) -> TrainJob:
+    return make_job(SPEC, objective="original", num_steps=STEPS)
 
 
 def with_training(job: TrainJob, **changes: Any) -> TrainJob:
