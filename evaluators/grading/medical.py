@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deft.evaluators.grading.medical_prose import concluded
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
@@ -46,7 +47,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     text = final_section(answer_part(record["response"]))
     letter = chooser.explicit(before_next_problem(text)) or chooser.explicit(text)
     if letter is None and finish_reason != "length":
-        letter = chooser.implied(text)
+        letter = chooser.implied(text) or concluded(text, options)
     if not letter:
         return no_answer(finish_reason)
     correct = letter == record["gold"].strip().upper()

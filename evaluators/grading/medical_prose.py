@@ -1,0 +1,570 @@
+"""The option that a response concludes with in free prose, without naming its letter.
+
+Every place that speaks of an option is found by the option's distinctive words, and weighed by how
+the sentence around it speaks: as a conclusion, as a plain statement, as one possibility among
+others, or as something turned down. One option has to stand out; whatever is less clear than that
+is no answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+
+from rapidfuzz.distance import Levenshtein
+
+MIN_COVERAGE = 0.75
+"""Share of an option's weight that must be said, between 0 and 1; for options of up to 4 words."""
+MIN_COVERAGE_LONG = 0.67
+"""The same for longer options, which are hardly ever repeated in full."""
+MAX_SENTENCES = 200
+"""Sentences from the end of a response that are looked at."""
+MIN_INEXACT = 8
+"""Letters of a word in which one letter may differ, beside another word that fits exactly."""
+
+
+class Standing(IntEnum):
+    """How a sentence speaks of an option, from turned down to concluded."""
+
+    rejected = 0
+    aside = 1
+    stated = 2
+    suggested = 3
+    concluded = 4
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One place that speaks of an option."""
+
+    sentence: int
+    letter: str
+    standing: Standing
+    exception: bool = False
+    """Whether it is said not to belong where the others do."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word, normalised, with its place in the sentence (characters)."""
+
+    word: str
+    start: int
+    end: int
+
+
+def concluded(text: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the one option (letter to text) that the prose of ``text`` settles on."""
+    sentences = _sentences(text)
+    if not sentences:
+        return None
+    matcher = _Matcher(options, text)
+    mentions = [
+        mention
+        for index, sentence in enumerate(sentences)
+        for mention in _mentions(index, sentence, matcher)
+    ]
+    elsewhere = [
+        index
+        for index, sentence in enumerate(sentences)
+        if _NAMES_ANSWER.search(sentence)
+        and not any(m.sentence == index and m.standing >= Standing.stated for m in mentions)
+    ]
+    if _REFUSAL.search(sentences[-1]) or any(map(_DECLINED.search, sentences)):
+        return None
+    strong = [m for m in mentions if m.standing == Standing.concluded]
+    if strong:
+        return _settled(strong, mentions, elsewhere)
+    excepted = _exception(mentions)
+    if excepted:
+        return excepted
+    if elsewhere:
+        return None  # the answer it names is none of the options
+    suggested = [m for m in mentions if m.standing == Standing.suggested]
+    if suggested:
+        return _settled(suggested, mentions, elsewhere)
+    return _only_subject(mentions, len(sentences))
+
+
+def _settled(
+    strong: Sequence[Mention], mentions: Sequence[Mention], elsewhere: Sequence[int]
+) -> str | None:
+    last = strong[-1]
+    letters = {m.letter for m in strong}
+    at_last = {m.letter for m in strong if m.sentence == last.sentence}
+    if len(at_last) > 1:
+        return None
+    if len(letters) > 1:
+        return None
+    later = [m for m in mentions if m.sentence > last.sentence]
+    if any(m.letter == last.letter and m.standing == Standing.rejected for m in later):
+        return None
+    if any(index > last.sentence for index in elsewhere):
+        return None
+    return last.letter
+
+
+def _exception(mentions: Sequence[Mention]) -> str | None:
+    """The option that is said not to belong, where all the others are said to, or are left out."""
+    odd = {m.letter for m in mentions if m.exception}
+    if len(odd) != 1:
+        return None
+    letter = odd.pop()
+    others = [m for m in mentions if m.letter != letter and m.standing != Standing.rejected]
+    if any(m.letter == letter and m.standing >= Standing.stated for m in mentions):
+        return None
+    if any(m.letter != letter and m.standing == Standing.rejected for m in mentions):
+        return None
+    return letter if len({m.letter for m in others}) != 1 else None
+
+
+def _only_subject(mentions: Sequence[Mention], sentences: int) -> str | None:
+    stated = [m for m in mentions if m.standing == Standing.stated]
+    letters = {m.letter for m in stated}
+    if len(letters) != 1 or any(m.letter != stated[0].letter for m in mentions):
+        return None
+    ends = any(m.sentence in (0, sentences - 1) for m in stated)
+    return stated[0].letter if ends and len(mentions) >= min(2, sentences) else None
+
+
+_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|vs|etc|approx|cf|dr|no|fig|[A-Z])\.$", re.IGNORECASE)
+_MARKUP = re.compile(r"\*\*|__|[`\"“”$]|^#+\s*", re.MULTILINE)
+_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences in order; an item of a list keeps its mark."""
+    found: list[str] = []
+    for line in _MARKUP.sub("", text).split("\n"):
+        start = 0
+        for end in re.finditer(r"[.!?](?=\s+[A-Z(])", line):
+            said = line[start : end.end()]
+            if _ABBREVIATION.search(said) or re.fullmatch(r"\s*\d+\.", said):
+                continue
+            found.append(said.strip())
+            start = end.end()
+        found.append(line[start:].strip())
+    return [sentence for sentence in found if re.search(r"\w", sentence)][-MAX_SENTENCES:]
+
+
+_REFUSAL = re.compile(
+    r"\b(?:cannot|can't|unable to|not possible to|impossible to|could not|difficult to)\s+(?:\w+\s+)?"
+    r"(?:determine|say|tell|answer|choose|decide|calculate|provide|identify|conclude|make|give)",
+    re.IGNORECASE,
+)
+_DECLINED = re.compile(
+    r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't|unable|not able|not sure|do not know|don't know"
+    r"|could not|would need)\b|\b(?:not enough|insufficient) information\b",
+    re.IGNORECASE,
+)
+_NAMES_ANSWER = re.compile(
+    r"\b(?:(?:most|more)\s+(?:likely|probable|appropriate|suitable|fitting|common)|best|correct|"
+    r"probable|likely|preferred|main|primary|underlying)\s+(?:\w+\s+){0,3}?"
+    r"(?:diagnosis|cause|explanation|answer|step|treatment|drug|organism|agent|test|finding|choice|"
+    r"option|condition|mechanism|site|management|medication|factor|contributor|reason|culprit)\b"
+    r"[^.]*?\b(?:is|are|would be|remains|appears to be|seems to be)\b"
+    r"|\bdiagnosis\s+(?:is|of)\b",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(
+    r"[;:,()—–]|\s-\s|\b(?:but|while|whereas|although|even though|though|however|because|since|"
+    r"despite|unlike|which|so that|and\s+(?:is|are|does|do|it|this|not|has|can|would|should)"
+    r")\b",
+    re.IGNORECASE,
+)
+_CONCEDING = re.compile(
+    r"\b(?:while|whereas|although|even though|though|despite|unlike|in contrast to|compared (?:to|with)|"
+    r"other than|apart from|besides|if|unless)\b",
+    re.IGNORECASE,
+)
+_TURNED_DOWN = re.compile(
+    r"\b(?:rather than|instead of|as opposed to|unlike|not(?!\s+only)|never|neither|nor|than|"
+    r"rul(?:e|es|ed|ing) out|exclud\w+|against|without|no|less likely|unlikely|other than|"
+    r"except|absence of|lack of|in contrast to|compared (?:to|with)|contraindicated|inappropriate|"
+    r"incorrect|avoid\w*|(?:distinguish|differentiat)\w*|cannot|mimic\w*|least|negative for|"
+    r"replac\w+|before|after|exclusion of)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_TURNED_DOWN_BEHIND = re.compile(
+    r"\b(?:not(?!\s+only)|never|less|unlikely|least|ruled out|exclud\w+|contraindicated|inappropriate|"
+    r"incorrect|cannot|avoided|wrong|fails?|lacks?|would (?:show|have|present|cause|lead|produce|be "
+    r"expected|typically|usually|require))\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_OPEN = re.compile(
+    r"\b(?:could|may|might|possib\w+|perhaps|consider\w*|such as|includ\w+|like|e\.g|for example|"
+    r"sometimes|or|either|if|whether|risk factors?|differential|question|suspected|suspicion|can "
+    r"also|also|some|option|potential\w*|history of|known|either|occasionally|in addition|"
+    r"initially|first sight)\b|\?",
+    re.IGNORECASE,
+)
+_COMPLEMENT = re.compile(
+    r"\b(?:is|are|be|was|being|remains|becomes|called|termed|named|known as|referred to as|described as|"
+    r"as)\s+(?:(?:an?|the|most|likely|probably|typically|indeed|therefore|thus|a case of|to|"
+    r"classified|considered|clearly|generally|usually|often|called|termed|known as|due to|caused by|"
+    r"give|start|perform|obtain|begin|order|administer|initiate|her|his|their|high[- ]dose|of)\s+)*$",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    r"\b(?:most\s+(?:likely|probable|probably|appropriate|suitable|consistent|fitting|closely|effective|"
+    r"accurate|plausible|common\w*)|best|more likely|diagnosis|diagnosed|next step|of choice|preferred|"
+    r"therefore|thus|hence|consequently|in conclusion|in summary|to summarize|ultimately|overall|answer|"
+    r"(?:is|are|be|commonly) (?:called|termed|known as|referred to as)|responsible for|conclude\w*|"
+    r"(?:should|must|would) be|should (?:receive|undergo|start|get|have)|recommend\w*|"
+    r"is indicated|first[- ]line|choice|term (?:used|for)|final|leads? to the conclusion|"
+    r"greatest|highest|key (?:player|enzyme|factor)|likely|makes?)\b",
+    re.IGNORECASE,
+)
+_CUE = re.compile(
+    r"\b(?:suggest\w*|consistent with|indicat\w+|point\w* (?:strongly )?(?:to|towards?)|"
+    r"characteri[sz]\w+|due to|caused by|attribut\w+|result\w* (?:from|of)|associated with|typical\w*|"
+    r"align\w*|fits?|match\w*|support\w*|correspond\w*|explain\w*|classic\w*|confirm\w*|strongly|"
+    r"diagnostic|reflects?|suitable|helps?|effective|required|needed|used to|treated with|"
+    r"is the|are the|ideal|appropriate)\b",
+    re.IGNORECASE,
+)
+_ODD_ONE = re.compile(
+    r"\b(?:least likely|exception|except|odd one out|(?:is|are|would|does|do|has|have|can|should|was|were)"
+    r"\s*n[o'’]t\s+(?:be\s+|have\s+|directly\s+|specifically\s+|typically\s+|usually\s+|generally\s+|"
+    r"considered\s+|expected\s+|an?\s+|part\s+|one\s+|appear\s+to\s+(?:specifically\s+)?)*"
+    r"(?:associat\w+|cause\w*|align\w*|contribut\w+|includ\w+|feature|characteristic|known|among|of|"
+    r"risk|indicat\w+|effective|used|recommended|belong|form|increase\w*|elevate\w*|seen|given|"
+    r"occur|true|typical\w*|component|expected|needed|necessary|contraindicat\w+|related|involved|"
+    r"supply|done|constitute|require\w*)|cannot be used)\b",
+    re.IGNORECASE,
+)
+
+
+def _mentions(index: int, sentence: str, matcher: _Matcher) -> Iterator[Mention]:
+    found = [
+        (letter, start, end, *_standing(sentence, start, end))
+        for letter, start, end in matcher.spans(sentence)
+    ]
+    for level in (Standing.concluded, Standing.suggested):
+        letters = {letter for letter, _, _, standing, _ in found if standing == level}
+        if len(letters) > 1:  # two at once: neither is chosen
+            found = [(c, s, e, min(x, Standing.aside), o) for c, s, e, x, o in found]
+    for letter, _, _, standing, odd in found:
+        yield Mention(index, letter, standing, odd)
+
+
+def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
+    """How the sentence speaks of what stands at ``start`` to ``end``; whether as the odd one out."""
+    marks = list(_CLAUSE.finditer(sentence))
+    opening = max((m.end() for m in marks if m.end() <= start), default=0)
+    closing = min((m.start() for m in marks if m.start() >= end), default=len(sentence))
+    before, behind = sentence[opening:start], sentence[end:closing]
+    opener = [m for m in marks if m.end() == opening]
+    lead = (opener[0].group() if opener else "") + before
+    rest = sentence[end:]
+    complement = _COMPLEMENT.search(sentence[:start])
+    denied = re.search(r"(?:\bnot|n['’]t)\s+(?:\w+\s+){0,2}$", sentence[:start], re.IGNORECASE)
+    if _CONCEDING.search(lead):
+        return Standing.aside, False
+    if denied:
+        return Standing.rejected, bool(_ODD_ONE.search(before))
+    unsure = re.search(r"\b(?:whether|if|unclear|not clear|doubt\w*)\b", before, re.IGNORECASE)
+    if unsure:
+        return Standing.aside, False
+    if not complement and (_TURNED_DOWN.search(before) or re.search(r"\bnot an?\b", before)):
+        return Standing.rejected, bool(re.search(r"\bleast\b|\bexcept", before, re.IGNORECASE))
+    if _TURNED_DOWN_BEHIND.search(behind):
+        odd = bool(_ODD_ONE.search(behind)) and not _ABOUT_PATIENT.search(rest)
+        return Standing.rejected, odd
+    if _ITEM.match(sentence) and start < 60:
+        return Standing.aside, False
+    clause = f"{before} {behind}"
+    if _OPEN.search(clause) and not (complement and not _OPEN.search(before[-60:])):
+        return Standing.aside, False
+    if _CONCLUSION.search(clause) or (complement and _CONCLUSION.search(sentence[:start])):
+        return Standing.concluded, False
+    if re.match(r"\W*(?:therefore|thus|hence|in summary|overall|so)\b", sentence, re.IGNORECASE):
+        return Standing.concluded, False
+    if _CUE.search(clause) or complement:
+        return Standing.suggested, False
+    return Standing.stated, False
+
+
+_ABOUT_PATIENT = re.compile(
+    r"\b(?:th(?:is|e|ese) (?:patient|case|presentation|findings|symptoms|picture)|here|explain)\b",
+    re.IGNORECASE,
+)
+
+_STOP = frozenset(
+    "a an the of in to and with for on by at from or this that is are be as its it their his her all "
+    "none above both any these those due using into than only".split()
+)
+_FILLER = frozenset(
+    "infection disease syndrome disorder therapy treatment administration test level serum injury "
+    "condition use start perform obtain order begin administer give refer commence measurement "
+    "examination evaluation initiate supplementation infusion exposure ingestion overdose patient "
+    "acute chronic primary severe mild form simple mode phenomenon phase "
+    "position immediate immediately routine".split()
+)
+_OPPOSITES = (
+    "increase/decrease left/right upper/lower anterior/posterior medial/lateral superior/inferior "
+    "proximal/distal acute/chronic primary/secondary systolic/diastolic afferent/efferent "
+    "sensory/motor internal/external ascending/descending unilateral/bilateral positive/negative "
+    "early/late central/peripheral before/after continue/discontinue maternal/paternal male/female "
+    "direct/indirect active/passive competitive/noncompetitive reversible/irreversible "
+    "dominant/recessive congenital/acquired benign/malignant sympathetic/parasympathetic "
+    "series/parallel ventral/dorsal autosomal/linked presence/absence normal/abnormal inhibit/activate "
+    "agonist/antagonist obstructive/restrictive open/closed dry/wet hot/cold arterial/venous "
+    "metabolic/respiratory acidosis/alkalosis oral/intravenous"
+)
+_DIRECTIONS = {
+    **dict.fromkeys("elevate raise rise high higher increase enhance greater".split(), "increase"),
+    **dict.fromkeys("reduce low lower diminish fall decline decrease less".split(), "decrease"),
+}
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve".split()
+    )
+} | {"i": "1", "ii": "2", "iii": "3", "iv": "4"}
+_GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kappa", "μ": "mu"}
+_WORD = re.compile(r"\d+(?:[.,:/]\d+)*%?|[^\W\d_]+\d*|[<>≤≥]")
+
+
+def _stem(word: str) -> str:
+    """A word without inflection and spelling variants; not a dictionary form."""
+    for greek, name in _GREEK.items():
+        word = word.replace(greek, name)
+    plain = unicodedata.normalize("NFKD", word.lower()).encode("ascii", "ignore").decode()
+    plain = plain.replace("ae", "e").replace("oe", "e").replace("our", "or")
+    if plain in _NUMBERS:
+        return _NUMBERS[plain]
+    if plain in _DIRECTIONS:
+        return _DIRECTIONS[plain]
+    if len(plain) > 4 and plain.isalpha():
+        plain = re.sub(r"ies$", "y", plain)
+        plain = re.sub(r"(?<=[sxzh])es$|(?<![siu])s$", "", plain)
+        plain = re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", plain)
+    return {_bare(k): v for k, v in ()}.get(plain, _CANONICAL.get(plain, plain))
+
+
+def _bare(word: str) -> str:
+    return re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", word)
+
+
+_CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}
+
+
+def _tokens(text: str) -> list[Token]:
+    text = re.sub(r"[-‐‑](?=\w)", " ", text)
+    text = re.sub(r"\b(anti|non|pre|post|hyper|hypo|sub) (?=[a-z])", r"\1", text) if False else text
+    return [Token(_stem(m.group()), m.start(), m.end()) for m in _WORD.finditer(text)]
+
+
+_OPPOSITE: dict[str, str] = {}
+for _pair in _OPPOSITES.split():
+    _one, _other = (_stem(side) if side not in ("increase", "decrease") else side for side in _pair.split("/"))
+    _OPPOSITE |= {_one: _other, _other: _one}
+_DIRECTED = frozenset(("increase", "decrease"))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One way of writing an option: its words with their weights."""
+
+    letter: str
+    words: tuple[str, ...]
+    weights: dict[str, float]
+    exact: bool
+    """Whether the words must follow each other as they are: numbers, negations, single letters."""
+    unique: frozenset[str]
+    """Words that no other option has."""
+    span: int
+    """Words of text within which the option must be said."""
+
+
+class _Matcher:
+    """Finds the options in a sentence."""
+
+    def __init__(self, options: Mapping[str, str], text: str) -> None:
+        aliases = dict(_aliases([text, *options.values()]))
+        worded = {
+            letter: [
+                [w for w in form if w not in _STOP]
+                for form in _variants(option, aliases)
+            ]
+            for letter, option in options.items()
+        }
+        self.forms: list[_Form] = []
+        bags = {letter: {w for form in forms for w in form} for letter, forms in worded.items()}
+        for letter, forms in worded.items():
+            others = [bag for other, bag in bags.items() if other != letter]
+            for form in forms:
+                made = _form(letter, form, others)
+                if made:
+                    self.forms.append(made)
+
+    def spans(self, sentence: str) -> list[tuple[str, int, int]]:
+        """Letter, first and last character of every place that says an option."""
+        tokens = [t for t in _tokens(sentence) if t.word not in _STOP]
+        found = [
+            (letter, a, b, weight)
+            for form in self.forms
+            for letter, a, b, weight in _found(form, tokens)
+        ]
+        # Of two options in one place the one of which more is said is meant.
+        kept = [
+            (letter, a, b)
+            for letter, a, b, weight in found
+            if not any(
+                other != letter and c <= b and a <= d and more > weight + 0.05
+                for other, c, d, more in found
+            )
+        ]
+        unique = sorted(set(kept), key=lambda span: (span[1], -span[2]))
+        result: list[tuple[str, int, int]] = []
+        for letter, a, b in unique:
+            if not any(letter == other and a <= d and c <= b for other, c, d in result):
+                result.append((letter, a, b))
+        return [(letter, tokens[a].start, tokens[b].end) for letter, a, b in result]
+
+
+def _aliases(texts: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Abbreviations that a text explains: ``myocardial infarction (MI)``."""
+    for text in texts:
+        for match in re.finditer(r"\(([A-Z][A-Za-z]{1,5})\)", text):
+            size = len([c for c in match[1] if c.isupper()])
+            words = re.findall(r"[A-Za-z]+", text[max(0, match.start() - 120) : match.start()])
+            tail = words[-size:]
+            if [w[0].upper() for w in tail] == [c for c in match[1] if c.isupper()]:
+                yield _stem(match[1]), tuple(_stem(w) for w in tail)
+        for match in re.finditer(r"\b([A-Z]{2,6})\s+\(([A-Za-z -]+)\)", text):
+            words = re.findall(r"[A-Za-z]+", match[2])
+            if "".join(w[0].upper() for w in words) == match[1]:
+                yield _stem(match[1]), tuple(_stem(w) for w in words)
+
+
+def _variants(option: str, aliases: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
+    words = [t.word for t in _tokens(option)]
+    yield words
+    if any(w in aliases for w in words):
+        yield [part for w in words for part in aliases.get(w, (w,))]
+    for short, long in aliases.items():
+        size = len(long)
+        for at in range(len(words) - size + 1):
+            if tuple(words[at : at + size]) == long:
+                yield [*words[:at], short, *words[at + size :]]
+    inside = re.search(r"^(.{4,}?)\s*\(([^)]*)\)\s*\W*$", option)
+    if inside:
+        yield [t.word for t in _tokens(inside[1])]
+
+
+_NEGATIVE = frozenset("no not without never cannot".split())
+
+
+def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _Form | None:
+    if not words or "".join(words) in ("yes", "mayb", "maybe", "true", "fals", "false", "no", "not"):
+        return None
+    if len("".join(words)) < 3 and not any(w.endswith("%") for w in words):
+        return None
+    if any(set(words) <= bag for bag in others) and any(bag == set(words) for bag in others):
+        exact = True
+    else:
+        exact = False
+    weights = {}
+    for word in set(words):
+        shared = sum(word in bag for bag in others)
+        weight = 0.0 if others and shared == len(others) else 1 / (1 + shared)
+        weights[word] = weight * (0.3 if word in _FILLER else 1.0)
+    if not sum(weights.values()):
+        return None
+    numeric = any(w[0].isdigit() or w in "<>≤≥" or len(w) == 1 for w in words)
+    negative = any(w in _NEGATIVE for w in words)
+    directed = sum(w in _DIRECTED for w in words) > 1
+    exact = exact or negative or directed or (numeric and len(words) <= 3)
+    unique = frozenset(w for w in words if not any(w in bag for bag in others))
+    return _Form(letter, tuple(words), weights, exact, unique, 2 * len(words) + 4)
+
+
+_RANGE = frozenset("between about".split())
+
+
+def _found(form: _Form, tokens: Sequence[Token]) -> Iterator[tuple[str, int, int, float]]:
+    words = [t.word for t in tokens]
+    size = len(form.words)
+    total = sum(form.weights.values())
+    if form.exact:
+        for at in range(len(words) - size + 1):
+            if tuple(words[at : at + size]) == form.words and not _in_range(words, at, size):
+                yield form.letter, at, at + size - 1, total + 1
+        return
+    least = MIN_COVERAGE if size <= 4 else MIN_COVERAGE_LONG
+    at = 0
+    while at < len(words):
+        if words[at] not in form.weights:
+            at += 1
+            continue
+        places: dict[str, int] = {}
+        for place in range(at, min(len(words), at + form.span)):
+            if words[place] in form.weights:
+                places.setdefault(words[place], place)
+        missing = set(form.words) - set(places)
+        for word in list(missing):
+            if len(word) >= MIN_INEXACT and places:
+                near = [
+                    p
+                    for p in range(at, min(len(words), at + form.span))
+                    if len(words[p]) >= MIN_INEXACT and Levenshtein.distance(words[p], word) == 1
+                ]
+                if near:
+                    places[word] = near[0]
+                    missing.discard(word)
+        covered = sum(form.weights[w] for w in places)
+        end = max(places.values())
+        inside = words[at : end + 1]
+        if covered / total >= least and not _contradicted(form, words, at, end, missing, inside):
+            yield form.letter, at, end, covered
+            at = end + 1
+        else:
+            at += 1
+
+
+def _contradicted(
+    form: _Form,
+    words: Sequence[str],
+    at: int,
+    end: int,
+    missing: set[str],
+    inside: Sequence[str],
+) -> bool:
+    """Whether a word that matters is missing, or its opposite is said."""
+    said = set(inside) | set(words[max(0, at - 2) : at])
+    for word in form.words:
+        opposite = _OPPOSITE.get(word)
+        if opposite and word in missing and opposite in said:
+            return True
+        if word in missing and word in _DIRECTED:
+            return True
+        if word in missing and (opposite or word[0].isdigit()) and not (
+            form.unique - missing
+        ):
+            return True
+        if opposite and opposite in inside and opposite not in form.words:
+            return True
+    if missing and not (form.unique - missing):
+        return True
+    return False
+
+
+def _in_range(words: Sequence[str], at: int, size: int) -> bool:
+    """Whether a number is the end of a range, or a bound: ``5 to 7 days``, ``more than 50%``."""
+    before = list(words[max(0, at - 2) : at])
+    if words[at][0].isdigit():
+        if before and before[-1][0].isdigit():
+            return True
+        if before and before[-1] in ("mor", "more", "increase", "decrease", "over", "under", "least"):
+            return True
+    behind = words[at + size : at + size + 1]
+    return bool(behind and words[at + size - 1][0].isdigit() and behind[0][0].isdigit())
+
+
+_ = pairwise
