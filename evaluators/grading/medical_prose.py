@@ -46,6 +46,8 @@ class Mention:
     standing: Standing
     exception: bool = False
     """Whether it is said not to belong where the others do."""
+    summing_up: bool = False
+    """Whether the sentence draws the conclusion of what stands before it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def concluded(text: str, options: Mapping[str, str]) -> str | None:
     excepted = _exception(mentions)
     if excepted:
         return excepted
-    if elsewhere:
+    if elsewhere or any(map(_ODD_FRAME.search, sentences)):
         return None  # the answer it names is none of the options
     suggested = [m for m in mentions if m.standing == Standing.suggested]
     if suggested:
@@ -96,12 +98,10 @@ def _settled(
     last = strong[-1]
     letters = {m.letter for m in strong}
     at_last = {m.letter for m in strong if m.sentence == last.sentence}
-    if len(at_last) > 1:
+    if len(at_last) > 1 or (len(letters) > 1 and not last.summing_up):
         return None
-    if len(letters) > 1:
-        return None
-    later = [m for m in mentions if m.sentence > last.sentence]
-    if any(m.letter == last.letter and m.standing == Standing.rejected for m in later):
+    later = [m for m in mentions if m.sentence > last.sentence and m.letter == last.letter]
+    if any(m.standing == Standing.rejected for m in later) and not last.exception:
         return None
     if any(index > last.sentence for index in elsewhere):
         return None
@@ -123,17 +123,23 @@ def _exception(mentions: Sequence[Mention]) -> str | None:
 
 
 def _only_subject(mentions: Sequence[Mention], sentences: int) -> str | None:
-    stated = [m for m in mentions if m.standing == Standing.stated]
-    letters = {m.letter for m in stated}
-    if len(letters) != 1 or any(m.letter != stated[0].letter for m in mentions):
+    """The only option that the text speaks of at all, if it opens or ends with stating it."""
+    letters = {m.letter for m in mentions}
+    places = {m.sentence for m in mentions if m.standing == Standing.stated}
+    if len(letters) != 1 or not places & {0, sentences - 2, sentences - 1}:
         return None
-    ends = any(m.sentence in (0, sentences - 1) for m in stated)
-    return stated[0].letter if ends and len(mentions) >= min(2, sentences) else None
+    if any(m.standing == Standing.rejected for m in mentions):
+        return None
+    return letters.pop()
 
 
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|vs|etc|approx|cf|dr|no|fig|[A-Z])\.$", re.IGNORECASE)
 _MARKUP = re.compile(r"\*\*|__|[`\"“”$]|^#+\s*", re.MULTILINE)
-_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+_ITEM = re.compile(
+    r"^\W*(?:[-*•]\s|\d+[.)]\s|(?:option\s+|choice\s+)?\(?[A-Z]\)?\s*[:.)]|(?:first|second|third|last)ly\b"
+    r"|another\b|instead\b|for (?:example|instance)\b)",
+    re.IGNORECASE,
+)
 
 
 def _sentences(text: str) -> list[str]:
@@ -197,8 +203,8 @@ _TURNED_DOWN_BEHIND = re.compile(
 )
 _OPEN = re.compile(
     r"\b(?:could|may|might|possib\w+|perhaps|consider\w*|such as|includ\w+|like|e\.g|for example|"
-    r"sometimes|or|either|if|whether|risk factors?|differential|question|suspected|suspicion|can "
-    r"also|also|some|option|potential\w*|history of|known|either|occasionally|in addition|"
+    r"sometimes|or|combination of|either|if|whether|risk factors?|differential|question|suspected|suspicion|can "
+    r"also|also(?!\s+(?:called|known|termed|referred))|some|option|potential\w*|history of|occasionally|in addition|"
     r"initially|first sight)\b|\?",
     re.IGNORECASE,
 )
@@ -239,6 +245,23 @@ _ODD_ONE = re.compile(
 )
 
 
+_ODD_FRAME = re.compile(
+    r"\b(?:that|which|who|one)\s+(?:is|are|does|do|would|can|should|has|have|was)\s*n[o'’]t\b[^.]*?"
+    r"\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable|appropriate|effective|associated)\b"
+    r"[^.]*?\b(?:is|are|would be)\b",
+    re.IGNORECASE,
+)
+_EXPLAINED = re.compile(
+    r"\b(?:is|are|was|were)\s+(?:\w+\s+){0,3}(?:due to|caused by|attribut\w+|explained by|because|"
+    r"a result of|secondary to)\b",
+    re.IGNORECASE,
+)
+_SUMMING_UP = re.compile(
+    r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately)\b",
+    re.IGNORECASE,
+)
+
+
 def _mentions(index: int, sentence: str, matcher: _Matcher) -> Iterator[Mention]:
     found = [
         (letter, start, end, *_standing(sentence, start, end))
@@ -249,7 +272,7 @@ def _mentions(index: int, sentence: str, matcher: _Matcher) -> Iterator[Mention]
         if len(letters) > 1:  # two at once: neither is chosen
             found = [(c, s, e, min(x, Standing.aside), o) for c, s, e, x, o in found]
     for letter, _, _, standing, odd in found:
-        yield Mention(index, letter, standing, odd)
+        yield Mention(index, letter, standing, odd, bool(_SUMMING_UP.match(sentence)))
 
 
 def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
@@ -263,6 +286,13 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
     rest = sentence[end:]
     complement = _COMPLEMENT.search(sentence[:start])
     denied = re.search(r"(?:\bnot|n['’]t)\s+(?:\w+\s+){0,2}$", sentence[:start], re.IGNORECASE)
+    framed = _ODD_FRAME.search(sentence[:start])
+    if (
+        framed
+        and start - framed.end() < 40
+        and not _TURNED_DOWN.search(sentence[framed.end() : start])
+    ):
+        return Standing.concluded, True
     if _CONCEDING.search(lead):
         return Standing.aside, False
     if denied:
@@ -275,14 +305,14 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
     if _TURNED_DOWN_BEHIND.search(behind):
         odd = bool(_ODD_ONE.search(behind)) and not _ABOUT_PATIENT.search(rest)
         return Standing.rejected, odd
-    if _ITEM.match(sentence) and start < 60:
+    if (_ITEM.match(sentence) and start < 60) or _EXPLAINED.search(behind):
         return Standing.aside, False
     clause = f"{before} {behind}"
     if _OPEN.search(clause) and not (complement and not _OPEN.search(before[-60:])):
         return Standing.aside, False
     if _CONCLUSION.search(clause) or (complement and _CONCLUSION.search(sentence[:start])):
         return Standing.concluded, False
-    if re.match(r"\W*(?:therefore|thus|hence|in summary|overall|so)\b", sentence, re.IGNORECASE):
+    if _SUMMING_UP.match(sentence):
         return Standing.concluded, False
     if _CUE.search(clause) or complement:
         return Standing.suggested, False
@@ -303,7 +333,7 @@ _FILLER = frozenset(
     "condition use start perform obtain order begin administer give refer commence measurement "
     "examination evaluation initiate supplementation infusion exposure ingestion overdose patient "
     "acute chronic primary severe mild form simple mode phenomenon phase "
-    "position immediate immediately routine".split()
+    "position immediate immediately routine reaction process finding".split()
 )
 _OPPOSITES = (
     "increase/decrease left/right upper/lower anterior/posterior medial/lateral superior/inferior "
@@ -344,7 +374,8 @@ def _stem(word: str) -> str:
         plain = re.sub(r"ies$", "y", plain)
         plain = re.sub(r"(?<=[sxzh])es$|(?<![siu])s$", "", plain)
         plain = re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", plain)
-    return {_bare(k): v for k, v in ()}.get(plain, _CANONICAL.get(plain, plain))
+    # Questions of MedMCQA have lost every "rt": "hypeension", "aery".
+    return _CANONICAL.get(plain, plain.replace("rt", ""))
 
 
 def _bare(word: str) -> str:
@@ -356,13 +387,14 @@ _CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}
 
 def _tokens(text: str) -> list[Token]:
     text = re.sub(r"[-‐‑](?=\w)", " ", text)
-    text = re.sub(r"\b(anti|non|pre|post|hyper|hypo|sub) (?=[a-z])", r"\1", text) if False else text
     return [Token(_stem(m.group()), m.start(), m.end()) for m in _WORD.finditer(text)]
 
 
 _OPPOSITE: dict[str, str] = {}
 for _pair in _OPPOSITES.split():
-    _one, _other = (_stem(side) if side not in ("increase", "decrease") else side for side in _pair.split("/"))
+    _one, _other = (
+        _stem(side) if side not in ("increase", "decrease") else side for side in _pair.split("/")
+    )
     _OPPOSITE |= {_one: _other, _other: _one}
 _DIRECTED = frozenset(("increase", "decrease"))
 
@@ -387,13 +419,16 @@ class _Matcher:
 
     def __init__(self, options: Mapping[str, str], text: str) -> None:
         aliases = dict(_aliases([text, *options.values()]))
+        said = [t.word for t in _tokens(text)]
+        joined = {a + b: (a, b) for a, b in pairwise(said)}
         worded = {
             letter: [
                 [w for w in form if w not in _STOP]
-                for form in _variants(option, aliases)
+                for form in _variants(option, aliases, frozenset(said), joined)
             ]
             for letter, option in options.items()
         }
+        self.options = dict(options)
         self.forms: list[_Form] = []
         bags = {letter: {w for form in forms for w in form} for letter, forms in worded.items()}
         for letter, forms in worded.items():
@@ -423,6 +458,12 @@ class _Matcher:
         unique = sorted(set(kept), key=lambda span: (span[1], -span[2]))
         result: list[tuple[str, int, int]] = []
         for letter, a, b in unique:
+            between = sentence[tokens[a].start : tokens[b].end]
+            if len(self.options[letter].split()) <= 4 and not set(",;:") & set(
+                self.options[letter]
+            ):
+                if re.search(r"[,;:]\s", between):
+                    continue
             if not any(letter == other and a <= d and c <= b for other, c, d in result):
                 result.append((letter, a, b))
         return [(letter, tokens[a].start, tokens[b].end) for letter, a, b in result]
@@ -443,9 +484,19 @@ def _aliases(texts: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield _stem(match[1]), tuple(_stem(w) for w in words)
 
 
-def _variants(option: str, aliases: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
+def _variants(
+    option: str,
+    aliases: Mapping[str, tuple[str, ...]],
+    said: frozenset[str],
+    joined: Mapping[str, tuple[str, str]],
+) -> Iterator[list[str]]:
     words = [t.word for t in _tokens(option)]
     yield words
+    for at, word in enumerate(words):
+        if word not in said and word in joined:
+            yield [*words[:at], *joined[word], *words[at + 1 :]]
+        if at and words[at - 1] + word in said:
+            yield [*words[: at - 1], words[at - 1] + word, *words[at + 1 :]]
     if any(w in aliases for w in words):
         yield [part for w in words for part in aliases.get(w, (w,))]
     for short, long in aliases.items():
@@ -462,9 +513,19 @@ _NEGATIVE = frozenset("no not without never cannot".split())
 
 
 def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _Form | None:
-    if not words or "".join(words) in ("yes", "mayb", "maybe", "true", "fals", "false", "no", "not"):
+    if not words or "".join(words) in (
+        "yes",
+        "mayb",
+        "maybe",
+        "true",
+        "fals",
+        "false",
+        "no",
+        "not",
+    ):
         return None
-    if len("".join(words)) < 3 and not any(w.endswith("%") for w in words):
+    code = re.fullmatch(r"[a-z]+\d+|\d+%?", "".join(words))
+    if len("".join(words)) < 3 and not code:
         return None
     if any(set(words) <= bag for bag in others) and any(bag == set(words) for bag in others):
         exact = True
@@ -500,32 +561,46 @@ def _found(form: _Form, tokens: Sequence[Token]) -> Iterator[tuple[str, int, int
     least = MIN_COVERAGE if size <= 4 else MIN_COVERAGE_LONG
     at = 0
     while at < len(words):
-        if words[at] not in form.weights:
+        here, later = _window(form, words, at), None
+        if here is None:
             at += 1
             continue
-        places: dict[str, int] = {}
-        for place in range(at, min(len(words), at + form.span)):
-            if words[place] in form.weights:
-                places.setdefault(words[place], place)
-        missing = set(form.words) - set(places)
-        for word in list(missing):
-            if len(word) >= MIN_INEXACT and places:
-                near = [
-                    p
-                    for p in range(at, min(len(words), at + form.span))
-                    if len(words[p]) >= MIN_INEXACT and Levenshtein.distance(words[p], word) == 1
-                ]
-                if near:
-                    places[word] = near[0]
-                    missing.discard(word)
-        covered = sum(form.weights[w] for w in places)
-        end = max(places.values())
-        inside = words[at : end + 1]
-        if covered / total >= least and not _contradicted(form, words, at, end, missing, inside):
+        covered, end, missing = here
+        for start in range(at + 1, end + 1):
+            later = _window(form, words, start)
+            if later and later[0] >= covered and later[1] - start < end - at:
+                break  # the option begins later
+        else:
+            start = at
+        if start > at:
+            at = start
+        elif covered / total >= least and not _contradicted(form, words, at, end, missing):
             yield form.letter, at, end, covered
             at = end + 1
         else:
             at += 1
+
+
+def _window(form: _Form, words: Sequence[str], at: int) -> tuple[float, int, set[str]] | None:
+    """Of the form said from word ``at`` on: its weight, its last word, the words not said."""
+    if words[at] not in form.weights:
+        return None
+    places: dict[str, int] = {}
+    stop = min(len(words), at + form.span)
+    for place in range(at, stop):
+        if words[place] in form.weights:
+            places.setdefault(words[place], place)
+    for word in set(form.words) - set(places):
+        near = [
+            place
+            for place in range(at, stop)
+            if min(len(word), len(words[place])) >= MIN_INEXACT
+            and Levenshtein.distance(words[place], word) == 1
+        ]
+        if near:
+            places[word] = near[0]
+    covered = sum(form.weights[word] for word in places)
+    return covered, max(places.values()), set(form.words) - set(places)
 
 
 def _contradicted(
@@ -534,19 +609,26 @@ def _contradicted(
     at: int,
     end: int,
     missing: set[str],
-    inside: Sequence[str],
 ) -> bool:
     """Whether a word that matters is missing, or its opposite is said."""
+    inside = words[at : end + 1]
     said = set(inside) | set(words[max(0, at - 2) : at])
     for word in form.words:
         opposite = _OPPOSITE.get(word)
         if opposite and word in missing and opposite in said:
             return True
-        if word in missing and word in _DIRECTED:
-            return True
-        if word in missing and (opposite or word[0].isdigit()) and not (
-            form.unique - missing
+        if word in _DIRECTED and (
+            word in missing
+            or not any(
+                abs(a - b) <= 2
+                for a in range(at, end + 1)
+                if words[a] == word
+                for b in range(at, end + 1)
+                if words[b] in form.weights and words[b] != word
+            )
         ):
+            return True
+        if word in missing and (opposite or word[0].isdigit()) and not (form.unique - missing):
             return True
         if opposite and opposite in inside and opposite not in form.words:
             return True
@@ -561,10 +643,15 @@ def _in_range(words: Sequence[str], at: int, size: int) -> bool:
     if words[at][0].isdigit():
         if before and before[-1][0].isdigit():
             return True
-        if before and before[-1] in ("mor", "more", "increase", "decrease", "over", "under", "least"):
+        if before and before[-1] in (
+            "mor",
+            "more",
+            "increase",
+            "decrease",
+            "over",
+            "under",
+            "least",
+        ):
             return True
     behind = words[at + size : at + size + 1]
     return bool(behind and words[at + size - 1][0].isdigit() and behind[0][0].isdigit())
-
-
-_ = pairwise
