@@ -47,7 +47,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     text = final_section(answer_part(record["response"]))
     letter = chooser.explicit(before_next_problem(text)) or chooser.explicit(text)
     if letter is None and finish_reason != "length":
-        letter = chooser.implied(text) or concluded(text, options)
+        letter = chooser.implied(text)
     if not letter:
         return no_answer(finish_reason)
     correct = letter == record["gold"].strip().upper()
@@ -139,7 +139,7 @@ _REFUSAL = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"unlikely|incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
+    r"unlikely|avoid\w*|contraindicated|incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,
 )
@@ -212,6 +212,7 @@ class Chooser:
             self._leading_word(lines[0])
             or self._concluding_sentence("\n".join(lines[-2:]))
             or self._leading_mark(lines)
+            or concluded(text, self.options)
             or self._only_mention(text)
         )
 
@@ -222,9 +223,7 @@ class Chooser:
         found: str | None = None
         for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
             letters = {m[1] or m[2] for m in _NAMED.finditer(sentence)} & set(self.options)
-            named = letters or {
-                letter for letter in [self._by_text(sentence)] if letter is not None
-            }
+            named = letters
             if not named:
                 continue
             if named - {found} and found is not None:
@@ -365,7 +364,7 @@ class Chooser:
                     spans.append((0, len(text), letter))
                 continue
             start = folded.find(f" {text} ")
-            if start >= 0:
+            if start >= 0 and not (text[0].isdigit() and _BOUND.search(folded[: start + 1])):
                 spans.append((start, start + len(text), letter))
         # An option text within another option's text is not meant when the longer one stands there.
         kept = {
@@ -431,6 +430,8 @@ class Chooser:
         return None
 
 
+_BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
+"""Ahead of a number: it is the end of a range, or a bound."""
 _DISCUSSION = re.compile(
     r"\b(?:(?:each|every|all)\s+(?:of\s+the\s+)?(?:options?|choices?)|let me|let's|let us|"
     r"step by step)\b",
@@ -484,7 +485,8 @@ def _plain(text: str) -> str:
 
 def _folded(text: str) -> str:
     """Lower case, words and numbers only: how option texts are compared."""
-    return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", _plain(text).lower()))
+    spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
+    return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
 
 
 def _flexible(folded: str) -> str:

@@ -169,10 +169,8 @@ _DECLINED = re.compile(
 )
 _NAMES_ANSWER = re.compile(
     r"\b(?:(?:most|more)\s+(?:likely|probable|appropriate|suitable|fitting|common)|best|correct|"
-    r"probable|likely|preferred|main|primary|underlying)\s+(?:\w+\s+){0,3}?"
-    r"(?:diagnosis|cause|explanation|answer|step|treatment|drug|organism|agent|test|finding|choice|"
-    r"option|condition|mechanism|site|management|medication|factor|contributor|reason|culprit)\b"
-    r"[^.]*?\b(?:is|are|would be|remains|appears to be|seems to be)\b"
+    r"probable|likely|preferred|main|primary|underlying)\s+(?!to\b|due\b|has\b|have\b)"
+    r"\w+\b[^.;]*?\b(?:is|are|would be|remains|appears to be|seems to be)\b"
     r"|\bdiagnosis\s+(?:is|of)\b",
     re.IGNORECASE,
 )
@@ -190,9 +188,9 @@ _CONCEDING = re.compile(
 _TURNED_DOWN = re.compile(
     r"\b(?:rather than|instead of|as opposed to|unlike|not(?!\s+only)|never|neither|nor|than|"
     r"rul(?:e|es|ed|ing) out|exclud\w+|against|without|no|less likely|unlikely|other than|"
-    r"except|absence of|lack of|in contrast to|compared (?:to|with)|contraindicated|inappropriate|"
+    r"except|absence of|in contrast to|compared (?:to|with)|contraindicated|inappropriate|"
     r"incorrect|avoid\w*|(?:distinguish|differentiat)\w*|cannot|mimic\w*|least|negative for|"
-    r"replac\w+|before|after|exclusion of)\b|n['’]t\b",
+    r"replac\w+|exclusion of|(?:before|after)(?:\s+\w+)?\s*$)\b|n['’]t\b",
     re.IGNORECASE,
 )
 _TURNED_DOWN_BEHIND = re.compile(
@@ -222,7 +220,7 @@ _CONCLUSION = re.compile(
     r"(?:is|are|be|commonly) (?:called|termed|known as|referred to as)|responsible for|conclude\w*|"
     r"(?:should|must|would) be|should (?:receive|undergo|start|get|have)|recommend\w*|"
     r"is indicated|first[- ]line|choice|term (?:used|for)|final|leads? to the conclusion|"
-    r"greatest|highest|key (?:player|enzyme|factor)|likely|makes?)\b",
+    r"greatest|highest|key (?:player|enzyme|factor)|likely)\b",
     re.IGNORECASE,
 )
 _CUE = re.compile(
@@ -230,7 +228,7 @@ _CUE = re.compile(
     r"characteri[sz]\w+|due to|caused by|attribut\w+|result\w* (?:from|of)|associated with|typical\w*|"
     r"align\w*|fits?|match\w*|support\w*|correspond\w*|explain\w*|classic\w*|confirm\w*|strongly|"
     r"diagnostic|reflects?|suitable|helps?|effective|required|needed|used to|treated with|"
-    r"is the|are the|ideal|appropriate)\b",
+    r"is the|are the|ideal|appropriate|namely|i\.e|suits?|locali[sz]es? to|goes with|hallmark)\b",
     re.IGNORECASE,
 )
 _ODD_ONE = re.compile(
@@ -251,6 +249,11 @@ _ODD_FRAME = re.compile(
     r"[^.]*?\b(?:is|are|would be)\b",
     re.IGNORECASE,
 )
+_PARENTHESIS = re.compile(
+    r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,",
+    re.IGNORECASE,
+)
+_CONDITION = re.compile(r"\b(?:if|unless|in case)\b[^,;]*,[^,;]*$", re.IGNORECASE)
 _EXPLAINED = re.compile(
     r"\b(?:is|are|was|were)\s+(?:\w+\s+){0,3}(?:due to|caused by|attribut\w+|explained by|because|"
     r"a result of|secondary to)\b",
@@ -262,11 +265,21 @@ _SUMMING_UP = re.compile(
 )
 
 
+_LISTED = re.compile(r"(?:[\s,/&]|\b(?:or|and|an?|the|either|even|both)\b)+", re.IGNORECASE)
+
+
 def _mentions(index: int, sentence: str, matcher: _Matcher) -> Iterator[Mention]:
     found = [
         (letter, start, end, *_standing(sentence, start, end))
         for letter, start, end in matcher.spans(sentence)
     ]
+    listed = {
+        place
+        for (one, first, end, *_), (other, second, *_) in pairwise(found)
+        if one != other and _LISTED.fullmatch(sentence, end, second)
+        for place in (first, second)
+    }
+    found = [(c, s, e, min(x, Standing.aside) if s in listed else x, o) for c, s, e, x, o in found]
     for level in (Standing.concluded, Standing.suggested):
         letters = {letter for letter, _, _, standing, _ in found if standing == level}
         if len(letters) > 1:  # two at once: neither is chosen
@@ -280,12 +293,15 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
     marks = list(_CLAUSE.finditer(sentence))
     opening = max((m.end() for m in marks if m.end() <= start), default=0)
     closing = min((m.start() for m in marks if m.start() >= end), default=len(sentence))
-    before, behind = sentence[opening:start], sentence[end:closing]
+    aside = _PARENTHESIS.match(sentence, end)
+    if aside:
+        closing = min((m.start() for m in marks if m.start() >= aside.end()), default=len(sentence))
+    before, behind = sentence[opening:start], sentence[aside.end() if aside else end : closing]
     opener = [m for m in marks if m.end() == opening]
     lead = (opener[0].group() if opener else "") + before
     rest = sentence[end:]
     complement = _COMPLEMENT.search(sentence[:start])
-    denied = re.search(r"(?:\bnot|n['’]t)\s+(?:\w+\s+){0,2}$", sentence[:start], re.IGNORECASE)
+    denied = re.search(r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:\w+\s+){0,2}$", sentence[:start], re.IGNORECASE)
     framed = _ODD_FRAME.search(sentence[:start])
     if (
         framed
@@ -293,7 +309,7 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
         and not _TURNED_DOWN.search(sentence[framed.end() : start])
     ):
         return Standing.concluded, True
-    if _CONCEDING.search(lead):
+    if _CONCEDING.search(lead) or _CONDITION.search(sentence[:start]):
         return Standing.aside, False
     if denied:
         return Standing.rejected, bool(_ODD_ONE.search(before))
@@ -420,11 +436,12 @@ class _Matcher:
     def __init__(self, options: Mapping[str, str], text: str) -> None:
         aliases = dict(_aliases([text, *options.values()]))
         said = [t.word for t in _tokens(text)]
+        genera = frozenset(_stem(m[1]) for m in _GENUS.finditer(text))
         joined = {a + b: (a, b) for a, b in pairwise(said)}
         worded = {
             letter: [
                 [w for w in form if w not in _STOP]
-                for form in _variants(option, aliases, frozenset(said), joined)
+                for form in _variants(option, aliases, frozenset(said), joined, genera)
             ]
             for letter, option in options.items()
         }
@@ -489,9 +506,12 @@ def _variants(
     aliases: Mapping[str, tuple[str, ...]],
     said: frozenset[str],
     joined: Mapping[str, tuple[str, str]],
+    genera: frozenset[str],
 ) -> Iterator[list[str]]:
     words = [t.word for t in _tokens(option)]
     yield words
+    if _SPECIES.fullmatch(option.strip()) and words[0] in genera:
+        yield words[:1]
     for at, word in enumerate(words):
         if word not in said and word in joined:
             yield [*words[:at], *joined[word], *words[at + 1 :]]
@@ -509,6 +529,8 @@ def _variants(
         yield [t.word for t in _tokens(inside[1])]
 
 
+_SPECIES = re.compile(r"[A-Z][a-z]{3,} [a-z]{4,}", re.ASCII)
+_GENUS = re.compile(r"(?<=[a-z,(] )([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)")
 _NEGATIVE = frozenset("no not without never cannot".split())
 
 
@@ -568,7 +590,7 @@ def _found(form: _Form, tokens: Sequence[Token]) -> Iterator[tuple[str, int, int
         covered, end, missing = here
         for start in range(at + 1, end + 1):
             later = _window(form, words, start)
-            if later and later[0] >= covered and later[1] - start < end - at:
+            if later and later[0] >= covered and later[1] - start <= end - at:
                 break  # the option begins later
         else:
             start = at
@@ -632,6 +654,8 @@ def _contradicted(
             return True
         if opposite and opposite in inside and opposite not in form.words:
             return True
+    if missing and all(word in _OPPOSITE for word in set(form.words) - missing):
+        return True
     if missing and not (form.unique - missing):
         return True
     return False
