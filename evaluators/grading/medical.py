@@ -139,7 +139,7 @@ _REFUSAL = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"unlikely|avoid\w*|contraindicated|incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
+    r"if|depend\w*|unlikely|avoid\w*|contraindicated|incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,
 )

@@ -86,6 +86,8 @@ def concluded(text: str, options: Mapping[str, str]) -> str | None:
         return excepted
     if elsewhere or any(map(_ODD_FRAME.search, sentences)):
         return None  # the answer it names is none of the options
+    if any(map(_DEPENDS.search, sentences)):
+        return None
     suggested = [m for m in mentions if m.standing == Standing.suggested]
     if suggested:
         return _settled(suggested, mentions, elsewhere)
@@ -167,6 +169,10 @@ _DECLINED = re.compile(
     r"|could not|would need)\b|\b(?:not enough|insufficient) information\b",
     re.IGNORECASE,
 )
+_DEPENDS = re.compile(
+    r"\bdepend(?:s|ing)? (?:\w+ )?(?:up)?on\b|\b(?:weighed|individuali[sz]ed|tailored)\b",
+    re.IGNORECASE,
+)
 _NAMES_ANSWER = re.compile(
     r"\b(?:(?:most|more)\s+(?:likely|probable|appropriate|suitable|fitting|common)|best|correct|"
     r"probable|likely|preferred|main|primary|underlying)\s+(?!to\b|due\b|has\b|have\b)"
@@ -196,19 +202,19 @@ _TURNED_DOWN = re.compile(
 _TURNED_DOWN_BEHIND = re.compile(
     r"\b(?:not(?!\s+only)|never|less|unlikely|least|ruled out|exclud\w+|contraindicated|inappropriate|"
     r"incorrect|cannot|avoided|wrong|fails?|lacks?|would (?:show|have|present|cause|lead|produce|be "
-    r"expected|typically|usually|require))\b|n['’]t\b",
+    r"expected (?:to|in|with)|typically|usually))\b|n['’]t\b",
     re.IGNORECASE,
 )
 _OPEN = re.compile(
     r"\b(?:could|may|might|possib\w+|perhaps|consider\w*|such as|includ\w+|like|e\.g|for example|"
     r"sometimes|or|combination of|either|if|whether|risk factors?|differential|question|suspected|suspicion|can "
-    r"also|also(?!\s+(?:called|known|termed|referred))|some|option|potential\w*|history of|occasionally|in addition|"
+    r"also|also(?!\s+(?:called|known|termed|referred))|some|option|potential\w*|history of|occasionally|in addition|reserved|"
     r"initially|first sight)\b|\?",
     re.IGNORECASE,
 )
 _COMPLEMENT = re.compile(
     r"\b(?:is|are|be|was|being|remains|becomes|called|termed|named|known as|referred to as|described as|"
-    r"as)\s+(?:(?:an?|the|most|likely|probably|typically|indeed|therefore|thus|a case of|to|"
+    r"(?<!such )as)\s+(?:(?:an?|the|most|likely|probably|typically|indeed|therefore|thus|a case of|to|"
     r"classified|considered|clearly|generally|usually|often|called|termed|known as|due to|caused by|"
     r"give|start|perform|obtain|begin|order|administer|initiate|her|his|their|high[- ]dose|of)\s+)*$",
     re.IGNORECASE,
@@ -216,7 +222,7 @@ _COMPLEMENT = re.compile(
 _CONCLUSION = re.compile(
     r"\b(?:most\s+(?:likely|probable|probably|appropriate|suitable|consistent|fitting|closely|effective|"
     r"accurate|plausible|common\w*)|best|more likely|diagnosis|diagnosed|next step|of choice|preferred|"
-    r"therefore|thus|hence|consequently|in conclusion|in summary|to summarize|ultimately|overall|answer|"
+    r"therefore|thus|hence|consequently|in conclusion|in summary|to summarize|answer|"
     r"(?:is|are|be|commonly) (?:called|termed|known as|referred to as)|responsible for|conclude\w*|"
     r"(?:should|must|would) be|should (?:receive|undergo|start|get|have)|recommend\w*|"
     r"is indicated|first[- ]line|choice|term (?:used|for)|final|leads? to the conclusion|"
@@ -228,7 +234,7 @@ _CUE = re.compile(
     r"characteri[sz]\w+|due to|caused by|attribut\w+|result\w* (?:from|of)|associated with|typical\w*|"
     r"align\w*|fits?|match\w*|support\w*|correspond\w*|explain\w*|classic\w*|confirm\w*|strongly|"
     r"diagnostic|reflects?|suitable|helps?|effective|required|needed|used to|treated with|"
-    r"is the|are the|ideal|appropriate|namely|i\.e|suits?|locali[sz]es? to|goes with|hallmark)\b",
+    r"is the|are the|ideal|appropriate|namely|i\.e|suits?|locali[sz]es? to|goes with|hallmark|(?:seen|found|occurs) in|stems? from|arises? from)\b",
     re.IGNORECASE,
 )
 _ODD_ONE = re.compile(
@@ -250,7 +256,8 @@ _ODD_FRAME = re.compile(
     re.IGNORECASE,
 )
 _PARENTHESIS = re.compile(
-    r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,",
+    r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,"
+    r"|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
     re.IGNORECASE,
 )
 _CONDITION = re.compile(r"\b(?:if|unless|in case)\b[^,;]*,[^,;]*$", re.IGNORECASE)
@@ -260,7 +267,7 @@ _EXPLAINED = re.compile(
     re.IGNORECASE,
 )
 _SUMMING_UP = re.compile(
-    r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately)\b",
+    r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately|taken (?:together|as a whole)|all in all|altogether)\b",
     re.IGNORECASE,
 )
 
@@ -301,7 +308,11 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
     lead = (opener[0].group() if opener else "") + before
     rest = sentence[end:]
     complement = _COMPLEMENT.search(sentence[:start])
-    denied = re.search(r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:\w+\s+){0,2}$", sentence[:start], re.IGNORECASE)
+    denied = re.search(
+        r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:\w+\s+){0,2}$",
+        sentence[:start],
+        re.IGNORECASE,
+    )
     framed = _ODD_FRAME.search(sentence[:start])
     if (
         framed
@@ -344,13 +355,6 @@ _STOP = frozenset(
     "a an the of in to and with for on by at from or this that is are be as its it their his her all "
     "none above both any these those due using into than only".split()
 )
-_FILLER = frozenset(
-    "infection disease syndrome disorder therapy treatment administration test level serum injury "
-    "condition use start perform obtain order begin administer give refer commence measurement "
-    "examination evaluation initiate supplementation infusion exposure ingestion overdose patient "
-    "acute chronic primary severe mild form simple mode phenomenon phase "
-    "position immediate immediately routine reaction process finding".split()
-)
 _OPPOSITES = (
     "increase/decrease left/right upper/lower anterior/posterior medial/lateral superior/inferior "
     "proximal/distal acute/chronic primary/secondary systolic/diastolic afferent/efferent "
@@ -373,6 +377,8 @@ _NUMBERS = {
     )
 } | {"i": "1", "ii": "2", "iii": "3", "iv": "4"}
 _GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kappa", "μ": "mu"}
+_SUFFIX = re.compile(r"(?<=[a-z]{6})(?:al|ar|us|um|a|is|ic|iv|ion|ous|c|tic|sis|ary)$")
+"""What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*%?|[^\W\d_]+\d*|[<>≤≥]")
 
 
@@ -391,7 +397,7 @@ def _stem(word: str) -> str:
         plain = re.sub(r"(?<=[sxzh])es$|(?<![siu])s$", "", plain)
         plain = re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", plain)
     # Questions of MedMCQA have lost every "rt": "hypeension", "aery".
-    return _CANONICAL.get(plain, plain.replace("rt", ""))
+    return _CANONICAL.get(plain, _SUFFIX.sub("", plain.replace("rt", "")))
 
 
 def _bare(word: str) -> str:
@@ -399,6 +405,16 @@ def _bare(word: str) -> str:
 
 
 _CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}
+
+
+_FILLER = frozenset(
+    _stem(word)
+    for word in "infection disease syndrome disorder therapy treatment administration test level serum injury "
+    "condition use start perform obtain order begin administer give refer commence measurement "
+    "examination evaluation initiate supplementation infusion exposure ingestion overdose patient "
+    "acute chronic primary severe mild form simple mode phenomenon phase "
+    "position immediate immediately routine reaction process finding".split()
+)
 
 
 def _tokens(text: str) -> list[Token]:
