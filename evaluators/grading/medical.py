@@ -78,7 +78,7 @@ _KIND = (
 _NOUN = r"(?:answer|option|choice|response|selection|letter)"
 _LEADS = re.compile(
     rf"""
-    \b(?:{_KIND}\s+)*(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
+    \b(?:{_KIND}\s+){{0,3}}(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
         (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
         \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to)?\s*(?:therefore\s+|thus\s+)?
@@ -139,7 +139,8 @@ _REFUSAL = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"if|depend\w*|unlikely|avoid\w*|contraindicated|incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
+    r"if|depend\w*|such as|like|for example|reserved|weighed|unlikely|avoid\w*|contraindicated|"
+    r"incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,
 )
@@ -293,7 +294,8 @@ class Chooser:
                 rf"\b{_flexible(folded)}\b\W{{0,6}}\s*(?:is|are|would\s+be|remains)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
                 r"(?:the\s+)?(?:single\s+)?(?:correct|best|right|most\s+(?:likely|appropriate|"
                 r"accurate))\s*"
-                r"(?:answer|option|choice|diagnosis|treatment|next\s+step|step|explanation|cause|management)",
+                r"(?:answer|option|choice|diagnosis|treatment|next\s+step|step|explanation|cause|"
+                r"management)",
                 re.IGNORECASE,
             )
             for match in pattern.finditer(text):

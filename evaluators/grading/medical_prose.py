@@ -23,6 +23,8 @@ MIN_COVERAGE_LONG = 0.67
 """The same for longer options, which are hardly ever repeated in full."""
 MAX_SENTENCES = 200
 """Sentences from the end of a response that are looked at."""
+MAX_SENTENCE = 2_000
+"""Characters from the end of a sentence that are looked at."""
 MIN_INEXACT = 8
 """Letters of a word in which one letter may differ, beside another word that fits exactly."""
 
@@ -138,7 +140,8 @@ def _only_subject(mentions: Sequence[Mention], sentences: int) -> str | None:
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|vs|etc|approx|cf|dr|no|fig|[A-Z])\.$", re.IGNORECASE)
 _MARKUP = re.compile(r"\*\*|__|[`\"“”$]|^#+\s*", re.MULTILINE)
 _ITEM = re.compile(
-    r"^\W*(?:[-*•]\s|\d+[.)]\s|(?:option\s+|choice\s+)?\(?[A-Z]\)?\s*[:.)]|(?:first|second|third|last)ly\b"
+    r"^\W*(?:[-*•]\s|\d+[.)]\s|(?:option\s+|choice\s+)?\(?[A-Z]\)?\s*[:.)]|(?:first|second|third|"
+    r"last)ly\b"
     r"|another\b|instead\b|for (?:example|instance)\b)",
     re.IGNORECASE,
 )
@@ -156,16 +159,19 @@ def _sentences(text: str) -> list[str]:
             found.append(said.strip())
             start = end.end()
         found.append(line[start:].strip())
-    return [sentence for sentence in found if re.search(r"\w", sentence)][-MAX_SENTENCES:]
+    kept = [sentence[-MAX_SENTENCE:] for sentence in found if re.search(r"\w", sentence)]
+    return kept[-MAX_SENTENCES:]
 
 
 _REFUSAL = re.compile(
-    r"\b(?:cannot|can't|unable to|not possible to|impossible to|could not|difficult to)\s+(?:\w+\s+)?"
+    r"\b(?:cannot|can't|unable to|not possible to|impossible to|could not|"
+    r"difficult to)\s+(?:\w+\s+)?"
     r"(?:determine|say|tell|answer|choose|decide|calculate|provide|identify|conclude|make|give)",
     re.IGNORECASE,
 )
 _DECLINED = re.compile(
-    r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't|unable|not able|not sure|do not know|don't know"
+    r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't|unable|not able|not sure|do not know|"
+    r"don't know"
     r"|could not|would need)\b|\b(?:not enough|insufficient) information\b",
     re.IGNORECASE,
 )
@@ -187,7 +193,8 @@ _CLAUSE = re.compile(
     re.IGNORECASE,
 )
 _CONCEDING = re.compile(
-    r"\b(?:while|whereas|although|even though|though|despite|unlike|in contrast to|compared (?:to|with)|"
+    r"\b(?:while|whereas|although|even though|though|despite|unlike|in contrast to|"
+    r"compared (?:to|with)|"
     r"other than|apart from|besides|if|unless)\b",
     re.IGNORECASE,
 )
@@ -200,28 +207,38 @@ _TURNED_DOWN = re.compile(
     re.IGNORECASE,
 )
 _TURNED_DOWN_BEHIND = re.compile(
-    r"\b(?:not(?!\s+only)|never|less|unlikely|least|ruled out|exclud\w+|contraindicated|inappropriate|"
-    r"incorrect|cannot|avoided|wrong|fails?|lacks?|would (?:show|have|present|cause|lead|produce|be "
+    r"\b(?:not(?!\s+only)|never|less|unlikely|least|ruled out|exclud\w+|contraindicated|"
+    r"inappropriate|"
+    r"incorrect|cannot|avoided|wrong|fails?|lacks?|would (?:show|have|present|cause|lead|produce|"
+    r"be "
     r"expected (?:to|in|with)|typically|usually))\b|n['’]t\b",
     re.IGNORECASE,
 )
 _OPEN = re.compile(
     r"\b(?:could|may|might|possib\w+|perhaps|consider\w*|such as|includ\w+|like|e\.g|for example|"
-    r"sometimes|or|combination of|either|if|whether|risk factors?|differential|question|suspected|suspicion|can "
-    r"also|also(?!\s+(?:called|known|termed|referred))|some|option|potential\w*|history of|occasionally|in addition|reserved|"
+    r"sometimes|or|combination of|either|if|whether|risk factors?|differential|question|"
+    r"suspected|suspicion|can "
+    r"also|also(?!\s+(?:called|known|termed|referred))|some|option|potential\w*|history of|"
+    r"occasionally|in addition|reserved|"
     r"initially|first sight)\b|\?",
     re.IGNORECASE,
 )
 _COMPLEMENT = re.compile(
-    r"\b(?:is|are|be|was|being|remains|becomes|called|termed|named|known as|referred to as|described as|"
-    r"(?<!such )as)\s+(?:(?:an?|the|most|likely|probably|typically|indeed|therefore|thus|a case of|to|"
-    r"classified|considered|clearly|generally|usually|often|called|termed|known as|due to|caused by|"
-    r"give|start|perform|obtain|begin|order|administer|initiate|her|his|their|high[- ]dose|of)\s+)*$",
+    r"\b(?:is|are|be|was|being|remains|becomes|called|termed|named|known as|referred to as|"
+    r"described as|"
+    r"(?<!such )as)\s+(?:(?:an?|the|most|likely|probably|typically|indeed|therefore|thus|"
+    r"a case of|to|"
+    r"classified|considered|clearly|generally|usually|often|called|termed|known as|due to|"
+    r"caused by|"
+    r"give|start|perform|obtain|begin|order|administer|initiate|her|his|their|high[- ]dose|"
+    r"of)\s+)*$",
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
-    r"\b(?:most\s+(?:likely|probable|probably|appropriate|suitable|consistent|fitting|closely|effective|"
-    r"accurate|plausible|common\w*)|best|more likely|diagnosis|diagnosed|next step|of choice|preferred|"
+    r"\b(?:most\s+(?:likely|probable|probably|appropriate|suitable|consistent|fitting|closely|"
+    r"effective|"
+    r"accurate|plausible|common\w*)|best|more likely|diagnosis|diagnosed|next step|of choice|"
+    r"preferred|"
     r"therefore|thus|hence|consequently|in conclusion|in summary|to summarize|answer|"
     r"(?:is|are|be|commonly) (?:called|termed|known as|referred to as)|responsible for|conclude\w*|"
     r"(?:should|must|would) be|should (?:receive|undergo|start|get|have)|recommend\w*|"
@@ -231,17 +248,22 @@ _CONCLUSION = re.compile(
 )
 _CUE = re.compile(
     r"\b(?:suggest\w*|consistent with|indicat\w+|point\w* (?:strongly )?(?:to|towards?)|"
-    r"characteri[sz]\w+|due to|caused by|attribut\w+|result\w* (?:from|of)|associated with|typical\w*|"
+    r"characteri[sz]\w+|due to|caused by|attribut\w+|result\w* (?:from|of)|associated with|"
+    r"typical\w*|"
     r"align\w*|fits?|match\w*|support\w*|correspond\w*|explain\w*|classic\w*|confirm\w*|strongly|"
     r"diagnostic|reflects?|suitable|helps?|effective|required|needed|used to|treated with|"
-    r"is the|are the|ideal|appropriate|namely|i\.e|suits?|locali[sz]es? to|goes with|hallmark|(?:seen|found|occurs) in|stems? from|arises? from)\b",
+    r"is the|are the|ideal|appropriate|namely|i\.e|suits?|locali[sz]es? to|goes with|hallmark|"
+    r"(?:seen|found|occurs) in|stems? from|arises? from)\b",
     re.IGNORECASE,
 )
 _ODD_ONE = re.compile(
-    r"\b(?:least likely|exception|except|odd one out|(?:is|are|would|does|do|has|have|can|should|was|were)"
-    r"\s*n[o'’]t\s+(?:be\s+|have\s+|directly\s+|specifically\s+|typically\s+|usually\s+|generally\s+|"
+    r"\b(?:least likely|exception|except|odd one out|(?:is|are|would|does|do|has|have|can|should|"
+    r"was|were)"
+    r"\s*n[o'’]t\s+(?:be\s+|have\s+|directly\s+|specifically\s+|typically\s+|usually\s+|"
+    r"generally\s+|"
     r"considered\s+|expected\s+|an?\s+|part\s+|one\s+|appear\s+to\s+(?:specifically\s+)?)*"
-    r"(?:associat\w+|cause\w*|align\w*|contribut\w+|includ\w+|feature|characteristic|known|among|of|"
+    r"(?:associat\w+|cause\w*|align\w*|contribut\w+|includ\w+|feature|characteristic|known|among|"
+    r"of|"
     r"risk|indicat\w+|effective|used|recommended|belong|form|increase\w*|elevate\w*|seen|given|"
     r"occur|true|typical\w*|component|expected|needed|necessary|contraindicat\w+|related|involved|"
     r"supply|done|constitute|require\w*)|cannot be used)\b",
@@ -251,7 +273,8 @@ _ODD_ONE = re.compile(
 
 _ODD_FRAME = re.compile(
     r"\b(?:that|which|who|one)\s+(?:is|are|does|do|would|can|should|has|have|was)\s*n[o'’]t\b[^.]*?"
-    r"\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable|appropriate|effective|associated)\b"
+    r"\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable|appropriate|effective|"
+    r"associated)\b"
     r"[^.]*?\b(?:is|are|would be)\b",
     re.IGNORECASE,
 )
@@ -267,7 +290,8 @@ _EXPLAINED = re.compile(
     re.IGNORECASE,
 )
 _SUMMING_UP = re.compile(
-    r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately|taken (?:together|as a whole)|all in all|altogether)\b",
+    r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately|"
+    r"taken (?:together|as a whole)|all in all|altogether)\b",
     re.IGNORECASE,
 )
 
@@ -296,7 +320,7 @@ def _mentions(index: int, sentence: str, matcher: _Matcher) -> Iterator[Mention]
 
 
 def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
-    """How the sentence speaks of what stands at ``start`` to ``end``; whether as the odd one out."""
+    """How the sentence speaks of ``start`` to ``end`` (characters), and if as the odd one out."""
     marks = list(_CLAUSE.finditer(sentence))
     opening = max((m.end() for m in marks if m.end() <= start), default=0)
     closing = min((m.start() for m in marks if m.start() >= end), default=len(sentence))
@@ -351,10 +375,12 @@ _ABOUT_PATIENT = re.compile(
     re.IGNORECASE,
 )
 
-_STOP = frozenset(
-    "a an the of in to and with for on by at from or this that is are be as its it their his her all "
-    "none above both any these those due using into than only".split()
+_STOP_TEXT = (
+    "a an the of in to and with for on by at from or this that is are be as its it their his her "
+    "all "
+    "none above both any these those due using into than only"
 )
+_STOP = frozenset(_STOP_TEXT.split())
 _OPPOSITES = (
     "increase/decrease left/right upper/lower anterior/posterior medial/lateral superior/inferior "
     "proximal/distal acute/chronic primary/secondary systolic/diastolic afferent/efferent "
@@ -362,20 +388,18 @@ _OPPOSITES = (
     "early/late central/peripheral before/after continue/discontinue maternal/paternal male/female "
     "direct/indirect active/passive competitive/noncompetitive reversible/irreversible "
     "dominant/recessive congenital/acquired benign/malignant sympathetic/parasympathetic "
-    "series/parallel ventral/dorsal autosomal/linked presence/absence normal/abnormal inhibit/activate "
+    "series/parallel ventral/dorsal autosomal/linked presence/absence normal/abnormal "
+    "inhibit/activate "
     "agonist/antagonist obstructive/restrictive open/closed dry/wet hot/cold arterial/venous "
     "metabolic/respiratory acidosis/alkalosis oral/intravenous"
 )
-_DIRECTIONS = {
-    **dict.fromkeys("elevate raise rise high higher increase enhance greater".split(), "increase"),
-    **dict.fromkeys("reduce low lower diminish fall decline decrease less".split(), "decrease"),
-}
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
-    )
-} | {"i": "1", "ii": "2", "iii": "3", "iv": "4"}
+_UP = "elevate raise rise high higher increase enhance greater"
+_DOWN = "reduce low lower diminish fall decline decrease less"
+_DIRECTIONS = dict.fromkeys(_UP.split(), "increase")
+_DIRECTIONS |= dict.fromkeys(_DOWN.split(), "decrease")
+_COUNTED = "zero one two three four five six seven eight nine ten eleven twelve"
+_NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED.split())}
+_NUMBERS |= {"i": "1", "ii": "2", "iii": "3", "iv": "4"}
 _GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kappa", "μ": "mu"}
 _SUFFIX = re.compile(r"(?<=[a-z]{6})(?:al|ar|us|um|a|is|ic|iv|ion|ous|c|tic|sis|ary)$")
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
@@ -407,14 +431,14 @@ def _bare(word: str) -> str:
 _CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}
 
 
-_FILLER = frozenset(
-    _stem(word)
-    for word in "infection disease syndrome disorder therapy treatment administration test level serum injury "
+_FILLER_TEXT = (
+    "infection disease syndrome disorder therapy treatment administration test level serum injury "
     "condition use start perform obtain order begin administer give refer commence measurement "
     "examination evaluation initiate supplementation infusion exposure ingestion overdose patient "
     "acute chronic primary severe mild form simple mode phenomenon phase "
-    "position immediate immediately routine reaction process finding".split()
+    "position immediate immediately routine reaction process finding"
 )
+_FILLER = frozenset(map(_stem, _FILLER_TEXT.split()))
 
 
 def _tokens(text: str) -> list[Token]:
@@ -491,12 +515,10 @@ class _Matcher:
         unique = sorted(set(kept), key=lambda span: (span[1], -span[2]))
         result: list[tuple[str, int, int]] = []
         for letter, a, b in unique:
-            between = sentence[tokens[a].start : tokens[b].end]
-            if len(self.options[letter].split()) <= 4 and not set(",;:") & set(
-                self.options[letter]
-            ):
-                if re.search(r"[,;:]\s", between):
-                    continue
+            option = self.options[letter]
+            short = len(option.split()) <= 4 and not re.search("[,;:]", option)
+            if short and re.search(r"[,;:]\s", sentence[tokens[a].start : tokens[b].end]):
+                continue
             if not any(letter == other and a <= d and c <= b for other, c, d in result):
                 result.append((letter, a, b))
         return [(letter, tokens[a].start, tokens[b].end) for letter, a, b in result]
@@ -547,7 +569,7 @@ def _variants(
 
 _SPECIES = re.compile(r"[A-Z][a-z]{3,} [a-z]{4,}", re.ASCII)
 _GENUS = re.compile(r"(?<=[a-z,(] )([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)")
-_NEGATIVE = frozenset("no not without never cannot".split())
+_NEGATIVE = frozenset(("no", "not", "without", "never", "cannot"))
 
 
 def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _Form | None:
@@ -565,10 +587,7 @@ def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _For
     code = re.fullmatch(r"[a-z]+\d+|\d+%?", "".join(words))
     if len("".join(words)) < 3 and not code:
         return None
-    if any(set(words) <= bag for bag in others) and any(bag == set(words) for bag in others):
-        exact = True
-    else:
-        exact = False
+    exact = any(bag == set(words) for bag in others)
     weights = {}
     for word in set(words):
         shared = sum(word in bag for bag in others)
@@ -582,9 +601,6 @@ def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _For
     exact = exact or negative or directed or (numeric and len(words) <= 3)
     unique = frozenset(w for w in words if not any(w in bag for bag in others))
     return _Form(letter, tuple(words), weights, exact, unique, 2 * len(words) + 4)
-
-
-_RANGE = frozenset("between about".split())
 
 
 def _found(form: _Form, tokens: Sequence[Token]) -> Iterator[tuple[str, int, int, float]]:
@@ -672,9 +688,7 @@ def _contradicted(
             return True
     if missing and all(word in _OPPOSITE for word in set(form.words) - missing):
         return True
-    if missing and not (form.unique - missing):
-        return True
-    return False
+    return bool(missing) and not form.unique - missing
 
 
 def _in_range(words: Sequence[str], at: int, size: int) -> bool:
