@@ -139,7 +139,7 @@ _REFUSAL = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"if|depend\w*|such as|like|for example|reserved|weighed|unlikely|avoid\w*|contraindicated|"
+    r"if|depend\w*|look\w* for|screen\w*|such as|like|for example|reserved|weighed|unlikely|avoid\w*|contraindicated|"
     r"incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,
@@ -427,8 +427,10 @@ class Chooser:
             said = rf"(?:\b(?:is|are|be|was)|['’]s)\s+(?:an?\s+|the\s+)?{_flexible(text)}"
             end = re.compile(rf"{said}(?:\W*$|\s*[,;])", re.IGNORECASE)
             match = end.search(sentence) if len(text) > 1 else None
-            if match and not _HEDGE.search(sentence[: match.start()].rpartition(",")[2]):
-                return letter
+            if match is None or _HEDGE.search(sentence[: match.start()].rpartition(",")[2]):
+                continue
+            if self._by_text(_CUT.sub("", sentence[match.end() :])) in (None, letter):
+                return letter  # else it is the first of several
         return None
 
 

@@ -137,7 +137,11 @@ def _only_subject(mentions: Sequence[Mention], sentences: int) -> str | None:
     return letters.pop()
 
 
-_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|vs|etc|approx|cf|dr|no|fig|[A-Z])\.$", re.IGNORECASE)
+_ABBREVIATION = re.compile(
+    r"\b(?:e\.g|i\.e|vs|etc|approx|cf|dr|no|fig"
+    r"|(?<!vitamin )(?<!hepatitis )(?<!group )(?<!factor )[A-Z])\.$",
+    re.IGNORECASE,
+)
 _MARKUP = re.compile(r"\*\*|__|[`\"“”$]|^#+\s*", re.MULTILINE)
 _ITEM = re.compile(
     r"^\W*(?:[-*•]\s|\d+[.)]\s|(?:option\s+|choice\s+)?\(?[A-Z]\)?\s*[:.)]|(?:first|second|third|"
@@ -207,7 +211,8 @@ _TURNED_DOWN = re.compile(
     re.IGNORECASE,
 )
 _TURNED_DOWN_BEHIND = re.compile(
-    r"\b(?:not(?!\s+only)|never|less|unlikely|least|ruled out|exclud\w+|contraindicated|"
+    r"\b(?:withheld|withdrawn|stopped|discontinued|delayed|deferred|premature|later|unnecessary|ineffective|insufficient|wors\w+|dismissed|"
+    r"not(?!\s+only)|never|less|unlikely|least|ruled out|exclud\w+|contraindicated|"
     r"inappropriate|"
     r"incorrect|cannot|avoided|wrong|fails?|lacks?|would (?:show|have|present|cause|lead|produce|"
     r"be "
@@ -243,7 +248,7 @@ _CONCLUSION = re.compile(
     r"(?:is|are|be|commonly) (?:called|termed|known as|referred to as)|responsible for|conclude\w*|"
     r"(?:should|must|would) be|should (?:receive|undergo|start|get|have)|recommend\w*|"
     r"is indicated|first[- ]line|choice|term (?:used|for)|final|leads? to the conclusion|"
-    r"greatest|highest|key (?:player|enzyme|factor)|likely)\b",
+    r"priority|favou?red|preferable|superior|chosen|selected|warranted|greatest|highest|key (?:player|enzyme|factor)|likely)\b",
     re.IGNORECASE,
 )
 _CUE = re.compile(
@@ -252,7 +257,7 @@ _CUE = re.compile(
     r"typical\w*|"
     r"align\w*|fits?|match\w*|support\w*|correspond\w*|explain\w*|classic\w*|confirm\w*|strongly|"
     r"diagnostic|reflects?|suitable|helps?|effective|required|needed|used to|treated with|"
-    r"is the|are the|ideal|appropriate|namely|i\.e|suits?|locali[sz]es? to|goes with|hallmark|"
+    r"is the|are the|ideal|appropriate|namely|i\.e|criteria for|to blame|accounts? for|suits?|locali[sz]es? to|goes with|hallmark|"
     r"(?:seen|found|occurs) in|stems? from|arises? from)\b",
     re.IGNORECASE,
 )
@@ -276,6 +281,17 @@ _ODD_FRAME = re.compile(
     r"\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable|appropriate|effective|"
     r"associated)\b"
     r"[^.]*?\b(?:is|are|would be)\b",
+    re.IGNORECASE,
+)
+_SOUGHT = re.compile(
+    r"\b(?:look|looking|search|searching|screen|screening|evaluat\w+|assess\w*|monitor\w*|test|"
+    r"testing|watch\w*|work-?up)\s+(?:for|of)\b[^,;]*$",
+    re.IGNORECASE,
+)
+_ELLIPSIS = re.compile(r"\s*(?:does|is|would|will|did|can)\W*", re.IGNORECASE)
+_PICKED_OUT = re.compile(
+    r"\s*(?:is|are|would be|remains)\s+(?:thus\s+|therefore\s+)?the\s+(?:only\s+)?(?:one|drug|option|agent|finding)\s+"
+    r"(?:that|which|to|responsible|we)\b",
     re.IGNORECASE,
 )
 _PARENTHESIS = re.compile(
@@ -344,6 +360,8 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
         and not _TURNED_DOWN.search(sentence[framed.end() : start])
     ):
         return Standing.concluded, True
+    if _PICKED_OUT.match(rest):
+        return Standing.concluded, True
     if _CONCEDING.search(lead) or _CONDITION.search(sentence[:start]):
         return Standing.aside, False
     if denied:
@@ -358,6 +376,8 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
         return Standing.rejected, odd
     if (_ITEM.match(sentence) and start < 60) or _EXPLAINED.search(behind):
         return Standing.aside, False
+    if _SOUGHT.search(before):
+        return Standing.aside, False
     clause = f"{before} {behind}"
     if _OPEN.search(clause) and not (complement and not _OPEN.search(before[-60:])):
         return Standing.aside, False
@@ -365,7 +385,7 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
         return Standing.concluded, False
     if _SUMMING_UP.match(sentence):
         return Standing.concluded, False
-    if _CUE.search(clause) or complement:
+    if _CUE.search(clause) or complement or _ELLIPSIS.fullmatch(behind):
         return Standing.suggested, False
     return Standing.stated, False
 
@@ -443,7 +463,13 @@ _FILLER = frozenset(map(_stem, _FILLER_TEXT.split()))
 
 def _tokens(text: str) -> list[Token]:
     text = re.sub(r"[-‐‑](?=\w)", " ", text)
-    return [Token(_stem(m.group()), m.start(), m.end()) for m in _WORD.finditer(text)]
+    # The "A" of "vitamin A" is no article.
+    return [
+        Token(
+            "letter-a" if m.start() and m.group() == "A" else _stem(m.group()), m.start(), m.end()
+        )
+        for m in _WORD.finditer(text)
+    ]
 
 
 _OPPOSITE: dict[str, str] = {}
@@ -595,7 +621,7 @@ def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _For
         weights[word] = weight * (0.3 if word in _FILLER else 1.0)
     if not sum(weights.values()):
         return None
-    numeric = any(w[0].isdigit() or w in "<>≤≥" or len(w) == 1 for w in words)
+    numeric = any(w[0].isdigit() or w in "<>≤≥" or len(w) == 1 or w == "letter-a" for w in words)
     negative = any(w in _NEGATIVE for w in words)
     directed = sum(w in _DIRECTED for w in words) > 1
     exact = exact or negative or directed or (numeric and len(words) <= 3)
