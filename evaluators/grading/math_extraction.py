@@ -354,7 +354,8 @@ _UNFINISHED = re.compile(
 
 _BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)\W*$")
 _PREDICATE = re.compile(
-    r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
+    r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
+    r"the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
     re.IGNORECASE,
 )
 

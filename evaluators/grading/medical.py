@@ -2,9 +2,10 @@
 
 The last explicit statement decides: a box, "the answer is …", "**Answer: (B) …**", "option B is
 correct", a correction ("wait, it is C"). Without one, a response whose last or first line is
-nothing but an option, or whose last sentence concludes with one, has answered too. A discussion of
-options is no answer, nor are two options at once, a letter that is not among the options, or a
-refusal: the verdict is then ``no_answer``, never a guess.
+nothing but an option, or whose last sentence concludes with one, has answered too; last of all,
+one that settles on an option in free prose (`medical_prose`). A discussion of options is no answer,
+nor are two options at once, a letter that is not among the options, or a refusal: the verdict is
+then ``no_answer``, never a guess.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ _REFUSAL = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"if|depend\w*|look\w* for|screen\w*|such as|like|for example|reserved|weighed|unlikely|avoid\w*|contraindicated|"
+    r"if|mimic\w*|depend\w*|look\w* for|screen\w*|such as|like|for example|reserved|weighed|unlikely|"
+    r"avoid\w*|contraindicated|"
     r"incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,

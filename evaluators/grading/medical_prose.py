@@ -203,6 +203,7 @@ _CONCEDING = re.compile(
     re.IGNORECASE,
 )
 _TURNED_DOWN = re.compile(
+    r"\b(?:favou?r|prefer|choos|suggest)\w*\b[^,;]*\bover\b|"
     r"\b(?:rather than|instead of|as opposed to|unlike|not(?!\s+only)|never|neither|nor|than|"
     r"rul(?:e|es|ed|ing) out|exclud\w+|against|without|no|less likely|unlikely|other than|"
     r"except|absence of|in contrast to|compared (?:to|with)|contraindicated|inappropriate|"
@@ -211,7 +212,8 @@ _TURNED_DOWN = re.compile(
     re.IGNORECASE,
 )
 _TURNED_DOWN_BEHIND = re.compile(
-    r"\b(?:withheld|withdrawn|stopped|discontinued|delayed|deferred|premature|later|unnecessary|ineffective|insufficient|wors\w+|dismissed|"
+    r"\b(?:withheld|withdrawn|stopped|discontinued|delayed|deferred|premature|later|unnecessary|"
+    r"ineffective|insufficient|wors\w+|dismissed|"
     r"not(?!\s+only)|never|less|unlikely|least|ruled out|exclud\w+|contraindicated|"
     r"inappropriate|"
     r"incorrect|cannot|avoided|wrong|fails?|lacks?|would (?:show|have|present|cause|lead|produce|"
@@ -224,12 +226,13 @@ _OPEN = re.compile(
     r"sometimes|or|combination of|either|if|whether|risk factors?|differential|question|"
     r"suspected|suspicion|can "
     r"also|also(?!\s+(?:called|known|termed|referred))|some|option|potential\w*|history of|"
-    r"occasionally|in addition|reserved|"
+    r"occasionally|in addition|reserved|mimic\w*|"
     r"initially|first sight)\b|\?",
     re.IGNORECASE,
 )
 _COMPLEMENT = re.compile(
-    r"\b(?:is|are|be|was|being|remains|becomes|called|termed|named|known as|referred to as|"
+    r"\b(?:is|are|be|was|being|remains|becomes|called|termed|named|"
+    r"known as|referred to as|"
     r"described as|"
     r"(?<!such )as)\s+(?:(?:an?|the|most|likely|probably|typically|indeed|therefore|thus|"
     r"a case of|to|"
@@ -246,9 +249,11 @@ _CONCLUSION = re.compile(
     r"preferred|"
     r"therefore|thus|hence|consequently|in conclusion|in summary|to summarize|answer|"
     r"(?:is|are|be|commonly) (?:called|termed|known as|referred to as)|responsible for|conclude\w*|"
-    r"(?:should|must|would) be|should (?:receive|undergo|start|get|have)|recommend\w*|"
+    r"(?:should|must|would) be(?!\s+(?:treated|tested|excluded|confirmed|monitored|evaluated|"
+    r"assessed))|should (?:receive|undergo|start|get|have)|recommend\w*|"
     r"is indicated|first[- ]line|choice|term (?:used|for)|final|leads? to the conclusion|"
-    r"priority|favou?red|preferable|superior|chosen|selected|warranted|greatest|highest|key (?:player|enzyme|factor)|likely)\b",
+    r"priority|favou?red|preferable|superior|chosen|selected|warranted|greatest|highest|"
+    r"key (?:player|enzyme|factor)|likely)\b",
     re.IGNORECASE,
 )
 _CUE = re.compile(
@@ -257,7 +262,10 @@ _CUE = re.compile(
     r"typical\w*|"
     r"align\w*|fits?|match\w*|support\w*|correspond\w*|explain\w*|classic\w*|confirm\w*|strongly|"
     r"diagnostic|reflects?|suitable|helps?|effective|required|needed|used to|treated with|"
-    r"is the|are the|ideal|appropriate|namely|i\.e|criteria for|to blame|accounts? for|suits?|locali[sz]es? to|goes with|hallmark|"
+    r"is the|are the|ideal|appropriate|namely|i\.e|criteria for|favou?rs?|(?:usual|common|"
+    r"expected) (?:in|for)|affected|involved|injured|"
+    r"compressed|damaged|occluded|present|to blame|accounts? for|suits?|locali[sz]es? to|"
+    r"goes with|hallmark|"
     r"(?:seen|found|occurs) in|stems? from|arises? from)\b",
     re.IGNORECASE,
 )
@@ -283,6 +291,16 @@ _ODD_FRAME = re.compile(
     r"[^.]*?\b(?:is|are|would be)\b",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"\bwould\s+(?:\w+\s+)?(?:favou?r|suggest|indicate|point|support|speak|involve|show|cause|"
+    r"affect|imply|raise|mean|be expected in|be seen in)\b",
+    re.IGNORECASE,
+)
+_OBSERVED = re.compile(
+    r"\W*(?:this|these|her|his|the (?:findings?|presentation|combination|clinical|symptoms|"
+    r"picture|results))\b",
+    re.IGNORECASE,
+)
 _SOUGHT = re.compile(
     r"\b(?:look|looking|search|searching|screen|screening|evaluat\w+|assess\w*|monitor\w*|test|"
     r"testing|watch\w*|work-?up)\s+(?:for|of)\b[^,;]*$",
@@ -290,7 +308,8 @@ _SOUGHT = re.compile(
 )
 _ELLIPSIS = re.compile(r"\s*(?:does|is|would|will|did|can)\W*", re.IGNORECASE)
 _PICKED_OUT = re.compile(
-    r"\s*(?:is|are|would be|remains)\s+(?:thus\s+|therefore\s+)?the\s+(?:only\s+)?(?:one|drug|option|agent|finding)\s+"
+    r"\s*(?:is|are|would be|remains)\s+(?:thus\s+|therefore\s+)?the\s+(?:only\s+)?(?:one|drug|"
+    r"option|agent|finding)\s+"
     r"(?:that|which|to|responsible|we)\b",
     re.IGNORECASE,
 )
@@ -347,7 +366,9 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
     opener = [m for m in marks if m.end() == opening]
     lead = (opener[0].group() if opener else "") + before
     rest = sentence[end:]
-    complement = _COMPLEMENT.search(sentence[:start])
+    complement = _COMPLEMENT.search(sentence[:start]) or (
+        re.search(r":\s*(?:an?\s+|the\s+)?$", sentence[:start]) and not re.search(r"\w", rest)
+    )
     denied = re.search(
         r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:\w+\s+){0,2}$",
         sentence[:start],
@@ -376,10 +397,14 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
         return Standing.rejected, odd
     if (_ITEM.match(sentence) and start < 60) or _EXPLAINED.search(behind):
         return Standing.aside, False
-    if _SOUGHT.search(before):
+    supposed = _SUPPOSED.search(before) and not _OBSERVED.match(sentence)
+    if supposed or _SOUGHT.search(before):
         return Standing.aside, False
     clause = f"{before} {behind}"
-    if _OPEN.search(clause) and not (complement and not _OPEN.search(before[-60:])):
+    example = re.search(r"\b(?:like|such as)\s+$", before)
+    preferred = example and _CONCLUSION.search(behind) and not _OPEN.search(behind)
+    open_ahead = _OPEN.search(before[-60:]) if complement else _OPEN.search(clause)
+    if open_ahead and not preferred:
         return Standing.aside, False
     if _CONCLUSION.search(clause) or (complement and _CONCLUSION.search(sentence[:start])):
         return Standing.concluded, False
@@ -391,7 +416,7 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
 
 
 _ABOUT_PATIENT = re.compile(
-    r"\b(?:th(?:is|e|ese) (?:patient|case|presentation|findings|symptoms|picture)|here|explain)\b",
+    r"\b(?:th(?:is|ese) (?:patient|case|presentation|findings|symptoms|picture)|here|explain)\b",
     re.IGNORECASE,
 )
 
