@@ -140,7 +140,8 @@ _REFUSAL = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"if|mimic\w*|depend\w*|look\w* for|screen\w*|such as|like|for example|reserved|weighed|unlikely|"
+    r"if|mimic\w*|depend\w*|look\w* for|screen\w*|such as|like|for example|reserved|weighed|"
+    r"unlikely|"
     r"avoid\w*|contraindicated|"
     r"incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
@@ -199,6 +200,9 @@ class Chooser:
         if not lines:
             return None
         whole = [self._whole_line(line) for line in lines]
+        marked = self._marked(lines)
+        if marked:
+            return marked
         if len(lines) > 1 and re.match(r"\W*[Oo]ption\s+[A-Z]\W*:", lines[-1]):
             whole[-1] = None  # it was about to discuss the options
         copied = len(lines) > 1 and whole[-2] is not None and whole[-2] != whole[-1]
@@ -213,6 +217,7 @@ class Chooser:
             return None  # the options, repeated
         return (
             self._leading_word(lines[0])
+            or self._interjection(lines[-1])
             or self._concluding_sentence("\n".join(lines[-2:]))
             or self._leading_mark(lines)
             or concluded(text, self.options)
@@ -248,6 +253,23 @@ class Chooser:
         match = re.match(r"([A-Za-z]+)\s*[,.;:—–]", _plain(line))
         word = match[1].lower() if match else ""
         return self._exact(word) if word in _ANSWER_WORDS else None
+
+    def _interjection(self, line: str) -> str | None:
+        """``Based on these results, yes, the test is useful``."""
+        said = re.findall(r"[,;:]\s*(yes|no|maybe)\s*[,.;!]", _plain(line).lower())
+        return self._exact(said[-1]) if len(set(said)) == 1 else None
+
+    def _marked(self, lines: list[str]) -> str | None:
+        """The one option of a list of several that is marked as correct."""
+        marks: dict[str, bool] = {}
+        for line in lines:
+            letter = _ITEM_LETTER.match(line)
+            named = letter[1] if letter else self._by_text(line.partition(":")[0])
+            if named in self.options:
+                assert named is not None
+                marks[named] = _MARKED_CORRECT.search(line) is not None
+        correct = [letter for letter, right in marks.items() if right]
+        return correct[0] if len(correct) == 1 and len(marks) > 1 else None
 
     def _boxes(self, text: str) -> Iterator[Statement]:
         for match in list(_BOX.finditer(text))[-MAX_STATEMENTS:]:
@@ -438,6 +460,12 @@ class Chooser:
 
 _BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
 """Ahead of a number: it is the end of a range, or a bound."""
+_ITEM_LETTER = re.compile(r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—])")
+_MARKED_CORRECT = re.compile(
+    r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:–—-]|$|answer|choice|option)|"
+    r"[✓✔✅]",
+    re.IGNORECASE,
+)
 _DISCUSSION = re.compile(
     r"\b(?:(?:each|every|all)\s+(?:of\s+the\s+)?(?:options?|choices?)|let me|let's|let us|"
     r"step by step)\b",

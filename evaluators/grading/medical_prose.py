@@ -291,6 +291,11 @@ _ODD_FRAME = re.compile(
     r"[^.]*?\b(?:is|are|would be)\b",
     re.IGNORECASE,
 )
+_APPENDED = re.compile(
+    r":\s*(?:an?\s+|the\s+)?$|,\s*(?:an?|the)\s+$"
+    r"|(?<!follow)(?<!accompani)(?<!suppli)ed by\s+(?:the\s+)?$"
+)
+"""Ahead of what a sentence ends with: "one was missed, a type II error"."""
 _SUPPOSED = re.compile(
     r"\bwould\s+(?:\w+\s+)?(?:favou?r|suggest|indicate|point|support|speak|involve|show|cause|"
     r"affect|imply|raise|mean|be expected in|be seen in)\b",
@@ -342,7 +347,9 @@ def _mentions(index: int, sentence: str, matcher: _Matcher) -> Iterator[Mention]
     listed = {
         place
         for (one, first, end, *_), (other, second, *_) in pairwise(found)
-        if one != other and _LISTED.fullmatch(sentence, end, second)
+        if one != other
+        and _LISTED.fullmatch(sentence, end, second)
+        and not _CONCEDING.search(sentence, max(0, first - 20), first)
         for place in (first, second)
     }
     found = [(c, s, e, min(x, Standing.aside) if s in listed else x, o) for c, s, e, x, o in found]
@@ -367,7 +374,7 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
     lead = (opener[0].group() if opener else "") + before
     rest = sentence[end:]
     complement = _COMPLEMENT.search(sentence[:start]) or (
-        re.search(r":\s*(?:an?\s+|the\s+)?$", sentence[:start]) and not re.search(r"\w", rest)
+        _APPENDED.search(sentence[:start]) and not re.search(r"\w", rest)
     )
     denied = re.search(
         r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:\w+\s+){0,2}$",
@@ -451,11 +458,20 @@ _SUFFIX = re.compile(r"(?<=[a-z]{6})(?:al|ar|us|um|a|is|ic|iv|ion|ous|c|tic|sis|
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*%?|[^\W\d_]+\d*|[<>≤≥]")
 
 
+def _bare(word: str) -> str:
+    return re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", word)
+
+
+_CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}
+
+
 def _stem(word: str) -> str:
     """A word without inflection and spelling variants; not a dictionary form."""
     for greek, name in _GREEK.items():
         word = word.replace(greek, name)
     plain = unicodedata.normalize("NFKD", word.lower()).encode("ascii", "ignore").decode()
+    if len(plain) > 4:  # questions of MedMCQA have lost every "rt": "hypeension", "aery"
+        plain = plain.replace("rt", "")
     plain = plain.replace("ae", "e").replace("oe", "e").replace("our", "or")
     if plain in _NUMBERS:
         return _NUMBERS[plain]
@@ -464,16 +480,9 @@ def _stem(word: str) -> str:
     if len(plain) > 4 and plain.isalpha():
         plain = re.sub(r"ies$", "y", plain)
         plain = re.sub(r"(?<=[sxzh])es$|(?<![siu])s$", "", plain)
-        plain = re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", plain)
-    # Questions of MedMCQA have lost every "rt": "hypeension", "aery".
-    return _CANONICAL.get(plain, _SUFFIX.sub("", plain.replace("rt", "")))
-
-
-def _bare(word: str) -> str:
-    return re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", word)
-
-
-_CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}
+        plain = _bare(plain)
+        plain = _CANONICAL.get(plain) or _SUFFIX.sub("", plain)
+    return plain or word.lower()
 
 
 _FILLER_TEXT = (
@@ -620,20 +629,12 @@ def _variants(
 
 _SPECIES = re.compile(r"[A-Z][a-z]{3,} [a-z]{4,}", re.ASCII)
 _GENUS = re.compile(r"(?<=[a-z,(] )([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)")
+_ANSWER_WORDS = frozenset(map(_stem, ("yes", "no", "maybe", "true", "false", "not")))
 _NEGATIVE = frozenset(("no", "not", "without", "never", "cannot"))
 
 
 def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _Form | None:
-    if not words or "".join(words) in (
-        "yes",
-        "mayb",
-        "maybe",
-        "true",
-        "fals",
-        "false",
-        "no",
-        "not",
-    ):
+    if not words or "".join(words) in _ANSWER_WORDS:
         return None
     code = re.fullmatch(r"[a-z]+\d+|\d+%?", "".join(words))
     if len("".join(words)) < 3 and not code:
@@ -644,7 +645,9 @@ def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _For
         shared = sum(word in bag for bag in others)
         weight = 0.0 if others and shared == len(others) else 1 / (1 + shared)
         weights[word] = weight * (0.3 if word in _FILLER else 1.0)
-    if not sum(weights.values()):
+    if exact and not any(weights.values()):
+        weights = dict.fromkeys(words, 1.0)  # the same words in another order
+    if not any(weights.values()):
         return None
     numeric = any(w[0].isdigit() or w in "<>≤≥" or len(w) == 1 or w == "letter-a" for w in words)
     negative = any(w in _NEGATIVE for w in words)
@@ -700,6 +703,7 @@ def _window(form: _Form, words: Sequence[str], at: int) -> tuple[float, int, set
             place
             for place in range(at, stop)
             if min(len(word), len(words[place])) >= MIN_INEXACT
+            and words[place][:2] == word[:2]  # afferent is not efferent
             and Levenshtein.distance(words[place], word) == 1
         ]
         if near:
@@ -742,21 +746,13 @@ def _contradicted(
     return bool(missing) and not form.unique - missing
 
 
+_BOUNDS = frozenset(("more", "increase", "decrease", "over", "under", "least"))
+
+
 def _in_range(words: Sequence[str], at: int, size: int) -> bool:
     """Whether a number is the end of a range, or a bound: ``5 to 7 days``, ``more than 50%``."""
-    before = list(words[max(0, at - 2) : at])
-    if words[at][0].isdigit():
-        if before and before[-1][0].isdigit():
-            return True
-        if before and before[-1] in (
-            "mor",
-            "more",
-            "increase",
-            "decrease",
-            "over",
-            "under",
-            "least",
-        ):
-            return True
+    before = words[at - 1] if at else ""
+    if before[:1].isdigit() or (words[at][0].isdigit() and before in _BOUNDS):
+        return True
     behind = words[at + size : at + size + 1]
     return bool(behind and words[at + size - 1][0].isdigit() and behind[0][0].isdigit())
