@@ -333,7 +333,7 @@ _PLANNING = re.compile(
     r"remember|"
     r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
     r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|"
-    r"the (?:question|problem) (?:asks|says))\b",
+    r"the (?:question|problem) (?:asks|says)(?![^.]*\bwhich (?:is|equals)\b))\b",
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
@@ -360,12 +360,15 @@ _PREDICATE = re.compile(
 )
 
 
+_DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+)\W*$")
+
+
 def _concluded_word(response: str) -> Found | None:
     """The word that the last line ends with in bold, or says that something is."""
     last = response.rstrip().rpartition("\n")[2].strip()
     if _REFUSAL.search(last) or _WAVERING.search(last) or _PLANNING.search(last):
         return None
-    said = _BOLD.search(last) or _PREDICATE.search(last)
+    said = _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
     return Found(said[1].strip(), explicit=False) if said else None
 
 
@@ -497,14 +500,16 @@ def _concluded_value(sentence: str) -> str | None:
         return listed[1]
     said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
     if said and _is_bare_value(said[1]):
-        return said[1]
+        number = _NUMBER.match(said[1])
+        unit = _unit_behind(said[1], number.end()) if number else ""
+        return number.group() + unit if number and unit else said[1]
     numbers = list(_NUMBER.finditer(sentence[-MAX_SENTENCE:]))
     sentence = sentence[-MAX_SENTENCE:]
     if len(numbers) > 1:
-        main = [n for n in numbers if not _CIRCUMSTANCE.search(sentence[: n.start()].rstrip("$€£"))]
+        main = [n for n in numbers if not _is_circumstance(sentence[: n.start()].rstrip("$€£"))]
         numbers = main or numbers
     if not numbers:
-        word = _PREDICATE.search(sentence)
+        word = _PREDICATE.search(sentence) or _COUNTED.search(sentence)
         spelled = number_word(word[1]) if word else None
         return None if spelled is None or _WAVERING.search(sentence) else str(spelled)
     if _WAVERING.search(sentence[: numbers[-1].start()]):
@@ -512,8 +517,23 @@ def _concluded_value(sentence: str) -> str | None:
     return numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
 
 
+_COUNTED = re.compile(
+    r"\bthere (?:are|is)\s+(?:exactly |only |a total of )?([a-z]+(?:-[a-z]+)?)\b", re.IGNORECASE
+)
+_MEASURE = re.compile(
+    r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
+    r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$",
+    re.IGNORECASE,
+)
+
+
+def _is_circumstance(before: str) -> bool:
+    """Whether what stands ahead of a number makes it a circumstance of the answer."""
+    return _CIRCUMSTANCE.search(before) is not None and _MEASURE.search(before) is None
+
+
 _UNIT_WORDS = re.compile(
-    r"\s*((?:square |cubic )?(?:[a-zA-Z]{3,}|cm|mm|km|kg|mg|mL|ml|ft)"
+    r"\s*((?:square |cubic )?(?:[a-zA-Z]{3,}|cm|mm|km|kg|mg|mL|ml|ft|m(?=/s))"
     r"(?: (?:squared|cubed)\b| per [a-z]+|/[a-z]+)?)(?![a-zA-Z^/])"
 )
 
@@ -524,7 +544,7 @@ def _unit_behind(sentence: str, position: int) -> str:
     return rf" \text{{{words[1]}}}" if words and is_unit(words[1]) else ""
 
 
-_NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
+_NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
 
 
 _NUMBERS_LISTED = re.compile(

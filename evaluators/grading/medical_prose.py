@@ -266,7 +266,7 @@ _CUE = re.compile(
     r"expected) (?:in|for)|affected|involved|injured|"
     r"compressed|damaged|occluded|present|to blame|accounts? for|suits?|locali[sz]es? to|"
     r"goes with|hallmark|"
-    r"(?:seen|found|occurs) in|stems? from|arises? from)\b",
+    r"(?:seen|found|occurs) in|stems? from|comes? from|arises? from)\b",
     re.IGNORECASE,
 )
 _ODD_ONE = re.compile(
@@ -327,6 +327,11 @@ _CONDITION = re.compile(r"\b(?:if|unless|in case)\b[^,;]*,[^,;]*$", re.IGNORECAS
 _EXPLAINED = re.compile(
     r"\b(?:is|are|was|were)\s+(?:\w+\s+){0,3}(?:due to|caused by|attribut\w+|explained by|because|"
     r"a result of|secondary to)\b",
+    re.IGNORECASE,
+)
+_GENERAL = re.compile(
+    r"\b(?:is|are)\s+(?:only\s+)?(?:used|given|indicated|reserved|preferred|chosen)\s+(?:when|if|"
+    r"only)\b",
     re.IGNORECASE,
 )
 _SUMMING_UP = re.compile(
@@ -402,7 +407,8 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
     if _TURNED_DOWN_BEHIND.search(behind):
         odd = bool(_ODD_ONE.search(behind)) and not _ABOUT_PATIENT.search(rest)
         return Standing.rejected, odd
-    if (_ITEM.match(sentence) and start < 60) or _EXPLAINED.search(behind):
+    general = _EXPLAINED.search(behind) or _GENERAL.search(behind)
+    if (_ITEM.match(sentence) and start < 60) or general:
         return Standing.aside, False
     supposed = _SUPPOSED.search(before) and not _OBSERVED.match(sentence)
     if supposed or _SOUGHT.search(before):
@@ -415,7 +421,7 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
         return Standing.aside, False
     if _CONCLUSION.search(clause) or (complement and _CONCLUSION.search(sentence[:start])):
         return Standing.concluded, False
-    if _SUMMING_UP.match(sentence):
+    if _SUMMING_UP.match(sentence) or re.search(r"\b(?:should|must)\s+$", before):
         return Standing.concluded, False
     if _CUE.search(clause) or complement or _ELLIPSIS.fullmatch(behind):
         return Standing.suggested, False
