@@ -509,9 +509,9 @@ def _concluded_value(sentence: str) -> str | None:
         main = [n for n in numbers if not _is_circumstance(sentence[: n.start()].rstrip("$€£"))]
         numbers = main or numbers
     if not numbers:
-        word = _PREDICATE.search(sentence) or _COUNTED.search(sentence)
-        spelled = number_word(word[1]) if word else None
-        return None if spelled is None or _WAVERING.search(sentence) else str(spelled)
+        words = (_COUNTED.search(sentence), _PREDICATE.search(sentence))
+        spelled = [n for word in words if word for n in [number_word(word[1])] if n is not None]
+        return str(spelled[0]) if spelled and not _WAVERING.search(sentence) else None
     if _WAVERING.search(sentence[: numbers[-1].start()]):
         return None
     return numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
