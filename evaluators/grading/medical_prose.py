@@ -93,7 +93,7 @@ def concluded(text: str, options: Mapping[str, str]) -> str | None:
     suggested = [m for m in mentions if m.standing == Standing.suggested]
     if suggested:
         return _settled(suggested, mentions, elsewhere)
-    return _only_subject(mentions, len(sentences))
+    return _only_subject(mentions, len(sentences)) or _left_over(mentions, len(sentences) - 1)
 
 
 def _settled(
@@ -135,6 +135,20 @@ def _only_subject(mentions: Sequence[Mention], sentences: int) -> str | None:
     if any(m.standing == Standing.rejected for m in mentions):
         return None
     return letters.pop()
+
+
+def _left_over(mentions: Sequence[Mention], end: int) -> str | None:
+    """What the last sentence states, after the others that were spoken of were turned down."""
+    last = [m for m in mentions if m.sentence == end]
+    before = [m for m in mentions if m.sentence < end]
+    letters = {m.letter for m in last}
+    if len(letters) != 1 or any(m.standing != Standing.stated for m in last):
+        return None
+    letter = letters.pop()
+    others = [m for m in before if m.letter != letter]
+    turned_down = bool(others) and all(m.standing == Standing.rejected for m in others)
+    kept = all(m.standing >= Standing.stated for m in before if m.letter == letter)
+    return letter if turned_down and kept else None
 
 
 _ABBREVIATION = re.compile(
@@ -262,7 +276,8 @@ _CUE = re.compile(
     r"typical\w*|"
     r"align\w*|fits?|match\w*|support\w*|correspond\w*|explain\w*|classic\w*|confirm\w*|strongly|"
     r"diagnostic|reflects?|suitable|helps?|effective|required|needed|used to|treated with|"
-    r"is the|are the|ideal|appropriate|namely|i\.e|criteria for|favou?rs?|(?:usual|common|"
+    r"is the|are the|ideal|appropriate|namely|i\.e|criteria for|doubt about|pathognomonic|"
+    r"belongs? to|calls for|favou?rs?|(?:usual|common|"
     r"expected) (?:in|for)|affected|involved|injured|"
     r"compressed|damaged|occluded|present|to blame|accounts? for|suits?|locali[sz]es? to|"
     r"goes with|hallmark|"
@@ -399,7 +414,9 @@ def _standing(sentence: str, start: int, end: int) -> tuple[Standing, bool]:
         return Standing.aside, False
     if denied:
         return Standing.rejected, bool(_ODD_ONE.search(before))
-    unsure = re.search(r"\b(?:whether|if|unclear|not clear|doubt\w*)\b", before, re.IGNORECASE)
+    unsure = re.search(
+        r"\b(?:whether|if|unclear|not clear|(?<!little )(?<!no )doubt\w*)\b", before, re.IGNORECASE
+    )
     if unsure:
         return Standing.aside, False
     if not complement and (_TURNED_DOWN.search(before) or re.search(r"\bnot an?\b", before)):
