@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from deft.evaluators.grading.math_answers import Group, Union, readings
+from deft.evaluators.grading.math_answers import Group, Union, Words, readings
 from deft.evaluators.grading.math_comparison import same_answer
 from deft.evaluators.grading.math_expressions import warm_up as warm_up
 from deft.evaluators.grading.math_extraction import find_answer
@@ -27,7 +27,8 @@ def grade(record: Mapping[str, Any]) -> Grade:
     """
     finish_reason = record.get("finish_reason")
     gold = gold_answer(str(record["gold"]))
-    found = find_answer(answer_part(record["response"]), parts=_parts(gold))
+    worded = isinstance(readings(gold)[0], Words)
+    found = find_answer(answer_part(record["response"]), parts=_parts(gold), worded=worded)
     if found is None or (finish_reason == "length" and not found.explicit):
         return no_answer(finish_reason)
     correct = same_answer(gold, found.text)

@@ -280,6 +280,10 @@ _SHORT_WORDS_TEXT = (
 _SHORT_WORDS = frozenset(_SHORT_WORDS_TEXT.split())
 
 
+_RATE = re.compile(r"\\text\{([a-zA-Z]+)\}/([a-zA-Z]+)(?![a-zA-Z(])")
+"""``km/h``, of which only the first is long enough to be a word."""
+
+
 def _mark_words(text: str) -> str:
     """Put words that stand outside ``\\text{…}`` into it; letters in products stay variables."""
 
@@ -298,6 +302,7 @@ def _mark_words(text: str) -> str:
         return "".join(pieces)
 
     marked = "".join(p if p.startswith(r"\text{") else mark(p) for p in split_texts(text))
+    marked = _RATE.sub(lambda m: rf"\text{{{m[1]}/{m[2]}}}" if is_unit(m[2]) else m[0], marked)
     # Neighbouring texts are one.
     return re.sub(r"\}\s*\\text\{", " ", marked) if marked.count(r"\text{") > 1 else marked
 

@@ -390,7 +390,8 @@ def _same_scalars(gold: Scalar, answer: Scalar) -> bool:
     read = without_unit_letter(answer)
     if read is not None and number(gold.latex) is not None:
         return _same_scalars(gold, read)
-    read = without_unit_letter(gold)
+    # In a gold answer of "6m" the letter is a variable, unless the answer comes with that unit.
+    read = without_unit_letter(gold) if answer.unit else None
     return read is not None and number(answer.latex) is not None and _same_scalars(read, answer)
 
 

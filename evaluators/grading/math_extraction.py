@@ -7,7 +7,8 @@ In this order:
 2. The last statement that names itself the answer ("the answer is …", "Answer: …", "#### …",
    "final answer is $…$. I hope it is correct"), which also wins over a box further up.
 3. The conclusion: the last formula or number of the last line, if that line is nothing else, or
-   is a sentence that concludes ("so x = 5", "There are 12 ways.").
+   is a sentence that concludes ("so x = 5", "There are 12 ways."); the items of a closing list of
+   solutions; where the gold answer is a word, what stands in bold or behind the last "is".
 
 Where a response goes on to a next problem of its own, only what stands before that counts.
 A response that was cut off has a final answer only by 1 or 2, in full.
@@ -19,6 +20,7 @@ import re
 from dataclasses import dataclass
 
 from deft.evaluators.grading.math_text import MAX_ANSWER, read_group
+from deft.evaluators.grading.math_units import is_unit, number_word
 from deft.evaluators.grading.responses import before_next_problem
 
 MAX_BOXES = 60
@@ -49,18 +51,20 @@ _BOX = re.compile(
 )
 
 
-def find_answer(response: str, parts: int = 1) -> Found | None:
+def find_answer(response: str, parts: int = 1, *, worded: bool = False) -> Found | None:
     """The final answer of ``response``.
 
     Args:
         response: what the model said to its reader.
         parts: how many parts the gold answer has, which decides whether several boxes are one
             answer.
+        worded: whether the gold answer is a word, as against a number or a formula.
     """
     first = before_next_problem(response)
     return (
         (_explicit_answer(first, parts) if first != response else None)
         or _explicit_answer(response, parts)
+        or (_concluded_word(response) if worded else None)
         or _conclusion(response)
     )
 
@@ -329,7 +333,7 @@ _PLANNING = re.compile(
     r"remember|"
     r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
     r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|"
-    r"the (?:question|problem) (?:asks|says))\b",
+    r"the (?:question|problem) (?:asks|says)(?![^.]*\bwhich (?:is|equals)\b))\b",
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
@@ -348,10 +352,51 @@ _UNFINISHED = re.compile(
 """It was about to go on, or asks."""
 
 
+_BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)\W*$")
+_PREDICATE = re.compile(
+    r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
+    r"the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
+    re.IGNORECASE,
+)
+
+
+_DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+)\W*$")
+
+
+def _concluded_word(response: str) -> Found | None:
+    """The word that the last line ends with in bold, or says that something is."""
+    last = response.rstrip().rpartition("\n")[2].strip()
+    if _REFUSAL.search(last) or _WAVERING.search(last) or _PLANNING.search(last):
+        return None
+    said = _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
+    return Found(said[1].strip(), explicit=False) if said else None
+
+
+_LIST_ITEM = re.compile(r"(?:[-*•]|\d+[.)]|\([a-z]\))\s+(\S.*)")
+_LIST_OPENS = re.compile(
+    r"\b(?:solutions?|roots?|answers?|values?|zeros|results?)\b.*:$", re.IGNORECASE
+)
+
+
+def _listed_solutions(lines: list[str]) -> str | None:
+    """The items of the list that a response ends in, if it is announced as one of solutions."""
+    items: list[str] = []
+    for line in reversed(lines):
+        item = _LIST_ITEM.fullmatch(line)
+        if item is None or not _is_bare_value(item[1].strip("*_ ")):
+            opens = _LIST_OPENS.search(line.strip("*_ "))
+            return ", ".join(reversed(items)) if opens and len(items) > 1 else None
+        items.append(item[1].strip("*_$ ").rstrip(".,;").strip("$"))
+    return None
+
+
 def _conclusion(response: str) -> Found | None:
     lines = [line.strip() for line in response.split("\n") if line.strip(" *_-#`>\t")]
     if not lines:
         return None
+    listed = _listed_solutions(lines)
+    if listed:
+        return Found(listed, explicit=False)
     last = re.sub(
         r"^(?:\d+[.)]\s+(?=\S)|(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*)",
         "",
@@ -455,18 +500,51 @@ def _concluded_value(sentence: str) -> str | None:
         return listed[1]
     said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
     if said and _is_bare_value(said[1]):
-        return said[1]
+        number = _NUMBER.match(said[1])
+        unit = _unit_behind(said[1], number.end()) if number else ""
+        return number.group() + unit if number and unit else said[1]
     numbers = list(_NUMBER.finditer(sentence[-MAX_SENTENCE:]))
     sentence = sentence[-MAX_SENTENCE:]
     if len(numbers) > 1:
-        main = [n for n in numbers if not _CIRCUMSTANCE.search(sentence[: n.start()].rstrip("$€£"))]
+        main = [n for n in numbers if not _is_circumstance(sentence[: n.start()].rstrip("$€£"))]
         numbers = main or numbers
-    if not numbers or _WAVERING.search(sentence[: numbers[-1].start()]):
+    if not numbers:
+        words = (_COUNTED.search(sentence), _PREDICATE.search(sentence))
+        spelled = [n for word in words if word for n in [number_word(word[1])] if n is not None]
+        return str(spelled[0]) if spelled and not _WAVERING.search(sentence) else None
+    if _WAVERING.search(sentence[: numbers[-1].start()]):
         return None
-    return numbers[-1].group().strip()
+    return numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
 
 
-_NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
+_COUNTED = re.compile(
+    r"\bthere (?:are|is)\s+(?:exactly |only |a total of )?([a-z]+(?:-[a-z]+)?)\b", re.IGNORECASE
+)
+_MEASURE = re.compile(
+    r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
+    r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$",
+    re.IGNORECASE,
+)
+
+
+def _is_circumstance(before: str) -> bool:
+    """Whether what stands ahead of a number makes it a circumstance of the answer."""
+    return _CIRCUMSTANCE.search(before) is not None and _MEASURE.search(before) is None
+
+
+_UNIT_WORDS = re.compile(
+    r"\s*((?:square |cubic )?(?:[a-zA-Z]{3,}|cm|mm|km|kg|mg|mL|ml|ft|m(?=/s))"
+    r"(?: (?:squared|cubed)\b| per [a-z]+|/[a-z]+)?)(?![a-zA-Z^/])"
+)
+
+
+def _unit_behind(sentence: str, position: int) -> str:
+    """The unit that stands behind a number, as text; things that are counted are none."""
+    words = _UNIT_WORDS.match(sentence, position)
+    return rf" \text{{{words[1]}}}" if words and is_unit(words[1]) else ""
+
+
+_NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
 
 
 _NUMBERS_LISTED = re.compile(
@@ -477,9 +555,10 @@ _NUMBERS_LISTED = re.compile(
 
 def _number_behind(sentence: str, position: int) -> str | None:
     """The number that a sentence says its last formula is: "$x + y$, which equals 21"."""
-    rest = re.match(r"[^.=]{0,40}?\b(?:is|are|equals|be|was)\s+(?:\w+\s+)?", sentence[position:])
-    number = _NUMBER.match(sentence, position + rest.end()) if rest else None
-    return number.group().strip() if number else None
+    found = re.compile(
+        r"[^.=]{0,80}?\b(?:is|are|equals|be|was|measures)\s+(?:\w+\s+)?" + f"({_NUMBER.pattern})"
+    ).match(sentence, position)
+    return found[1].strip() if found else None
 
 
 def _content(match: re.Match[str]) -> str:

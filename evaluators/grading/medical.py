@@ -2,9 +2,10 @@
 
 The last explicit statement decides: a box, "the answer is …", "**Answer: (B) …**", "option B is
 correct", a correction ("wait, it is C"). Without one, a response whose last or first line is
-nothing but an option, or whose last sentence concludes with one, has answered too. A discussion of
-options is no answer, nor are two options at once, a letter that is not among the options, or a
-refusal: the verdict is then ``no_answer``, never a guess.
+nothing but an option, or whose last sentence concludes with one, has answered too; last of all,
+one that settles on an option in free prose (`medical_prose`). A discussion of options is no answer,
+nor are two options at once, a letter that is not among the options, or a refusal: the verdict is
+then ``no_answer``, never a guess.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deft.evaluators.grading.medical_prose import concluded
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
@@ -77,7 +79,7 @@ _KIND = (
 _NOUN = r"(?:answer|option|choice|response|selection|letter)"
 _LEADS = re.compile(
     rf"""
-    \b(?:{_KIND}\s+)*(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
+    \b(?:{_KIND}\s+){{0,3}}(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
         (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
         \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to)?\s*(?:therefore\s+|thus\s+)?
@@ -138,7 +140,10 @@ _REFUSAL = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"unlikely|incorrect|wrong|not|less|rule[sd]? out|excluded?|however|although|question|asks?|"
+    r"if|mimic\w*|depend\w*|look\w* for|screen\w*|such as|like|for example|reserved|weighed|"
+    r"unlikely|"
+    r"avoid\w*|contraindicated|"
+    r"incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
     r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
     re.IGNORECASE,
 )
@@ -195,6 +200,9 @@ class Chooser:
         if not lines:
             return None
         whole = [self._whole_line(line) for line in lines]
+        marked = self._marked(lines)
+        if marked:
+            return marked
         if len(lines) > 1 and re.match(r"\W*[Oo]ption\s+[A-Z]\W*:", lines[-1]):
             whole[-1] = None  # it was about to discuss the options
         copied = len(lines) > 1 and whole[-2] is not None and whole[-2] != whole[-1]
@@ -209,8 +217,10 @@ class Chooser:
             return None  # the options, repeated
         return (
             self._leading_word(lines[0])
+            or self._interjection(lines[-1])
             or self._concluding_sentence("\n".join(lines[-2:]))
             or self._leading_mark(lines)
+            or concluded(text, self.options)
             or self._only_mention(text)
         )
 
@@ -221,9 +231,7 @@ class Chooser:
         found: str | None = None
         for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
             letters = {m[1] or m[2] for m in _NAMED.finditer(sentence)} & set(self.options)
-            named = letters or {
-                letter for letter in [self._by_text(sentence)] if letter is not None
-            }
+            named = letters
             if not named:
                 continue
             if named - {found} and found is not None:
@@ -245,6 +253,23 @@ class Chooser:
         match = re.match(r"([A-Za-z]+)\s*[,.;:—–]", _plain(line))
         word = match[1].lower() if match else ""
         return self._exact(word) if word in _ANSWER_WORDS else None
+
+    def _interjection(self, line: str) -> str | None:
+        """``Based on these results, yes, the test is useful``."""
+        said = re.findall(r"[,;:]\s*(yes|no|maybe)\s*[,.;!]", _plain(line).lower())
+        return self._exact(said[-1]) if len(set(said)) == 1 else None
+
+    def _marked(self, lines: list[str]) -> str | None:
+        """The one option of a list of several that is marked as correct."""
+        marks: dict[str, bool] = {}
+        for line in lines:
+            letter = _ITEM_LETTER.match(line)
+            named = letter[1] if letter else self._by_text(line.partition(":")[0])
+            if named in self.options:
+                assert named is not None
+                marks[named] = _MARKED_CORRECT.search(line) is not None
+        correct = [letter for letter, right in marks.items() if right]
+        return correct[0] if len(correct) == 1 and len(marks) > 1 else None
 
     def _boxes(self, text: str) -> Iterator[Statement]:
         for match in list(_BOX.finditer(text))[-MAX_STATEMENTS:]:
@@ -293,7 +318,8 @@ class Chooser:
                 rf"\b{_flexible(folded)}\b\W{{0,6}}\s*(?:is|are|would\s+be|remains)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
                 r"(?:the\s+)?(?:single\s+)?(?:correct|best|right|most\s+(?:likely|appropriate|"
                 r"accurate))\s*"
-                r"(?:answer|option|choice|diagnosis|treatment|next\s+step|step|explanation|cause|management)",
+                r"(?:answer|option|choice|diagnosis|treatment|next\s+step|step|explanation|cause|"
+                r"management)",
                 re.IGNORECASE,
             )
             for match in pattern.finditer(text):
@@ -364,7 +390,7 @@ class Chooser:
                     spans.append((0, len(text), letter))
                 continue
             start = folded.find(f" {text} ")
-            if start >= 0:
+            if start >= 0 and not (text[0].isdigit() and _BOUND.search(folded[: start + 1])):
                 spans.append((start, start + len(text), letter))
         # An option text within another option's text is not meant when the longer one stands there.
         kept = {
@@ -425,11 +451,21 @@ class Chooser:
             said = rf"(?:\b(?:is|are|be|was)|['’]s)\s+(?:an?\s+|the\s+)?{_flexible(text)}"
             end = re.compile(rf"{said}(?:\W*$|\s*[,;])", re.IGNORECASE)
             match = end.search(sentence) if len(text) > 1 else None
-            if match and not _HEDGE.search(sentence[: match.start()].rpartition(",")[2]):
-                return letter
+            if match is None or _HEDGE.search(sentence[: match.start()].rpartition(",")[2]):
+                continue
+            if self._by_text(_CUT.sub("", sentence[match.end() :])) in (None, letter):
+                return letter  # else it is the first of several
         return None
 
 
+_BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
+"""Ahead of a number: it is the end of a range, or a bound."""
+_ITEM_LETTER = re.compile(r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—])")
+_MARKED_CORRECT = re.compile(
+    r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:–—-]|$|answer|choice|option)|"
+    r"[✓✔✅]",
+    re.IGNORECASE,
+)
 _DISCUSSION = re.compile(
     r"\b(?:(?:each|every|all)\s+(?:of\s+the\s+)?(?:options?|choices?)|let me|let's|let us|"
     r"step by step)\b",
@@ -483,7 +519,8 @@ def _plain(text: str) -> str:
 
 def _folded(text: str) -> str:
     """Lower case, words and numbers only: how option texts are compared."""
-    return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", _plain(text).lower()))
+    spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
+    return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
 
 
 def _flexible(folded: str) -> str:

@@ -101,6 +101,18 @@ def test_hostile_responses_are_never_correct(pool: GraderPool, name: str) -> Non
     assert pool.submit({"response": RESPONSES[name], "gold": "7"}).result().verdict != "correct"
 
 
+def test_hostile_prose_does_not_need_the_kill() -> None:
+    options = {"A": "Iron deficiency", "B": "Iron deficiency anemia", "C": "10 mg every 5 hours"}
+    pieces = ("iron deficiency ", "most likely ", "if ", "that is not ", "iron, ", "Iron. ", "(A) ")
+    with GraderPool("medical", workers=1) as pool:
+        futures = [
+            pool.submit({"response": piece * 20_000, "options": options, "gold": "B"})
+            for piece in pieces
+        ]
+        verdicts = {future.result().verdict for future in futures}
+    assert verdicts <= {Verdict.wrong, Verdict.no_answer}
+
+
 def test_most_hostile_answers_do_not_even_need_the_kill(pool: GraderPool) -> None:
     verdicts = {
         name: pool.submit({"response": rf"\boxed{{{answer}}}", "gold": "7"}).result().verdict
