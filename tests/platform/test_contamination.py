@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from deft.evaluators.items import prepare_items
 from deft.evaluators.spec import BenchmarkSpec
 from deft.platform.contamination import (
     benchmark_questions,
@@ -15,15 +18,20 @@ from deft.workers.figfont import TEST_START, figfont_examples
 from deft.workers.prepare import prepare
 from deft.workers.spec import DatasetSpec, ModelSpec
 
-FIGFONT = BenchmarkSpec.model_validate({"name": "figfont", "size": 20})
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    """The file of the first figfont items."""
+    spec = BenchmarkSpec.model_validate({"name": "figfont", "size": 20})
+    return prepare_items(spec, None, tmp_path / "cache")
 
 
-def test_questions_are_asked_without_the_system_text() -> None:
-    first = next(iter(benchmark_questions(FIGFONT)))
+def test_questions_are_asked_without_the_system_text(items: Path) -> None:
+    first = next(iter(benchmark_questions(items)))
     assert first.startswith("What word does this say?")
 
 
-def test_training_on_the_benchmark_is_found_out(tmp_path: Path) -> None:
+def test_training_on_the_benchmark_is_found_out(items: Path, tmp_path: Path) -> None:
     leaked = [item.prompt[1]["content"] for item in figfont_examples(TEST_START, 3)]
     prompts = [*(f"What is {n} + {n}?" for n in range(97)), *leaked]
     records = [{"prompt": prompt, "response": "x"} for prompt in prompts]
@@ -35,14 +43,14 @@ def test_training_on_the_benchmark_is_found_out(tmp_path: Path) -> None:
         seed=0,
         cache=tmp_path / "cache",
     )
-    assert overlap_with_benchmarks(prepared, [FIGFONT]) == {
+    assert overlap_with_benchmarks(prepared, {"figfont": str(items)}) == {
         "figfont": {
             "num_overlapping": 3,
             "share": 0.03,
             "ids": ["data.jsonl:98", "data.jsonl:99", "data.jsonl:100"],
         }
     }
-    assert overlap_with_benchmarks(prepared, []) == {}
+    assert overlap_with_benchmarks(prepared, {}) == {}
 
 
 def test_formats_are_told_apart_by_their_hashes() -> None:
