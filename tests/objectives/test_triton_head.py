@@ -153,8 +153,10 @@ def test_interpreted_kernels_match_the_float64_reference(
         assert actual[part].dtype == torch.float32
         assert actual[part].shape == tensor.shape
         is_rounded = case.dtype == torch.float16 and part.startswith("grad_")
-        # float32 itself resolves huge logits, and so what is computed from them, less well.
-        tolerance = 1e-3 if is_rounded else 1e-5 * max(1, case.scale / 100)
+        # A logit is off by a few units in its last place, depending on the order in which this
+        # machine's float32 product is summed; so is, relatively, what is computed from it.
+        last_place = torch.finfo(torch.float32).eps * case.scale
+        tolerance = 1e-3 if is_rounded else max(1e-5, 2 * last_place)
         assert relative_error(actual[part], tensor) <= tolerance, part
 
 
