@@ -89,7 +89,7 @@ def deft(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             cwd=tmp_path,
             env={**os.environ, **environment},
-            timeout=300,
+            timeout=600,
             check=False,
         )
 

@@ -29,7 +29,7 @@ training:
   learning_rate: 3.0e-3
   checkpoint_every: 10
   validate_every: 20
-evaluation: {benchmarks: [{name: figfont, size: 20}]}
+evaluation: {general: false, benchmarks: [{name: figfont, size: 20}]}
 """
 
 Deft = Callable[..., CompletedProcess[str]]
