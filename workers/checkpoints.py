@@ -84,7 +84,7 @@ class Resumption:
         if self._directory is None:
             return 0
         source, tag = self._directory / "engine", "state"
-        if self.is_universal and engine.zero_optimization_stage() > 0:
+        if self.is_universal:
             source, tag = self._converted(source / tag), "universal"
         engine.load_checkpoint(source, tag=tag)
         return self._step

@@ -305,6 +305,11 @@ class TrainingSpec(BaseModel):
                 "min_workers needs packing and the reduction global_tokens: with the others the "
                 "result depends on the number of workers"
             )
+        if self.resolved_zero_stage == 0:
+            raise ValueError(
+                "min_workers needs zero_stage 1, 2 or 3: only their checkpoints can be read by "
+                "another number of workers"
+            )
         return self
 
     @model_validator(mode="after")
