@@ -27,12 +27,10 @@ from deft.workers.datasets import read_examples
 from deft.workers.engine import resolve_dtype
 from deft.workers.head import last_hidden
 from deft.workers.records import BadRecord
+from deft.workers.rows import target_bytes
 from deft.workers.spec import DatasetSpec
 
 BATCH_SIZE = 4
-_ROUNDING = 1e-4
-"""Nats by which a target's log-probability may miss the largest one and still be it: backends
-compute the two by different products."""
 
 Row = Mapping[str, Any]
 """input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
@@ -43,10 +41,11 @@ def encode_rows(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str
 ) -> list[Row]:
     """Examples as rows; see `encode_examples` for what is raised."""
-    encoded = encode_examples(tokenizer, examples, style=style)
+    encoded = list(encode_examples(tokenizer, examples, style=style))
+    sizes = target_bytes(tokenizer, [labels for _, labels in encoded])
     return [
-        {"input_ids": ids, "labels": labels, "target_bytes": len(example.response.encode())}
-        for example, (ids, labels) in zip(examples, encoded, strict=True)
+        {"input_ids": ids, "labels": labels, "target_bytes": size}
+        for (ids, labels), size in zip(encoded, sizes, strict=True)
     ]
 
 
@@ -142,12 +141,11 @@ def _token_losses(model: Any, input_ids: Tensor, labels: Tensor) -> dict[str, Te
     stats = linear_objective(
         hidden, head.weight, targets, "original", bias=head.bias, statistics=("entropy", "top_logp")
     ).stats
-    top_logp = stats.require("top_logp")
     tokens = {
         "target": targets,
         "logp": stats.logp.double(),
         "entropy": stats.require("entropy").double(),
-        "confidence": top_logp.double().exp(),
-        "correct": stats.logp >= top_logp - _ROUNDING,
+        "confidence": stats.require("top_logp").double().exp(),
+        "correct": stats.correct,
     }
     return {name: column.cpu() for name, column in tokens.items()}

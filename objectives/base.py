@@ -51,11 +51,17 @@ class TokenStats:
     entropy_top20: Tensor | None = None
     """Shannon entropy, in nats, of the 20 largest logits renormalised among themselves."""
     top_logp: Tensor | None = None
-    """Log-probability of the most probable token; the prediction is right where logp reaches it."""
+    """Log-probability of the most probable token, in nats."""
     divergence: Tensor | None = None
     """D(T, P) of the objective's target distribution; see `Target`."""
     step_mean_p: Tensor | None = None
     """Scalar: mean p over the whole optimiser step, where the caller knows it."""
+
+    @property
+    def correct(self) -> Tensor:
+        """bool: where the target is the most probable token; needs `top_logp`."""
+        # Backends compute the two log-probabilities by different products.
+        return self.logp >= self.require("top_logp") - 1e-4
 
     def rows(self, rows: slice) -> TokenStats:
         """The statistics of some rows."""

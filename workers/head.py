@@ -111,7 +111,9 @@ class ObjectiveHead(nn.Module):
             "kept": output.kept,
             "target": stats.mask,
         }
-        tokens |= {name: stats.require(name) for name in statistics}
+        tokens |= {name: stats.require(name) for name in LOGGED_STATISTICS}
+        if not self.training:
+            tokens["correct"] = stats.correct
         if output.focus is not None:
             tokens["focus"] = output.focus
         return output.loss * loss_scale, tokens

@@ -212,19 +212,24 @@ def count_tokens(rows: Dataset) -> tuple[int, int]:
     return num_tokens, num_targets
 
 
-def add_target_bytes(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """``rows`` with target_bytes: UTF-8 bytes of the text that a row's target tokens spell.
+def target_bytes(tokenizer: PreTrainedTokenizerBase, labels: Sequence[Sequence[int]]) -> list[int]:
+    """UTF-8 bytes of the text that the target tokens of each row spell.
 
     Tokens that end a turn spell nothing. Divide by it for bits per byte, which compares models of
     different tokenizers.
     """
+    targets = [[label for label in row if label != IGNORE_INDEX] for row in labels]
+    texts = tokenizer.batch_decode(
+        targets, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [len(text.encode()) for text in texts]
+
+
+def add_target_bytes(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """``rows`` with the column target_bytes, see `target_bytes`."""
     import datasets
 
     lengths: list[int] = []
     for batch in rows.iter(batch_size=BATCH_SIZE):
-        targets = [[t for t in labels if t != IGNORE_INDEX] for labels in batch["labels"]]
-        texts = tokenizer.batch_decode(
-            targets, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        lengths += [len(text.encode()) for text in texts]
+        lengths += target_bytes(tokenizer, batch["labels"])
     return rows.add_column("target_bytes", lengths, feature=datasets.Value("int64"))

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
     from deft.workers.spec import TrainingSpec
 
-_ROUNDING = 1e-4
-"""Nats by which a target's log-probability may miss the largest one and still be it: backends
-compute the two by different products."""
-
 
 @torch.no_grad()
 def validate(
@@ -55,22 +51,21 @@ def validate(
         real = [rows[index] for index in chosen if index < len(rows)]
         _, tokens = engine(**collate(real, pad_token_id, device, packing=spec.packing))
         target = tokens["target"]
-        right = tokens["logp"] >= tokens["top_logp"] - _ROUNDING
         totals += torch.stack(
             [
                 tokens["value"].double().sum(),
                 tokens["kept"].double().sum(),
                 -tokens["logp"][target].double().sum(),
-                right[target].double().sum(),
+                tokens["correct"][target].double().sum(),
                 target.double().sum(),
             ]
         )
     torch.distributed.all_reduce(totals)
     engine.train()
-    value, kept, nll, right_tokens, targets = totals.tolist()
+    value, kept, nll, correct, targets = totals.tolist()
     return {
         "objective": value / max(kept, 1),
         "nll": nll / targets,
         "bits_per_byte": nll / math.log(2) / sum(rows["target_bytes"]),
-        "token_accuracy": right_tokens / targets,
+        "token_accuracy": correct / targets,
     }

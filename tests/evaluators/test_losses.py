@@ -28,6 +28,16 @@ def rows(tiny_tokenizer: Any) -> Any:
     return encode_rows(tiny_tokenizer, examples, "chat")
 
 
+def test_every_trained_turn_of_a_conversation_counts_its_bytes(tiny_tokenizer: Any) -> None:
+    prompt = (
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "earlier Ω"},
+        {"role": "user", "content": "two?"},
+    )
+    (row,) = encode_rows(tiny_tokenizer, [Example("0", prompt, "later")], "chat")
+    assert row["target_bytes"] == len("earlier Ω".encode()) + len(b"later")
+
+
 def test_every_number_is_that_of_the_materialised_logits(
     model_paths: dict[str, str], tiny_tokenizer: Any, rows: Any, tmp_path: Path
 ) -> None:
