@@ -12,6 +12,7 @@ from pathlib import Path
 from deft.evaluators.benchmark import Benchmark, HubTable, Item, Record
 from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.spec import BenchmarkSpec
+from deft.workers.records import BadRecord, read_records
 from deft.workers.storage import write_atomic
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -114,45 +115,20 @@ def read_file(path: Path) -> Iterator[Record]:
     A JSON object of lists is read as one list, each row with its key as `source`.
 
     Raises:
-        ValueError: the file or a line of it is not what its suffix says.
+        ValueError: the file or a row of it is not what its suffix says.
     """
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            for batch in pq.ParquetFile(path).iter_batches():
-                yield from batch.to_pylist()
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path}: not a Parquet file: {error}") from None
-    elif path.suffix == ".json":
+    if path.suffix == ".json" and path.read_bytes().lstrip()[:1] == b"{":
         try:
             content = json.loads(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: not JSON: {error}") from None
-        if isinstance(content, dict):
-            for source, rows in content.items():
-                yield from ({"source": source, **row} for row in rows)
-        else:
-            yield from content
-    else:
-        yield from _read_jsonl(path)
-
-
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not a line of JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise ValueError(
-                    f"{path}:{number}: expected a JSON object, got {type(record).__name__}"
-                )
-            yield record
+        for source, rows in content.items():
+            yield from ({"source": source, **row} for row in rows)
+        return
+    for found in read_records(path, str(path), ()):
+        if isinstance(found, BadRecord):
+            raise ValueError(f"{found.where}: {found.message}")
+        yield found.fields
 
 
 def _read_hub(name: str, table: HubTable) -> Iterable[Record]:

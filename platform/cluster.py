@@ -7,12 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.queue import Empty, Queue
 
-from deft.platform.errors import UserError
+from deft.platform.errors import StageError, UserError, describe, root_cause
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -56,6 +58,28 @@ def require_workers(num_workers: int) -> bool:
             f"the Ray cluster has {available}"
         )
     return use_gpu
+
+
+def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Result:
+    """What ``work`` returns, as a Ray task: it loads what a driver has no need of.
+
+    Args:
+        work: what it raises as ValueError or FileNotFoundError is the user's to mend.
+        stage: what failed if it raises anything else.
+        refusal: ahead of what the user is told to mend.
+
+    Raises:
+        UserError: the input cannot be used.
+        StageError: something else went wrong.
+    """
+    try:
+        result: Result = ray.get(ray.remote(work).remote())
+    except ray.exceptions.RayTaskError as error:
+        cause = root_cause(error)
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise UserError(f"{refusal}{cause}") from None
+        raise StageError(f"{stage}: {describe(cause)}") from error
+    return result
 
 
 @contextmanager

@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from deft.evaluators.benchmarks import get_benchmark
 from deft.evaluators.pool import EvaluatorPool
 from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.objectives import ObjectiveSpec, get_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
-from deft.platform.cluster import event_queue, ray_cluster, require_workers
+from deft.platform.cluster import event_queue, ray_cluster, require_workers, run_task
 from deft.platform.console import RunConsole, format_metrics
 from deft.platform.contamination import overlap_with_benchmarks
 from deft.platform.errors import StageError, UserError, describe, root_cause
@@ -156,13 +154,7 @@ def prepare_stage(context: Context) -> dict[str, Any]:
     dataset, model = absolute_dataset(spec.dataset), _absolute(spec.model)
     evaluation = absolute(spec.evaluation)
     started = time.monotonic()
-    try:
-        prepared, items, overlap = ray.get(ray.remote(work).remote())
-    except ray.exceptions.RayTaskError as error:
-        cause = root_cause(error)
-        if isinstance(cause, (ValueError, FileNotFoundError)):
-            raise UserError(str(cause)) from None
-        raise StageError(f"prepare: {describe(cause)}") from error
+    prepared, items, overlap = run_task(work, stage="prepare")
     if spec.training.num_steps(prepared.num_examples) == 0:
         raise UserError(
             f"training.batch_size: {prepared.num_examples} examples of at most "

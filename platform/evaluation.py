@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from deft.evaluators.metrics import mean_over_benchmarks
 from deft.evaluators.pool import EvaluatorPool, count_engines
 from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.evaluators.spec import GENERAL, HELDOUT, EvaluationSpec
-from deft.platform.cluster import event_queue, ray_cluster, require_workers
+from deft.platform.cluster import event_queue, ray_cluster, require_workers, run_task
 from deft.platform.console import RunConsole
 from deft.platform.contamination import different_formats
 from deft.platform.errors import StageError, UserError, describe, root_cause
@@ -269,22 +269,13 @@ def prepare_evaluation(spec: ModelEvaluationSpec, cache: Path) -> tuple[str, dic
     name = str(path.absolute()) if path.exists() else spec.model.name
     model = spec.model.model_copy(update={"name": name})
     evaluation = absolute(spec.evaluation)
-    items = _by_task("evaluation", lambda: prepare_benchmarks(evaluation, cache))
-    models = cache / "models"
-    directory = _by_task("model", lambda: str(prepare_model(model, cache, 0, models)))
-    _by_task("evaluation", lambda: require_prompts(evaluation, items, directory, style))
+    models, bad_data = cache / "models", {"stage": "evaluation", "refusal": "evaluation: "}
+    items = run_task(lambda: prepare_benchmarks(evaluation, cache), **bad_data)
+    directory = run_task(
+        lambda: str(prepare_model(model, cache, 0, models)), stage="model", refusal="model: "
+    )
+    run_task(lambda: require_prompts(evaluation, items, directory, style), **bad_data)
     return directory, items
-
-
-def _by_task(what: str, work: Callable[[], Any]) -> Any:
-    """What ``work`` returns, as a Ray task: it loads what a driver has no need of."""
-    try:
-        return ray.get(ray.remote(work).remote())
-    except ray.exceptions.RayTaskError as error:
-        cause = root_cause(error)
-        if isinstance(cause, (ValueError, FileNotFoundError)):
-            raise UserError(f"{what}: {cause}") from None
-        raise StageError(f"{what}: {describe(cause)}") from error
 
 
 def warn_of_other_formats(

@@ -12,7 +12,6 @@ from argparse import Namespace
 from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import ray.train
@@ -108,10 +107,5 @@ class Resumption:
             )
         return directory
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import deepspeed
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     get_cosine_schedule_with_warmup,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from deft.workers.adapters import add_adapters, merged_parameters
 from deft.workers.attention import attention_implementation, require_packable, require_supported
@@ -51,8 +54,6 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
     Raises:
         ValueError: the model's layers do not go with packing, or have no module to adapt.
     """
-    from transformers import AutoConfig
-
     if spec.packing:
         require_packable(AutoConfig.from_pretrained(model_dir))
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -77,8 +78,6 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
 
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile every decoder layer for any length; they share one compilation."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.compile(dynamic=True)
@@ -179,17 +178,18 @@ def take_step(engine: deepspeed.DeepSpeedEngine) -> float:
     Returns:
         The global gradient norm before clipping; inf or NaN where the step was skipped.
     """
-    if engine.zero_optimization_stage() == 0 and engine.optimizer_name() is not None:
-        # Without ZeRO every rank holds the whole gradient, and nothing checks it in float32.
+    if engine.zero_optimization_stage() == 0 and engine.module.model.dtype is torch.float32:
+        # DeepSpeed neither checks nor measures a gradient here, which every rank holds whole.
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not torch.tensor(norm).isfinite() and engine.module.model.dtype is torch.float32:
+        if math.isfinite(norm):
+            engine.step()
+        else:
             engine.zero_grad()
             engine.skipped_steps += 1
-            return norm
+        return norm
     engine.step()
-    reported = engine.get_global_grad_norm()
-    return float(reported) if reported is not None else norm
+    return float(engine.get_global_grad_norm())
 
 
 def export_model(
