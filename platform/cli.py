@@ -84,6 +84,47 @@ def run(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the base run."),
+    ] = None,
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells, the plan and the cost, and stop.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
+    ] = False,
+) -> None:
+    """Run a grid of experiments and compare them. The same command again runs what is left."""
+    from deft.sweeps.cells import load_sweep
+
+    plan = load_sweep(file, root, settings or ())
+    console = RunConsole()
+    if dry_run:
+        from deft.sweeps.dry_run import show_sweep
+
+        try:
+            show_sweep(plan, root, console)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return
+    from deft.platform.tracking import default_tracking_uri
+    from deft.sweeps.run import run_sweep
+
+    uri = tracking_uri or default_tracking_uri(root)
+    directory = run_sweep(plan, root, console, uri, verbose=verbose)
+    failed = [cell.run for cell in plan.cells if directory.failure(cell.run)]
+    if failed:
+        raise StageError(
+            f"{len(failed)} of {len(plan.cells)} cells failed; the same command tries them again"
+        )
+
+
+@app.command()
 def evaluate(
     model: Annotated[
         str,

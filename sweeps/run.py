@@ -1,0 +1,221 @@
+"""From a plan to a finished sweep: Ray Tune runs the cells, which share warm engines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from deft.evaluators.shared_pool import SharedPool
+from deft.platform.cluster import event_queue, ray_cluster, require_workers
+from deft.platform.console import RunConsole
+from deft.platform.driver import require_importable
+from deft.platform.errors import describe as describe_error
+from deft.platform.errors import root_cause
+from deft.platform.evaluation import require_engine
+from deft.sweeps.cells import Cell, Plan
+from deft.sweeps.directory import SweepDirectory
+from deft.sweeps.placement import Placement, place
+from deft.sweeps.spec import AshaSpec
+from deft.sweeps.trial import Trial
+from deft.sweeps.view import SweepView
+
+MAX_REPORTS = 1_000_000
+"""More held-out losses than any cell reports."""
+
+
+def run_sweep(
+    plan: Plan,
+    root: Path,
+    console: RunConsole,
+    tracking_uri: str,
+    *,
+    verbose: bool,
+) -> SweepDirectory:
+    """Run every cell that is not finished yet; a cell that fails leaves the others alone.
+
+    Args:
+        plan: the sweep.
+        root: run root, which every node of the cluster sees.
+        console: where progress is shown.
+        tracking_uri: MLflow tracking URI.
+        verbose: whether Ray's, DeepSpeed's and vLLM's own output is shown.
+
+    Raises:
+        UserError: the input cannot be used; nothing was written for it.
+    """
+    cells = {cell.run: cell for cell in (*plan.models.values(), *plan.cells)}
+    for cell in cells.values():
+        require_importable(cell.spec.objective)
+    directory = SweepDirectory.of(plan, root)
+    with ray_cluster(verbose=verbose):
+        placement = place_cells(plan)
+        with directory.locked(), ExitStack() as stack:
+            directory.create(plan)
+            finished = sum(directory.is_finished(run) for run in cells)
+            done = f", {finished} finished already" if finished else ""
+            console.stage("sweep", f"{len(cells)} cells{done} · {say(placement)}")
+            view = SweepView(directory, cells, console)
+            pool = None
+            if placement.num_engines:
+                pool = SharedPool(
+                    plan.cells[0].spec.evaluation.engine,
+                    placement.num_engines,
+                    use_gpu=placement.reserved,
+                    reserve=placement.reserved,
+                    verbose=verbose,
+                )
+                stack.enter_context(pool)
+            events = stack.enter_context(event_queue(view.handle))
+            view.bars = stack.enter_context(console.progress("cells"))
+            trial = Trial(
+                root=str(directory.root),
+                sweep=directory.path.name,
+                tracking_uri=tracking_uri,
+                events=events,
+                pool=pool,
+                reports=plan.spec.asha is not None,
+                verbose=verbose,
+                python_path=tuple(sys.path),
+            )
+            run_cells(plan, list(plan.models.values()), directory, trial, placement, view)
+            ready = []
+            for cell in plan.cells:
+                cause = directory.failure(cell.after) if cell.after else None
+                if cause is None:
+                    ready.append(cell)
+                else:
+                    cause = f"the model it starts from failed: {cause}"
+                    directory.fail(cell.run, cause, attempts=0)
+                    view.failed(cell.run, cause)
+            run_cells(plan, ready, directory, trial, placement, view)
+    return directory
+
+
+def place_cells(plan: Plan) -> Placement:
+    """Divide the cluster this process is connected to.
+
+    Raises:
+        UserError: it cannot hold the largest cell.
+    """
+    specs = [cell.spec for cell in (*plan.models.values(), *plan.cells)]
+    for spec in specs:
+        use_gpu = require_workers(spec.training.min_workers or spec.training.num_workers)
+        require_engine(spec.evaluation, use_gpu=use_gpu)
+    resources = ray.cluster_resources()
+    placement = place(
+        num_cpus=resources.get("CPU", 0),
+        num_gpus=resources.get("GPU", 0),
+        num_nodes=sum(node["Alive"] for node in ray.nodes()),
+        num_workers=max(spec.training.num_workers for spec in specs),
+        tensor_parallel=specs[0].evaluation.engine.tensor_parallel,
+        generates=any(spec.evaluation.suite for spec in specs),
+    )
+    limit = plan.spec.max_concurrent or placement.num_cells
+    return Placement(
+        min(placement.num_cells, limit), placement.num_engines, reserved=placement.reserved
+    )
+
+
+def say(placement: Placement) -> str:
+    """A placement in words."""
+    cells, engines = placement.num_cells, placement.num_engines
+    shared = f"{engines} warm engine{'' if engines == 1 else 's'} for all"
+    return f"{cells} at a time, {shared if engines else 'an engine for each that needs one'}"
+
+
+def run_cells(
+    plan: Plan,
+    cells: Sequence[Cell],
+    directory: SweepDirectory,
+    trial: Trial,
+    placement: Placement,
+    view: SweepView,
+) -> None:
+    """Have Ray Tune run those of ``cells`` that are not finished."""
+    runs = [cell.run for cell in cells if not directory.is_finished(cell.run)]
+    if not runs:
+        return
+    for run in runs:
+        directory.forget_failure(run)
+    storage = directory.path / "tune"
+    # Read by Ray Tune; what it would print is shown by the view.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    # An interrupt ends this process at once; whatever is finished is on disk.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    tuner = tune.Tuner(
+        # Trials only wait; their training workers reserve the devices.
+        tune.with_resources(trial.__call__, {"CPU": 0}),
+        param_space={"run": tune.grid_search(runs)},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=placement.num_cells,
+            # A new process for each would load everything anew; a stopped one cannot be used again.
+            reuse_actors=plan.spec.asha is None,
+            scheduler=_scheduler(plan.spec.asha),
+            trial_dirname_creator=lambda trial: str(trial.config["run"]),
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(storage),
+            failure_config=tune.FailureConfig(max_failures=plan.spec.retries),
+            callbacks=[_Watch(directory, view)],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        # Which cells are finished is known from their directories.
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _scheduler(asha: AshaSpec | None) -> TrialScheduler | None:
+    if asha is None:
+        return None
+    return ASHAScheduler(
+        time_attr="step",
+        metric="nll",
+        mode="min",
+        grace_period=asha.grace_steps,
+        reduction_factor=asha.reduction_factor,
+        max_t=MAX_REPORTS,
+    )
+
+
+class _Watch(tune.Callback):
+    """Keeps and shows how trials end."""
+
+    def __init__(self, directory: SweepDirectory, view: SweepView) -> None:
+        self.directory = directory
+        self.view = view
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        run = trial.config["run"]
+        if self.directory.is_evaluated(run):
+            self.view.finished(run)
+        else:
+            self._keep(run, "stopped early: others were ahead of it on held-out examples", 1)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self.view.retried(trial.config["run"], _cause(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._keep(trial.config["run"], _cause(trial), trial.num_failures)
+
+    def _keep(self, run: str, cause: str, attempts: int) -> None:
+        self.directory.fail(run, cause, attempts)
+        self.view.failed(run, cause)
+
+
+def _cause(trial: Any) -> str:
+    error = trial.get_pickled_error()
+    return "its process died" if error is None else describe_error(root_cause(error))
