@@ -34,6 +34,10 @@ from deft.workers.prepare import Prepared, prepare_model
 from deft.workers.storage import exclusive, write_atomic
 
 
+SECONDS = ("seconds", "start_seconds", "work_seconds")
+"""What `evaluate_models` says about time."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What is evaluated, where, and what the user sees of it."""
@@ -96,7 +100,7 @@ def evaluate_base(evaluation: Evaluation, items: Mapping[str, str], cache: Path)
     with exclusive(directory / ".lock", patience=math.inf):
         if manifest.is_file():
             outcome = dict(json.loads(manifest.read_text()))
-            outcome |= {"num_generated": 0, "start_seconds": 0.0, "seconds": 0.0}
+            outcome |= {"num_generated": 0} | dict.fromkeys(SECONDS, 0.0)
             evaluation.console.say(f"          {label}: evaluated already, for another run")
         else:
             outcome = evaluate_models(replace(evaluation, out=directory), items)
@@ -137,13 +141,13 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
         benchmarks that the spec names), ``prompts`` (label → benchmark → format
         and ends of responses), ``tables`` (label → benchmark → path of the predictions and score to
         compare by), ``models`` (label → directory), how many responses were generated and found,
-        and the seconds that took.
+        and seconds: all of them, those of engine starts, and those of generating and grading.
     """
     started = time.monotonic()
     results: dict[str, dict[str, dict[str, float]]] = {label: {} for label in evaluation.models}
     prompts: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
     tables: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
-    totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0}
+    totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0, "work_seconds": 0.0}
     with evaluation.console.progress("responses") as view:
 
         def handle(event: dict[str, Any]) -> None:

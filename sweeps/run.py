@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def run_sweep(
                 verbose=verbose,
                 python_path=tuple(sys.path),
             )
-            run_cells(plan, list(plan.models.values()), directory, trial, placement, view)
+            run_cells(plan, list(plan.models.values()), directory, trial.__call__, placement, view)
             ready = []
             for cell in plan.cells:
                 cause = directory.failure(cell.after) if cell.after else None
@@ -96,7 +96,7 @@ def run_sweep(
                     cause = f"the model it starts from failed: {cause}"
                     directory.fail(cell.run, cause, attempts=0)
                     view.failed(cell.run, cause)
-            run_cells(plan, ready, directory, trial, placement, view)
+            run_cells(plan, ready, directory, trial.__call__, placement, view)
     return directory
 
 
@@ -136,11 +136,11 @@ def run_cells(
     plan: Plan,
     cells: Sequence[Cell],
     directory: SweepDirectory,
-    trial: Trial,
+    trial: Callable[[dict[str, Any]], None],
     placement: Placement,
     view: SweepView,
 ) -> None:
-    """Have Ray Tune run those of ``cells`` that are not finished."""
+    """Have Ray Tune run those of ``cells`` that are not finished, each by a call of ``trial``."""
     runs = [cell.run for cell in cells if not directory.is_finished(cell.run)]
     if not runs:
         return
@@ -154,7 +154,7 @@ def run_cells(
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     tuner = tune.Tuner(
         # Trials only wait; their training workers reserve the devices.
-        tune.with_resources(trial.__call__, {"CPU": 0}),
+        tune.with_resources(trial, {"CPU": 0}),
         param_space={"run": tune.grid_search(runs)},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=placement.num_cells,
