@@ -33,7 +33,6 @@ from deft.platform.tracking import Recorder, start_recorder
 from deft.workers.prepare import Prepared, prepare_model
 from deft.workers.storage import exclusive, write_atomic
 
-
 SECONDS = ("seconds", "start_seconds", "work_seconds")
 """What `evaluate_models` says about time."""
 
