@@ -309,6 +309,20 @@ def ui(
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
 
+@app.command()
+def doctor(
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Check packages, devices, memory, disk, ports, MLflow, hub and cluster, and say what to do."""
+    from deft.platform.doctor import show_diagnosis
+    from deft.platform.tracking import default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(root)
+    if not show_diagnosis(root, uri, RunConsole()):
+        raise typer.Exit(1)
+
+
 def main() -> NoReturn:
     """Entry point of the `deft` command: 0 on success, 1 if a stage failed, 2 on bad input."""
     # A user's own objective is named by import path, and usually lies where the command is run.

@@ -84,6 +84,7 @@ def run_sweep(
                 pool=pool,
                 reports=plan.spec.asha is not None,
                 verbose=verbose,
+                directory=os.getcwd(),
                 python_path=tuple(sys.path),
             )
             run_cells(plan, list(plan.models.values()), directory, trial.__call__, placement, view)

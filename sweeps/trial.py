@@ -41,13 +41,15 @@ class Trial:
     reports: bool
     """Whether Ray Tune is told the held-out loss while a cell trains."""
     verbose: bool
+    directory: str
+    """The driver's working directory."""
     python_path: tuple[str, ...]
     """The driver's, for objectives that are named by import path."""
 
     def __call__(self, config: dict[str, Any]) -> None:
         sys.path.extend(path for path in self.python_path if path not in sys.path)
-        # One process takes one cell after the other, and Ray Tune gives each a directory.
-        os.chdir(self.root)
+        # Paths in a spec count from where the command was given; Ray Tune has changed to elsewhere.
+        os.chdir(self.directory)
         directory = SweepDirectory(Path(self.root), self.sweep)
         run = config["run"]
         run_experiment(
