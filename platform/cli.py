@@ -328,20 +328,18 @@ def main() -> NoReturn:
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except UserError as error:
         fail(f"{error}", 2)
     except StageError as error:
         fail(f"{error}", 1)
     except TyperException as error:  # an unknown command, option or value
         fail(error.format_message() or "a command is missing", error.exit_code)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
     except typer.Abort:
         fail("interrupted", 130)
     except KeyboardInterrupt:
         fail("interrupted; finished stages are kept", 130)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 from deft.platform.console import RunConsole
 from deft.platform.provenance import SOURCE
@@ -59,7 +57,8 @@ def show_diagnosis(root: Path, tracking_uri: str, console: RunConsole) -> bool:
         left=True,
     )
     problems = [finding for finding in findings if finding.state is State.problem]
-    console.say(f"{len(problems)} problems" if problems else "no problem found")
+    plural = "" if len(problems) == 1 else "s"
+    console.say(f"{len(problems)} problem{plural}" if problems else "no problem found")
     return not problems
 
 
@@ -246,16 +245,20 @@ def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
     if parts.scheme not in ("http", "https"):
         yield Finding("MLflow", State.ok, f"store {without_secrets(tracking_uri)}")
         return
+    import requests
+
     shown = without_secrets(tracking_uri)
     try:
-        with urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=PATIENCE) as answer:
-            yield Finding("MLflow", State.ok, f"{shown} answers {answer.status}")
-    except HTTPError as error:
-        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or another URI"
-        yield Finding("MLflow", State.problem, f"{shown} answers {error.code}", remedy)
-    except (URLError, OSError) as error:
+        answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=PATIENCE)
+    except requests.RequestException as error:
         remedy = "start it, or give another --tracking-uri; runs go on without and deliver later"
-        yield Finding("MLflow", State.problem, f"{shown} does not answer: {error}", remedy)
+        found = f"{shown} does not answer: {type(error).__name__}"
+        yield Finding("MLflow", State.problem, found, remedy)
+        return
+    remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give another URI"
+    state = State.ok if answer.ok else State.problem
+    found = f"{shown} answers {answer.status_code}"
+    yield Finding("MLflow", state, found, "" if answer.ok else remedy)
 
 
 def without_secrets(uri: str) -> str:
@@ -271,13 +274,16 @@ def check_hub() -> Iterator[Finding]:
         remedy = "give local directories, or unset HF_HUB_OFFLINE"
         yield Finding("hub", State.note, "HF_HUB_OFFLINE is set", remedy)
         return
+    import requests
+
     try:
-        with urlopen(HUB, timeout=PATIENCE):
-            token = "a token is set" if _has_token() else "no token"
-            yield Finding("hub", State.ok, f"reachable, {token}")
-    except (URLError, OSError) as error:
+        requests.head(HUB, timeout=PATIENCE)
+    except requests.RequestException as error:
         remedy = "give local directories for models and data, or set HTTPS_PROXY"
-        yield Finding("hub", State.note, f"not reachable: {error}", remedy)
+        yield Finding("hub", State.note, f"not reachable: {type(error).__name__}", remedy)
+    else:
+        token = "a token is set" if _has_token() else "no token"
+        yield Finding("hub", State.ok, f"reachable, {token}")
 
 
 def _has_token() -> bool:

@@ -22,7 +22,7 @@ def refusing_server() -> Iterator[str]:
     """A server that answers 401 to everything."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self.send_error(401)
 
         def log_message(self, *_: object) -> None:
