@@ -19,6 +19,7 @@ from rich.console import Console
 from deft.evaluators.shared_pool import SharedPool
 from deft.platform.console import ProgressView, RunConsole
 from deft.platform.driver import run_experiment
+from deft.platform.errors import describe, root_cause
 from deft.sweeps.directory import SweepDirectory
 
 PROGRESS_INTERVAL = 1.0
@@ -52,16 +53,25 @@ class Trial:
         os.chdir(self.directory)
         directory = SweepDirectory(Path(self.root), self.sweep)
         run = config["run"]
-        run_experiment(
-            directory.read_spec(run),
-            directory.root,
-            CellConsole(run, self.events),
-            self.tracking_uri,
-            verbose=self.verbose,
-            pool=self.pool,
-            lock_patience=LOCK_PATIENCE,
-            on_validation=report_validation if self.reports else None,
-        )
+        console = CellConsole(run, self.events)
+        try:
+            run_experiment(
+                directory.read_spec(run),
+                directory.root,
+                console,
+                self.tracking_uri,
+                verbose=self.verbose,
+                pool=self.pool,
+                lock_patience=LOCK_PATIENCE,
+                on_validation=report_validation if self.reports else None,
+            )
+        except Exception as error:
+            cause = describe(root_cause(error))
+            directory.fail(run, cause)
+            console.say(f"warning: {cause}")
+            # What it was raised from need not survive the way to another process.
+            raise RuntimeError(cause) from None
+        directory.forget_failure(run)
 
 
 def report_validation(step: int, metrics: dict[str, float]) -> None:
