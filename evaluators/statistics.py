@@ -138,8 +138,8 @@ def _bootstrap_means(
     small = num_items * resamples <= _CELLS_TO_KEEP
     draws = (_kept_draws if small else _draws)(num_runs, num_items, resamples, seed)
     parts = []
-    for counts, runs in draws:
-        counts = counts.astype(np.float64)
+    for item_counts, runs in draws:
+        counts = item_counts.astype(np.float64)
         parts.append(np.einsum("br,rb->b", runs, weighted @ counts.T) / (counts @ w))
     return np.concatenate(parts)
 

@@ -1,4 +1,4 @@
-"""How objectives are told apart in figures: by colour, and in grey print by dash, marker and hatch."""
+"""How objectives differ in figures: in colour, and for grey print in dash, marker and hatch."""
 
 from __future__ import annotations
 
