@@ -139,7 +139,7 @@ def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
             linewidths=0,
             rasterized=True,
         )
-        axis.set_title(name)
+        axis.set_title(name, parse_math=False)
         axis.set_xlim(-0.02, 1.02)
         if index + columns >= len(panels):
             axis.set_xlabel("target probability p")

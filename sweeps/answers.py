@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 
 from deft.evaluators.spec import GENERAL
+from deft.evaluators.statistics import Interval
 from deft.platform.comparison import RATES
 from deft.sweeps import numbers
 from deft.sweeps.document import Entry, Points, Table, Text
 from deft.sweeps.findings import Findings
-from deft.sweeps.measures import Column, Contrast, Measure, Results
+from deft.sweeps.measures import Column, Contrast, Measure, Results, Scores
 from deft.sweeps.results import Setting
 
 BASE = "base model"
+VERDICTS = {"better": "▲ better", "worse": "▼ worse", "not distinguishable": "≈"}
 COMPARISON_COLUMNS = (
     "objective",
     "measure",
@@ -55,9 +57,9 @@ def _answer(findings: Findings, results: Results) -> Text:
         return Text(f"{text}; they share no item, so they are not compared.", lead=f"{title}:")
     text += f": a difference of {_difference(contrast)}"
     if contrast.verdict != "better":
-        text += f", not distinguishable from {baseline} (p {_p(contrast)}). {_power(contrast)}"
+        text += f", not distinguishable from {baseline} {_p(contrast)}. {_power(contrast)}"
         return Text(f"{text}{_others(results, measure, best)}", lead=f"{title}:")
-    text += f", distinguishably better (p {_p(contrast)})."
+    text += f", distinguishably better {_p(contrast)}."
     return Text(f"{text}{_others(results, measure, best)}", lead=f"{title}:")
 
 
@@ -69,9 +71,9 @@ def _baseline_wins(
     if contrast is not None:
         text += f" The next is {ranking[1]} with a difference of {_difference(contrast)}"
         if contrast.verdict == "worse":
-            text += f", distinguishably worse (p {_p(contrast)})."
+            text += f", distinguishably worse {_p(contrast)}."
         else:
-            text += f", not distinguishable (p {_p(contrast)}). {_power(contrast)}"
+            text += f", not distinguishable {_p(contrast)}. {_power(contrast)}"
     return text + _others(results, measure, ranking[1])
 
 
@@ -82,7 +84,7 @@ def _difference(contrast: Contrast) -> str:
 
 def _p(contrast: Contrast) -> str:
     shown = numbers.p_value(contrast.adjusted_p)
-    return shown if shown.startswith("<") else f"= {shown}"
+    return f"(p {shown if shown.startswith('<') else f'= {shown}'} after Holm's correction)"
 
 
 def _power(contrast: Contrast) -> str:
@@ -118,23 +120,51 @@ def main_table(findings: Findings, setting: Setting) -> Table:
     """Base model and objectives against measures: value, interval, difference, verdict."""
     sweep, results = findings.sweep, findings.results[setting]
     rows: list[list[str | Entry]] = [
-        [BASE, "", *(_value(results.base, measure) for measure in results.measures)]
+        [
+            BASE,
+            "",
+            *(_value(results.base.get(m), results.base_intervals.get(m)) for m in results.measures),
+        ]
     ]
     best = {m: results.ranking(m)[0] for m in results.measures}
     for name in sweep.objectives:
         column = results.objectives.get(name, {})
         entries = [
             _value(
-                column,
-                measure,
+                column.get(measure),
+                results.intervals.get((name, measure)),
+                results.contrasts.get((name, measure)),
                 strong=best[measure] == name,
-                contrast=results.contrasts.get((name, measure)),
             )
             for measure in results.measures
         ]
         rows.append([name, seeds_of(findings, setting, name), *entries])
     titles = [measure.title for measure in results.measures]
     return Table(findings.heading("Scores", setting), ["objective", "seeds", *titles], rows)
+
+
+def brief_table(findings: Findings, setting: Setting) -> Table | None:
+    """The primary measure alone, as wide as a terminal."""
+    results = findings.results[setting]
+    measure = results.primary
+    if measure is None:
+        return None
+    rows = [[BASE, "", *_score(results.base.get(measure), results.base_intervals.get(measure))]]
+    for name, column in results.objectives.items():
+        seeds = seeds_of(findings, setting, name)
+        score = _score(column.get(measure), results.intervals.get((name, measure)))
+        found = results.contrasts.get((name, measure))
+        compared = [numbers.signed(found.difference), VERDICTS[found.verdict]] if found else []
+        rows.append([name, seeds, *score, *compared])
+    columns = ["objective", "seeds", "score", "95 %", f"− {findings.baseline}", ""]
+    padded = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
+    return Table(f"{setting.title}: {measure.title}", columns, padded)
+
+
+def _score(scores: Scores | None, interval: Interval | None) -> list[str]:
+    if scores is None or interval is None:
+        return [numbers.NONE, numbers.NONE]
+    return [numbers.number(scores.mean), numbers.interval(interval)]
 
 
 def seeds_of(findings: Findings, setting: Setting, objective: str) -> str:
@@ -148,18 +178,19 @@ def seeds_of(findings: Findings, setting: Setting, objective: str) -> str:
 
 
 def _value(
-    column: Column, measure: Measure, *, strong: bool = False, contrast: Contrast | None = None
+    scores: Scores | None,
+    interval: Interval | None,
+    contrast: Contrast | None = None,
+    *,
+    strong: bool = False,
 ) -> Entry:
-    if measure not in column:
+    if scores is None or interval is None:
         return Entry(numbers.NONE)
-    scores = column[measure]
-    details = [numbers.interval(scores.interval())]
-    if contrast is not None:
-        details.append(numbers.signed(contrast.difference))
     return Entry(
         numbers.number(scores.mean),
-        details=tuple(details),
+        details=(numbers.interval(interval),),
         mark=contrast.verdict if contrast is not None else None,
+        change=numbers.signed(contrast.difference) if contrast is not None else "",
         strong=strong,
     )
 

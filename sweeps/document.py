@@ -32,12 +32,14 @@ class Entry:
     details: tuple[str, ...] = ()
     """Smaller lines below."""
     mark: Mark | None = None
-    """A verdict, shown as symbol and word."""
+    """A verdict, shown as its symbol before `change`, or with its word where there is none."""
+    change: str = ""
+    """What the verdict is about."""
     strong: bool = False
 
     @property
     def verdict(self) -> str:
-        return f"{SYMBOLS[self.mark]} {self.mark}" if self.mark else ""
+        return f"{SYMBOLS[self.mark]} {self.change or self.mark}" if self.mark else ""
 
     @property
     def lines(self) -> list[str]:

@@ -1,12 +1,12 @@
 """The report's figures. Every objective looks the same in all of them; see `figure_style`.
 
-Nothing is told by colour alone: bars are hatched and labelled, lines differ in dash and marker and
-carry their names, points carry theirs.
+Nothing is told by colour alone: bars are hatched, lines differ in dash and marker, and all of them
+carry their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,12 @@ _WIDTH = 10.4
 """Inches across the page."""
 _LABEL_POINTS = 8.0
 _CURVE_INCHES = 2.9
+_POINT_INCHES = 3.6
 _ROW_INCHES = 0.27
+_START = 0.15
+"""Share of the steps that a cropped panel makes no room for."""
+_BASELINE_FILL = "#8b9098"
+"""Of bars in ink, so that whiskers stay visible on them."""
 
 
 class Bars(NamedTuple):
@@ -43,6 +48,8 @@ class Panel(NamedTuple):
     label: str
     """What is on the y axis."""
     curves: Mapping[str, Curve]
+    crop: bool = False
+    """Whether the y axis leaves out the first steps."""
 
 
 class Point(NamedTuple):
@@ -91,19 +98,20 @@ def draw_bars(panels: Sequence[Bars], styles: Mapping[str, Look]) -> Figure:
                 annotation_clip=False,
             )
         axis.set_ylim(len(names) - 0.5, -1.0)
-        axis.set_yticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), names, parse_math=False)
         axis.tick_params(axis="y", length=0)
         axis.margins(x=0.16)
         axis.set_xlim(left=0)
-        axis.set_title(panel.title)
-        axis.set_xlabel(panel.unit)
+        axis.set_title(panel.title, parse_math=False)
+        axis.set_xlabel(panel.unit, parse_math=False)
     return figure
 
 
 def _draw_bar(axis: Axes, row: int, values: Sequence[float], style: Look, gap: float) -> None:
     mean = float(np.mean(values))
+    color = _BASELINE_FILL if style.color == INK else style.color
     axis.barh(
-        row, mean, height=0.62, color=style.color, hatch=style.hatch, edgecolor="white", linewidth=0
+        row, mean, height=0.62, color=color, hatch=style.hatch, edgecolor="white", linewidth=0
     )
     end = max(mean, *values)
     if len(values) > 1:
@@ -140,39 +148,73 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Look]) -> Figure:
         axis.grid(axis="y")
         axis.set_title(panel.label)
         axis.set_xlabel("optimiser step")
-        ends = {name: float(curve.mean[-1]) for name, curve in panel.curves.items()}
-        last = max(float(curve.steps[-1]) for curve in panel.curves.values())
-        _label_ends(axis, last, ends, styles)
+        if panel.crop:
+            _crop_start(axis, panel.curves.values())
+        ends = {
+            name: (float(curve.steps[-1]), float(curve.mean[-1]))
+            for name, curve in panel.curves.items()
+        }
+        _name_points(axis, ends, styles, _CURVE_INCHES)
     return figure
 
 
-def _label_ends(
-    axis: Axes, x: float, ends: Mapping[str, float], styles: Mapping[str, Look]
+def _crop_start(axis: Axes, curves: Iterable[Curve]) -> None:
+    """Frame what comes after the first steps, whose values would leave no room for the rest."""
+    late = [
+        band[curve.steps > _START * curve.steps[-1]]
+        for curve in curves
+        for band in (curve.low, curve.high)
+    ]
+    low, high = float(min(map(np.min, late))), float(max(map(np.max, late)))
+    margin = 0.06 * (high - low) or 0.05 * abs(high)
+    axis.set_ylim(low - margin, high + margin)
+
+
+def _name_points(
+    axis: Axes,
+    points: Mapping[str, tuple[float, float]],
+    styles: Mapping[str, Look],
+    inches: float,
 ) -> None:
-    """Names at the right ends of lines, pushed apart where they would overlap."""
+    """Names on the right of the axis, each tied to its point, pushed apart where they would touch.
+
+    Args:
+        axis: with its final limits.
+        points: x and y.
+        styles: of the ties.
+        inches: height of the panel, axis labels and title included.
+    """
     low, high = axis.get_ylim()
-    line = 1.2 * _LABEL_POINTS / 72 / (_CURVE_INCHES - 0.75) * (high - low)
-    names = sorted(ends, key=lambda name: ends[name])
-    places = spread([ends[name] for name in names], line)
+    line = 1.25 * _LABEL_POINTS / 72 / (inches - 0.95)
+    shares = {name: (y - low) / (high - low) for name, (_, y) in points.items()}
+    names = sorted(points, key=lambda name: shares[name])
+    places = spread([shares[name] for name in names], line)
     axis.set_ylim(low, high)
     for name, place in zip(names, places, strict=True):
         axis.annotate(
             name,
-            (x, ends[name]),
-            xytext=(1.07, (place - low) / (high - low)),
-            textcoords=("axes fraction", "axes fraction"),
+            points[name],
+            xytext=(1.06, place),
+            textcoords="axes fraction",
             va="center",
             fontsize=_LABEL_POINTS,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": styles[name].color, "linewidth": 0.7,
-                        "shrinkA": 1, "shrinkB": 1},
-        )  # fmt: skip
+            parse_math=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": styles[name].color,
+                "linewidth": 0.7,
+                "relpos": (0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 2,
+            },
+        )
 
 
 def spread(values: Sequence[float], distance: float) -> list[float]:
     """Ascending ``values`` moved as little as needed to be at least ``distance`` apart.
 
-    Those that would touch are laid out evenly around their mean, group by group.
+    Those that would touch are laid out evenly around their mean, group by group; none below 0.
     """
     groups: list[list[float]] = []
     for value in values:
@@ -182,11 +224,12 @@ def spread(values: Sequence[float], distance: float) -> list[float]:
         ):
             last = groups.pop()
             groups[-1] += last
-    return [
+    places = [
         _bottom(group, distance) + index * distance
         for group in groups
         for index in range(len(group))
     ]
+    return [max(place, index * distance) for index, place in enumerate(places)]
 
 
 def _bottom(group: Sequence[float], distance: float) -> float:
@@ -203,7 +246,7 @@ def draw_points(
     """A named point with intervals for each objective; lines at no change."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = _grid(len(panels), columns, (_WIDTH * columns / 2, 3.6 * rows))
+    figure, axes = _grid(len(panels), columns, (_WIDTH * columns / 2, _POINT_INCHES * rows))
     for axis, panel in zip(axes, panels, strict=True):
         for name, point in panel.points.items():
             style = styles[name]
@@ -218,19 +261,14 @@ def draw_points(
                 linewidth=0.8,
                 capsize=2,
             )
-            axis.annotate(
-                name,
-                (point.x, point.y),
-                xytext=(6, 5),
-                textcoords="offset points",
-                fontsize=_LABEL_POINTS,
-            )
         axis.axhline(0, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         axis.axvline(0, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
         axis.grid()
-        axis.set_title(panel.title)
+        axis.set_title(panel.title, parse_math=False)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
+        places = {name: (point.x, point.y) for name, point in panel.points.items()}
+        _name_points(axis, places, styles, _POINT_INCHES)
     return figure
 
 

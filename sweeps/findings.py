@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from deft.objectives.figure_style import Look
 from deft.platform.console import RunConsole
 from deft.sweeps.curves import Curve, read_curves
 from deft.sweeps.figures import looks
-from deft.sweeps.measures import Column, Results, compare_all, gains_over, in_order, read_column
+from deft.sweeps.measures import (
+    Column,
+    Measure,
+    Results,
+    all_intervals,
+    compare_all,
+    gains_over_base,
+    in_order,
+    read_column,
+)
 from deft.sweeps.results import Cell, Setting, Sweep
+
+Value = TypeVar("Value")
 
 CURVES = (
     "validation/nll",
@@ -66,23 +78,26 @@ def gather(sweep: Sweep, console: RunConsole) -> Findings:
             # Any objective's cell will do: they start from the same model.
             bases[setting] = read_column([by_seed[seed] for seed in sorted(by_seed)], "base")
     contrasts = compare_all(columns, sweep.baseline)
+    gains = gains_over_base(columns, bases)
+    intervals = all_intervals(columns)
+    base_intervals = all_intervals({setting: {"": base} for setting, base in bases.items()})
     results = {
         setting: Results(
             setting=setting,
-            measures=in_order(m for column in found.values() for m in column),
+            measures=in_order(measure for column in found.values() for measure in column),
             objectives=found,
             base=bases[setting],
-            contrasts={
-                (name, measure): contrast
-                for (where, name, measure), contrast in contrasts.items()
-                if where == setting
-            },
-            gains={
-                (name, measure): gain
-                for name, column in found.items()
-                for measure, gain in gains_over(bases[setting], column).items()
-            },
+            intervals=_within(setting, intervals),
+            base_intervals={m: x for (_, m), x in _within(setting, base_intervals).items()},
+            contrasts=_within(setting, contrasts),
+            gains=_within(setting, gains),
         )
         for setting, found in columns.items()
     }
     return Findings(sweep, results, curves, looks(sweep.objectives, sweep.baseline))
+
+
+def _within(
+    setting: Setting, found: Mapping[tuple[Setting, str, Measure], Value]
+) -> dict[tuple[str, Measure], Value]:
+    return {(name, m): value for (where, name, m), value in found.items() if where == setting}

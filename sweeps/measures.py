@@ -102,6 +102,9 @@ class Results:
     """Those with finished cells, in the order of the sweep."""
     base: Column
     """The model that was trained from."""
+    intervals: Mapping[tuple[str, Measure], Interval]
+    """95 % intervals of objectives."""
+    base_intervals: Mapping[Measure, Interval]
     contrasts: Mapping[tuple[str, Measure], Contrast]
     """Objectives against the baseline, see `compare_all`."""
     gains: Mapping[tuple[str, Measure], Contrast]
@@ -311,9 +314,15 @@ def contrast(
 
 Columns = Mapping[Setting, Mapping[str, Column]]
 """What every objective scores in every setting."""
+Contrasts = dict[tuple[Setting, str, Measure], Contrast]
 
 
-def compare_all(columns: Columns, baseline: str) -> dict[tuple[Setting, str, Measure], Contrast]:
+def shape(scores: Scores) -> tuple[int, int]:
+    """Numbers of items and runs: the bootstrap is fastest if equal ones follow each other."""
+    return scores.values.shape[::-1]
+
+
+def compare_all(columns: Columns, baseline: str) -> Contrasts:
     """Every objective against the baseline on every measure, with p corrected for all of them."""
     pairs = [
         (setting, name, measure, found[baseline][measure], scores)
@@ -323,14 +332,16 @@ def compare_all(columns: Columns, baseline: str) -> dict[tuple[Setting, str, Mea
         if name != baseline and measure in found.get(baseline, {})
     ]
     resamples = num_resamples(len(pairs))
-    # Those of the same number of items one after the other: they share the bootstrap's draws.
-    contrasts = {
-        (setting, name, measure): contrast(
-            first, second, higher_is_better=measure.higher_is_better, resamples=resamples
+    tested = {
+        (setting, name, measure): found
+        for setting, name, measure, first, second in sorted(pairs, key=lambda p: shape(p[4]))
+        if (
+            found := contrast(
+                first, second, higher_is_better=measure.higher_is_better, resamples=resamples
+            )
         )
-        for setting, name, measure, first, second in sorted(pairs, key=lambda p: len(p[4].ids))
+        is not None
     }
-    tested = {key: found for key, found in contrasts.items() if found is not None}
     adjusted = statistics.holm([found.p_value for found in tested.values()])
     return {
         key: replace(found, adjusted_p=p)
@@ -343,16 +354,41 @@ def num_resamples(num_comparisons: int) -> int:
     return max(statistics.RESAMPLES, round(2 * num_comparisons / LEVEL))
 
 
-def gains_over(base: Column, column: Column) -> dict[Measure, Contrast]:
-    """The trained model against the base model, on every measure that both have."""
-    found = {
-        measure: contrast(
-            base[measure],
-            scores,
-            higher_is_better=measure.higher_is_better,
-            resamples=statistics.RESAMPLES,
-        )
+def gains_over_base(columns: Columns, bases: Mapping[Setting, Column]) -> Contrasts:
+    """Every objective against the base model on every measure; nothing is tested."""
+    pairs = [
+        (setting, name, measure, bases[setting][measure], scores)
+        for setting, found in columns.items()
+        for name, column in found.items()
         for measure, scores in column.items()
-        if measure in base
+        if measure in bases[setting]
+    ]
+    return {
+        (setting, name, measure): found
+        for setting, name, measure, first, second in sorted(pairs, key=lambda p: shape(p[4]))
+        if (
+            found := contrast(
+                first,
+                second,
+                higher_is_better=measure.higher_is_better,
+                resamples=statistics.RESAMPLES,
+            )
+        )
+        is not None
     }
-    return {measure: gain for measure, gain in found.items() if gain is not None}
+
+
+def all_intervals(
+    columns: Mapping[Setting, Mapping[str, Column]],
+) -> dict[tuple[Setting, str, Measure], Interval]:
+    """The 95 % interval of every model on every measure."""
+    found = [
+        (setting, name, measure, scores)
+        for setting, models in columns.items()
+        for name, column in models.items()
+        for measure, scores in column.items()
+    ]
+    return {
+        (setting, name, measure): scores.interval()
+        for setting, name, measure, scores in sorted(found, key=lambda item: shape(item[3]))
+    }

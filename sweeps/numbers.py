@@ -40,7 +40,7 @@ def p_value(value: float) -> str:
 
 def significant(value: float) -> str:
     """Four significant digits, for what has a scale of its own."""
-    return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else NONE
+    return f"{value:#.4g}".rstrip(".").replace("-", "−") if math.isfinite(value) else NONE
 
 
 def duration(seconds: float) -> str:

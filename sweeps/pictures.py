@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deft.sweeps import numbers
 from deft.sweeps.answers import forgotten
 from deft.sweeps.curves import Curve
-from deft.sweeps.document import Block, Picture, Table, Text
+from deft.sweeps.document import Block, Entry, Picture, Table, Text
 from deft.sweeps.figures import Bars, Panel, Point, Points, draw_bars, draw_curves, draw_points
 from deft.sweeps.findings import Findings
 from deft.sweeps.landscapes import LandscapeError, token_landscapes
@@ -36,7 +36,9 @@ def _picture(
 ) -> Picture:
     with figure_style(**style):
         figure = draw()
-        svg, png = to_svg(figure, name, description), to_png(figure)
+        png = to_png(figure)
+        figure.set_layout_engine("none")  # it is laid out now, which takes longest
+        svg = to_svg(figure, name, description)
     return Picture(name, caption, description, svg, png)
 
 
@@ -66,8 +68,12 @@ def bars(findings: Findings) -> list[Block]:
 
 def curves(findings: Findings, setting: Setting, number: int) -> list[Block]:
     """Learning curves on the yardsticks that all objectives share."""
-    caption = "Means over seeds; bands reach from the lowest seed to the highest."
-    return _curves(findings, setting, f"learning-{number}", LEARNING, "Learning curves", caption)
+    caption = (
+        "Means over seeds; bands reach from the lowest seed to the highest. The frames leave out "
+        "where the first steps begin."
+    )
+    name = f"learning-{number}"
+    return _curves(findings, setting, name, LEARNING, "Learning curves", caption, crop=True)
 
 
 def gate_dynamics(findings: Findings, setting: Setting, number: int) -> list[Block]:
@@ -82,14 +88,18 @@ def gate_dynamics(findings: Findings, setting: Setting, number: int) -> list[Blo
 def _curves(
     findings: Findings,
     setting: Setting,
-    name: str,
+    picture_name: str,
     metrics: Mapping[str, str],
     title: str,
     caption: str,
+    *,
+    crop: bool = False,
 ) -> list[Block]:
     found = findings.curves[setting]
     panels = {
-        metric: Panel(label, {o: curves[metric] for o, curves in found.items() if metric in curves})
+        metric: Panel(
+            label, {name: c[metric] for name, c in found.items() if metric in c}, crop=crop
+        )
         for metric, label in metrics.items()
     }
     panels = {metric: panel for metric, panel in panels.items() if panel.curves}
@@ -99,7 +109,7 @@ def _curves(
     drawn = list(panels.values())
     labels = ", ".join(panel.label for panel in drawn)
     picture = _picture(
-        name,
+        picture_name,
         f"{heading}. {caption}",
         f"Lines over training steps for each objective: {labels}. The table after it has numbers.",
         lambda: draw_curves(drawn, findings.styles),
@@ -108,23 +118,21 @@ def _curves(
 
 
 def _curve_table(heading: str, panels: Sequence[Panel]) -> Table:
-    """First point, middle and end of every curve, and the range of seeds at the end."""
+    """Start, middle and end of every curve, and the range of seeds at the end."""
     objectives = dict.fromkeys(name for panel in panels for name in panel.curves)
-    rows = [
-        [name, panel.label, *_milestones(panel.curves[name])]
-        for panel in panels
-        for name in objectives
-        if name in panel.curves
+    rows: list[list[str | Entry]] = [
+        [name, *(_milestones(panel.curves.get(name)) for panel in panels)] for name in objectives
     ]
-    columns = ["objective", "metric", "start", "middle", "end", "seeds at the end"]
-    return Table(f"{heading} in numbers", columns, rows, frozenset({"metric"}))
+    columns = ["objective", *(panel.label for panel in panels)]
+    return Table(f"{heading}: start → middle → end, and the range of seeds there", columns, rows)
 
 
-def _milestones(curve: Curve) -> list[str]:
+def _milestones(curve: Curve | None) -> Entry:
+    if curve is None:
+        return Entry(numbers.NONE)
+    points = (float(curve.mean[0]), curve.at(0.5), float(curve.mean[-1]))
     low, high = (numbers.significant(float(band[-1])) for band in (curve.low, curve.high))
-    start, end = float(curve.mean[0]), float(curve.mean[-1])
-    values = (start, curve.at(0.5), end)
-    return [*map(numbers.significant, values), f"{low} … {high}"]
+    return Entry(" → ".join(map(numbers.significant, points)), details=(f"{low} … {high}",))
 
 
 def forgetting(findings: Findings) -> list[Block]:

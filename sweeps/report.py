@@ -45,7 +45,7 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     write_atomic(out / "report.html", document.to_html())
     write_atomic(out / "report.md", document.to_markdown())
     _remove_old_figures(out / "figures", {f"{picture.name}.png" for picture in document.pictures})
-    _show(document, console)
+    _show(findings, console)
     console.say(f"report: {out / 'report.html'}")
     console.say(f"        {out / 'report.md'}")
     return out
@@ -57,17 +57,13 @@ def _remove_old_figures(folder: Path, current: set[str]) -> None:
             file.unlink()
 
 
-def _show(document: Document, console: RunConsole) -> None:
-    """The answer and the tables of scores, as the report has them."""
-    for block in document.sections[0].blocks:
-        if isinstance(block, Points):
-            for item in block.items:
-                console.say(f"{item.lead} {item.text}")
-        elif isinstance(block, Table):
-            rows = [["\n".join(entry.lines) for entry in row] for row in block.entries]
-            console.table(block.caption, block.columns, rows)
-        elif isinstance(block, Text):
-            console.say(block.text)
+def _show(findings: Findings, console: RunConsole) -> None:
+    """The answer, and the table behind it."""
+    for table in _tables(findings, answers.brief_table):
+        rows = [[entry.text for entry in row] for row in table.entries]
+        console.table(table.caption, table.columns, rows)
+    for item in answers.answers(findings).items:
+        console.say(f"{item.lead} {item.text}")
 
 
 def compose(findings: Findings, cache: Path) -> Document:
@@ -114,10 +110,11 @@ def _answer(findings: Findings) -> list[Block]:
         if results.primary is not None
     ]
     legend = Text(
-        f"Below each score its 95 % interval over seeds and items, then the difference to "
-        f"{findings.baseline} and whether it can be told from noise: ▲ better, ▼ worse, ≈ not "
-        f"distinguishable, over all {numbers.plural(findings.num_comparisons, 'comparison')} of "
-        "this report. The best score of a column is set in bold, by chance or not."
+        "In brackets the 95 % interval over seeds and items; below the difference to "
+        f"{findings.baseline}, and whether it is told from noise: ▲ better, ▼ worse, ≈ not "
+        f"distinguishable, corrected for all "
+        f"{numbers.plural(findings.num_comparisons, 'comparison')} of this report. The best score "
+        "of a column is set in bold, be it by chance or not."
     )
     return [answers.answers(findings), *tables, *([legend] if tables else [])]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,6 +175,7 @@ def read_sweep(directory: Path, root: Path) -> Sweep:
         cells = [_read_cell(json.loads(line), directory, root, over) for line in lines]
         if not cells:
             raise UserError(f"{directory / 'cells.jsonl'}: the sweep has no cells")
+        cells = _without_constant_axes(cells)
         baseline = _canonical(head["baseline"])
         if baseline not in {cell.objective for cell in cells}:
             baseline = cells[0].objective
@@ -224,6 +225,24 @@ def _read_cell(line: Mapping[str, Any], directory: Path, root: Path, over: str |
         cause=failure.get("cause", ""),
         attempts=failure.get("attempts", 0),
     )
+
+
+def _without_constant_axes(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells whose settings name only what differs between settings, beside dataset and model."""
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for axis, value in cell.setting.others:
+            values.setdefault(axis, set()).add(value)
+    return [
+        replace(
+            cell,
+            setting=replace(
+                cell.setting,
+                others=tuple(pair for pair in cell.setting.others if len(values[pair[0]]) > 1),
+            ),
+        )
+        for cell in cells
+    ]
 
 
 def _lost_table(run: Path) -> Path | None:

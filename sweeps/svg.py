@@ -34,7 +34,6 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "hatch.linewidth": 0.9,
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and restyled
-    "text.parse_math": False,  # names are people's own
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
