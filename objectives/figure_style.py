@@ -32,5 +32,5 @@ def look(index: int) -> Look:
     )
 
 
-BASELINE = Look(INK, "-", "o", "")
+BASELINE = Look(INK, "-", "*", "")
 """The look of what everything else is compared with."""

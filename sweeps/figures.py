@@ -204,6 +204,7 @@ def _name_points(
                 "arrowstyle": "-",
                 "color": styles[name].color,
                 "linewidth": 0.7,
+                "linestyle": ":",
                 "relpos": (0, 0.5),
                 "shrinkA": 1,
                 "shrinkB": 2,

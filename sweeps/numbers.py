@@ -50,5 +50,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def hours(value: float) -> str:
+    """Device-hours, to three significant digits."""
+    return f"{value:#.3g}".rstrip(".") if math.isfinite(value) else NONE
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

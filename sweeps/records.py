@@ -38,8 +38,8 @@ def cost(findings: Findings) -> list[Block]:
     hours = sum(map(_device_hours, finished))
     evaluation = sum(_seconds(cell, "evaluate") for cell in finished)
     text = (
-        f"All {numbers.plural(len(finished), 'finished cell')}, chosen or not: {hours:.3g} "
-        f"device-hours of training and {numbers.duration(evaluation)} of evaluation. Training "
+        f"All {numbers.plural(len(finished), 'finished cell')}, chosen or not: "
+        f"{numbers.hours(hours)} device-hours of training and {numbers.duration(evaluation)} of evaluation. Training "
         "tokens are steps × examples a step × mean length, prompts included; device-hours are "
         "training processes × wall-clock time, a GPU each where there are GPUs. Cells that ran "
         "beside each other shared the machine, so times compare only roughly."
@@ -68,7 +68,7 @@ def _cost(cells: Sequence[Cell]) -> list[str]:
         f"{np.mean(tokens):,.0f}",
         numbers.duration(float(np.mean([_seconds(cell, "train") for cell in cells]))),
         numbers.duration(float(np.mean([_seconds(cell, "evaluate") for cell in cells]))),
-        f"{sum(map(_device_hours, cells)):.3g}",
+        numbers.hours(sum(map(_device_hours, cells))),
     ]
 
 
