@@ -206,6 +206,22 @@ def compare(
     compare_runs([find_run(name, root) for name in runs], RunConsole())
 
 
+@app.command()
+def report(
+    sweep: Annotated[
+        str, typer.Argument(help="A sweep's directory, or its name or the beginning of it.")
+    ],
+    root: Root = Path("runs"),
+) -> None:
+    """Write what a sweep has found so far, as a web page and as Markdown, into its directory."""
+    from deft.sweeps.results import find_sweep
+
+    directory = find_sweep(sweep, root)
+    from deft.sweeps.report import write_report
+
+    write_report(directory, root, RunConsole())
+
+
 class Kind(StrEnum):
     """What `deft list` lists."""
 
