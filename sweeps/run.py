@@ -24,6 +24,7 @@ from deft.platform.evaluation import require_engine
 from deft.sweeps.cells import Cell, Plan
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, place
+from deft.sweeps.report import write_report
 from deft.sweeps.spec import AshaSpec
 from deft.sweeps.trial import Trial
 from deft.sweeps.view import SweepView
@@ -44,7 +45,7 @@ def run_sweep(
     *,
     verbose: bool,
 ) -> SweepDirectory:
-    """Run every cell that is not finished yet; a cell that fails leaves the others alone.
+    """Run every cell that is not finished yet, and report on all; one that fails fails alone.
 
     Args:
         plan: the sweep.
@@ -103,6 +104,7 @@ def run_sweep(
                     directory.fail(cell.run, cause)
                     view.failed(cell.run, cause)
             run_cells(plan, ready, directory, trial.__call__, placement, view)
+        write_report(directory.path, directory.root, console)
     return directory
 
 
