@@ -130,9 +130,9 @@ def kill_after_a_cell(file: Path, root: Path, ray_address: str) -> dict[Path, in
     return {manifest: manifest.stat().st_mtime_ns for manifest in found()}
 
 
-def test_hundreds_of_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> None:
-    """With a trial that only leaves what a finished run leaves; one in fifty fails at first."""
-    grid = {"objective": ["original", "DEFT"], "seed": list(range(100))}
+def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> None:
+    """With a trial that only leaves what a finished run leaves; some fail at first."""
+    grid = {"objective": ["original", "DEFT"], "seed": list(range(20))}
     plan = load_sweep(write_sweep(tmp_path, grid=grid), tmp_path / "runs")
     directory = SweepDirectory.of(plan, tmp_path / "runs")
     directory.create(plan)
@@ -144,7 +144,7 @@ def test_hundreds_of_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path
         stages = Path(root, config["run"], "stages")
         failed_before = stages.parent.exists()
         stages.mkdir(parents=True, exist_ok=True)
-        if config["run"].endswith(("00", "01")) and not failed_before:
+        if config["run"].endswith(("0", "1")) and not failed_before:
             raise RuntimeError("not this time")
         (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
         (stages / "record.json").write_text("{}")
