@@ -148,17 +148,17 @@ def find_sweep(name: str, root: Path) -> Path:
         UserError: there is no such sweep, or several names start so.
     """
     folder = root / "sweeps"
-    found = [path for path in (Path(name), folder / name) if (path / "sweep.json").is_file()]
-    if not found:
-        found = sorted(path.parent for path in folder.glob("*/sweep.json"))
-        known = [path.name for path in found]
-        found = [path for path in found if name and path.name.startswith(name)]
-        if not found:
-            there = f"there are: {', '.join(known)}" if known else "there is none yet"
-            raise UserError(f"{name}: no such sweep in {folder}; {there}")
+    for path in (Path(name), folder / name):
+        if (path / "sweep.json").is_file():
+            return path
+    there = sorted(path.parent.name for path in folder.glob("*/sweep.json"))
+    found = [known for known in there if name and known.startswith(name)]
     if len(found) > 1:
-        raise UserError(f"{name}: several sweeps start so: {', '.join(p.name for p in found)}")
-    return found[0]
+        raise UserError(f"{name}: several sweeps start so: {', '.join(found)}")
+    if not found:
+        choice = f"there are: {', '.join(there)}" if there else "there is none yet"
+        raise UserError(f"{name}: no such sweep in {folder}; {choice}")
+    return folder / found[0]
 
 
 def read_sweep(directory: Path, root: Path) -> Sweep:
