@@ -184,8 +184,8 @@ class Evaluator:
 
         Returns:
             ``metrics`` (see `summarize`), ``prompt`` (see `PromptFormat`) with what ends a
-            response, ``num_generated`` and ``num_resumed`` responses, and ``seconds`` spent on
-            the engine's start and on everything else.
+            response, ``num_generated`` and ``num_resumed`` responses, ``start_seconds`` until the
+            engine served the model, and ``work_seconds`` for everything else.
 
         Raises:
             FileNotFoundError: the model is no directory with safetensors weights.
@@ -237,7 +237,7 @@ class Evaluator:
             "num_generated": len(missing),
             "num_resumed": num_resumed,
             "start_seconds": start_seconds,
-            "seconds": time.monotonic() - began - start_seconds,
+            "work_seconds": time.monotonic() - began - start_seconds,
         }
 
     def _generate(

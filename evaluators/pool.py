@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -39,13 +39,23 @@ _QUIET = {
 class _Slot:
     """Devices that are reserved, and the actor on them."""
 
-    group: PlacementGroup
+    group: PlacementGroup | None
+    """Without, nothing is reserved."""
     actor: Any = None
     model: str = ""
     """The model it was last given."""
     waiting_for: Any = None
     """What Ray will announce: the reservation, or the end of a job."""
     job: Job | None = None
+
+
+class Pool(Protocol):
+    """What evaluates jobs."""
+
+    def run(
+        self, jobs: Sequence[Job], progress: Queue | None = None
+    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        """Yield each job with what `Evaluator.run` returned for it, as soon as it is done."""
 
 
 @dataclass
@@ -65,6 +75,9 @@ class EvaluatorPool:
     """Whether vLLM and PyTorch log more than errors."""
     max_engines: int | None = None
     """Engines at most, however many devices there are."""
+    reserve: bool = True
+    """Whether engines' devices are theirs until the end; if not, they use the CPUs that others have
+    reserved but leave idle."""
     _slots: list[_Slot] = field(default_factory=list)
     _num_engines: int = 0
 
@@ -96,8 +109,11 @@ class EvaluatorPool:
         pending = list(jobs)
         deaths: Counter[Job] = Counter()
         while len(self._slots) < min(self._num_engines, len(pending)):
-            group = placement_group([self._bundle], strategy="STRICT_PACK")
-            self._slots.append(_Slot(group, waiting_for=group.ready()))
+            if self.reserve:
+                group = placement_group([self._bundle], strategy="STRICT_PACK")
+                self._slots.append(_Slot(group, waiting_for=group.ready()))
+            else:
+                self._slots.append(_Slot(None))
         try:
             while pending or any(slot.job is not None for slot in self._slots):
                 for slot in self._slots:
@@ -149,17 +165,22 @@ class EvaluatorPool:
         slot.job, slot.model = job, job.model
         slot.waiting_for = slot.actor.run.remote(job, progress)
 
-    def _start_actor(self, group: PlacementGroup) -> Any:
+    def _start_actor(self, group: PlacementGroup | None) -> Any:
         """An actor in ``group``. It is typed Any because Ray's own type knows no methods."""
         environment = {**_ENVIRONMENT, **({} if self.verbose else _QUIET)}
         if self.use_gpu and self.spec.batch_invariant:
             environment["VLLM_BATCH_INVARIANT"] = "1"
-        as_actor = ray.remote(
-            num_cpus=self._bundle["CPU"],
-            num_gpus=self._bundle.get("GPU", 0),
-            runtime_env={"env_vars": environment},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-        )
+        if group is None:
+            # Ray derives the number of threads from CPUs that are reserved.
+            environment["OMP_NUM_THREADS"] = f"{self._bundle['CPU']:.0f}"
+            as_actor = ray.remote(num_cpus=0, runtime_env={"env_vars": environment})
+        else:
+            as_actor = ray.remote(
+                num_cpus=self._bundle["CPU"],
+                num_gpus=self._bundle.get("GPU", 0),
+                runtime_env={"env_vars": environment},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+            )
         return as_actor(Evaluator).remote(self.spec)
 
     def close(self) -> None:
@@ -167,7 +188,8 @@ class EvaluatorPool:
         for slot in self._slots:
             if slot.actor is not None:
                 ray.kill(slot.actor)
-            remove_placement_group(slot.group)
+            if slot.group is not None:
+                remove_placement_group(slot.group)
         self._slots.clear()
 
     def __enter__(self) -> EvaluatorPool:

@@ -84,6 +84,47 @@ def run(
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the base run."),
+    ] = None,
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells, the plan and the cost, and stop.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
+    ] = False,
+) -> None:
+    """Run a grid of experiments and compare them. The same command again runs what is left."""
+    from deft.sweeps.cells import load_sweep
+
+    plan = load_sweep(file, root, settings or ())
+    console = RunConsole()
+    if dry_run:
+        from deft.sweeps.dry_run import show_sweep
+
+        try:
+            show_sweep(plan, root, console)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return
+    from deft.platform.tracking import default_tracking_uri
+    from deft.sweeps.run import run_sweep
+
+    uri = tracking_uri or default_tracking_uri(root)
+    directory = run_sweep(plan, root, console, uri, verbose=verbose)
+    failed = [cell.run for cell in plan.cells if directory.failure(cell.run)]
+    if failed:
+        raise StageError(
+            f"{len(failed)} of {len(plan.cells)} cells failed; the same command tries them again"
+        )
+
+
+@app.command()
 def evaluate(
     model: Annotated[
         str,
@@ -284,25 +325,39 @@ def ui(
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
 
+@app.command()
+def doctor(
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Check packages, devices, memory, disk, ports, MLflow, hub and cluster, and say what to do."""
+    from deft.platform.doctor import show_diagnosis
+    from deft.platform.tracking import default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(root)
+    if not show_diagnosis(root, uri, RunConsole()):
+        raise typer.Exit(1)
+
+
 def main() -> NoReturn:
     """Entry point of the `deft` command: 0 on success, 1 if a stage failed, 2 on bad input."""
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
+    # Read when ray is imported. A sweep on few cores has many processes, as it should.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except UserError as error:
         fail(f"{error}", 2)
     except StageError as error:
         fail(f"{error}", 1)
     except TyperException as error:  # an unknown command, option or value
         fail(error.format_message() or "a command is missing", error.exit_code)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
     except typer.Abort:
         fail("interrupted", 130)
     except KeyboardInterrupt:
         fail("interrupted; finished stages are kept", 130)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -107,6 +107,12 @@ class ProgressView:
             left = f", {seconds_each * (total - done):.0f} s left" if first < done < total else ""
             self.owner.say(f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip())
 
+    def remove(self, name: str) -> None:
+        """Take the bar of what is over away."""
+        task = self.tasks.pop(name, None)
+        if task is not None and self.bars is not None:
+            self.bars.remove_task(task)
+
 
 def format_metrics(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
     """The metrics in ``names`` that there are, as ``name 1.234`` separated by two spaces."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from deft.evaluators.benchmarks import get_benchmark
-from deft.evaluators.pool import EvaluatorPool
+from deft.evaluators.pool import Pool
 from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.objectives import ObjectiveSpec, get_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
@@ -20,7 +20,10 @@ from deft.platform.contamination import overlap_with_benchmarks
 from deft.platform.errors import StageError, UserError, describe, root_cause
 from deft.platform.evaluation import (
     Evaluation,
+    evaluate_base,
     evaluate_models,
+    merge_outcomes,
+    open_pool,
     record_results,
     require_engine,
     warn_of_other_formats,
@@ -50,7 +53,8 @@ class Context:
     console: RunConsole
     use_gpu: bool
     verbose: bool
-    pool: EvaluatorPool | None
+    pool: Pool | None
+    on_validation: Callable[[int, dict[str, float]], None] | None
 
 
 def run_experiment(
@@ -60,7 +64,9 @@ def run_experiment(
     tracking_uri: str,
     *,
     verbose: bool,
-    pool: EvaluatorPool | None = None,
+    pool: Pool | None = None,
+    lock_patience: float = 0.0,
+    on_validation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> RunDirectory:
     """Run every stage of ``spec`` that has not finished yet.
 
@@ -71,6 +77,8 @@ def run_experiment(
         tracking_uri: MLflow tracking URI.
         verbose: whether Ray's, DeepSpeed's and vLLM's own output is shown.
         pool: warm engines to evaluate with; if none is given the run starts its own.
+        lock_patience: seconds to wait for another process that works on the same run.
+        on_validation: told the step and the metrics of every validation.
 
     Raises:
         UserError: the input cannot be used; nothing was written for it.
@@ -85,9 +93,11 @@ def run_experiment(
         use_gpu = require_workers(spec.training.min_workers or spec.training.num_workers)
         if pool is None:
             require_engine(spec.evaluation, use_gpu=use_gpu)
-        context = Context(spec, run, root.resolve() / "cache", console, use_gpu, verbose, pool)
+        context = Context(
+            spec, run, root.resolve() / "cache", console, use_gpu, verbose, pool, on_validation
+        )
         outputs = prepare_stage(context)
-        with run.locked():
+        with run.locked(lock_patience):
             run.create()
             if run.manifest("prepare") != outputs:
                 run.finish("prepare", outputs)
@@ -155,7 +165,7 @@ def prepare_stage(context: Context) -> dict[str, Any]:
     evaluation = absolute(spec.evaluation)
     started = time.monotonic()
     prepared, items, overlap = run_task(work, stage="prepare")
-    if spec.training.num_steps(prepared.num_examples) == 0:
+    if spec.training.num_steps(prepared.num_examples, prepared.num_tokens) == 0:
         raise UserError(
             f"training.batch_size: {prepared.num_examples} examples of at most "
             f"{spec.training.max_length} tokens fill no batch of {spec.training.batch_size}"
@@ -213,7 +223,7 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
         console.stage("train", "finished already")
         return
     training = spec.training
-    num_steps = training.num_steps(prepared.num_examples)
+    num_steps = training.num_steps(prepared.num_examples, prepared.num_tokens)
     console.stage(
         "train",
         f"{spec.objective} · {num_steps} steps of {training.batch_size} examples · "
@@ -235,6 +245,8 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
             elif kind == "validation":
                 shown = format_metrics(metrics, ("nll", "bits_per_byte", "token_accuracy"))
                 console.say(f"          held out, after {step} steps  {shown}")
+                if context.on_validation is not None:
+                    context.on_validation(step, metrics)
             else:
                 console.say(f"warning: step {step} was skipped: no finite loss and gradient")
             if kind in ("train", "validation") and (kind, step) not in recorded:
@@ -284,18 +296,23 @@ def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str
         return
     names = [get_benchmark(benchmark.name).name for benchmark in spec.evaluation.suite]
     console.stage("evaluate", f"base and trained model · {', '.join(names) or 'no benchmark'}")
-    evaluation = Evaluation(
-        spec=spec.evaluation,
-        models={"base": prepared.model_dir, "eval": str(run.path / "model")},
-        trained_style=prepared.prompt_style,
-        out=run.path,
-        validation_dir=prepared.validation_dir,
-        console=console,
-        use_gpu=context.use_gpu,
-        verbose=context.verbose,
-        pool=context.pool,
-    )
-    outcome = evaluate_models(evaluation, items)
+    with open_pool(
+        spec.evaluation, use_gpu=context.use_gpu, verbose=context.verbose, shared=context.pool
+    ) as pool:
+        base = Evaluation(
+            spec=spec.evaluation,
+            models={"base": prepared.model_dir},
+            trained_style=prepared.prompt_style,
+            out=run.path,
+            validation_dir=prepared.validation_dir,
+            console=console,
+            use_gpu=context.use_gpu,
+            pool=pool,
+        )
+        trained = replace(base, models={"eval": str(run.path / "model")})
+        outcome = merge_outcomes(
+            evaluate_base(base, items, context.cache), evaluate_models(trained, items)
+        )
     warn_of_other_formats(prepared, outcome["prompts"]["eval"], console)
     run.finish("evaluate", outcome)
 

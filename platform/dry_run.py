@@ -50,12 +50,12 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
         rows.append(["data", "unknown until the hub's dataset has been read once"])
     else:
         tokens = trained_tokens(training, data)
-        steps = training.num_steps(data.num_examples)
+        steps = training.num_steps(data.num_examples, data.num_tokens)
         rows += [
             ["data", f"{data.num_examples:,} examples, {data.num_tokens:,} tokens ({data.source})"],
             [
                 "steps",
-                f"{steps:,} of {training.batch_size} examples, {_number(training.epochs, 'epoch')}",
+                f"{steps:,} of {training.batch_size} examples, {_passes(training, steps, data)}",
             ],
             ["tokens", f"{tokens:,} trained on, prompts included"],
         ]
@@ -239,6 +239,12 @@ def read_architecture(config: dict[str, Any]) -> Architecture | None:
         qkv_bias=config["model_type"] == "qwen2" or config.get("attention_bias", False),
         qk_norm=config["model_type"] == "qwen3",
     )
+
+
+def _passes(training: TrainingSpec, steps: int, data: DataSize) -> str:
+    if training.tokens is None:
+        return _number(training.epochs, "epoch")
+    return f"{steps * training.batch_size / max(data.num_examples, 1):.2g} passes over the data"
 
 
 def _gib(size: float) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,12 @@ from ray.util.queue import Queue
 
 from deft.evaluators.actor import Job
 from deft.evaluators.benchmarks import get_benchmark
+from deft.evaluators.checkpoints import fingerprint
 from deft.evaluators.metrics import mean_over_benchmarks
-from deft.evaluators.pool import EvaluatorPool, count_engines
+from deft.evaluators.pool import EvaluatorPool, Pool, count_engines
 from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.evaluators.spec import GENERAL, HELDOUT, EvaluationSpec
-from deft.platform.cluster import event_queue, ray_cluster, require_workers, run_task
+from deft.platform.cluster import ANYWHERE, event_queue, ray_cluster, require_workers, run_task
 from deft.platform.console import RunConsole
 from deft.platform.contamination import different_formats
 from deft.platform.errors import StageError, UserError, describe, root_cause
@@ -26,6 +31,10 @@ from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ModelEvaluationSpec
 from deft.platform.tracking import Recorder, start_recorder
 from deft.workers.prepare import Prepared, prepare_model
+from deft.workers.storage import exclusive, write_atomic
+
+SECONDS = ("seconds", "start_seconds", "work_seconds")
+"""What `evaluate_models` says about time."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +50,72 @@ class Evaluation:
     """Directory of the run."""
     console: RunConsole
     use_gpu: bool
-    verbose: bool
+    pool: Pool
+    """Engines that generate."""
     validation_dir: str | None = None
     """Held-out rows, as the prepare stage leaves them."""
-    pool: EvaluatorPool | None = None
-    """Warm engines to use; if none is given there is one for this evaluation alone."""
+
+
+@contextmanager
+def open_pool(
+    spec: EvaluationSpec, *, use_gpu: bool, verbose: bool, shared: Pool | None = None
+) -> Iterator[Pool]:
+    """``shared``, or engines for this block alone; none is started before it is needed."""
+    if shared is not None or not spec.suite:
+        yield shared or _NoPool()
+        return
+    with EvaluatorPool(spec.engine, use_gpu, verbose=verbose) as pool:
+        yield pool
+
+
+class _NoPool:
+    """For evaluations that generate nothing, which no cluster is too small for."""
+
+    def run(
+        self, jobs: Sequence[Job], progress: Queue | None = None
+    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        raise AssertionError("there is nothing to generate")
+
+
+def evaluate_base(evaluation: Evaluation, items: Mapping[str, str], cache: Path) -> dict[str, Any]:
+    """What `evaluate_models` finds of the one model that training starts from.
+
+    It is the same for every run that starts there and is evaluated alike, so it is found once and
+    kept under ``cache``; others wait for it. Its predictions are copied into each run.
+    """
+    ((label, model),) = evaluation.models.items()
+    digest = hashlib.sha256()
+    for part in (
+        fingerprint(Path(model)),
+        evaluation.spec.model_dump_json(),
+        evaluation.spec.data_digest(),
+        *(Path(items[name]).name for name in sorted(items)),
+        evaluation.trained_style,
+        str(evaluation.validation_dir),
+    ):
+        digest.update(part.encode() + b"\0")
+    directory = cache / "evaluations" / digest.hexdigest()[:12]
+    manifest = directory / "evaluate.json"
+    with exclusive(directory / ".lock", patience=math.inf):
+        if manifest.is_file():
+            outcome = dict(json.loads(manifest.read_text()))
+            outcome |= {"num_generated": 0} | dict.fromkeys(SECONDS, 0.0)
+            evaluation.console.say(f"          {label}: evaluated already, for another run")
+        else:
+            outcome = evaluate_models(replace(evaluation, out=directory), items)
+            write_atomic(manifest, json.dumps(outcome))
+    found = directory / "predictions"
+    if found.is_dir():
+        shutil.copytree(found, evaluation.out / "predictions", dirs_exist_ok=True)
+    return outcome
+
+
+def merge_outcomes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What `evaluate_models` found of several models, as if it had been one evaluation."""
+    return {
+        key: {**value, **second[key]} if isinstance(value, dict) else value + second[key]
+        for key, value in first.items()
+    }
 
 
 def require_engine(spec: EvaluationSpec, *, use_gpu: bool) -> None:
@@ -70,13 +140,13 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
         benchmarks that the spec names), ``prompts`` (label → benchmark → format
         and ends of responses), ``tables`` (label → benchmark → path of the predictions and score to
         compare by), ``models`` (label → directory), how many responses were generated and found,
-        and the seconds that took.
+        and seconds: all of them, those of engine starts, and those of generating and grading.
     """
     started = time.monotonic()
     results: dict[str, dict[str, dict[str, float]]] = {label: {} for label in evaluation.models}
     prompts: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
     tables: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
-    totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0}
+    totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0, "work_seconds": 0.0}
     with evaluation.console.progress("responses") as view:
 
         def handle(event: dict[str, Any]) -> None:
@@ -137,15 +207,8 @@ def generate(
         for label, model in evaluation.models.items()
         for benchmark in evaluation.spec.suite
     ]
-    if not jobs:
-        return
-    with ExitStack() as stack:
-        pool = evaluation.pool
-        if pool is None:
-            engine = evaluation.spec.engine
-            pool = EvaluatorPool(engine, evaluation.use_gpu, verbose=evaluation.verbose)
-            stack.enter_context(pool)
-        yield from pool.run(jobs, events)
+    if jobs:
+        yield from evaluation.pool.run(jobs, events)
 
 
 def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str, float]]:
@@ -170,7 +233,8 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
 
         return measure_losses(Path(model), rows, Path(out), report) if rows else {}
 
-    remote = ray.remote(num_cpus=1, num_gpus=1 if evaluation.use_gpu else 0)(work)
+    gpus = 1 if evaluation.use_gpu else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy=ANYWHERE)(work)
     measured = {}
     for label, model in evaluation.models.items():
         out = evaluation.out / "predictions" / f"{label}-{HELDOUT}.parquet"
@@ -219,7 +283,7 @@ def run_evaluation(
         use_gpu = require_workers(0)
         require_engine(spec.evaluation, use_gpu=use_gpu)
         model_dir, items = prepare_evaluation(spec, cache)
-        with run.locked():
+        with run.locked(), open_pool(spec.evaluation, use_gpu=use_gpu, verbose=verbose) as pool:
             run.create()
             recorder = start_recorder(run, tracking_uri)
             evaluation = Evaluation(
@@ -229,7 +293,7 @@ def run_evaluation(
                 out=run.path,
                 console=console,
                 use_gpu=use_gpu,
-                verbose=verbose,
+                pool=pool,
             )
             try:
                 if not run.manifest("evaluate"):

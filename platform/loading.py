@@ -38,7 +38,7 @@ def load_spec(
     data, origins = read_yaml(file) if file else ({}, {})
     for key, name in (names or {}).items():
         if name is not None:
-            _set(data, origins, (key,), name, f"--{key}")
+            set_value(data, origins, (key,), name, f"--{key}")
     apply_settings(data, origins, settings)
     return validate(ExperimentSpec, merge(preset(data), data), str(file) if file else None, origins)
 
@@ -132,7 +132,7 @@ def apply_settings(data: dict[str, Any], origins: dict[Key, str], settings: Iter
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"--set {setting}: the value is no YAML: {_one_line(error)}") from None
-        _set(data, origins, tuple(dotted.split(".")), value, f"--set {setting}")
+        set_value(data, origins, tuple(dotted.split(".")), value, f"--set {setting}")
 
 
 def preset(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +199,13 @@ def _locate(node: yaml.Node | None, key: Key, file: Path, origins: dict[Key, str
             _locate(item, (*key, index), file, origins)
 
 
-def _set(data: dict[str, Any], origins: dict[Key, str], key: Key, value: Any, origin: str) -> None:
+def set_value(
+    data: dict[str, Any], origins: dict[Key, str], key: Key, value: Any, origin: str
+) -> None:
+    """Set ``key`` in ``data``, and in ``origins`` where the value stands.
+
+    A bare string on the way stands for ``{name: …}``.
+    """
     target = data
     for part in key[:-1]:
         below = target.get(str(part))

@@ -192,7 +192,7 @@ def gpu_hours(flops: float, card: Card) -> float:
 
 def trained_tokens(spec: TrainingSpec, data: DataSize) -> int:
     """Tokens in all steps, prompts included."""
-    steps = spec.num_steps(data.num_examples)
+    steps = spec.num_steps(data.num_examples, data.num_tokens)
     return round(steps * spec.batch_size * data.num_tokens / max(data.num_examples, 1))
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from deft.platform.errors import UserError
-from deft.workers.storage import write_atomic
+from deft.workers.storage import exclusive, write_atomic
 
 
 class RunSpec(Protocol):
@@ -87,23 +86,19 @@ class RunDirectory:
             os.truncate(self.events_file, content.rfind(b"\n") + 1)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for this process.
+    def locked(self, patience: float = 0.0) -> Iterator[None]:
+        """Hold the run for this process; ``patience`` is how long to wait for another, in seconds.
 
         Raises:
             UserError: another process is working on the same run.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(exclusive(self.path / ".lock", patience=patience))
             except BlockingIOError:
                 raise UserError(f"{self.path}: another process is at work on this run") from None
             self._drop_torn_event()
             yield
-        finally:
-            os.close(descriptor)
 
 
 def _now() -> int:

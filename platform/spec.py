@@ -45,7 +45,7 @@ class ExperimentSpec(BaseModel):
     def name_after_the_parts(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("name") is None:
             parts = [data.get("dataset"), data.get("model"), _canonical(data.get("objective"))]
-            data = {**data, "name": "-".join(map(_short_name, parts))[:80]}
+            data = {**data, "name": name_of_parts(*parts)}
         return data
 
     def content_hash(self) -> str:
@@ -106,6 +106,11 @@ def _canonical(objective: Any) -> Any:
         return str(ObjectiveSpec.model_validate(objective))
     except ValidationError:  # reported when the field itself is validated
         return objective
+
+
+def name_of_parts(dataset: Any, model: Any, objective: Any) -> str:
+    """What a run is called that has no name of its own."""
+    return "-".join(map(_short_name, (dataset, model, objective)))[:80]
 
 
 def _short_name(part: Any) -> str:

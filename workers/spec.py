@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -224,6 +225,9 @@ class TrainingSpec(BaseModel):
     """Passes over the training examples; incomplete batches are dropped."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after this many optimiser steps even if `epochs` would go on."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Train on about this many tokens, prompts included, however many passes that takes, instead of
+    for `epochs`: full steps until they are reached."""
     batch_size: int = Field(default=256, ge=1)
     """Examples per optimiser step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
@@ -365,9 +369,11 @@ class TrainingSpec(BaseModel):
             return self.zero_stage
         return 2 if self.num_workers > 1 else 0
 
-    def num_steps(self, num_examples: int) -> int:
-        """Optimiser steps over ``num_examples`` training examples; 0 if they fill no batch."""
+    def num_steps(self, num_examples: int, num_tokens: int) -> int:
+        """Optimiser steps over training examples with so many tokens; 0 if they fill no batch."""
         steps = num_examples // self.batch_size * self.epochs
+        if self.tokens is not None and steps > 0:
+            steps = math.ceil(self.tokens * num_examples / (num_tokens * self.batch_size))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 

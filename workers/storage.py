@@ -1,14 +1,19 @@
-"""Writing results so that they are either whole or absent."""
+"""Writing results so that they are either whole or absent, by one process at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+LOCK_INTERVAL = 0.2
+"""Seconds between looks at a lock that another process holds."""
 
 
 @contextmanager
@@ -53,6 +58,34 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(path: Path, *, patience: float) -> Iterator[None]:
+    """Hold the lock file ``path``; it is free again when the block or this process ends.
+
+    Args:
+        path: made if it is not there.
+        patience: seconds to wait for another process that holds it.
+
+    Raises:
+        BlockingIOError: it was not free within that time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    deadline = time.monotonic() + patience
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(LOCK_INTERVAL)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fsync(path: Path) -> None:

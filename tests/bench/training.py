@@ -138,7 +138,7 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
         training=TrainingSpec(
             num_workers=1,
             batch_size=options.batch_size,
-            micro_batch_size=options.micro_batch_size,
+            micro_batch_size=options.packed_rows,
             max_length=options.max_length,
             learning_rate=LEARNING_RATE,
             dtype=options.dtype,
@@ -234,8 +234,8 @@ def run_trl(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
     batch, accumulation = options.micro_batch_size, options.batch_size // options.micro_batch_size
     if settings.get("packing"):
         # As many packed rows in a step as hold the examples of a step.
-        batch = 1
-        accumulation = max(1, round(num_tokens / options.max_length / options.steps))
+        batch = options.packed_rows
+        accumulation = max(1, round(num_tokens / options.max_length / batch / options.steps))
     marks: list[tuple[float, int]] = []
     seen = 0
 
@@ -376,7 +376,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--original-steps", type=int, default=2, help="the original's way is slow")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--micro-batch-size", type=int, default=4)
+    parser.add_argument("--micro-batch-size", type=int, default=4, help="where not packed")
+    parser.add_argument(
+        "--packed-rows", type=int, default=1, help="of --max-length tokens, where rows are packed"
+    )
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--padded-length", type=int, default=800)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

@@ -1,0 +1,98 @@
+"""`deft sweep --dry-run`: the cells, what is finished of them, and what the rest would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deft.platform.console import RunConsole
+from deft.platform.dry_run import architecture_of, data_size
+from deft.platform.plan import CARDS, MFU, gpu_hours, trained_tokens, training_flops
+from deft.sweeps.cells import Cell, Plan
+from deft.sweeps.directory import SweepDirectory
+from deft.sweeps.spec import label
+
+SHOWN = 40
+"""Cells in the table; the first ones."""
+
+
+def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
+    """Print the cells of a sweep and what is left to do.
+
+    Raises:
+        ValueError: a local file of data cannot be read.
+    """
+    directory = SweepDirectory.of(plan, root)
+    axes = list(plan.spec.grid)
+    rows = [
+        [*(label(cell.settings[axis]) for axis in axes), state(directory, cell), cell.run]
+        for cell in plan.cells[:SHOWN]
+    ]
+    console.table(f"cells of {directory.path.name}", [*axes, "", "run"], rows, left=True)
+    if len(plan.cells) > SHOWN:
+        console.say(f"… and {len(plan.cells) - SHOWN:,} more")
+    console.table("plan", ["", ""], plan_rows(plan, directory, root), left=True)
+
+
+def state(directory: SweepDirectory, cell: Cell) -> str:
+    """What has become of a cell so far."""
+    if directory.is_finished(cell.run):
+        return "finished"
+    return "failed" if directory.failure(cell.run) else ""
+
+
+def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[str]]:
+    """Numbers, tokens, cost and rules of a sweep, as rows of a table."""
+    runs = [*plan.models.values(), *plan.cells]
+    left = [cell for cell in runs if not directory.is_finished(cell.run)]
+    values = " × ".join(f"{len(found)} {axis}" for axis, found in plan.spec.grid.items())
+    rows = [["cells", f"{len(plan.cells):,} ({values}{_changes(plan)})"]]
+    if plan.models:
+        rows.append(["models first", ", ".join(plan.models)])
+    if len(left) < len(runs):
+        rows.append(["finished already", f"{len(runs) - len(left):,}"])
+    rows += cost_rows(left, root)
+    if plan.spec.budget is not None:
+        rows.append(["budget", f"{plan.spec.budget.tokens:,} training tokens for every cell"])
+    if plan.spec.select is not None:
+        rows.append(["chosen beforehand", f"{plan.spec.select.over} by {plan.spec.select.by}"])
+    workers = max(cell.spec.training.num_workers for cell in runs)
+    rows.append(["each cell", f"at most {workers} training workers, a GPU or a CPU each"])
+    return rows
+
+
+def cost_rows(cells: Sequence[Cell], root: Path) -> list[list[str]]:
+    """Training tokens and GPU-hours of ``cells``, as far as sizes are known without the hub."""
+    tokens, hours, unknown = 0, [0.0 for _ in CARDS], 0
+    known: dict[str, tuple[int, list[float]] | None] = {}
+    for cell in cells:
+        spec = cell.spec
+        # Objective and seed change nothing about the cost, and there are many of them.
+        key = spec.model_dump_json(include={"dataset", "model", "training"})
+        if key not in known:
+            data, model = data_size(spec, root), architecture_of(spec.model.name)
+            known[key] = None
+            if data is not None and model is not None:
+                count = trained_tokens(spec.training, data)
+                flops = training_flops(model, spec.training, count)
+                known[key] = (count, [gpu_hours(flops, card) for card in CARDS])
+        cost = known[key]
+        if cost is None:
+            unknown += 1
+            continue
+        tokens += cost[0]
+        hours = [sum(pair) for pair in zip(hours, cost[1], strict=True)]
+    rows = [["to run", f"{len(cells):,} cells, {tokens:,} training tokens, prompts included"]]
+    if unknown:
+        rows.append(["", f"not counting {unknown:,} cells whose data or model is not known here"])
+    each = ", ".join(f"{card.name} {h:,.2f}" for card, h in zip(CARDS, hours, strict=True))
+    return [*rows, ["GPU-hours to train", f"{each} (at an assumed {MFU:.0%} of the peak)"]]
+
+
+def _changes(plan: Plan) -> str:
+    total = 1
+    for values in plan.spec.grid.values():
+        total *= len(values)
+    left_out = total + len(plan.spec.include) - len(plan.cells)
+    out = f", {left_out} excluded" if left_out else ""
+    return out + (f", {len(plan.spec.include)} included" if plan.spec.include else "")

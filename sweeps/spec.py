@@ -1,0 +1,146 @@
+"""What a sweep file says: a base run and a grid over its settings. Loads neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Settings = dict[str, Any]
+"""Dotted keys of a run file with their values."""
+
+HIGHER_IS_BETTER = {
+    "validation/nll": False,
+    "validation/bits_per_byte": False,
+    "validation/token_accuracy": True,
+}
+"""Held-out metrics to choose by. What benchmarks say is for the comparison, not for choosing."""
+
+
+class OverrideSpec(BaseModel):
+    """Settings of some cells only, such as a learning rate of one objective."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: Settings = Field(min_length=1)
+    """Axes with the value, or a list of values, that a cell has."""
+    set: Settings = Field(min_length=1)
+    """Settings of the cells that match."""
+
+
+class SelectSpec(BaseModel):
+    """How one value of an axis is chosen, declared before anything has run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    over: str
+    """Axis, as a rule `training.learning_rate`."""
+    by: Literal["validation/nll", "validation/bits_per_byte", "validation/token_accuracy"] = (
+        "validation/nll"
+    )
+    """Metric after the last step whose mean over seeds is best for the chosen value."""
+
+
+class BudgetSpec(BaseModel):
+    """What every cell may spend."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokens: int = Field(ge=1)
+    """Tokens to train on, prompts included; `training.tokens` of every cell."""
+
+
+class AshaSpec(BaseModel):
+    """Early stopping of hopeless cells by successive halving (ASHA, arXiv 1810.05934).
+
+    Cells are compared by held-out NLL while they train. A stopped cell is not evaluated, so this is
+    for searching settings, not for comparing objectives.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grace_steps: int = Field(ge=1)
+    """Optimiser steps that every cell may take."""
+    reduction_factor: int = Field(default=3, ge=2)
+    """One of so many goes on at each rung."""
+
+
+class SweepSpec(BaseModel):
+    """A grid of runs and what is to be learnt from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")
+    """What the sweep is called; the file's name if not given."""
+    base: str | dict[str, Any] = {}
+    """Settings that all cells share: those of a run file, or the path of one."""
+    models: dict[str, dict[str, Any]] = {}
+    """Runs that come first, by the name under which the axis `model` takes what they trained. Each
+    is laid over `base`."""
+    grid: dict[str, list[Any]] = Field(min_length=1)
+    """Axes: a dotted key of a run file with its values. Cells are all combinations."""
+    exclude: list[Settings] = []
+    """Combinations to leave out: axes with a value, or a list of values."""
+    include: list[Settings] = []
+    """Cells beside the combinations: a value for each axis, and any other settings."""
+    overrides: list[OverrideSpec] = []
+    """Settings of some cells only; later ones win."""
+    budget: BudgetSpec | None = None
+    """The same expense for every cell; without it each runs as its settings say."""
+    select: SelectSpec | None = None
+    """How the values of an axis are narrowed down to one before anything is compared."""
+    asha: AshaSpec | None = None
+    """Early stopping; without it every cell runs to its end."""
+    retries: int = Field(default=1, ge=0)
+    """Times that a failed cell is tried again; it goes on after its last finished stage."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Cells at the same time; as many as the cluster's devices hold if not given."""
+
+    @field_validator("grid")
+    @classmethod
+    def require_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for axis, values in grid.items():
+            if not values:
+                raise ValueError(f"{axis}: give at least one value")
+            labels = [label(value) for value in values]
+            twice = next((text for text in labels if labels.count(text) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{axis}: {twice} is there twice")
+            if axis.split(".")[0] == "name":
+                raise ValueError("name: cells are named after their settings")
+            if axis.startswith("evaluation.engine"):
+                raise ValueError(f"{axis}: all cells share their engines, so it is no axis")
+        return grid
+
+    @model_validator(mode="after")
+    def require_known_axes(self) -> SweepSpec:
+        named = [(f"exclude.{i}", rule) for i, rule in enumerate(self.exclude)]
+        named += [(f"overrides.{i}.match", rule.match) for i, rule in enumerate(self.overrides)]
+        for where, rule in named:
+            for axis in rule:
+                if axis not in self.grid:
+                    raise ValueError(f"{where}: {axis} is no axis; axes are {self._axes}")
+        for index, cell in enumerate(self.include):
+            missing = [axis for axis in self.grid if axis not in cell]
+            if missing:
+                raise ValueError(f"include.{index}: gives no {', '.join(missing)}")
+        if self.select is not None and self.select.over not in self.grid:
+            raise ValueError(f"select.over: {self.select.over} is no axis; axes are {self._axes}")
+        if self.select is not None and self.select.over in ("objective", "seed"):
+            raise ValueError(f"select.over: {self.select.over} is compared, not chosen")
+        return self
+
+    @property
+    def _axes(self) -> str:
+        return ", ".join(self.grid)
+
+
+def label(value: Any) -> str:
+    """A setting as a short text: ``{name: figfont, noise: 0.3}`` is "figfont noise=0.3"."""
+    if isinstance(value, dict):
+        named = [str(value["name"])] if "name" in value else []
+        rest = [f"{key}={label(item)}" for key, item in value.items() if key != "name"]
+        return " ".join(named + rest)
+    if isinstance(value, list):
+        return "+".join(map(label, value))
+    return str(value)

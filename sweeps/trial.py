@@ -1,0 +1,118 @@
+"""What a Ray Tune trial does: one `deft run`, told to the sweep's driver instead of a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.util.queue import Queue
+from rich.console import Console
+
+from deft.evaluators.shared_pool import SharedPool
+from deft.platform.console import ProgressView, RunConsole
+from deft.platform.driver import run_experiment
+from deft.platform.errors import describe, root_cause
+from deft.sweeps.directory import SweepDirectory
+
+PROGRESS_INTERVAL = 1.0
+"""Least seconds between two events about the progress of one cell."""
+
+LOCK_PATIENCE = 120.0
+"""Seconds to wait for a run that a killed driver's cell, or another sweep, is still working on."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all cells of a sweep have in common; Ray Tune calls it with the cell."""
+
+    root: str
+    sweep: str
+    """Name of the sweep's directory."""
+    tracking_uri: str
+    events: Queue
+    pool: SharedPool | None
+    reports: bool
+    """Whether Ray Tune is told the held-out loss while a cell trains."""
+    verbose: bool
+    directory: str
+    """The driver's working directory."""
+    python_path: tuple[str, ...]
+    """The driver's, for objectives that are named by import path."""
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        sys.path.extend(path for path in self.python_path if path not in sys.path)
+        # Paths in a spec count from where the command was given; Ray Tune has changed to elsewhere.
+        os.chdir(self.directory)
+        directory = SweepDirectory(Path(self.root), self.sweep)
+        run = config["run"]
+        console = CellConsole(run, self.events)
+        try:
+            run_experiment(
+                directory.read_spec(run),
+                directory.root,
+                console,
+                self.tracking_uri,
+                verbose=self.verbose,
+                pool=self.pool,
+                lock_patience=LOCK_PATIENCE,
+                on_validation=report_validation if self.reports else None,
+            )
+        except Exception as error:
+            cause = describe(root_cause(error))
+            directory.fail(run, cause)
+            console.say(f"warning: {cause}")
+            # What it was raised from need not survive the way to another process.
+            raise RuntimeError(cause) from None
+        directory.forget_failure(run)
+
+
+def report_validation(step: int, metrics: dict[str, float]) -> None:
+    """Tell Ray Tune's scheduler how a cell is doing."""
+    if step > 0:
+        tune.report({"step": step, "nll": metrics["nll"]})
+
+
+class CellConsole(RunConsole):
+    """Sends what a run says to the sweep's driver: its stage, how far it is, and warnings."""
+
+    def __init__(self, run: str, events: Queue) -> None:
+        super().__init__(Console(file=StringIO()))
+        self.run = run
+        self.events = events
+
+    def say(self, text: str) -> None:
+        if text.startswith("warning:"):
+            self._send("warning", text=text.removeprefix("warning: "))
+
+    def stage(self, name: str, text: str) -> None:
+        self._send("stage", stage=name)
+
+    @contextmanager
+    def progress(self, unit: str) -> Iterator[ProgressView]:
+        yield _CellProgress(self, unit)
+
+    def table(self, *_: Any, **__: Any) -> None:
+        """The sweep's report has the results."""
+
+    def _send(self, event: str, **fields: Any) -> None:
+        self.events.put({"event": event, "run": self.run, **fields})
+
+
+class _CellProgress(ProgressView):
+    def __init__(self, owner: CellConsole, unit: str) -> None:
+        super().__init__(owner, unit, None)
+        self._cell = owner
+        self._sent = 0.0
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        if done == total or time.monotonic() - self._sent > PROGRESS_INTERVAL:
+            self._sent = time.monotonic()
+            self._cell._send("progress", name=name, done=done, total=total)

@@ -1,0 +1,182 @@
+"""From a sweep file to its cells, and to one helpful message where that cannot be done."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deft.platform.errors import UserError
+from deft.platform.loading import load_spec
+from deft.platform.presets import PAPER_RUNS
+from deft.sweeps.cells import Plan, load_sweep
+from deft.sweeps.directory import SweepDirectory
+
+BASE = {
+    "dataset": {"name": "figfont", "size": 400},
+    "model": "tiny",
+    "training": {"num_workers": 1, "max_steps": 4, "batch_size": 8},
+    "evaluation": {"benchmarks": [{"name": "figfont", "size": 4}]},
+}
+
+
+def load(tmp_path: Path, **sweep: Any) -> Plan:
+    file = tmp_path / "grid.yaml"
+    sweep = {"base": BASE, "grid": {"objective": ["original", "DEFT"], "seed": [0, 1]}, **sweep}
+    file.write_text(yaml.safe_dump(sweep, sort_keys=False))
+    return load_sweep(file, tmp_path / "runs")
+
+
+def message(tmp_path: Path, **sweep: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, **sweep)
+    return str(caught.value)
+
+
+def test_cells_are_all_combinations_in_the_order_of_the_axes(tmp_path: Path) -> None:
+    plan = load(tmp_path)
+    assert plan.spec.name == "grid"
+    assert [cell.settings for cell in plan.cells] == [
+        {"objective": "original", "seed": 0},
+        {"objective": "original", "seed": 1},
+        {"objective": "DEFT", "seed": 0},
+        {"objective": "DEFT", "seed": 1},
+    ]
+    assert [(str(c.spec.objective), c.spec.seed) for c in plan.cells[2:]] == [
+        ("DEFT", 0),
+        ("DEFT", 1),
+    ]
+    assert all(cell.spec.dataset.size == 400 for cell in plan.cells)
+
+
+def test_a_cell_is_the_run_of_the_same_settings_in_any_sweep(tmp_path: Path) -> None:
+    alone = tmp_path / "run.yaml"
+    alone.write_text(yaml.safe_dump({**BASE, "objective": "deft", "seed": 1}))
+    by_path = load(tmp_path, base="run.yaml")
+    other_axes = load(tmp_path, grid={"seed": [1], "objective": ["DEFT"], "model": ["tiny"]})
+    run = load_spec(alone).run_name
+    assert load(tmp_path).cells[3].run == by_path.cells[3].run == other_axes.cells[0].run == run
+
+
+def test_exclude_include_and_overrides(tmp_path: Path) -> None:
+    plan = load(
+        tmp_path,
+        exclude=[{"objective": "DEFT", "seed": [1, 2]}],
+        include=[{"objective": "p", "seed": 7, "training.max_steps": 9}],
+        overrides=[
+            {"match": {"objective": ["DEFT", "p"]}, "set": {"training.learning_rate": 1e-3}},
+            {"match": {"objective": "p"}, "set": {"training.learning_rate": 2e-3}},
+        ],
+    )
+    found = [
+        (
+            str(cell.spec.objective),
+            cell.spec.seed,
+            cell.spec.training.learning_rate,
+            cell.spec.training.max_steps,
+        )
+        for cell in plan.cells
+    ]
+    assert found == [
+        ("original", 0, 1e-3, 4),  # the preset of figfont and tiny
+        ("original", 1, 1e-3, 4),
+        ("DEFT", 0, 1e-3, 4),
+        ("p", 7, 2e-3, 9),
+    ]
+
+
+def test_a_dotted_axis_sets_part_of_a_thing_and_a_whole_one_replaces_it(tmp_path: Path) -> None:
+    plan = load(tmp_path, grid={"dataset.size": [100], "objective": ["p"], "dataset": ["figfont"]})
+    (cell,) = plan.cells
+    assert cell.spec.dataset.size == 100
+    assert cell.settings == {"dataset.size": 100, "objective": "p", "dataset": "figfont"}
+
+
+def test_a_budget_takes_the_place_of_steps(tmp_path: Path) -> None:
+    training = load(tmp_path, budget={"tokens": 5000}).cells[0].spec.training
+    assert (training.tokens, training.max_steps) == (5000, None)
+    # 10 examples of 50 tokens, 8 in a step: 13 steps are the first that reach 5,000 tokens.
+    assert training.num_steps(num_examples=10, num_tokens=500) == 13
+
+
+def test_models_of_the_sweep_come_first(tmp_path: Path) -> None:
+    plan = load(
+        tmp_path,
+        models={"strong": {"objective": "original", "training": {"max_steps": 30}}},
+        grid={"model": ["strong", "tiny"], "objective": ["DEFT"]},
+    )
+    strong, tiny = plan.cells
+    first = plan.models["strong"]
+    assert (first.spec.model.name, first.spec.training.max_steps) == ("tiny", 30)
+    assert strong.spec.model.name == str(tmp_path / "runs" / first.run / "model")
+    assert (strong.after, tiny.after) == (first.run, None)
+    assert strong.spec.name == "figfont-strong-DEFT"
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        (
+            {"grid": {"objective": ["p"], "training.lerning_rate": [0.1]}},
+            "grid.yaml:18: training.lerning_rate: unknown key; did you mean learning_rate?",
+        ),
+        (
+            {"grid": {"objective": ["original", "DEFTT"]}},
+            "grid.yaml:17: objective: unknown objective 'DEFTT'; did you mean 'DEFT'?",
+        ),
+        ({"grid": {"objective": []}}, "objective: give at least one value"),
+        ({"grid": {"seed": [1, 1]}}, "seed: 1 is there twice"),
+        ({"grid": {"objective": ["deft", "DEFT"]}}, "two cells are the same run: objective deft"),
+        ({"exclude": [{"modle": "tiny"}]}, "exclude.0: modle is no axis; axes are objective, seed"),
+        ({"exclude": [{"seed": [0, 1]}]}, "exclude leaves no cell"),
+        ({"include": [{"objective": "p"}]}, "include.0: gives no seed"),
+        ({"select": {"over": "training.learning_rate"}}, "training.learning_rate is no axis"),
+        ({"select": {"over": "seed"}}, "seed is compared, not chosen"),
+        ({"grid": {"evaluation.engine.dtype": ["float32"]}}, "all cells share their engines"),
+        ({"gird": {}}, "grid.yaml:21: gird: unknown key; did you mean grid?"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml: No such file"),
+        (
+            {"base": {**BASE, "training": {"num_workers": "two"}}},
+            "grid.yaml:7: training.num_workers: Input should be a valid integer",
+        ),
+        (
+            {"models": {"strong": {"objective": "p", "traning": {}}}},
+            "traning: unknown key; did you mean training?",
+        ),
+    ],
+)
+def test_mistakes_are_named_with_their_line(
+    tmp_path: Path, sweep: dict[str, Any], expected: str
+) -> None:
+    assert expected in message(tmp_path, **sweep)
+
+
+def test_a_thousand_cells_are_planned_in_seconds_and_live_in_files(tmp_path: Path) -> None:
+    began = time.monotonic()
+    plan = load(
+        tmp_path,
+        grid={
+            "objective": ["original", "DEFT", "p", "Cayley_Trans", "EAFT"],
+            "seed": list(range(20)),
+            "training.learning_rate": [i * 1e-4 for i in range(1, 11)],
+        },
+    )
+    directory = SweepDirectory.of(plan, tmp_path / "runs")
+    directory.create(plan)
+    assert len(plan.cells) == 1000
+    assert time.monotonic() - began < 30
+    assert directory.read_spec(plan.cells[-1].run) == plan.cells[-1].spec
+
+
+def test_the_papers_grid_is_its_tables(tmp_path: Path) -> None:
+    file = Path(__file__).parents[2] / "sweeps" / "paper.yaml"
+    plan = load_sweep(file, tmp_path)
+    pairs = {(cell.spec.dataset.name, cell.spec.model.name) for cell in plan.cells}
+    assert pairs == {(dataset, model) for dataset, model, _ in PAPER_RUNS}
+    objectives = {str(cell.spec.objective) for cell in plan.cells}
+    assert objectives == {"original", "p", "EAFT", "Cayley_Trans", "DEFT"}
+    for cell in plan.cells:
+        assert cell.spec.evaluation.protocol == "paper"

@@ -1,0 +1,178 @@
+"""Sweeps on real parts: killed and started again, failures isolated, everything given back."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from mlflow import MlflowClient
+from ray.util import placement_group_table
+
+from deft.platform.console import RunConsole
+from deft.sweeps.cells import load_sweep
+from deft.sweeps.directory import SweepDirectory
+from deft.sweeps.placement import Placement
+from deft.sweeps.run import run_cells
+from deft.sweeps.view import SweepView
+
+BASE = {
+    "dataset": {"name": "figfont", "size": 60},
+    "model": "tiny",
+    "training": {"num_workers": 1, "max_steps": 4, "batch_size": 8, "max_length": 256},
+    "evaluation": {
+        "general": False,
+        "benchmarks": [{"name": "figfont", "size": 4, "max_tokens": 8}],
+        "engine": {"kv_cache_gib": 0.25, "cpus": 1},
+    },
+}
+
+FAILING = """
+from deft.objectives import objective
+
+@objective()
+def fragile(stats):
+    raise RuntimeError("the objective of this test fails on purpose")
+"""
+
+Deft = Callable[..., CompletedProcess[str]]
+
+
+def write_sweep(tmp_path: Path, **sweep: Any) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump({"base": BASE, **sweep}, sort_keys=False))
+    return file
+
+
+def taken_placement_groups() -> list[str]:
+    return [
+        found["placement_group_id"]
+        for found in placement_group_table().values()
+        if found["state"] != "REMOVED"
+    ]
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+def test_killed_sweep_goes_on_and_a_failing_cell_fails_alone(
+    deft: Deft, tmp_path: Path, ray_address: str
+) -> None:
+    (tmp_path / "fragile_objective.py").write_text(FAILING)
+    objectives = ["original", "DEFT", "fragile_objective:fragile"]
+    file = write_sweep(
+        tmp_path, grid={"objective": objectives, "seed": [0]}, retries=0, max_concurrent=2
+    )
+    root = tmp_path / "runs"
+    taken = taken_placement_groups()
+    free = ray.cluster_resources()["CPU"]
+    finished_before = kill_after_a_cell(file, root, ray_address)
+    wait_until(lambda: ray.available_resources().get("CPU") == free, "devices given back")
+
+    done = deft("sweep", file.name, RAY_ADDRESS=ray_address)
+    assert done.returncode == 1
+    assert "1 of 3 cells failed" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "fails on purpose" in done.stdout
+    assert "finished already" in done.stdout
+    (directory,) = (root / "sweeps").iterdir()
+    (failure,) = (directory / "failures").iterdir()
+    assert "fails on purpose" in json.loads(failure.read_text())["cause"]
+
+    for manifest, written in finished_before.items():
+        assert manifest.stat().st_mtime_ns == written, "a finished cell was run again"
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("deft")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "params.objective LIKE '%'")
+    assert sorted(run.data.params["objective"] for run in runs) == sorted(objectives)
+    for run in runs:
+        if run.data.params["objective"] != "fragile_objective:fragile":
+            history = client.get_metric_history(run.info.run_id, "train/nll")
+            assert [point.step for point in history] == [1, 2, 3, 4]
+
+    wait_until(lambda: ray.available_resources().get("CPU") == free, "devices given back")
+    wait_until(lambda: taken_placement_groups() == taken, "placement groups given back")
+    # The base model is the same for all cells, so it was asked once.
+    bases = list((root / "cache" / "evaluations").glob("*/evaluate.json"))
+    assert len(bases) == 1
+
+
+def kill_after_a_cell(file: Path, root: Path, ray_address: str) -> dict[Path, int]:
+    """Kill -9 the driver at a random moment after its first cell; what was finished, and when."""
+    command = [Path(sys.executable).with_name("deft"), "sweep", file.name]
+    with subprocess.Popen(
+        command,
+        cwd=file.parent,
+        env={**os.environ, "RAY_ADDRESS": ray_address},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as driver:
+        found = lambda: list(root.glob("*/stages/record.json"))  # noqa: E731
+        wait_until(lambda: bool(found()) or driver.poll() is not None, "a finished cell", 300)
+        time.sleep(random.Random(str(file)).uniform(0, 5))
+        driver.kill()
+    assert found()
+    return {manifest: manifest.stat().st_mtime_ns for manifest in found()}
+
+
+def test_hundreds_of_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> None:
+    """With a trial that only leaves what a finished run leaves; one in fifty fails at first."""
+    grid = {"objective": ["original", "DEFT"], "seed": list(range(100))}
+    plan = load_sweep(write_sweep(tmp_path, grid=grid), tmp_path / "runs")
+    directory = SweepDirectory.of(plan, tmp_path / "runs")
+    directory.create(plan)
+    root = str(directory.root)
+
+    def stub(config: dict[str, Any]) -> None:
+        from pathlib import Path
+
+        stages = Path(root, config["run"], "stages")
+        failed_before = stages.parent.exists()
+        stages.mkdir(parents=True, exist_ok=True)
+        if config["run"].endswith(("00", "01")) and not failed_before:
+            raise RuntimeError("not this time")
+        (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
+        (stages / "record.json").write_text("{}")
+
+    view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
+    placement = Placement(8, 0, reserved=False)
+    run_cells(plan, plan.cells, directory, stub, placement, view)
+    assert all(directory.is_finished(cell.run) for cell in plan.cells)
+    assert all(directory.failure(cell.run) is None for cell in plan.cells)
+
+
+@pytest.mark.slow
+def test_a_model_of_the_sweep_is_trained_first(
+    deft: Deft, tmp_path: Path, ray_address: str
+) -> None:
+    file = write_sweep(
+        tmp_path,
+        models={"strong": {"objective": "original", "training": {"max_steps": 8}}},
+        grid={"model": ["strong", "tiny"], "objective": ["DEFT"]},
+    )
+    done = deft("sweep", file.name, RAY_ADDRESS=ray_address)
+    assert done.returncode == 0, done.stderr
+    plan = load_sweep(file, tmp_path / "runs")
+    strong, tiny = plan.cells
+    losses = {}
+    for cell in (strong, tiny):
+        manifest = json.loads(
+            (tmp_path / "runs" / cell.run / "stages" / "evaluate.json").read_text()
+        )
+        losses[cell.run] = manifest["results"]["base"]["heldout"]["nll"]
+    assert losses[strong.run] < losses[tiny.run]
