@@ -88,11 +88,13 @@ def _p(contrast: Contrast) -> str:
 
 
 def _power(contrast: Contrast) -> str:
+    if not contrast.detectable > numbers.ROUNDING:
+        return "They score alike on every item, which says nothing of what would be found."
     size = numbers.plural(contrast.num_items, "item")
     if contrast.num_seeds > 1:
         size += f" and {contrast.num_seeds} seeds"
     return (
-        f"With {size} a true difference of {numbers.number(contrast.detectable)} would be found "
+        f"With {size} a true difference of {numbers.effect(contrast.detectable)} would be found "
         "with a chance of 80 %."
     )
 
@@ -235,7 +237,7 @@ def comparison_table(findings: Findings, setting: Setting) -> Table | None:
             numbers.p_value(found.p_value),
             numbers.p_value(found.adjusted_p),
             Entry("", mark=found.verdict),
-            numbers.number(found.detectable),
+            numbers.effect(found.detectable),
             str(found.num_seeds),
             f"{found.num_items:,}",
         ]

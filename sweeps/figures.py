@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH = 10.4
-"""Inches across the page."""
+PAGE_INCHES = 10.4
+"""Width of a figure that fills the page."""
 _LABEL_POINTS = 8.0
 _CURVE_INCHES = 2.9
 _POINT_INCHES = 3.6
@@ -80,12 +80,13 @@ def draw_bars(panels: Sequence[Bars], styles: Mapping[str, Look]) -> Figure:
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     height = rows * (_ROW_INCHES * len(names) + 0.75)
-    figure, axes = _grid(len(panels), columns, (min(_WIDTH, 5.2 * columns), height), sharey=True)
+    figure, axes = _grid(
+        len(panels), columns, (min(PAGE_INCHES, 5.2 * columns), height), sharey=True
+    )
     for axis, panel in zip(axes, panels, strict=True):
-        right = max([0.0, *(value for values in panel.runs.values() for value in values)])
         for row, name in enumerate(names):
             if name in panel.runs:
-                _draw_bar(axis, row, panel.runs[name], styles[name], 0.02 * right)
+                _draw_bar(axis, row, panel.runs[name], styles[name])
         if panel.base is not None:
             axis.axvline(panel.base, color=INK, linestyle=(0, (2, 2)), linewidth=1)
             axis.annotate(
@@ -107,7 +108,7 @@ def draw_bars(panels: Sequence[Bars], styles: Mapping[str, Look]) -> Figure:
     return figure
 
 
-def _draw_bar(axis: Axes, row: int, values: Sequence[float], style: Look, gap: float) -> None:
+def _draw_bar(axis: Axes, row: int, values: Sequence[float], style: Look) -> None:
     mean = float(np.mean(values))
     color = _BASELINE_FILL if style.color == INK else style.color
     axis.barh(
@@ -120,14 +121,21 @@ def _draw_bar(axis: Axes, row: int, values: Sequence[float], style: Look, gap: f
         outline: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
         axis.scatter(values, [row] * len(values), s=11, zorder=3, **outline)
         end = max(end, mean + spread)
-    axis.text(end + gap, row, f" {mean:.3f}", va="center", fontsize=_LABEL_POINTS)
+    axis.annotate(
+        f"{mean:.3f}",
+        (end, row),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=_LABEL_POINTS,
+    )
 
 
 def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Look]) -> Figure:
     """A line for the mean over seeds of each objective, a band from the lowest to the highest."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    size = (_WIDTH * columns / 3, _CURVE_INCHES * rows)
+    size = (PAGE_INCHES * columns / 3, _CURVE_INCHES * rows)
     figure, axes = _grid(len(panels), columns, size)
     for axis, panel in zip(axes, panels, strict=True):
         for name, curve in panel.curves.items():
@@ -247,7 +255,7 @@ def draw_points(
     """A named point with intervals for each objective; lines at no change."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = _grid(len(panels), columns, (_WIDTH * columns / 2, _POINT_INCHES * rows))
+    figure, axes = _grid(len(panels), columns, (PAGE_INCHES * columns / 2, _POINT_INCHES * rows))
     for axis, panel in zip(axes, panels, strict=True):
         for name, point in panel.points.items():
             style = styles[name]

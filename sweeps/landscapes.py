@@ -17,6 +17,8 @@ from deft.workers.storage import atomic_file
 
 NUM_ROWS = 48
 """Examples that are looked at."""
+PATIENCE = 600
+"""Seconds for a device to be free and the model to be read."""
 
 
 class LandscapeError(Exception):
@@ -92,7 +94,12 @@ def _compute(model_dir: str, rows_dir: str, needs: Sequence[str]) -> dict[str, A
     try:
         with ray_cluster(verbose=False):
             gpus = 1 if require_workers(0) else 0
-            result: dict[str, Any] = ray.get(ray.remote(num_gpus=gpus)(work).remote())
+            task = ray.remote(num_gpus=gpus)(work).remote()
+            try:
+                result: dict[str, Any] = ray.get(task, timeout=PATIENCE)
+            except ray.exceptions.GetTimeoutError:
+                ray.cancel(task, force=True)
+                raise LandscapeError(f"no free device within {PATIENCE} s") from None
             return result
     except (UserError, StageError, OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise LandscapeError(" ".join(str(error).split())[:300]) from error

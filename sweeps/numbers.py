@@ -7,6 +7,8 @@ import math
 from deft.evaluators.statistics import Interval
 
 NONE = "–"
+ROUNDING = 1e-12
+"""What sums of floats are off by, at most."""
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -17,10 +19,16 @@ def number(value: float, digits: int = 3) -> str:
     return (text if float(text) else f"{0:.{digits}f}").replace("-", "−")
 
 
-def signed(value: float) -> str:
-    """``+0.052``; zero has no sign."""
+def effect(value: float) -> str:
+    """`number`, or one digit of what is too small for it: ``2e-05``. Zero is only what is zero."""
     text = number(value)
-    return f"+{text}" if value > 0 and float(text) else text
+    is_small = math.isfinite(value) and not float(text.replace("−", "-")) and abs(value) > ROUNDING
+    return f"{value:.0e}".replace("-", "−") if is_small else text
+
+
+def signed(value: float) -> str:
+    """`effect` with its sign: ``+0.052``."""
+    return f"+{effect(value)}" if value > ROUNDING else effect(value)
 
 
 def interval(found: Interval) -> str:

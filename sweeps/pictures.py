@@ -10,7 +10,16 @@ from deft.sweeps import numbers
 from deft.sweeps.answers import forgotten
 from deft.sweeps.curves import Curve
 from deft.sweeps.document import Block, Entry, Picture, Table, Text
-from deft.sweeps.figures import Bars, Panel, Point, Points, draw_bars, draw_curves, draw_points
+from deft.sweeps.figures import (
+    PAGE_INCHES,
+    Bars,
+    Panel,
+    Point,
+    Points,
+    draw_bars,
+    draw_curves,
+    draw_points,
+)
 from deft.sweeps.findings import Findings
 from deft.sweeps.landscapes import LandscapeError, token_landscapes
 from deft.sweeps.results import Setting
@@ -24,6 +33,8 @@ LEARNING = {
     "validation/bits_per_byte": "held-out bits per byte",
     "train/nll": "NLL of the training batch",
 }
+LANDSCAPE_INCHES = 13.8
+"""Width of four landscapes in a row, with their colour bar."""
 GATE = {
     "train/mean_gate": "mean gate",
     "train/mean_focus": "mean focus α",
@@ -32,13 +43,19 @@ GATE = {
 
 
 def _picture(
-    name: str, caption: str, description: str, draw: Callable[[], Figure], **style: float | str
+    name: str,
+    caption: str,
+    description: str,
+    draw: Callable[[], Figure],
+    *,
+    page_inches: float = PAGE_INCHES,
+    **style: float | str,
 ) -> Picture:
     with figure_style(**style):
         figure = draw()
         png = to_png(figure)
         figure.set_layout_engine("none")  # it is laid out now, which takes longest
-        svg = to_svg(figure, name, description)
+        svg = to_svg(figure, name, description, page_inches)
     return Picture(name, caption, description, svg, png)
 
 
@@ -204,6 +221,7 @@ def _landscape(name: str, title: str, panels: Mapping[str, Any]) -> list[Block]:
         "Dots: tokens by target probability and entropy, coloured by the norm of the logit "
         "gradient, one panel for each objective. The table after it has means by region.",
         lambda: draw_landscapes(panels),
+        page_inches=LANDSCAPE_INCHES,
         axes__facecolor="#f1f1ee",
         font__size=13,
     )

@@ -39,10 +39,10 @@ def cost(findings: Findings) -> list[Block]:
     evaluation = sum(_seconds(cell, "evaluate") for cell in finished)
     text = (
         f"All {numbers.plural(len(finished), 'finished cell')}, chosen or not: "
-        f"{numbers.hours(hours)} device-hours of training and {numbers.duration(evaluation)} of evaluation. Training "
-        "tokens are steps × examples a step × mean length, prompts included; device-hours are "
-        "training processes × wall-clock time, a GPU each where there are GPUs. Cells that ran "
-        "beside each other shared the machine, so times compare only roughly."
+        f"{numbers.hours(hours)} device-hours of training and {numbers.duration(evaluation)} of "
+        "evaluation. Training tokens are steps × examples a step × mean length, prompts included; "
+        "device-hours are training processes × wall-clock time, a GPU each where there are GPUs. "
+        "Cells that ran beside each other shared the machine, so times compare only roughly."
     )
     return [*blocks, Text(text)]
 

@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from deft.evaluators.spec import HELDOUT
 from deft.objectives.spec import ObjectiveSpec
 from deft.platform.errors import UserError
+from deft.sweeps.spec import HIGHER_IS_BETTER, label
 
 State = Literal["finished", "failed", "not run yet"]
 
 BY_SEEDS = ("objective", "seed")
 """Axes that a setting leaves open: objectives are compared in it, over seeds."""
-HIGHER_IS_BETTER = frozenset({"token_accuracy"})
 
 
 @dataclass(frozen=True)
@@ -148,17 +148,17 @@ def find_sweep(name: str, root: Path) -> Path:
         UserError: there is no such sweep, or several names start so.
     """
     folder = root / "sweeps"
-    found = [path for path in (Path(name), folder / name) if (path / "sweep.json").is_file()]
-    if not found:
-        found = sorted(path.parent for path in folder.glob("*/sweep.json"))
-        known = [path.name for path in found]
-        found = [path for path in found if name and path.name.startswith(name)]
-        if not found:
-            there = f"there are: {', '.join(known)}" if known else "there is none yet"
-            raise UserError(f"{name}: no such sweep in {folder}; {there}")
+    for path in (Path(name), folder / name):
+        if (path / "sweep.json").is_file():
+            return path
+    there = sorted(path.parent.name for path in folder.glob("*/sweep.json"))
+    found = [known for known in there if name and known.startswith(name)]
     if len(found) > 1:
-        raise UserError(f"{name}: several sweeps start so: {', '.join(p.name for p in found)}")
-    return found[0]
+        raise UserError(f"{name}: several sweeps start so: {', '.join(found)}")
+    if not found:
+        choice = f"there are: {', '.join(there)}" if there else "there is none yet"
+        raise UserError(f"{name}: no such sweep in {folder}; {choice}")
+    return folder / found[0]
 
 
 def read_sweep(directory: Path, root: Path) -> Sweep:
@@ -260,16 +260,6 @@ def heldout_table(label: str) -> str:
     return f"predictions/{label}-{HELDOUT}.parquet"
 
 
-def label(value: Any) -> str:
-    """A value on an axis as people read it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping) and "name" in value:
-        rest = ", ".join(f"{key}={label(item)}" for key, item in value.items() if key != "name")
-        return f"{value['name']} ({rest})" if rest else str(value["name"])
-    return json.dumps(value)
-
-
 def _canonical(objective: Any) -> str:
     """An objective's canonical name; one whose module is not here goes by the name it has."""
     try:
@@ -287,13 +277,13 @@ def choose(cells: Sequence[Cell], by: str) -> list[Candidate]:
 
     Args:
         cells: of the whole sweep.
-        by: an event metric such as `validation/nll`: the lowest is best, except for accuracies.
+        by: a metric of `HIGHER_IS_BETTER`.
     """
     groups: dict[tuple[Setting, str], dict[str, list[Cell]]] = {}
     for cell in cells:
         values = groups.setdefault((cell.setting, cell.objective), {})
         values.setdefault(cell.choice, []).append(cell)
-    sign = -1.0 if by.rsplit("/", 1)[-1] in HIGHER_IS_BETTER else 1.0
+    sign = -1.0 if HIGHER_IS_BETTER[by] else 1.0
     candidates = []
     for (setting, objective), values in groups.items():
         scores = {value: _scores(found, by) for value, found in values.items()}

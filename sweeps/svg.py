@@ -14,6 +14,9 @@ from deft.objectives.figure_style import INK
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAGE_REM = 63.0
+"""Width of the page's text in rem, as the page's style sheet has it."""
+
 _STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -55,13 +58,14 @@ def to_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def to_svg(figure: Figure, name: str, description: str) -> str:
+def to_svg(figure: Figure, name: str, description: str, page_inches: float) -> str:
     """An `<svg>` element without background that is black where the page's text is black.
 
     Args:
         figure: drawn within `figure_style`.
         name: unique in the page; the element's ids begin with it.
         description: what it shows, for those who do not see it.
+        page_inches: how wide a figure is that fills the page; narrower ones take their share of it.
     """
     from matplotlib import rc_context
 
@@ -77,7 +81,9 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     # The page decides how large it is; the view box keeps its proportions.
     text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    opening = f'<svg role="img" aria-labelledby="{name}-title"'
+    share = min(1.0, float(figure.get_size_inches()[0]) / page_inches)
+    width = f'style="max-width: {share * PAGE_REM:.1f}rem"'
+    opening = f'<svg role="img" aria-labelledby="{name}-title" {width}'
     title = f'<title id="{name}-title">{escape(description)}</title>'
     head, rest = text[len("<svg") :].split(">", 1)
     return f"{opening}{head}>{title}{rest}"

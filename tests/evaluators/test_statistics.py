@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from deft.evaluators import statistics
 from deft.evaluators.statistics import (
     bootstrap_interval,
     detectable_effect,
@@ -201,3 +202,11 @@ def test_calibration_error_by_hand() -> None:
     expected = 4 / 6 * 0.2 + 2 / 6 * 0.05
     assert expected_calibration_error(confidence, correct, bins=10) == pytest.approx(expected)
     assert expected_calibration_error(np.ones(3), np.ones(3, dtype=bool)) == 0
+
+
+def test_draws_that_are_kept_are_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = RNG.random((2, 40))
+    kept = bootstrap_interval(values), bootstrap_interval(values)
+    monkeypatch.setattr(statistics, "_CELLS_TO_KEEP", 0)
+    assert (bootstrap_interval(values), bootstrap_interval(values)) == kept
+    assert bootstrap_interval(values, seed=1) != kept[0]

@@ -93,6 +93,27 @@ def test_figures_draw_every_objective(
     assert len(looks) == 2
 
 
+def test_landscapes_wrap_after_four() -> None:
+    panel = landscapes(
+        TokenStats(
+            logp=torch.tensor([-1.0]),
+            p=torch.tensor([0.5]),
+            mask=torch.tensor([True]),
+            concentration=torch.tensor([0.4]),
+            entropy=torch.tensor([1.0]),
+        ),
+        [get_objective("original")],
+    )["original"]
+    figure = draw_landscapes({f"objective {i} $x_{{": panel for i in range(6)})
+    drawn = [axis for axis in figure.axes if axis.get_title().startswith("objective")]
+    assert len(drawn) == 6
+    positions = [axis.get_subplotspec() for axis in drawn]
+    assert [(p.rowspan.start, p.colspan.start) for p in positions if p is not None] == [
+        (0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1),
+    ]  # fmt: skip
+    figure.draw_without_rendering()
+
+
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one objective"):
         draw_landscapes({})

@@ -133,7 +133,15 @@ def test_objectives_look_different_without_colour() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0521, "+0.052"), (-0.0521, "−0.052"), (1e-9, "0.000"), (-1e-9, "0.000"), (math.nan, "–")],
+    [
+        (0.0521, "+0.052"),
+        (-0.0521, "−0.052"),
+        (2e-5, "+2e−05"),
+        (-2e-5, "−2e−05"),
+        (1e-16, "0.000"),
+        (-1e-16, "0.000"),
+        (math.nan, "–"),
+    ],
 )
 def test_differences_are_written_with_their_sign(value: float, text: str) -> None:
     assert numbers.signed(value) == text

@@ -44,6 +44,9 @@ def test_statistics_are_those_of_the_models_own_logits(tmp_path: Path) -> None:
     torch.testing.assert_close(stats.entropy, torch.cat(entropies), rtol=5e-2, atol=5e-2)
     assert bool(stats.mask.all())
 
+    first = token_statistics(prepared.model_dir, prepared.rows_dir, (), num_rows=2)
+    assert len(first.p) == len(logps[0]) + len(logps[1])
+
 
 @pytest.mark.parametrize(
     ("objectives", "code", "said"),
