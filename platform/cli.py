@@ -380,7 +380,9 @@ def ui(
         raise UserError(f"{root}: no runs there yet; start one with `deft run`")
     uri = tracking_uri or default_tracking_uri(root)
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    # MLflow's job runners judge LLM traces: eight processes that nobody needs for runs and curves.
+    # One person looks at runs and curves: one worker instead of four, and none of the eight
+    # processes that judge traces of LLM calls.
+    arguments += ["--workers", "1"]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 

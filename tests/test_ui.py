@@ -65,7 +65,7 @@ def test_objectives_are_compared_side_by_side(ui: ModuleType, tmp_path: Path) ->
             ui.expect(page.get_by_text(run, exact=True).first).to_be_attached()
 
         # Parallel coordinates: parameters that differ, objective among them, and the result.
-        page.locator(".js-plotly-plot .parcoords-line-layers").first.wait_for()
+        page.locator(".js-plotly-plot .parcoords .axis-title").first.wait_for()
         ((coordinates,),) = ui.curves(page)
         axes = {axis["label"]: axis for axis in coordinates["dimensions"]}
         assert {"objective", "seed", "eval/figfont/jaro_winkler"} <= axes.keys()

@@ -38,7 +38,7 @@ FLAGS = [
     "--disable-sync",
 ]
 CHARTS = ("train/nll", "train/mean_gate")
-PATIENCE = 120
+PATIENCE = 60
 """Seconds until the server has to answer, or the page to show what is waited for."""
 
 
@@ -101,7 +101,7 @@ def open_runs(page: Page, address: str, query: str = "") -> None:
     """Open the charts of all runs, as a person does who trains models."""
     page.goto(f"{address}/#/experiments")
     page.get_by_text("Model training", exact=True).click()
-    page.get_by_role("link", name="deft", exact=True).click()
+    page.get_by_title("deft", exact=True).click()
     page.get_by_label("Select all runs").wait_for()
     experiment = page.url.split("/experiments/")[1].split("/")[0]
     page.goto(
@@ -120,13 +120,15 @@ def group_by_objective(page: Page) -> None:
     page.get_by_placeholder("Search", exact=True).fill("objective")
     page.get_by_role("menuitemcheckbox", name="objective", exact=True).click()
     page.keyboard.press("Escape")
-    page.get_by_text("Group by: objective").wait_for()
+    page.get_by_text("Group: ").first.wait_for()
 
 
 def show_charts(page: Page, metrics: Sequence[str]) -> None:
     """Show the charts of two metrics alone, large and side by side."""
-    page.get_by_placeholder("Search metric charts").fill(f"^({'|'.join(metrics)})$")
+    search = page.get_by_placeholder("Search metric charts")
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
+    expect(cards.nth(len(metrics))).to_be_attached()
+    search.fill(f"^({'|'.join(metrics)})$")
     expect(cards).to_have_count(len(metrics))
     expect(page.locator(".js-plotly-plot .scatterlayer")).to_have_count(len(metrics))
     handle = page.get_by_test_id("draggable-card-resize-handle").first.bounding_box()
