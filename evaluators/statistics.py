@@ -7,7 +7,8 @@ of resampling everywhere: samples of one item are not independent of each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ Floats = NDArray[np.floating[Any]]
 RESAMPLES = 10_000
 """Bootstrap resamples where a caller does not say."""
 _CELLS_AT_ONCE = 2_000_000
+_CELLS_TO_KEEP = 20_000_000
 
 
 class Interval(NamedTuple):
@@ -131,19 +133,37 @@ def _bootstrap_means(
 ) -> NDArray[np.float64]:
     """Means of the resamples of ``values`` [R, I], float64 [resamples]."""
     num_runs, num_items = values.shape
-    rng = np.random.default_rng(seed)
     w = np.ones(num_items) if weights is None else np.asarray(weights, dtype=np.float64)
-    weighted = values * w
-    at_once = max(1, _CELLS_AT_ONCE // num_items)
+    weighted = np.asarray(values * w, dtype=np.float64)
+    small = num_items * resamples <= _CELLS_TO_KEEP
+    draws = (_kept_draws if small else _draws)(num_runs, num_items, resamples, seed)
     parts = []
+    for item_counts, runs in draws:
+        counts = item_counts.astype(np.float64)
+        parts.append(np.einsum("br,rb->b", runs, weighted @ counts.T) / (counts @ w))
+    return np.concatenate(parts)
+
+
+def _draws(
+    num_runs: int, num_items: int, resamples: int, seed: int
+) -> Iterator[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float64]]]:
+    """How often each item and each run is drawn, [b, I] and [b, R], ``b`` resamples at a time."""
+    rng = np.random.default_rng(seed)
+    at_once = max(1, _CELLS_AT_ONCE // num_items)
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
         # How often each item is drawn is all that its mean depends on.
         counts = rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=size)
         runs = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=size) / num_runs
-        sums = np.einsum("br,bi,ri->b", runs, counts, weighted, optimize=True)
-        parts.append(sums / (counts @ w))
-    return np.concatenate(parts)
+        yield counts.astype(np.uint32 if num_items > 65_535 else np.uint16), runs
+
+
+@lru_cache(maxsize=4)
+def _kept_draws(
+    num_runs: int, num_items: int, resamples: int, seed: int
+) -> list[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float64]]]:
+    """`_draws`, made once: drawing takes most of the time, and many runs share their items."""
+    return list(_draws(num_runs, num_items, resamples, seed))
 
 
 class Difference(NamedTuple):

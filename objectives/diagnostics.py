@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from deft.objectives.base import Objective, TokenStats
+from deft.objectives.figure_style import look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,10 +24,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 LANDSCAPE_STATISTICS = frozenset({"concentration", "entropy"})
 
 _PANEL_INCHES = 3.2
-# Okabe and Ito's colours that stay apart for every common colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_PANELS_IN_A_ROW = 4
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def summarize(
 def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
     """One panel per objective: p against entropy, coloured by the norm of the logit gradient.
 
-    All panels share one logarithmic colour scale.
+    All panels share one logarithmic colour scale; there are four in a row.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
@@ -120,9 +118,15 @@ def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
     norms = torch.cat([panel.gradient_norm for panel in panels.values()])
     largest = float(norms.max()) if len(norms) and float(norms.max()) > 0 else 1.0
     scale = LogNorm(vmin=1e-3 * largest, vmax=largest, clip=True)
-    figure = Figure(figsize=(_PANEL_INCHES * len(panels) + 1, _PANEL_INCHES), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    for axis, (name, panel) in zip(axes, panels.items(), strict=True):
+    columns = min(len(panels), _PANELS_IN_A_ROW)
+    rows = -(-len(panels) // columns)
+    size = (_PANEL_INCHES * columns + 1, _PANEL_INCHES * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis in grid.flat[len(panels) :]:
+        axis.remove()
+    axes = grid.flat[: len(panels)]
+    for index, (axis, (name, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
         # Strong pulls on top: they are few and they are the point.
         order = panel.gradient_norm.argsort()
         dots = axis.scatter(
@@ -135,10 +139,13 @@ def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
             linewidths=0,
             rasterized=True,
         )
-        axis.set_title(name)
-        axis.set_xlabel("target probability p")
+        axis.set_title(name, parse_math=False)
         axis.set_xlim(-0.02, 1.02)
-    axes[0].set_ylabel("entropy (nats)")
+        if index + columns >= len(panels):
+            axis.set_xlabel("target probability p")
+            axis.tick_params(labelbottom=True)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("entropy (nats)")
     figure.colorbar(dots, ax=list(axes), label="norm of the logit gradient", extend="min")
     return figure
 
@@ -177,13 +184,14 @@ def draw_gate_dynamics(histories: Mapping[str, Mapping[str, Sequence[float]]]) -
 def _draw_line(
     axis: Axes, index: int, name: str, steps: Sequence[float], values: Sequence[float]
 ) -> None:
+    style = look(index)
     axis.plot(
         steps,
         values,
         label=name,
-        color=_COLOURS[index % len(_COLOURS)],
-        linestyle=_DASHES[index % len(_DASHES)],
-        marker=_MARKERS[index % len(_MARKERS)],
+        color=style.color,
+        linestyle=style.linestyle,
+        marker=style.marker,
         markevery=max(1, len(steps) // 8),
         markersize=4,
     )

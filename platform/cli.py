@@ -280,6 +280,22 @@ def compare(
     compare_runs([find_run(name, root) for name in runs], RunConsole())
 
 
+@app.command()
+def report(
+    sweep: Annotated[
+        str, typer.Argument(help="A sweep's directory, or its name or the beginning of it.")
+    ],
+    root: Root = Path("runs"),
+) -> None:
+    """Write what a sweep has found so far, as a web page and as Markdown, into its directory."""
+    from deft.sweeps.results import find_sweep
+
+    directory = find_sweep(sweep, root)
+    from deft.sweeps.report import write_report
+
+    write_report(directory, root, RunConsole())
+
+
 class Kind(StrEnum):
     """What `deft list` lists."""
 
@@ -387,25 +403,39 @@ def ui(
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
 
+@app.command()
+def doctor(
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Check packages, devices, memory, disk, ports, MLflow, hub and cluster, and say what to do."""
+    from deft.platform.doctor import show_diagnosis
+    from deft.platform.tracking import default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(root)
+    if not show_diagnosis(root, uri, RunConsole()):
+        raise typer.Exit(1)
+
+
 def main() -> NoReturn:
     """Entry point of the `deft` command: 0 on success, 1 if a stage failed, 2 on bad input."""
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
+    # Read when ray is imported. A sweep on few cores has many processes, as it should.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except UserError as error:
         fail(f"{error}", 2)
     except StageError as error:
         fail(f"{error}", 1)
     except TyperException as error:  # an unknown command, option or value
         fail(error.format_message() or "a command is missing", error.exit_code)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
     except typer.Abort:
         fail("interrupted", 130)
     except KeyboardInterrupt:
         fail("interrupted; finished stages are kept", 130)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import ray
 from ray.util.queue import Empty, Queue
@@ -15,6 +15,9 @@ from ray.util.queue import Empty, Queue
 from deft.platform.errors import StageError, UserError, describe, root_cause
 
 Result = TypeVar("Result")
+
+ANYWHERE: Literal["DEFAULT"] = "DEFAULT"
+"""Scheduling strategy of tasks that would else be confined to what a Ray Tune trial reserves."""
 
 
 @contextmanager
@@ -73,7 +76,9 @@ def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Re
         StageError: something else went wrong.
     """
     try:
-        result: Result = ray.get(ray.remote(work).remote())
+        result: Result = ray.get(
+            ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(work).remote()
+        )
     except ray.exceptions.RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):

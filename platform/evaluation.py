@@ -23,7 +23,7 @@ from deft.evaluators.metrics import mean_over_benchmarks
 from deft.evaluators.pool import EvaluatorPool, Pool, count_engines
 from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
 from deft.evaluators.spec import GENERAL, HELDOUT, EvaluationSpec
-from deft.platform.cluster import event_queue, ray_cluster, require_workers, run_task
+from deft.platform.cluster import ANYWHERE, event_queue, ray_cluster, require_workers, run_task
 from deft.platform.console import RunConsole
 from deft.platform.contamination import different_formats
 from deft.platform.errors import StageError, UserError, describe, root_cause
@@ -233,7 +233,8 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
 
         return measure_losses(Path(model), rows, Path(out), report) if rows else {}
 
-    remote = ray.remote(num_cpus=1, num_gpus=1 if evaluation.use_gpu else 0)(work)
+    gpus = 1 if evaluation.use_gpu else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy=ANYWHERE)(work)
     measured = {}
     for label, model in evaluation.models.items():
         out = evaluation.out / "predictions" / f"{label}-{HELDOUT}.parquet"

@@ -86,17 +86,21 @@ class SweepDirectory:
         """Whether a run's results are there; MLflow may not have them yet."""
         return (self.root / run / "stages" / "evaluate.json").is_file()
 
-    def fail(self, run: str, cause: str, attempts: int) -> None:
-        """Keep why a run failed for good."""
+    def fail(self, run: str, cause: str) -> None:
+        """Keep why a run failed, once more."""
+        try:
+            attempts = json.loads(self._failure(run).read_text())["attempts"] + 1
+        except FileNotFoundError:
+            attempts = 1
         failure = {"cause": cause, "attempts": attempts, "time": time.time_ns() // 1_000_000}
         write_atomic(self._failure(run), json.dumps(failure) + "\n")
 
     def forget_failure(self, run: str) -> None:
-        """The run is tried again."""
+        """The run is tried anew, or has succeeded after all."""
         self._failure(run).unlink(missing_ok=True)
 
     def failure(self, run: str) -> str | None:
-        """Why a run failed for good, if it did."""
+        """Why a run failed the last time, if it did."""
         try:
             return str(json.loads(self._failure(run).read_text())["cause"])
         except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -12,24 +13,28 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from deft.evaluators.shared_pool import SharedPool
 from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole
 from deft.platform.driver import require_importable
-from deft.platform.errors import describe as describe_error
-from deft.platform.errors import root_cause
 from deft.platform.evaluation import require_engine
 from deft.sweeps.cells import Cell, Plan
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, place
+from deft.sweeps.report import write_report
 from deft.sweeps.spec import AshaSpec
 from deft.sweeps.trial import Trial
 from deft.sweeps.view import SweepView
 
 MAX_REPORTS = 1_000_000
 """More held-out losses than any cell reports."""
+
+TRIAL_RESOURCES = {"memory": 1.0}
+"""A trial only waits for its training workers, which reserve devices themselves; but Ray Tune wants
+something reserved: a byte of memory."""
 
 
 def run_sweep(
@@ -40,7 +45,7 @@ def run_sweep(
     *,
     verbose: bool,
 ) -> SweepDirectory:
-    """Run every cell that is not finished yet; a cell that fails leaves the others alone.
+    """Run every cell that is not finished yet, and report on all; one that fails fails alone.
 
     Args:
         plan: the sweep.
@@ -84,6 +89,7 @@ def run_sweep(
                 pool=pool,
                 reports=plan.spec.asha is not None,
                 verbose=verbose,
+                directory=os.getcwd(),
                 python_path=tuple(sys.path),
             )
             run_cells(plan, list(plan.models.values()), directory, trial.__call__, placement, view)
@@ -94,9 +100,11 @@ def run_sweep(
                     ready.append(cell)
                 else:
                     cause = f"the model it starts from failed: {cause}"
-                    directory.fail(cell.run, cause, attempts=0)
+                    directory.forget_failure(cell.run)
+                    directory.fail(cell.run, cause)
                     view.failed(cell.run, cause)
             run_cells(plan, ready, directory, trial.__call__, placement, view)
+        write_report(directory.path, directory.root, console)
     return directory
 
 
@@ -148,13 +156,14 @@ def run_cells(
         directory.forget_failure(run)
     storage = directory.path / "tune"
     # Read by Ray Tune; what it would print is shown by the view.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # An interrupt ends this process at once; whatever is finished is on disk.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     tuner = tune.Tuner(
-        # Trials only wait; their training workers reserve the devices.
-        tune.with_resources(trial, {"CPU": 0}),
+        tune.with_resources(trial, tune.PlacementGroupFactory([TRIAL_RESOURCES])),
         param_space={"run": tune.grid_search(runs)},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=placement.num_cells,
@@ -191,31 +200,35 @@ def _scheduler(asha: AshaSpec | None) -> TrialScheduler | None:
     )
 
 
-class _Watch(tune.Callback):
-    """Keeps and shows how trials end."""
+class _Watch(TrialProgressCallback):
+    """Keeps and shows how trials end; takes the place of Ray Tune's own lines about them."""
 
     def __init__(self, directory: SweepDirectory, view: SweepView) -> None:
         self.directory = directory
         self.view = view
+
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
+        """How far a trial is, it says itself."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray Tune stores its callbacks to restore an experiment; here cells restore themselves.
+        return {}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         run = trial.config["run"]
         if self.directory.is_evaluated(run):
             self.view.finished(run)
         else:
-            self._keep(run, "stopped early: others were ahead of it on held-out examples", 1)
+            self._fail(run, "stopped early: others were ahead of it on held-out examples")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.view.retried(trial.config["run"], _cause(trial))
+        self.view.retried(trial.config["run"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._keep(trial.config["run"], _cause(trial), trial.num_failures)
+        # A trial that raises leaves the cause itself.
+        self._fail(trial.config["run"], "its process died")
 
-    def _keep(self, run: str, cause: str, attempts: int) -> None:
-        self.directory.fail(run, cause, attempts)
-        self.view.failed(run, cause)
-
-
-def _cause(trial: Any) -> str:
-    error = trial.get_pickled_error()
-    return "its process died" if error is None else describe_error(root_cause(error))
+    def _fail(self, run: str, otherwise: str) -> None:
+        if self.directory.failure(run) is None:
+            self.directory.fail(run, otherwise)
+        self.view.failed(run, self.directory.failure(run) or otherwise)

@@ -19,6 +19,7 @@ from rich.console import Console
 from deft.evaluators.shared_pool import SharedPool
 from deft.platform.console import ProgressView, RunConsole
 from deft.platform.driver import run_experiment
+from deft.platform.errors import describe, root_cause
 from deft.sweeps.directory import SweepDirectory
 
 PROGRESS_INTERVAL = 1.0
@@ -41,25 +42,36 @@ class Trial:
     reports: bool
     """Whether Ray Tune is told the held-out loss while a cell trains."""
     verbose: bool
+    directory: str
+    """The driver's working directory."""
     python_path: tuple[str, ...]
     """The driver's, for objectives that are named by import path."""
 
     def __call__(self, config: dict[str, Any]) -> None:
         sys.path.extend(path for path in self.python_path if path not in sys.path)
-        # One process takes one cell after the other, and Ray Tune gives each a directory.
-        os.chdir(self.root)
+        # Paths in a spec count from where the command was given; Ray Tune has changed to elsewhere.
+        os.chdir(self.directory)
         directory = SweepDirectory(Path(self.root), self.sweep)
         run = config["run"]
-        run_experiment(
-            directory.read_spec(run),
-            directory.root,
-            CellConsole(run, self.events),
-            self.tracking_uri,
-            verbose=self.verbose,
-            pool=self.pool,
-            lock_patience=LOCK_PATIENCE,
-            on_validation=report_validation if self.reports else None,
-        )
+        console = CellConsole(run, self.events)
+        try:
+            run_experiment(
+                directory.read_spec(run),
+                directory.root,
+                console,
+                self.tracking_uri,
+                verbose=self.verbose,
+                pool=self.pool,
+                lock_patience=LOCK_PATIENCE,
+                on_validation=report_validation if self.reports else None,
+            )
+        except Exception as error:
+            cause = describe(root_cause(error))
+            directory.fail(run, cause)
+            console.say(f"warning: {cause}")
+            # What it was raised from need not survive the way to another process.
+            raise RuntimeError(cause) from None
+        directory.forget_failure(run)
 
 
 def report_validation(step: int, metrics: dict[str, float]) -> None:

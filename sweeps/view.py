@@ -33,6 +33,7 @@ class SweepView:
         self.bars: ProgressView | None = None
         self._done = sum(directory.is_finished(run) for run in cells)
         self._started: dict[str, float] = {}
+        self._began = time.monotonic()
         self._lock = threading.Lock()
 
     def handle(self, event: Mapping[str, Any]) -> None:
@@ -57,14 +58,14 @@ class SweepView:
         """A cell failed for good."""
         self._ended(run, "FAILED", cause)
 
-    def retried(self, run: str, cause: str) -> None:
-        """A cell failed and is tried again."""
-        self.console.say(f"warning: {describe(self.cells[run])}: {cause}; trying again")
+    def retried(self, run: str) -> None:
+        """A cell, or its process, failed and is tried again."""
+        self.console.say(f"warning: {describe(self.cells[run])}: trying again")
 
     def _ended(self, run: str, how: str, what: str) -> None:
         with self._lock:
             self._done += 1
-            seconds = time.monotonic() - self._started.pop(run, time.monotonic())
+            seconds = time.monotonic() - self._started.pop(run, self._began)
             name = describe(self.cells[run])
             self.console.say(f"          {how:<9} {name} ({seconds:.0f} s)  {what}".rstrip())
             if self.bars is not None:

@@ -25,20 +25,24 @@ def token_statistics(
     rows_dir: str,
     statistics: Collection[str],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    num_rows: int | None = None,
 ) -> TokenStats:
-    """Statistics of every target token of the prepared rows, under the model as it is.
+    """Statistics of the target tokens of prepared rows, under the model as it is.
 
     Args:
         model_dir: directory of a prepared model.
         rows_dir: directory of a prepared dataset.
         statistics: names of optional fields of `TokenStats` to compute.
         on_progress: told how many rows of how many are done.
+        num_rows: how many rows to look at, from the first on; all if not given.
 
     Returns:
         Tensors float32 [N] on the CPU, over the N target tokens.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = datasets.load_from_disk(rows_dir)
+    rows = rows.select(range(min(len(rows), num_rows or len(rows))))
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=resolve_dtype("auto"), device_map=device

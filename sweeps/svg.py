@@ -1,0 +1,83 @@
+"""Matplotlib figures as SVG inside a page: in the page's ink, and with nothing from outside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from io import BytesIO, StringIO
+from typing import TYPE_CHECKING, Any
+
+from deft.objectives.figure_style import INK
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE: dict[Any, Any] = {
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "hatch.color": "white",
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.7,
+    "font.size": 9.5,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.7,
+    "hatch.linewidth": 0.9,
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and restyled
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@contextmanager
+def figure_style(**changes: float | str) -> Iterator[None]:
+    """Draw and save within the block; ``changes`` are settings of Matplotlib, dots as `__`."""
+    from matplotlib import rc_context
+
+    named: dict[Any, Any] = {key.replace("__", "."): value for key, value in changes.items()}
+    with rc_context({**_STYLE, **named}):
+        yield
+
+
+def to_png(figure: Figure) -> bytes:
+    """A PNG on white, for where SVG cannot be shown."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=144, facecolor="white")
+    return file.getvalue()
+
+
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """An `<svg>` element without background that is black where the page's text is black.
+
+    Args:
+        figure: drawn within `figure_style`.
+        name: unique in the page; the element's ids begin with it.
+        description: what it shows, for those who do not see it.
+    """
+    from matplotlib import rc_context
+
+    file = StringIO()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(file, format="svg", facecolor="none", metadata=_NO_METADATA)
+    text = file.getvalue()
+    text = text[text.index("<svg") :].strip()
+    # A style sheet in an inline SVG would be the whole page's; the page has these rules itself.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
+    text = text.replace(INK, "currentColor")
+    text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    # The page decides how large it is; the view box keeps its proportions.
+    text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    opening = f'<svg role="img" aria-labelledby="{name}-title"'
+    title = f'<title id="{name}-title">{escape(description)}</title>'
+    head, rest = text[len("<svg") :].split(">", 1)
+    return f"{opening}{head}>{title}{rest}"
