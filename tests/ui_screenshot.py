@@ -89,7 +89,7 @@ def browser_page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
         try:
-            page = browser.new_page(viewport={"width": 1500, "height": 840})
+            page = browser.new_page(viewport={"width": 1500, "height": 800})
             page.set_default_timeout(PATIENCE * 1000)
             expect.set_options(timeout=PATIENCE * 1000)
             yield page
@@ -136,7 +136,7 @@ def show_charts(page: Page, metrics: Sequence[str]) -> None:
     page.mouse.move(handle["x"] + 5, handle["y"] + 5)
     page.mouse.down()
     page.mouse.move(handle["x"] + 90, handle["y"] + 60, steps=5)
-    page.mouse.move(handle["x"] + 180, handle["y"] + 100, steps=5)
+    page.mouse.move(handle["x"] + 180, handle["y"] + 130, steps=5)
     page.mouse.up()
     page.mouse.move(5, 5)
 
