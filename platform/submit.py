@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ COMMAND_NOT_FOUND = 127
 """What a shell exits with when there is no such command."""
 
 RETRY_INTERVAL = 2.0
-"""Seconds before the log is asked for again after the connection broke."""
+"""Seconds before the log of a running job is asked for again, if the connection broke."""
 
 
 def check_address(address: str) -> str:
@@ -233,7 +233,7 @@ def submit(client: JobSubmissionClient, command: str, working_dir: Path) -> Job:
         environment = runtime_environment(working_dir, package)
         try:
             job = client.submit_job(entrypoint=command, runtime_env=environment)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (requests.RequestException, RuntimeError, ValueError, TypeError) as error:
             # The server answers with a traceback; its last line says what it is about.
             *_, cause = str(error).strip().splitlines()
             raise UserError(f"the cluster does not take the job: {cause}") from None
@@ -254,7 +254,7 @@ def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
         environment |= read_yaml(file)[0]
     # The checkout's file names the checkout's `deft`, for `ray job submit`.
     modules = [m for m in environment.get("py_modules", []) if Path(m).name != package.name]
-    modules = [str(working_dir / module) for module in modules]
+    modules = [m if "://" in m else str(working_dir / m) for m in modules]
     return {
         **environment,
         "working_dir": str(working_dir),
@@ -287,10 +287,8 @@ def follow(job: Job) -> int:
     """
     log = _Log(job)
     while True:
-        try:
+        with suppress(aiohttp.ClientError, OSError, RuntimeError):
             asyncio.run(log.print_until_closed())
-        except (aiohttp.ClientError, OSError, RuntimeError):
-            time.sleep(RETRY_INTERVAL)
         try:
             info = job.client.get_job_info(job.id)
         except (requests.RequestException, RuntimeError) as error:
@@ -300,6 +298,7 @@ def follow(job: Job) -> int:
             ) from None
         if info.status.is_terminal():
             break
+        time.sleep(RETRY_INTERVAL)
     if info.status == JobStatus.STOPPED:
         raise StageError(f"job {job.id} was stopped")
     code: int | None = info.driver_exit_code
