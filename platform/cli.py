@@ -124,6 +124,80 @@ def sweep(
         )
 
 
+@app.command("submit")
+def submit_(
+    file: Annotated[Path, typer.Argument(help="A run file or a sweep file (YAML).")],
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, as http://HOST:PORT."
+        ),
+    ] = "http://127.0.0.1:8265",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="As for `deft run` and `deft sweep`."),
+    ] = None,
+    root: Annotated[
+        Path,
+        typer.Option(
+            "--root",
+            envvar="DEFT_ROOT",
+            help="Where runs, cache and MLflow store go: storage that all nodes of the cluster "
+            "share, by its absolute path there.",
+        ),
+    ] = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    follow: Annotated[
+        bool, typer.Option(help="Print the job's log and return its exit code.")
+    ] = True,
+) -> None:
+    """Run a run file or a sweep file as a job of a Ray cluster that is up already.
+
+    The job gets the current directory, without what .gitignore names, and the deft that runs here.
+
+    Its other packages are the cluster's; a runtime_env.yaml here adds to its environment.
+    """
+    from deft.platform.loading import load_spec, read_yaml
+
+    command = "sweep" if "grid" in read_yaml(file)[0] else "run"
+    if command == "sweep":
+        from deft.sweeps.cells import load_sweep
+
+        plan = load_sweep(file, root, settings or ())
+        specs = [cell.spec for cell in (*plan.models.values(), *plan.cells)]
+    else:
+        specs = [load_spec(file, None, settings or ())]
+    from deft.platform import submit
+
+    console, working_dir = RunConsole(), Path.cwd()
+    root = submit.absolute_root(root, submit.check_address(address))
+    entrypoint = submit.entrypoint(
+        command,
+        file,
+        working_dir=working_dir,
+        root=root,
+        settings=settings or (),
+        tracking_uri=tracking_uri,
+    )
+    for problem in submit.missing_paths(specs, working_dir, root):
+        console.say(f"warning: {problem}")
+    job = submit.submit(submit.connect(address), entrypoint, working_dir)
+    console.stage("submit", f"job {job.id} at {job.address}, results in {root} there")
+    if not follow:
+        console.say(f"follow it: {job.to_follow}\nstop it:   {job.to_stop}")
+        return
+    try:
+        code = submit.follow(job)
+    except KeyboardInterrupt:
+        fail(
+            f"interrupted; job {job.id} goes on\n"
+            f"follow it: {job.to_follow}\nstop it:   {job.to_stop}",
+            130,
+        )
+    if code:
+        fail(f"job {job.id} ended with exit code {code}", code)
+
+
 @app.command()
 def evaluate(
     model: Annotated[
@@ -322,6 +396,10 @@ def ui(
         raise UserError(f"{root}: no runs there yet; start one with `deft run`")
     uri = tracking_uri or default_tracking_uri(root)
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    # One person looks at runs and curves: one worker instead of four, and none of the eight
+    # processes that judge traces of LLM calls.
+    arguments += ["--workers", "1"]
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
 
@@ -364,3 +442,7 @@ def fail(message: str, code: int) -> NoReturn:
     """Print an error and leave."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":  # how a submitted job starts it, see submit.py
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform as machine
 import subprocess
 from importlib.metadata import distributions
@@ -9,9 +10,15 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent
 
+SHIPPED_STATE = "shipped_state.json"
+"""Beside this module where `deft submit` has shipped it: what `git_state` said where it is from."""
+
 
 def git_state() -> dict[str, str]:
-    """Commit and uncommitted diff of the checkout that runs; empty outside a git checkout."""
+    """Commit and uncommitted diff of the code that runs; empty if it is from no git checkout."""
+    shipped = SOURCE / SHIPPED_STATE
+    if shipped.exists():
+        return dict(json.loads(shipped.read_text(encoding="utf-8")))
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}
