@@ -62,7 +62,7 @@ def test_splits_are_checked_like_any_name() -> None:
         DatasetSpec(name="chain_sum", split="pretrian")
     with pytest.raises(ValueError, match=r"split: .* There are: pretrain, train\."):
         DatasetSpec(name="chain_sum", split="test")
-    with pytest.raises(ValueError, match="split: .* There are: train"):
+    with pytest.raises(ValueError, match=r"split: .* There are: train\."):
         DatasetSpec(name="figfont", split="test")
     with pytest.raises(ValueError, match="size: chain_sum has 100000 training examples"):
         DatasetSpec(name="chain_sum", size=100_001)
