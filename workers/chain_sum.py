@@ -25,8 +25,8 @@ TEST_SIZE = 1_000
 def chain_sum_examples(split: str, size: int) -> Iterator[Example]:
     """Yield the first ``size`` examples of a split, none of them twice.
 
-    The prompt is ``What is 7 + 5 - 3?``; the response has a line ``7 + 5 = 12`` for each operation,
-    the last of which ends in the answer.
+    The prompt is ``7+5-3=``; the response has a line ``7+5=12`` for each operation, the last of
+    which ends in the answer.
     """
     yield from islice(_examples(split), size)
 
@@ -42,7 +42,7 @@ def _examples(split: str) -> Iterator[Example]:
         expression = item["metadata"]["expression"]
         if split_of(expression) == split and expression not in seen:
             seen.add(expression)
-            question = {"role": "user", "content": f"What is {expression}?"}
+            question = {"role": "user", "content": f"{expression.replace(' ', '')}="}
             yield Example(f"chain_sum/{index}", (question,), working(expression))
 
 
@@ -53,11 +53,14 @@ def split_of(expression: str) -> str:
 
 
 def working(expression: str) -> str:
-    """``7 + 5 - 3`` worked out from left to right, a line for each operation."""
+    """``7 + 5 - 3`` worked out from left to right, a line for each operation.
+
+    Without spaces: they are a third of the tokens, and there is nothing to learn about them.
+    """
     first, *rest = expression.split()
     total, lines = int(first), []
     for sign, term in zip(rest[::2], rest[1::2], strict=True):
         result = total + int(term) if sign == "+" else total - int(term)
-        lines.append(f"{total} {sign} {term} = {result}")
+        lines.append(f"{total}{sign}{term}={result}")
         total = result
     return "\n".join(lines)

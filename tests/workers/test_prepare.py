@@ -322,6 +322,6 @@ def test_generated_splits_have_one_tokenizer_and_the_tiny_model_spells_digits(
     """What is pretrained on one split is fine-tuned on the other."""
     splits = [prepared(tmp_path, "chain_sum", split=s, size=2000) for s in ("pretrain", "train")]
     first, second = (AutoTokenizer.from_pretrained(split.model_dir) for split in splits)
-    text = "What is 17 - 20 + 3?<|im_end|>\n17 - 20 = -3"
-    assert first.tokenize(text) == second.tokenize(text)
-    assert {"1", "7", "Ġ+", "Ġ-"} <= set(first.tokenize("17 + 2 - 1"))
+    text = "<|im_start|>user\n17-20+3=<|im_end|>\n17-20=-3"
+    assert first(text)["input_ids"] == second(text)["input_ids"]
+    assert first.tokenize("17+20=37") == list("17+20=37")

@@ -14,7 +14,7 @@ from deft.workers.chain_sum import chain_sum_examples
 @pytest.mark.parametrize(
     ("response", "gold", "verdict", "extracted"),
     [
-        ("7 + 5 = 12\n12 - 3 = 9", "9", "correct", "9"),
+        ("7+5=12\n12-3=9", "9", "correct", "9"),
         ("3 - 8 = -5\n-5 + 5 = 0\n", "0", "correct", "0"),
         ("3 - 8 = -5\n-5 - 2 = -7", "-7", "correct", "-7"),
         ("3 - 8 = -5\n-5 - 2 = 7", "-7", "wrong", "7"),
@@ -44,7 +44,7 @@ def pool() -> Iterator[GraderPool]:
 
 def test_every_worked_response_is_graded_correct(pool: GraderPool) -> None:
     examples = list(chain_sum_examples("test", 50))
-    golds = [example.response.rpartition("= ")[2] for example in examples]
+    golds = [example.response.rpartition("=")[2] for example in examples]
     grades = [
         pool.submit({"response": example.response, "gold": gold})
         for example, gold in zip(examples, golds, strict=True)
