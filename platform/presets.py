@@ -91,7 +91,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "dataset": {"size": 32_128, "validation": 128},
         "training": {
             "batch_size": 32,
-            "micro_batch_size": 32,
+            "micro_batch_size": 16,
             "max_length": 64,
             "packing": False,
             "learning_rate": 3e-3,
