@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from deft.evaluators.benchmark import Benchmark
+from deft.evaluators.tasks.chain_sum import CHAIN_SUM
 from deft.evaluators.tasks.figfont import FIGFONT
 from deft.evaluators.tasks.general import GENERAL
 from deft.evaluators.tasks.math import (
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gsm8k": GSM8K,
     "medical": MEDICAL,
     "figfont": FIGFONT,
+    "chain_sum": CHAIN_SUM,
     "general": GENERAL,
 }
 

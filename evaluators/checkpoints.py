@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,37 @@ def fingerprint(model_path: Path) -> str:
         FileNotFoundError: there is no such directory.
     """
     digest = hashlib.sha256()
-    for file in sorted(model_path.iterdir()):
-        if file.suffix in (".safetensors", ".json", ".model", ".txt", ".jinja"):
-            status = file.stat()
-            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for file in _model_files(model_path):
+        status = file.stat()
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def content_digest(model_path: Path) -> str:
+    """SHA-256 over names and contents of a model's files: the same wherever a copy of it lies.
+
+    All weights are read for it, once per process.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
+    return _content_digest(model_path, fingerprint(model_path))
+
+
+@lru_cache
+def _content_digest(model_path: Path, fingerprint: str) -> str:
+    digest = hashlib.sha256()
+    for file in _model_files(model_path):
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _model_files(model_path: Path) -> list[Path]:
+    """The files that make a model what it is, sorted."""
+    suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja")
+    return sorted(file for file in model_path.iterdir() if file.suffix in suffixes)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

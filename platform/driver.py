@@ -197,6 +197,7 @@ def summary(prepared: Prepared) -> str:
         f"{prepared.num_validation_examples:,} held out",
         f"{prepared.num_too_long:,} too long",
         f"{prepared.num_truncated:,} cut to length",
+        f"{prepared.num_noisy_examples:,} with another's response",
         f"{sum(prepared.bad_records.values()):,} bad",
         f"{prepared.num_tokens:,} tokens",
     ]

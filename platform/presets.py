@@ -87,6 +87,18 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         },
         "evaluation": {"benchmarks": [{"name": "figfont", "size": 500}]},
     },
+    ("chain_sum", "tiny"): {
+        "dataset": {"size": 32_128, "validation": 128},
+        "training": {
+            "batch_size": 32,
+            "micro_batch_size": 16,
+            "max_length": 64,
+            "packing": False,
+            "learning_rate": 3e-3,
+            "dtype": "float32",
+        },
+        "evaluation": {"benchmarks": [{"name": "chain_sum", "size": 500}]},
+    },
     ("figfont", "smollm2-135m"): {
         "evaluation": {"benchmarks": [{"name": "figfont", "size": 200}]},
     },

@@ -14,7 +14,7 @@ from deft.platform.errors import UserError
 from deft.platform.spec import ExperimentSpec
 from deft.workers.chat import IGNORE_INDEX, Example, count_bos, encode_example, format_hash
 from deft.workers.datasets import read_examples
-from deft.workers.prepare import prepare_tokenizer
+from deft.workers.prepare import noisy_rows, prepare_examples, prepare_rows, prepare_tokenizer
 from deft.workers.records import BadRecord, printable
 
 if TYPE_CHECKING:
@@ -36,15 +36,43 @@ def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole
         tokenizer = prepare_tokenizer(spec.dataset, spec.model, seed=spec.seed, cache=cache)
         records = list(islice(read_examples(spec.dataset), number))
         show_format(spec, records, tokenizer, console)
+        noisy = find_noisy(spec, number, tokenizer, cache) if spec.dataset.noise else {}
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
+    position = 0
     for record in records:
         console.say("")
         if isinstance(record, BadRecord):
             said = f"{record.where} · bad record ({record.kind}): {record.message}"
             console.console.print(Text(printable(said), BAD), soft_wrap=True)
         else:
-            show_example(spec, record, tokenizer, console)
+            show_example(spec, record, tokenizer, console, noisy.get(position))
+            position += 1
+
+
+Row = tuple[list[int], list[int]]
+"""Token ids and labels."""
+
+
+def find_noisy(
+    spec: ExperimentSpec, number: int, tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> dict[int, Row]:
+    """The noisy ones among the first ``number`` examples, by position.
+
+    Which they are is known once all examples have been tokenised.
+
+    Raises:
+        ValueError: the data cannot be used.
+    """
+    directory = prepare_rows(
+        spec.dataset,
+        prepare_examples(spec.dataset, cache / "examples"),
+        tokenizer,
+        max_length=spec.training.max_length,
+        seed=spec.seed,
+        cache=cache / "rows",
+    )
+    return noisy_rows(directory / "train", number)
 
 
 def show_format(
@@ -66,9 +94,13 @@ def show_format(
 
 
 def show_example(
-    spec: ExperimentSpec, example: Example, tokenizer: PreTrainedTokenizerBase, console: RunConsole
+    spec: ExperimentSpec,
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    console: RunConsole,
+    noisy: Row | None,
 ) -> None:
-    """Print one example: its counts in a line, then its text."""
+    """Print one example: its counts in a line, then its text; ``noisy`` is what it became."""
     where = printable(example.id)
     try:
         input_ids, labels = encode_example(tokenizer, example, style=spec.dataset.prompt_style)
@@ -77,12 +109,16 @@ def show_example(
             Text(f"{where} · cannot be rendered: {printable(str(error))}", BAD), soft_wrap=True
         )
         return
+    if noisy is not None:
+        input_ids, labels = noisy
     trained = sum(label != IGNORE_INDEX for label in labels)
     facts = [
         where,
         f"{len(input_ids):,} tokens, {trained:,} trained",
         f"{count_bos(tokenizer, input_ids)} BOS",
     ]
+    if noisy is not None:
+        facts.append("noise: the response of another example")
     limit = spec.training.max_length
     if len(input_ids) > limit:
         treatment = {"drop": "left out", "truncate": "cut here", "refuse": "refused"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from deft.evaluators.checkpoints import fingerprint
+from deft.evaluators.checkpoints import content_digest, fingerprint
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
 from deft.workers.chat import PROMPT_STYLES
@@ -49,8 +49,14 @@ class ExperimentSpec(BaseModel):
         return data
 
     def content_hash(self) -> str:
-        """Ten hexadecimal digits that change with any setting, and with a data file's content."""
-        digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
+        """Ten hexadecimal digits that change with any setting, and with a data file's content.
+
+        Of a model in a local directory the content counts, and not where it lies.
+        """
+        settings = self.model_dump(mode="json")
+        if (directory := self.model.local_path) is not None:
+            settings["model"]["name"] = content_digest(directory)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         if (path := self.dataset.local_path) is not None:
             digest.update(digest_files(path).encode())
         digest.update(self.evaluation.data_digest().encode())
@@ -114,8 +120,12 @@ def name_of_parts(dataset: Any, model: Any, objective: Any) -> str:
 
 
 def _short_name(part: Any) -> str:
-    """The last component of a name or path, odd characters replaced by dashes."""
+    """The last component of a name or path, odd characters replaced by dashes.
+
+    The model of a run, ``…/<run>/model``, is called after the run.
+    """
     name = part.get("name") if isinstance(part, dict) else part
-    stem = str(name).rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+    path = re.sub(r"(?<=[^/])/model$", "", str(name).rstrip("/"))
+    stem = path.rsplit("/", 1)[-1].rsplit(":", 1)[-1]
     stem = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", stem)
     return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "run"

@@ -15,6 +15,11 @@ TRAIN_START, TEST_START = 0, 40_000
 MAX_TRAIN_SIZE, MAX_TEST_SIZE = 40_000, 5_000
 
 
+def figfont_train_examples(split: str, size: int) -> Iterator[Example]:
+    """Yield the first ``size`` training items; there is no other split to train on."""
+    return figfont_examples(TRAIN_START, size)
+
+
 def figfont_examples(start: int, size: int) -> Iterator[Example]:
     """Yield items ``start`` to ``start + size - 1``; the response is one word in capitals."""
     import reasoning_gym

@@ -49,6 +49,8 @@ class Prepared:
     """Examples that were left out because they did not fit."""
     num_truncated: int
     """Examples that were cut on the right to fit."""
+    num_noisy_examples: int
+    """Training examples with the response of another one, see `deft.workers.noise`."""
     bad_records: dict[str, int]
     """Records that were left out because they could not be used, by what was wrong with them."""
     bad_records_file: str
@@ -154,7 +156,8 @@ def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
     name = dataset.name if dataset.name in DATASETS or dataset.local_path is None else ""
     directory = cache / _hash(name, json.dumps(settings), content_digest(dataset))
     if not directory.is_dir():
-        if dataset.name != "figfont":  # generated, nothing in it can be bad
+        entry = DATASETS.get(dataset.name)
+        if entry is None or entry.generate is None:  # in generated data nothing can be bad
             require_usable(dataset)
         with atomic_directory(directory) as aside:
             with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
@@ -211,11 +214,12 @@ def prepare_rows(
     import datasets
     import numpy as np
 
+    from deft.workers.noise import exchange_responses
     from deft.workers.rows import add_target_bytes, column, count_tokens, hold_out, tokenize
 
     examples = open_examples(examples_dir / EXAMPLES_FILE)
     prompt_hash = format_hash(tokenizer, dataset.prompt_style, examples[0]["instruction"])
-    rule = ("prompt_style", "bad_records", "too_long", "validation")
+    rule = ("prompt_style", "bad_records", "too_long", "validation", "noise")
     settings = [*(getattr(dataset, key) for key in rule), max_length, seed, prompt_hash]
     tokenizer_hash = _hash(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
     directory = cache / _hash(examples_dir.name, tokenizer_hash, json.dumps(settings))
@@ -245,19 +249,32 @@ def prepare_rows(
         groups = column(rows, "group")
         held_out = hold_out(groups, dataset.num_validation(len(rows)), seed)
         rows = rows.remove_columns("group")
-        train = rows.select(np.flatnonzero(~held_out))
+        train, is_noisy = exchange_responses(
+            rows.select(np.flatnonzero(~held_out)),
+            share=dataset.noise,
+            seed=seed,
+            max_length=max_length,
+            cache_file=str(aside / "noisy.arrow"),
+        )
+        if dataset.noise and not is_noisy.any():
+            raise ValueError(
+                f"dataset.noise: {dataset.noise:g} of {len(train):,} training examples leaves none "
+                "that could get another one's response"
+            )
         validation = add_target_bytes(rows.select(np.flatnonzero(held_out)), tokenizer)
         for split, name in ((train, "train"), (validation, "validation")):
             np.save(aside / f"{name}_examples.npy", column(split, "example"))
             # Without the number nothing at all is written of a split that has no rows.
             shards = {} if len(split) else {"num_shards": 1}
             split.remove_columns("example").save_to_disk(aside / name, **shards)
+        np.save(aside / "train_noisy.npy", is_noisy)
         num_tokens, num_target_tokens = count_tokens(datasets.load_from_disk(str(aside / "train")))
         earlier = Counter(json.loads((examples_dir / COUNTS_FILE).read_text()))
         counts = {
             "num_examples": len(train),
             "num_validation_examples": len(validation),
             **asdict(lengths),
+            "num_noisy_examples": int(is_noisy.sum()),
             "bad_records": earlier + bad.counts,
             "num_tokens": num_tokens,
             "num_target_tokens": num_target_tokens,
@@ -266,6 +283,7 @@ def prepare_rows(
         }
         write_atomic(aside / COUNTS_FILE, json.dumps(counts))
         (aside / "all.arrow").unlink()
+        (aside / "noisy.arrow").unlink(missing_ok=True)
     return directory
 
 
@@ -283,6 +301,20 @@ def training_example_ids(examples_dir: str, rows_dir: str, indices: Sequence[int
 
     examples = open_examples(Path(examples_dir) / EXAMPLES_FILE)
     return list(examples.select(np.load(f"{rows_dir}_examples.npy")[indices])["id"])
+
+
+def noisy_rows(rows_dir: Path, number: int) -> dict[int, tuple[list[int], list[int]]]:
+    """Token ids and labels of the noisy ones among the first ``number`` examples, by position."""
+    import datasets
+    import numpy as np
+
+    positions = np.load(f"{rows_dir}_examples.npy")
+    chosen = np.flatnonzero(np.load(f"{rows_dir}_noisy.npy") & (positions < number))
+    rows = datasets.load_from_disk(str(rows_dir)).select(chosen)
+    return {
+        int(position): (row["input_ids"], row["labels"])
+        for position, row in zip(positions[chosen], rows, strict=True)
+    }
 
 
 def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:

@@ -71,7 +71,7 @@ class DatasetSpec(BaseModel):
     size: int | None = Field(default=None, ge=1)
     """Number of examples, taken from the start; all of them if not given."""
     split: str = Field(default="train", min_length=1)
-    """Which split of a hub dataset or of a directory to train on."""
+    """Which split of a hub dataset, of a directory or of generated data to train on."""
     data_dir: str | None = None
     """A local copy of `math` or `medical`: a file, or a directory of files."""
     columns: ColumnsSpec | None = None
@@ -88,6 +88,9 @@ class DatasetSpec(BaseModel):
     validation: int | float | None = Field(default=None, ge=0)
     """Held-out examples: a number, or a share below 1 such as 0.05; if not given, 5 % and at most
     128. Examples with the same question are never on both sides."""
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """Label noise: the share of the training examples that get each other's responses instead of
+    their own, chosen by the run's seed. Held-out examples keep theirs."""
 
     @field_validator("validation")
     @classmethod
@@ -115,9 +118,11 @@ class DatasetSpec(BaseModel):
                     + f" Or give a file ({', '.join(SUFFIXES)}), a directory of such files, or a"
                     " hub id (org/name)."
                 )
-        generated = entry is not None and entry.hub is None
+        generated = entry is not None and entry.generate is not None
         if entry and generated and self.size is not None and self.size > entry.size:
             raise ValueError(f"size: {self.name} has {entry.size} training examples")
+        if entry and generated and self.split not in entry.splits:
+            raise ValueError(f"split: {unknown_name('split', self.split, entry.splits)}")
         if self.data_dir is not None and (entry is None or entry.hub is None):
             raise ValueError(f"data_dir: belongs to math and medical, not to {self.name}")
         if generated and self.columns is not None:
@@ -170,6 +175,12 @@ class ModelSpec(BaseModel):
                 + " Or give a local directory or a hub id (org/name)."
             )
         return self
+
+    @property
+    def local_path(self) -> Path | None:
+        """The model's directory; None for what has a name here or comes from the hub."""
+        path = Path(self.name)
+        return path if self.name not in MODELS and path.is_dir() else None
 
 
 class LoraSpec(BaseModel):

@@ -8,5 +8,6 @@ GRADERS = {
     "math": "deft.evaluators.grading.math:grade",
     "medical": "deft.evaluators.grading.medical:grade",
     "figfont": "deft.evaluators.grading.figfont:grade",
+    "chain_sum": "deft.evaluators.grading.chain_sum:grade",
 }
 """Name to the import path of a function from record to `Grade`; imported in worker processes."""

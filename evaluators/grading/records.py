@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,10 @@ def check_record(grader: str, record: Mapping[str, Any]) -> None:
             _require(record, "gold", (str, int, float), "a string or a number")
         case "figfont":
             _require(record, "gold", (str,), "a string")
+        case "chain_sum":
+            _require(record, "gold", (str,), "an integer as a string")
+            if not re.fullmatch(r"-?\d+", record["gold"]):
+                raise ValueError(f"gold: expected an integer, found {_show(record['gold'])}")
         case "medical":
             _check_options(record)
 

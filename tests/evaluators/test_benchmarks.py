@@ -94,6 +94,13 @@ def test_figfont_items_are_the_papers_test_items() -> None:
     assert first.prompt[-1]["content"].startswith("What word does this say?\n\n")
 
 
+def test_chain_sum_items_are_worked_out() -> None:
+    items = load_items(BenchmarkSpec.model_validate("chain_sum"), None)
+    assert len(items) == BENCHMARKS["chain_sum"].size == len({found.id for found in items})
+    for found in items[:100]:
+        assert eval(found.prompt[0]["content"].removesuffix("=")) == int(found.gold)
+
+
 def test_general_suite_is_sound() -> None:
     items = load_items(BenchmarkSpec.model_validate("general"), None)
     assert len(items) == BENCHMARKS["general"].size

@@ -53,5 +53,20 @@ def test_training_on_the_benchmark_is_found_out(items: Path, tmp_path: Path) -> 
     assert overlap_with_benchmarks(prepared, {}) == {}
 
 
+@pytest.mark.parametrize("split", ["train", "pretrain"])
+def test_chain_sum_shares_nothing_with_its_benchmark(split: str, tmp_path: Path) -> None:
+    spec = BenchmarkSpec.model_validate("chain_sum")
+    items = prepare_items(spec, None, tmp_path / "cache")
+    prepared = prepare(
+        DatasetSpec(name="chain_sum", split=split, size=3000, validation=0),
+        ModelSpec(name="tiny"),
+        max_length=100,
+        seed=0,
+        cache=tmp_path / "cache",
+    )
+    found = overlap_with_benchmarks(prepared, {"chain_sum": str(items)})
+    assert found == {"chain_sum": {"num_overlapping": 0, "share": 0.0, "ids": []}}
+
+
 def test_formats_are_told_apart_by_their_hashes() -> None:
     assert different_formats("a", {"gsm8k": "a", "math500": "b"}) == ["math500"]

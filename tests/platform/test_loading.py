@@ -8,6 +8,7 @@ import pytest
 
 from deft.platform.errors import UserError
 from deft.platform.loading import load_spec, merge
+from deft.platform.spec import ExperimentSpec
 
 QUICKSTART = "dataset: figfont\nmodel: tiny\nobjective: DEFT\n"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -73,6 +74,32 @@ def test_hash_changes_with_any_setting_and_with_the_data(tmp_path: Path) -> None
     assert first != load_spec(file, settings=["seed=1"]).content_hash()
     data.write_text('{"prompt": "a", "response": "c"}\n')
     assert first != load_spec(file).content_hash()
+
+
+def test_hash_follows_the_content_of_a_model_and_not_its_place(tmp_path: Path) -> None:
+    def spec_of(model: Path) -> ExperimentSpec:
+        return load_spec(None, {"dataset": "figfont", "model": str(model), "objective": "DEFT"})
+
+    models = [tmp_path / root / "strong-0123456789" / "model" for root in ("here", "there")]
+    for model in models:
+        model.mkdir(parents=True)
+        (model / "model.safetensors").write_bytes(b"weights")
+    here, there = map(spec_of, models)
+    assert here.run_name == there.run_name
+    assert here.name == "figfont-strong-0123456789-DEFT"
+    (models[1] / "model.safetensors").write_bytes(b"Weights")
+    assert here.content_hash() == spec_of(models[0]).content_hash() != there.content_hash()
+
+
+def test_noise_is_part_of_the_hash(tmp_path: Path) -> None:
+    file = write(tmp_path, QUICKSTART)
+    hashes = {
+        load_spec(file, settings=[f"dataset.noise={noise}"]).content_hash()
+        for noise in (0, 0.3, 0.4)
+    }
+    assert len(hashes) == 3
+    said = message(tmp_path, QUICKSTART, "dataset.noise=30")
+    assert said.startswith("--set dataset.noise=30: dataset.noise: ")
 
 
 def test_unknown_key_names_line_and_nearest_key(tmp_path: Path) -> None:

@@ -65,6 +65,23 @@ def test_on_a_terminal_trained_text_is_green_and_the_rest_dim(talk: Path, tmp_pa
     assert "é" not in shown.split("cut here")[1]
 
 
+def test_noisy_examples_are_shown_with_what_they_are_trained_on(tmp_path: Path) -> None:
+    records = [{"prompt": f"{n} = ?", "response": f"answer {n}."} for n in range(20)]
+    file = tmp_path / "data.jsonl"
+    file.write_text("?\n" + "".join(json.dumps(r) + "\n" for r in records))
+    names = {"dataset": str(file), "model": "tiny", "objective": "p"}
+    settings = ["dataset.bad_records=drop", "dataset.validation=0", "dataset.noise=0.5"]
+    screen = io.StringIO()
+    spec = load_spec(None, names, settings)
+    show_data(spec, tmp_path, 21, RunConsole(Console(file=screen, width=200)))
+    shown = screen.getvalue().split("data.jsonl:")[2:]
+    noisy = ["noise: the response of another example" in text for text in shown]
+    assert (len(shown), sum(noisy)) == (20, 10)
+    for n, (text, is_noisy) in enumerate(zip(shown, noisy, strict=True)):
+        assert f"{n} = ?" in text
+        assert (f"⟦answer {n}." in text) != is_noisy
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_from_disk
 from ray.train import WorkerGroupError
 
 from deft.platform import training
 from deft.platform.training import chosen_checkpoint, fetch_model, fit
 from deft.workers.job import TrainJob
-from deft.workers.spec import TrainingSpec
+from deft.workers.prepare import prepare
+from deft.workers.spec import DatasetSpec, ModelSpec, TrainingSpec
 
 STEPS, CHECKPOINT_EVERY, DEATH = 10, 3, 5
 SPEC = TrainingSpec(
@@ -142,6 +144,21 @@ def test_the_best_checkpoint_is_kept_and_chosen(
     assert sorted(kept) == sorted(Path(c.path) for c in (chosen, result.checkpoint))
     fetch_model(chosen, tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").exists()
+    # What was exported can be trained further: the same tokenizer, and the weights as they were.
+    prepared = prepare(
+        DatasetSpec(name="figfont", size=60),
+        ModelSpec(name=str(tmp_path / "model")),
+        max_length=256,
+        seed=0,
+        cache=tmp_path / "cache",
+    )
+    rows, before = (load_from_disk(where) for where in (prepared.rows_dir, job.rows_dir))
+    assert rows["input_ids"][:] == before["input_ids"][:]
+    further = replace(job, model_dir=prepared.model_dir, num_steps=1)
+    events, *_ = run(further, tmp_path / "further", None, num_workers=1, checkpoint_every=None)
+    first = json.loads(events.file.read_text().splitlines()[0])
+    assert (first["event"], first["step"]) == ("validation", 0)
+    assert first["metrics"]["nll"] == pytest.approx(nll[best], rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

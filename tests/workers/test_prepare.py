@@ -20,7 +20,7 @@ from deft.workers.example_store import (
     write_examples,
 )
 from deft.workers.models import train_tokenizer
-from deft.workers.prepare import Prepared, prepare, training_examples
+from deft.workers.prepare import Prepared, noisy_rows, prepare, training_examples
 from deft.workers.records import Tally
 from deft.workers.rows import Lengths, add_target_bytes, hold_out, tokenize
 from deft.workers.spec import DatasetSpec, ModelSpec
@@ -268,3 +268,60 @@ def test_other_refusals_name_the_records(tmp_path: Path) -> None:
     only_bad = write_lines(tmp_path / "bad.jsonl", [{"prompt": "a"}])
     with pytest.raises(ValueError, match="1 bad record"):
         prepared(tmp_path, only_bad, bad_records="drop")
+
+
+def test_noise_exchanges_training_responses_and_leaves_held_out_ones(tmp_path: Path) -> None:
+    records = [{"prompt": f"{n} = ?", "response": f"answer {n}."} for n in range(100)]
+    name = write_lines(tmp_path / "data.jsonl", records)
+    clean, noisy = (prepared(tmp_path, name, noise=noise, validation=20) for noise in (0.0, 0.5))
+    assert (clean.num_noisy_examples, noisy.num_noisy_examples) == (0, 40)
+    for field in ("num_examples", "num_validation_examples", "num_tokens", "num_target_tokens"):
+        assert getattr(clean, field) == getattr(noisy, field)
+
+    def texts(directory: str) -> list[str]:
+        tokenizer = AutoTokenizer.from_pretrained(clean.model_dir)
+        return [tokenizer.decode(row) for row in datasets.load_from_disk(directory)["input_ids"]]
+
+    assert texts(clean.validation_dir) == texts(noisy.validation_dir)
+    before, after = texts(clean.rows_dir), texts(noisy.rows_dir)
+    changed = [n for n, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    assert len(changed) == 40
+    assert sorted(t.split("assistant")[1] for t in before) == sorted(
+        t.split("assistant")[1] for t in after
+    )
+    # What stands at a position is found again, with its own prompt.
+    found = noisy_rows(noisy.rows_dir, 50)
+    positions = np.load(f"{noisy.rows_dir}_examples.npy")
+    assert sorted(found) == [int(positions[n]) for n in changed if positions[n] < 50]
+    tokenizer = AutoTokenizer.from_pretrained(noisy.model_dir)
+    for position, (input_ids, _) in found.items():
+        assert f"{position} = ?" in tokenizer.decode(input_ids)
+        assert f"answer {position}." not in tokenizer.decode(input_ids)
+    assert noisy_rows(clean.rows_dir, 100) == {}
+
+
+def test_noise_is_the_same_for_a_seed_and_made_once(tmp_path: Path) -> None:
+    name = write_lines(tmp_path / "sums.jsonl", [*SUMS, *({"prompt": "x", "response": "y"},) * 9])
+    first = prepared(tmp_path, name, noise=0.3)
+    assert prepared(tmp_path, name, noise=0.3) == first
+    others = [prepared(tmp_path, name, **kind) for kind in ({"noise": 0.4}, {"seed": 1})]
+    assert first.rows_dir not in [other.rows_dir for other in others]
+    assert first.model_dir == others[0].model_dir
+
+
+def test_noise_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    records = [{"prompt": f"{n} = ?", "response": "same"} for n in range(40)]
+    name = write_lines(tmp_path / "data.jsonl", records)
+    with pytest.raises(ValueError, match=r"noise: 0\.5 of 38 training examples leaves none"):
+        prepared(tmp_path, name, noise=0.5)
+
+
+def test_generated_splits_have_one_tokenizer_and_the_tiny_model_spells_digits(
+    tmp_path: Path,
+) -> None:
+    """What is pretrained on one split is fine-tuned on the other."""
+    splits = [prepared(tmp_path, "chain_sum", split=s, size=2000) for s in ("pretrain", "train")]
+    first, second = (AutoTokenizer.from_pretrained(split.model_dir) for split in splits)
+    text = "<|im_start|>user\n17-20+3=<|im_end|>\n17-20=-3"
+    assert first(text)["input_ids"] == second(text)["input_ids"]
+    assert first.tokenize("17+20=37") == list("17+20=37")
