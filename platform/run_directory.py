@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deft.platform.errors import UserError
-from deft.workers.storage import write_atomic
+from deft.workers.storage import drop_torn_line, write_atomic
 
 
 class RunSpec(Protocol):
@@ -64,27 +64,16 @@ class RunDirectory:
         with self.events_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": _now(), "step": step, "metrics": metrics}) + "\n")
 
-    def events(self, start: int = 0) -> list[dict[str, Any]]:
-        """All events so far, from byte ``start`` of the events file on."""
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far."""
         if not self.events_file.exists():
             return []
         with self.events_file.open("rb") as file:
-            file.seek(start)
             return [json.loads(line) for line in file]
 
     def train_events(self) -> list[dict[str, Any]]:
         """The events of optimiser steps, without those of validations."""
         return [event for event in self.events() if "train/nll" in event["metrics"]]
-
-    def events_size(self) -> int:
-        """Bytes in the events file."""
-        return self.events_file.stat().st_size if self.events_file.exists() else 0
-
-    def _drop_torn_event(self) -> None:
-        """Cut off a last line that a crash left without its end."""
-        if self.events_file.exists():
-            content = self.events_file.read_bytes()
-            os.truncate(self.events_file, content.rfind(b"\n") + 1)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -100,7 +89,7 @@ class RunDirectory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{self.path}: another process is at work on this run") from None
-            self._drop_torn_event()
+            drop_torn_line(self.events_file)
             yield
         finally:
             os.close(descriptor)
