@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds that the end of a run waits for an MLflow that takes nothing."""
 
-PATIENCE_WITH_FAILURE = 5.0
+PATIENCE_WITH_FAILURE = 15.0
 """The same where the run itself failed."""
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
