@@ -359,6 +359,7 @@ def _let_courier_retry() -> None:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     # Read when mlflow is imported; what it would log it also raises.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
