@@ -254,6 +254,22 @@ def landscape(
 
 
 @app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="A run directory, or its name in the root.")],
+    name: Annotated[str, typer.Argument(help="What the model is called in MLflow's registry.")],
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Upload the model that a run trained to MLflow, and register it under a name."""
+    from deft.platform.comparison import find_run
+    from deft.platform.registration import register_model
+    from deft.platform.tracking import default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(root)
+    register_model(find_run(run, root), name, uri, RunConsole())
+
+
+@app.command()
 def ui(
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
