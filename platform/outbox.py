@@ -191,6 +191,7 @@ class Courier(threading.Thread):
         self._failures = 0
         self._moved_at = time.monotonic()
         self._stuck = False
+        self._uploading = False
         self._hurried = False
         self._ended = False
         self._said: set[str] = set()
@@ -236,10 +237,13 @@ class Courier(threading.Thread):
         for entries, offsets in self.outbox.waiting():
             if self._ended:
                 return
+            self._uploading = "artifact" in entries[0]
             try:
                 self._destination.apply(entries)
             except RefusedError:
                 self._deliver_one_by_one(self._destination, entries)
+            finally:
+                self._uploading = False
             self.outbox.mark(offsets)
             self._failures, self._moved_at = 0, time.monotonic()
 
@@ -271,9 +275,10 @@ class Courier(threading.Thread):
             self._changed.notify_all()
             while not self.outbox.has_delivered(size):
                 now = time.monotonic()
-                # After a long time in vain, one more attempt decides.
+                # After a long time in vain, one more attempt decides. A file may take longer than
+                # that to upload; one that no longer moves is given up by what uploads it.
                 tried = self._attempts > attempts or now > began + patience
-                if tried and now > self._moved_at + patience:
+                if tried and not self._uploading and now > self._moved_at + patience:
                     return False
                 self._changed.wait(0.2)
         return True

@@ -6,6 +6,7 @@ here waits for MLflow but the end of a run, for a limited time; see `deft.platfo
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import logging
@@ -120,9 +121,9 @@ class _Queue:
             kept = path.relative_to(self._outbox.directory) if inside else path.absolute()
             self._outbox.append({"artifact": str(kept), "folder": folder})
 
-    def _end(self, status: str, patience: float) -> str | None:
+    def _end(self, status: str, patience: float, time: int | None = None) -> str | None:
         """Queue the end of the run; its MLflow id, or None if not all could be delivered."""
-        self._outbox.append({"status": status, "time": _now()})
+        self._outbox.append({"status": status, "time": time or _now()})
         return self._outbox.delivered.run_id if self._courier.flush(patience) else None
 
 
@@ -135,7 +136,7 @@ class Recorder(_Queue):
     def __init__(
         self, run: RunDirectory, tracking_uri: str, say: Say, *, sweep: str | None = None
     ) -> None:
-        """Nothing is written or sent before the block is entered.
+        """Nothing is sent before the block is entered.
 
         Args:
             run: whose it is; the caller holds its lock.
@@ -270,7 +271,8 @@ class Recorder(_Queue):
             self._send_files(self.run.path / name)
         for name in ("figures", "predictions"):
             self._send_files(self.run.path / name)
-        return self._end("FINISHED", PATIENCE)
+        last = self.run.manifest("evaluate")
+        return self._end("FINISHED", PATIENCE, last["finished_at"] if last else None)
 
     def describe_code(self) -> None:
         """Log the commit, the uncommitted diff and the packages of the process that does it."""
@@ -294,7 +296,7 @@ class SweepRecorder(_Queue):
     """
 
     def __init__(self, directory: Path, name: str, tracking_uri: str, say: Say) -> None:
-        """Nothing is written or sent before the block is entered.
+        """Nothing is sent before the block is entered.
 
         Args:
             directory: of the sweep.
@@ -364,7 +366,11 @@ def _let_courier_retry() -> None:
 
 
 def _origin() -> dict[str, str]:
-    return {"mlflow.user": getpass.getuser(), "mlflow.source.type": "LOCAL"}
+    origin = {"mlflow.source.type": "LOCAL"}
+    # In a container the user may have no name.
+    with contextlib.suppress(KeyError, OSError):
+        origin["mlflow.user"] = getpass.getuser()
+    return origin
 
 
 def _now() -> int:
