@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -384,17 +385,41 @@ def landscape(
 
 
 @app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="A run directory, or its name in the root.")],
+    name: Annotated[str, typer.Argument(help="What the model is called in MLflow's registry.")],
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Upload the model that a run trained to MLflow, and register it under a name."""
+    from deft.platform.comparison import find_run
+    from deft.platform.registration import register_model
+    from deft.platform.tracking import default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(root)
+    register_model(find_run(run, root), name, uri, RunConsole())
+
+
+@app.command()
 def ui(
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:
-    """Open the MLflow UI on the runs."""
-    from deft.platform.tracking import default_tracking_uri
+    """Open the MLflow UI on the runs, those that are still training included."""
+    from deft.platform.tracking import default_tracking_uri, require_tracking_uri
 
     if tracking_uri is None and not (root / "mlflow.db").exists():
         raise UserError(f"{root}: no runs there yet; start one with `deft run`")
     uri = tracking_uri or default_tracking_uri(root)
+    require_tracking_uri(uri)
+    console = RunConsole()
+    if uri.startswith("http"):
+        console.say(f"that server has the UI itself: {uri}")
+        return
+    require_free_port(port)
+    console.say(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    sys.stdout.flush()
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     # One person looks at runs and curves: one worker instead of four, and none of the eight
     # processes that judge traces of LLM calls.
@@ -415,6 +440,17 @@ def doctor(
     uri = tracking_uri or default_tracking_uri(root)
     if not show_diagnosis(root, uri, RunConsole()):
         raise typer.Exit(1)
+
+
+def require_free_port(port: int) -> None:
+    """Raise UserError if nothing can listen on ``port`` of the loopback interface."""
+    with socket.socket() as probe:
+        # As servers do: a port whose last connection is only just closed is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--port {port}: {error}; give another port") from None
 
 
 def main() -> NoReturn:

@@ -22,6 +22,7 @@ from deft.platform.evaluation import (
     Evaluation,
     evaluate_base,
     evaluate_models,
+    finish_record,
     merge_outcomes,
     open_pool,
     record_results,
@@ -30,15 +31,12 @@ from deft.platform.evaluation import (
 )
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ExperimentSpec
-from deft.platform.tracking import Recorder, start_recorder
+from deft.platform.tracking import Recorder, require_tracking_uri
 from deft.platform.training import chosen_checkpoint, fetch_model, fit
 from deft.workers.job import TrainJob
 from deft.workers.prepare import Prepared, prepare
 from deft.workers.records import describe as describe_counts
 from deft.workers.spec import DatasetSpec, ModelSpec
-
-DELIVERY_INTERVAL = 2.0
-"""Seconds between deliveries of training metrics to MLflow."""
 
 STAGES = ("prepare", "train", "evaluate", "record")
 
@@ -67,6 +65,7 @@ def run_experiment(
     pool: Pool | None = None,
     lock_patience: float = 0.0,
     on_validation: Callable[[int, dict[str, float]], None] | None = None,
+    sweep: str | None = None,
 ) -> RunDirectory:
     """Run every stage of ``spec`` that has not finished yet.
 
@@ -79,15 +78,24 @@ def run_experiment(
         pool: warm engines to evaluate with; if none is given the run starts its own.
         lock_patience: seconds to wait for another process that works on the same run.
         on_validation: told the step and the metrics of every validation.
+        sweep: name of the sweep that the run is a cell of, in MLflow a child of the sweep's run.
 
     Raises:
         UserError: the input cannot be used; nothing was written for it.
         StageError: a stage failed; finished stages are kept.
     """
     require_importable(spec.objective)
+    require_tracking_uri(tracking_uri)
     run = RunDirectory(root.resolve(), spec)
     if all(run.manifest(stage) for stage in STAGES):
         console.stage("done", f"every stage of {run.path.name} is finished already")
+        return run
+    if all(run.manifest(stage) for stage in STAGES if stage != "record"):
+        with (
+            run.locked(lock_patience),
+            Recorder(run, tracking_uri, console.say, sweep=sweep) as recorder,
+        ):
+            record_stage(run, str(spec.objective), recorder, console)
         return run
     with ray_cluster(verbose=verbose):
         use_gpu = require_workers(spec.training.min_workers or spec.training.num_workers)
@@ -101,9 +109,10 @@ def run_experiment(
             run.create()
             if run.manifest("prepare") != outputs:
                 run.finish("prepare", outputs)
-            recorder = start_recorder(run, tracking_uri)
-            recorder.describe_data()
-            run_recorded(context, as_prepared(outputs), outputs["items"], recorder)
+            with Recorder(run, tracking_uri, console.say, sweep=sweep) as recorder:
+                recorder.describe_code()
+                recorder.describe_data()
+                run_recorded(context, as_prepared(outputs), outputs["items"], recorder)
     return run
 
 
@@ -120,9 +129,11 @@ def run_recorded(
 ) -> None:
     """Run the stages that MLflow watches; if one fails, so does its MLflow run."""
     stages: dict[str, Callable[[], None]] = {
-        "train": lambda: train_stage(context, prepared, recorder),
+        "train": lambda: train_stage(context, prepared),
         "evaluate": lambda: evaluate_stage(context, prepared, items),
-        "record": lambda: record_stage(context, recorder),
+        "record": lambda: record_stage(
+            context.run, str(context.spec.objective), recorder, context.console
+        ),
     }
     for name, stage in stages.items():
         try:
@@ -217,7 +228,7 @@ def _absolute(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"name": str(path.absolute())}) if path.exists() else spec
 
 
-def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> None:
+def train_stage(context: Context, prepared: Prepared) -> None:
     """Train with Ray Train; the export moves to `model/`, step metrics go to the events."""
     spec, run, console = context.spec, context.run, context.console
     if run.manifest("train"):
@@ -230,15 +241,13 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
         f"{spec.objective} · {num_steps} steps of {training.batch_size} examples · "
         f"{training.num_workers} workers, ZeRO-{training.resolved_zero_stage}",
     )
-    started = delivered_at = time.monotonic()
+    started = time.monotonic()
     # A resumed run repeats the steps since its checkpoint.
     recorded = {(next(iter(e["metrics"])).split("/")[0], e["step"]) for e in run.events()}
-    warned = False
 
     with console.progress("steps") as view:
 
         def handle(event: dict[str, Any]) -> None:
-            nonlocal delivered_at, warned
             kind, step, metrics = event["event"], event["step"], event["metrics"]
             if kind == "train":
                 shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
@@ -253,12 +262,6 @@ def train_stage(context: Context, prepared: Prepared, recorder: Recorder) -> Non
             if kind in ("train", "validation") and (kind, step) not in recorded:
                 recorded.add((kind, step))
                 run.append_event(step, {f"{kind}/{name}": x for name, x in metrics.items()})
-            if time.monotonic() - delivered_at > DELIVERY_INTERVAL:
-                problem = recorder.try_deliver()
-                delivered_at = time.monotonic()
-                if problem and not warned:
-                    warned = True
-                    console.say(f"warning: metrics wait on disk, MLflow does not answer: {problem}")
 
         with event_queue(handle) as events:
             job = TrainJob(
@@ -318,22 +321,17 @@ def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str
     run.finish("evaluate", outcome)
 
 
-def record_stage(context: Context, recorder: Recorder) -> None:
-    """Send MLflow everything that it does not have yet, and close its run."""
-    run, started = context.run, time.monotonic()
-    if run.manifest("record"):
-        return
+def record_stage(
+    run: RunDirectory, objective: str, recorder: Recorder, console: RunConsole
+) -> None:
+    """Queue for MLflow what it does not have yet, and close its run."""
     train, evaluation = run.manifest("train"), run.manifest("evaluate")
     assert train is not None
     assert evaluation is not None
-    steps = {"base": 0, "eval": train["metrics"]["step"]}
-    record_results(recorder, evaluation, steps)
-    draw_dynamics(run, str(context.spec.objective))
-    recorder.finish()
-    run.finish("record", {"mlflow_run_id": recorder.run_id})
-    context.console.stage(
-        "record", f"MLflow run {recorder.run_id} ({time.monotonic() - started:.0f} s)"
-    )
+    recorder.log_model()
+    record_results(recorder, evaluation, {"base": 0, "eval": train["metrics"]["step"]})
+    draw_dynamics(run, objective)
+    finish_record(run, recorder, console)
 
 
 def draw_dynamics(run: RunDirectory, objective: str) -> None:

@@ -29,7 +29,7 @@ from deft.platform.contamination import different_formats
 from deft.platform.errors import StageError, UserError, describe, root_cause
 from deft.platform.run_directory import RunDirectory
 from deft.platform.spec import ModelEvaluationSpec
-from deft.platform.tracking import Recorder, start_recorder
+from deft.platform.tracking import PATIENCE, Recorder, require_tracking_uri
 from deft.workers.prepare import Prepared, prepare_model
 from deft.workers.storage import exclusive, write_atomic
 
@@ -251,8 +251,7 @@ def record_results(
     """
     for label, benchmarks in manifest["results"].items():
         for benchmark, metrics in benchmarks.items():
-            named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
-            recorder.log(steps[label], named, manifest["finished_at"])
+            recorder.log_result(steps[label], label, benchmark, metrics, manifest["finished_at"])
     for label, means in manifest["means"].items():
         named = {f"{label}/mean/{name}": value for name, value in means.items()}
         recorder.log(steps[label], named, manifest["finished_at"])
@@ -274,9 +273,14 @@ def run_evaluation(
         UserError: the input cannot be used; nothing was written for it.
         StageError: something else failed; responses that were generated are kept.
     """
+    require_tracking_uri(tracking_uri)
     run = RunDirectory(root.resolve(), spec)
     if run.manifest("evaluate") and run.manifest("record"):
         console.stage("done", f"{run.path.name} is finished already")
+        return run
+    if run.manifest("evaluate"):
+        with run.locked(), Recorder(run, tracking_uri, console.say) as recorder:
+            record_evaluation(run, recorder, console)
         return run
     cache = root.resolve() / "cache"
     with ray_cluster(verbose=verbose):
@@ -284,8 +288,6 @@ def run_evaluation(
         require_engine(spec.evaluation, use_gpu=use_gpu)
         model_dir, items = prepare_evaluation(spec, cache)
         with run.locked(), open_pool(spec.evaluation, use_gpu=use_gpu, verbose=verbose) as pool:
-            run.create()
-            recorder = start_recorder(run, tracking_uri)
             evaluation = Evaluation(
                 spec=spec.evaluation,
                 models={"eval": model_dir},
@@ -295,27 +297,48 @@ def run_evaluation(
                 use_gpu=use_gpu,
                 pool=pool,
             )
-            try:
-                if not run.manifest("evaluate"):
+            run.create()
+            with Recorder(run, tracking_uri, console.say) as recorder:
+                recorder.describe_code()
+                recorder.describe_evaluation(model_dir, items)
+                try:
                     names = [get_benchmark(b.name).name for b in spec.evaluation.suite]
                     console.stage("evaluate", f"{spec.model.name} · {', '.join(names) or HELDOUT}")
-                    run.finish("evaluate", evaluate_models(evaluation, items))
-                manifest = run.manifest("evaluate")
-                assert manifest is not None
-                record_results(recorder, manifest, {"eval": 0})
-                recorder.finish()
-            except KeyboardInterrupt as error:
-                recorder.fail(error)
-                raise
-            except Exception as error:
-                cause = root_cause(error)
-                recorder.fail(cause)
-                if isinstance(cause, UserError):
-                    raise cause from None
-                raise StageError(f"evaluate: {describe(cause)}") from error
-            run.finish("record", {"mlflow_run_id": recorder.run_id})
-            console.stage("record", f"MLflow run {recorder.run_id}")
+                    outcome = evaluate_models(evaluation, items)
+                    run.finish("evaluate", {**outcome, "items": items})
+                    record_evaluation(run, recorder, console)
+                except KeyboardInterrupt as error:
+                    recorder.fail(error)
+                    raise
+                except Exception as error:
+                    cause = root_cause(error)
+                    recorder.fail(cause)
+                    if isinstance(cause, UserError):
+                        raise cause from None
+                    raise StageError(f"evaluate: {describe(cause)}") from error
     return run
+
+
+def record_evaluation(run: RunDirectory, recorder: Recorder, console: RunConsole) -> None:
+    """Send MLflow the results of an evaluation that has finished, and close its run."""
+    manifest = run.manifest("evaluate")
+    assert manifest is not None
+    record_results(recorder, manifest, {"eval": 0})
+    finish_record(run, recorder, console)
+
+
+def finish_record(run: RunDirectory, recorder: Recorder, console: RunConsole) -> None:
+    """Close the MLflow run. If MLflow takes nothing, the record stage is left for another time."""
+    started = time.monotonic()
+    run_id = recorder.finish()
+    if run_id is None:
+        console.say(
+            f"warning: MLflow took nothing for {PATIENCE:.0f} s; all results are in {run.path}, "
+            "and the same command delivers them when MLflow is there"
+        )
+        return
+    run.finish("record", {"mlflow_run_id": run_id})
+    console.stage("record", f"MLflow run {run_id} ({time.monotonic() - started:.0f} s)")
 
 
 def prepare_evaluation(spec: ModelEvaluationSpec, cache: Path) -> tuple[str, dict[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deft.platform.errors import UserError
-from deft.workers.storage import exclusive, write_atomic
+from deft.workers.storage import drop_torn_line, exclusive, write_atomic
 
 
 class RunSpec(Protocol):
@@ -63,27 +62,16 @@ class RunDirectory:
         with self.events_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": _now(), "step": step, "metrics": metrics}) + "\n")
 
-    def events(self, start: int = 0) -> list[dict[str, Any]]:
-        """All events so far, from byte ``start`` of the events file on."""
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far."""
         if not self.events_file.exists():
             return []
         with self.events_file.open("rb") as file:
-            file.seek(start)
             return [json.loads(line) for line in file]
 
     def train_events(self) -> list[dict[str, Any]]:
         """The events of optimiser steps, without those of validations."""
         return [event for event in self.events() if "train/nll" in event["metrics"]]
-
-    def events_size(self) -> int:
-        """Bytes in the events file."""
-        return self.events_file.stat().st_size if self.events_file.exists() else 0
-
-    def _drop_torn_event(self) -> None:
-        """Cut off a last line that a crash left without its end."""
-        if self.events_file.exists():
-            content = self.events_file.read_bytes()
-            os.truncate(self.events_file, content.rfind(b"\n") + 1)
 
     @contextmanager
     def locked(self, patience: float = 0.0) -> Iterator[None]:
@@ -97,7 +85,7 @@ class RunDirectory:
                 stack.enter_context(exclusive(self.path / ".lock", patience=patience))
             except BlockingIOError:
                 raise UserError(f"{self.path}: another process is at work on this run") from None
-            self._drop_torn_event()
+            drop_torn_line(self.events_file)
             yield
 
 

@@ -93,6 +93,15 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
         for name in ("learning_rate", "grad_norm", "tokens_per_second", "mean_p"):
             assert len(curve(client, run, f"train/{name}")) == len(nll)
 
+        contexts = {data.tags[0].value for data in run.inputs.dataset_inputs}
+        assert contexts == {"training", "validation", "evaluation"}
+        (output,) = run.outputs.model_outputs
+        model = client.get_logged_model(output.model_id)
+        assert model.tags["deft.directory"] == str(root / run.info.run_name / "model")
+        linked = {metric.key: metric.dataset_name for metric in model.metrics}
+        assert linked["eval/figfont/jaro_winkler"] == "figfont"
+        assert not any(name.startswith("base/") for name in linked)
+
         artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
         assert {"spec.json", "events.jsonl", "packages.txt", "predictions", "figures"} <= artifacts
         file = client.download_artifacts(run.info.run_id, "predictions/eval-figfont.parquet")

@@ -88,6 +88,13 @@ def exclusive(path: Path, *, patience: float) -> Iterator[None]:
         os.close(descriptor)
 
 
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a crash left without its end, if there is such a file."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

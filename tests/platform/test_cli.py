@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -41,6 +42,14 @@ def refused(deft: Deft, tmp_path: Path) -> Callable[..., str]:
         (["walk"], "No such command"),
         (["list", "objektives"], "objectives"),
         (["ui"], "no runs there yet"),
+        (["ui", "--tracking-uri", "sqlite:///a.db", "--port", "99999"], "give another port"),
+        (
+            [
+                *("run", "--dataset", "figfont", "--model", "tiny", "--objective", "p"),
+                *("--tracking-uri", "htp://localhost:5000"),
+            ],
+            "Did you mean http?",
+        ),
         (["evaluate"], "Missing option '--model'"),
         (["evaluate", "--model", "smollm2-135m"], "give --benchmarks or --heldout"),
         (["evaluate", "--model", "smollm2", "--benchmarks", "gsm8k"], "Did you mean smollm2-135m?"),
@@ -149,3 +158,17 @@ def test_dropped_records_are_said_and_listed(deft: Deft, tmp_path: Path, ray_add
     assert "warning: left out 1 missing field; listed in" in said
     (listed,) = tmp_path.glob("runs/cache/rows/*/bad_records.jsonl")
     assert json.loads(listed.read_text())["where"] == "sums.jsonl:7"
+
+
+def test_ui_says_that_its_port_is_taken_and_where_a_server_has_its_own(deft: Deft) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = deft("ui", "--tracking-uri", "sqlite:///a.db", "--port", port)
+    assert done.returncode == 2
+    assert f"--port {port}" in done.stderr
+    assert "in use" in done.stderr
+    done = deft("ui", "--tracking-uri", "http://mlflow.example.org:5000")
+    assert done.returncode == 0
+    assert "http://mlflow.example.org:5000" in done.stdout

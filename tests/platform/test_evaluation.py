@@ -15,6 +15,12 @@ import pytest
 from mlflow import MlflowClient
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from deft.platform import tracking
+from deft.platform.console import RunConsole
+from deft.platform.evaluation import run_evaluation
+from deft.platform.loading import load_evaluation
+from deft.platform.run_directory import RunDirectory
+from deft.platform.tracking import Recorder
 from deft.workers.chat import Example
 from deft.workers.models import train_tokenizer
 
@@ -57,6 +63,10 @@ def grade(record):
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "my-model")
+
+
+def save_model(path: Path) -> Path:
     text = "What is 1 + 2? user assistant 0123456789"
     tokenizer = train_tokenizer([Example("0", ({"role": "user", "content": text},), "")])
     config = Qwen2Config(
@@ -69,7 +79,6 @@ def model(tmp_path: Path) -> Path:
         max_position_embeddings=512,
         initializer_range=0.2,
     )
-    path = tmp_path / "my-model"
     Qwen2ForCausalLM(config).save_pretrained(path)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(path)
     return path
@@ -135,6 +144,44 @@ def test_any_model_on_a_benchmark_of_ones_own(
     line = next(line for line in bits.splitlines() if second in line)
     assert "+0.000" in line
     assert "not distinguishable" in line
+
+
+def test_evaluation_of_a_run_is_linked_to_it_even_if_mlflow_was_not_there(
+    make_run: Callable[..., RunDirectory],
+    tmp_path: Path,
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained, uri = make_run(), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    save_model(trained.path / "model")
+    trained.finish("train", {"model": "model", "metrics": {"step": 7}})
+    with Recorder(trained, uri, print) as recorder:
+        recorder.log_model()
+        training_run = recorder.finish()
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text('{"prompt": "What is 1?", "response": "1"}\n')
+    heldout = {"heldout": {"file": str(held_out)}}
+    spec = load_evaluation(trained.path.name, [], {}, heldout, (), tmp_path)
+
+    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    nobody = "http://127.0.0.1:9"
+    run = run_evaluation(spec, tmp_path, RunConsole(), nobody, verbose=False)
+    assert run.manifest("evaluate") is not None
+    assert run.manifest("record") is None
+    monkeypatch.undo()
+    run_evaluation(spec, tmp_path, RunConsole(), uri, verbose=False)
+
+    client = MlflowClient(uri)
+    found = client.get_run(run.manifest("record")["mlflow_run_id"])
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["deft.kind"] == "evaluation"
+    assert found.data.tags["deft.trained_by"] == trained.path.name
+    assert found.data.tags["deft.trained_by_run_id"] == training_run
+    (used,) = found.inputs.model_inputs
+    (made,) = client.get_run(training_run).outputs.model_outputs
+    assert used.model_id == made.model_id
+    measured = {m.key: m.run_id for m in client.get_logged_model(made.model_id).metrics}
+    assert measured["eval/heldout/nll"] == found.info.run_id
 
 
 def interrupt(directory: Path, table: list[dict[str, object]]) -> None:
