@@ -87,6 +87,9 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
         cells[cell.run] = cell
     if not cells:
         raise UserError(f"{file}: exclude leaves no cell")
+    first, *others = (*cells.values(), *models.values())
+    if any(cell.spec.evaluation.engine != first.spec.evaluation.engine for cell in others):
+        raise UserError(f"{file}: all cells share their engines, so evaluation.engine is the same")
     return Plan(spec, file.read_text(encoding="utf-8"), models, tuple(cells.values()))
 
 

@@ -21,6 +21,7 @@ from deft.platform.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.console import RunConsole
 from deft.platform.driver import require_importable
 from deft.platform.evaluation import require_engine
+from deft.platform.tracking import SweepRecorder, require_tracking_uri
 from deft.sweeps.cells import Cell, Plan
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, place
@@ -60,52 +61,86 @@ def run_sweep(
     cells = {cell.run: cell for cell in (*plan.models.values(), *plan.cells)}
     for cell in cells.values():
         require_importable(cell.spec.objective)
+    require_tracking_uri(tracking_uri)
     directory = SweepDirectory.of(plan, root)
-    with ray_cluster(verbose=verbose):
+    name = directory.path.name
+    with ray_cluster(verbose=verbose), directory.locked():
         placement = place_cells(plan)
-        with directory.locked(), ExitStack() as stack:
-            directory.create(plan)
-            finished = sum(directory.is_finished(run) for run in cells)
-            done = f", {finished} finished already" if finished else ""
-            console.stage("sweep", f"{len(cells)} cells{done} · {say(placement)}")
-            view = SweepView(directory, cells, console)
-            pool = None
-            if placement.num_engines:
-                pool = SharedPool(
-                    plan.cells[0].spec.evaluation.engine,
-                    placement.num_engines,
-                    use_gpu=placement.reserved,
-                    reserve=placement.reserved,
-                    verbose=verbose,
-                )
-                stack.enter_context(pool)
-            events = stack.enter_context(event_queue(view.handle))
-            view.bars = stack.enter_context(console.progress("cells"))
-            trial = Trial(
-                root=str(directory.root),
-                sweep=directory.path.name,
-                tracking_uri=tracking_uri,
-                events=events,
-                pool=pool,
-                reports=plan.spec.asha is not None,
-                verbose=verbose,
-                directory=os.getcwd(),
-                python_path=tuple(sys.path),
-            )
-            run_cells(plan, list(plan.models.values()), directory, trial.__call__, placement, view)
-            ready = []
-            for cell in plan.cells:
-                cause = directory.failure(cell.after) if cell.after else None
-                if cause is None:
-                    ready.append(cell)
-                else:
-                    cause = f"the model it starts from failed: {cause}"
-                    directory.forget_failure(cell.run)
-                    directory.fail(cell.run, cause)
-                    view.failed(cell.run, cause)
-            run_cells(plan, ready, directory, trial.__call__, placement, view)
-        write_report(directory.path, directory.root, console)
+        directory.create(plan)
+        finished = [run for run in cells if directory.is_finished(run)]
+        done = f", {len(finished)} finished already" if finished else ""
+        console.stage("sweep", f"{name}: {len(cells)} cells{done} · {say(placement)}")
+        with SweepRecorder(directory.path, name, tracking_uri, console.say) as recorder:
+            recorder.log_params(plan.spec.model_dump(mode="json", exclude={"base", "models"}))
+            for run in finished:
+                recorder.add_cell(directory.root / run)
+            try:
+                run_all(plan, directory, placement, recorder, console, tracking_uri, verbose)
+                report = write_report(directory.path, directory.root, console)
+            except BaseException as error:
+                recorder.fail(error)
+                raise
+            failed = sum(directory.failure(run) is not None for run in cells)
+            recorder.log_metrics({"cells": len(cells), "failed_cells": failed})
+            recorder.log_artifacts(report)
+            if recorder.finish() is None:
+                console.say("warning: MLflow does not answer; the same command delivers later")
     return directory
+
+
+def run_all(
+    plan: Plan,
+    directory: SweepDirectory,
+    placement: Placement,
+    recorder: SweepRecorder,
+    console: RunConsole,
+    tracking_uri: str,
+    verbose: bool,
+) -> None:
+    """Run what comes first, then every cell, on the cluster this process is connected to."""
+    cells = {cell.run: cell for cell in (*plan.models.values(), *plan.cells)}
+    view = SweepView(directory, cells, console)
+    with ExitStack() as stack:
+        pool = None
+        if placement.num_engines:
+            pool = SharedPool(
+                plan.cells[0].spec.evaluation.engine,
+                placement.num_engines,
+                use_gpu=placement.reserved,
+                reserve=placement.reserved,
+                verbose=verbose,
+            )
+            stack.enter_context(pool)
+        events = stack.enter_context(event_queue(view.handle))
+        view.bars = stack.enter_context(console.progress("cells"))
+        trial = Trial(
+            root=str(directory.root),
+            sweep=directory.path.name,
+            tracking_uri=tracking_uri,
+            events=events,
+            pool=pool,
+            reports=plan.spec.asha is not None,
+            verbose=verbose,
+            directory=os.getcwd(),
+            python_path=tuple(sys.path),
+        )
+
+        def ended(run: str) -> None:
+            recorder.add_cell(directory.root / run)
+
+        models = list(plan.models.values())
+        run_cells(plan, models, directory, trial.__call__, placement, view, ended)
+        ready = []
+        for cell in plan.cells:
+            cause = directory.failure(cell.after) if cell.after else None
+            if cause is None:
+                ready.append(cell)
+            else:
+                cause = f"the model it starts from failed: {cause}"
+                directory.forget_failure(cell.run)
+                directory.fail(cell.run, cause)
+                view.failed(cell.run, cause)
+        run_cells(plan, ready, directory, trial.__call__, placement, view, ended)
 
 
 def place_cells(plan: Plan) -> Placement:
@@ -147,8 +182,12 @@ def run_cells(
     trial: Callable[[dict[str, Any]], None],
     placement: Placement,
     view: SweepView,
+    ended: Callable[[str], None],
 ) -> None:
-    """Have Ray Tune run those of ``cells`` that are not finished, each by a call of ``trial``."""
+    """Have Ray Tune run those of ``cells`` that are not finished, each by a call of ``trial``.
+
+    ``ended`` is told the name of each run that has come to an end, whichever.
+    """
     runs = [cell.run for cell in cells if not directory.is_finished(cell.run)]
     if not runs:
         return
@@ -176,7 +215,7 @@ def run_cells(
             name="trials",
             storage_path=str(storage),
             failure_config=tune.FailureConfig(max_failures=plan.spec.retries),
-            callbacks=[_Watch(directory, view)],
+            callbacks=[_Watch(directory, view, ended)],
             verbose=0,
         ),
     )
@@ -203,9 +242,12 @@ def _scheduler(asha: AshaSpec | None) -> TrialScheduler | None:
 class _Watch(TrialProgressCallback):
     """Keeps and shows how trials end; takes the place of Ray Tune's own lines about them."""
 
-    def __init__(self, directory: SweepDirectory, view: SweepView) -> None:
+    def __init__(
+        self, directory: SweepDirectory, view: SweepView, ended: Callable[[str], None]
+    ) -> None:
         self.directory = directory
         self.view = view
+        self.ended = ended
 
     def on_trial_result(self, *_: Any, **__: Any) -> None:
         """How far a trial is, it says itself."""
@@ -218,6 +260,7 @@ class _Watch(TrialProgressCallback):
         run = trial.config["run"]
         if self.directory.is_evaluated(run):
             self.view.finished(run)
+            self.ended(run)
         else:
             self._fail(run, "stopped early: others were ahead of it on held-out examples")
 
@@ -232,3 +275,4 @@ class _Watch(TrialProgressCallback):
         if self.directory.failure(run) is None:
             self.directory.fail(run, otherwise)
         self.view.failed(run, self.directory.failure(run) or otherwise)
+        self.ended(run)

@@ -64,6 +64,7 @@ class Trial:
                 pool=self.pool,
                 lock_patience=LOCK_PATIENCE,
                 on_validation=report_validation if self.reports else None,
+                sweep=self.sweep,
             )
         except Exception as error:
             cause = describe(root_cause(error))

@@ -103,7 +103,9 @@ def measure_trials(number: int, root: Path) -> None:
 
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
-    run_cells(plan, plan.cells, directory, stub, Placement(4, 0, reserved=False), view)
+    run_cells(
+        plan, plan.cells, directory, stub, Placement(4, 0, reserved=False), view, lambda _: None
+    )
     seconds = time.monotonic() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert all(directory.is_finished(cell.run) for cell in plan.cells)

@@ -136,6 +136,17 @@ def test_models_of_the_sweep_come_first(tmp_path: Path) -> None:
         ({"select": {"over": "training.learning_rate"}}, "training.learning_rate is no axis"),
         ({"select": {"over": "seed"}}, "seed is compared, not chosen"),
         ({"grid": {"evaluation.engine.dtype": ["float32"]}}, "all cells share their engines"),
+        (
+            {
+                "overrides": [
+                    {
+                        "match": {"seed": 1},
+                        "set": {"evaluation.engine": {"dtype": "float32"}},
+                    }
+                ]
+            },
+            "all cells share their engines",
+        ),
         ({"gird": {}}, "grid.yaml:21: gird: unknown key; did you mean grid?"),
         ({"base": "nowhere.yaml"}, "nowhere.yaml: No such file"),
         (
