@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -191,6 +192,8 @@ def connect(address: str) -> JobSubmissionClient:
     """
     # Ray lets the environment override the argument, and RAY_ADDRESS need not be a dashboard.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
     except ConnectionError:

@@ -11,7 +11,7 @@ import pytest
 
 from deft.platform.loading import load_spec
 from deft.platform.run_directory import RunDirectory
-from deft.platform.tracking import default_tracking_uri, start_recorder
+from deft.platform.tracking import Recorder, default_tracking_uri
 
 OBJECTIVES = ("original", "p", "Cayley_Trans", "DEFT")
 STEPS = range(1, 41)
@@ -45,12 +45,13 @@ def record(root: Path, objective: str, seed: int) -> str:
     names = {"dataset": "figfont", "model": "tiny", "objective": objective}
     run = RunDirectory(root, load_spec(None, names, [f"seed={seed}"]))
     run.create()
-    for step in STEPS:
-        gates = {"train/mean_gate": gate(objective, step)}
-        run.append_event(step, {"train/nll": nll(objective, seed, step), **gates})
-    recorder = start_recorder(run, default_tracking_uri(root))
-    recorder.log(STEPS[-1], {"eval/figfont/jaro_winkler": gate(objective, seed)}, 1_800_000_000_000)
-    recorder.finish()
+    with Recorder(run, default_tracking_uri(root), pytest.fail) as recorder:
+        for step in STEPS:
+            gates = {"train/mean_gate": gate(objective, step)}
+            run.append_event(step, {"train/nll": nll(objective, seed, step), **gates})
+        result = {"eval/figfont/jaro_winkler": gate(objective, seed)}
+        recorder.log(STEPS[-1], result, 1_800_000_000_000)
+        assert recorder.finish() is not None
     return run.path.name
 
 
