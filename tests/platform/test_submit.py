@@ -202,6 +202,17 @@ def test_sweep_is_told_from_a_run_and_its_exit_code_returned(
     assert re.fullmatch(r"error: job raysubmit_\w+ ended with exit code 2\n", done.stderr)
 
 
+def test_working_directory_that_is_too_large_is_said(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(101 * 1024**2)
+    done = submit("run.yaml")
+    assert done.returncode == 2
+    assert "the cluster does not take the job: " in done.stderr
+    assert f"shipped is {tmp_path}, without what .gitignore" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "answer"),
     [
