@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -73,17 +73,14 @@ def free_ports(number: int) -> list[int]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a head node and whatever it has started, and nothing else."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(family, timeout=5)
-    for child in alive:
-        child.kill()
+    """End a head node and whatever it has started, and nothing else: `ray stop` would end all."""
+    head = psutil.Process(process.pid)
+    family = [head, *head.children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=20)
+    process.wait()
 
 
 @contextmanager
