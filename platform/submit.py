@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -191,6 +192,8 @@ def connect(address: str) -> JobSubmissionClient:
     """
     # Ray lets the environment override the argument, and RAY_ADDRESS need not be a dashboard.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
     except ConnectionError:
@@ -236,7 +239,10 @@ def submit(client: JobSubmissionClient, command: str, working_dir: Path) -> Job:
         except (requests.RequestException, RuntimeError, ValueError, TypeError) as error:
             # The server answers with a traceback; its last line says what it is about.
             *_, cause = str(error).strip().splitlines()
-            raise UserError(f"the cluster does not take the job: {cause}") from None
+            raise UserError(
+                f"the cluster does not take the job: {cause} What is shipped is {working_dir}, "
+                f"without what .gitignore, .rayignore and {ENVIRONMENT_FILE} leave out."
+            ) from None
     return Job(job, client, client.get_address())
 
 

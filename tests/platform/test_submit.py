@@ -184,26 +184,33 @@ def test_job_trains_on_the_cluster_with_this_code_and_its_log_is_followed(
         assert commit == head_commit.stdout.strip()
 
 
-def test_exit_code_of_the_job_is_returned(submit: Submit, tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text(RUN_FILE)  # and no own_objective.py
-    done = submit("run.yaml", "--root", str(tmp_path / "storage"))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "error: objective: " in done.stdout
-    assert "own_objective" in done.stdout
-    assert re.search(r"error: job raysubmit_\w+ ended with exit code 2", done.stderr)
-    assert "Traceback" not in done.stderr
-
-
-def test_sweep_file_is_told_from_a_run_file(submit: Submit, tmp_path: Path) -> None:
+def test_sweep_is_told_from_a_run_and_its_exit_code_returned(
+    submit: Submit, tmp_path: Path
+) -> None:
     (tmp_path / "run.yaml").write_text(RUN_FILE)
     (tmp_path / "sweep.yaml").write_text("base: run.yaml\ngrid: {seed: [0, 1]}\n")
-    done = submit("sweep.yaml", "--root", str(tmp_path / "storage"), "--set", "training.lr=1")
+    root = str(tmp_path / "storage")
+    refused = submit("sweep.yaml", "--root", root, "--set", "training.lr=1")
+    assert refused.returncode == 2
+    assert "training.lr: unknown key" in refused.stderr
+    assert "job" not in refused.stdout
+    # What only the job can find out: there is no own_objective.py.
+    done = submit("sweep.yaml", "--root", root)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "deft.platform.cli sweep sweep.yaml --root" in done.stdout
+    assert "error: objective: objective 'own_objective:nll' cannot be imported" in done.stdout
+    assert re.fullmatch(r"error: job raysubmit_\w+ ended with exit code 2\n", done.stderr)
+
+
+def test_working_directory_that_is_too_large_is_said(submit: Submit, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(101 * 1024**2)
+    done = submit("run.yaml")
     assert done.returncode == 2
-    assert "training.lr: unknown key" in done.stderr
-    # `deft sweep` it is that looks for the module, which is not there.
-    done = submit("sweep.yaml", "--root", str(tmp_path / "storage"))
-    assert "own_objective" in done.stdout
-    assert done.returncode == 2
+    assert "the cluster does not take the job: " in done.stderr
+    assert f"shipped is {tmp_path}, without what .gitignore" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
