@@ -141,6 +141,7 @@ def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
         )
         axis.set_title(name, parse_math=False)
         axis.set_xlim(-0.02, 1.02)
+        axis.set_ylim(bottom=0)
         if index + columns >= len(panels):
             axis.set_xlabel("target probability p")
             axis.tick_params(labelbottom=True)

@@ -27,6 +27,8 @@ _POINT_INCHES = 3.6
 _ROW_INCHES = 0.27
 _START = 0.15
 """Share of the steps that a cropped panel makes no room for."""
+_FEWEST_POINTS = 4
+"""A panel of fewer points is not cropped."""
 _BASELINE_FILL = "#8b9098"
 """Of bars in ink, so that whiskers stay visible on them."""
 
@@ -173,6 +175,8 @@ def _crop_start(axis: Axes, curves: Iterable[Curve]) -> None:
         for curve in curves
         for band in (curve.low, curve.high)
     ]
+    if min(map(len, late)) < _FEWEST_POINTS:
+        return
     low, high = float(min(map(np.min, late))), float(max(map(np.max, late)))
     margin = 0.06 * (high - low) or 0.05 * abs(high)
     axis.set_ylim(low - margin, high + margin)

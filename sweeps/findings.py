@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from deft.objectives.figure_style import Look
-from deft.platform.console import RunConsole
 from deft.sweeps.curves import Curve, read_curves
 from deft.sweeps.figures import looks
 from deft.sweeps.measures import (
@@ -58,25 +57,21 @@ class Findings:
         return f"{what}: {setting.title}" if len(self.sweep.settings) > 1 else what
 
 
-def gather(sweep: Sweep, console: RunConsole) -> Findings:
+def gather(sweep: Sweep) -> Findings:
     """Read the chosen cells one objective after the other, and compare what they say."""
     columns: dict[Setting, dict[str, Column]] = {}
     bases: dict[Setting, Column] = {}
     curves: dict[Setting, dict[str, dict[str, Curve]]] = {}
-    total, done = len(sweep.settings) * len(sweep.objectives), 0
-    with console.progress("objectives") as view:
-        for setting in sweep.settings:
-            columns[setting], curves[setting] = {}, {}
-            by_seed: dict[int, Cell] = {}
-            for objective in sweep.objectives:
-                if cells := sweep.chosen(setting, objective):
-                    columns[setting][objective] = read_column(cells, "eval")
-                    curves[setting][objective] = read_curves(cells, CURVES)
-                    by_seed |= {cell.seed: cell for cell in cells if cell.seed not in by_seed}
-                done += 1
-                view.update("read", done, total)
-            # Any objective's cell will do: they start from the same model.
-            bases[setting] = read_column([by_seed[seed] for seed in sorted(by_seed)], "base")
+    for setting in sweep.settings:
+        columns[setting], curves[setting] = {}, {}
+        by_seed: dict[int, Cell] = {}
+        for objective in sweep.objectives:
+            if cells := sweep.chosen(setting, objective):
+                columns[setting][objective] = read_column(cells, "eval")
+                curves[setting][objective] = read_curves(cells, CURVES)
+                by_seed |= {cell.seed: cell for cell in cells if cell.seed not in by_seed}
+        # Any objective's cell will do: they start from the same model.
+        bases[setting] = read_column([by_seed[seed] for seed in sorted(by_seed)], "base")
     contrasts = compare_all(columns, sweep.baseline)
     gains = gains_over_base(columns, bases)
     intervals = all_intervals(columns)

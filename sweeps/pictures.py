@@ -86,8 +86,8 @@ def bars(findings: Findings) -> list[Block]:
 def curves(findings: Findings, setting: Setting, number: int) -> list[Block]:
     """Learning curves on the yardsticks that all objectives share."""
     caption = (
-        "Means over seeds; bands reach from the lowest seed to the highest. The frames leave out "
-        "where the first steps begin."
+        "Means over seeds; bands reach from the lowest seed to the highest. Frames leave out where "
+        "long curves begin."
     )
     name = f"learning-{number}"
     return _curves(findings, setting, name, LEARNING, "Learning curves", caption, crop=True)

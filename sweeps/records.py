@@ -128,6 +128,7 @@ def reproduction(findings: Findings) -> list[Block]:
             findings.sweep.file,
         ),
         _environment(),
+        Text("The commit, uncommitted changes and all packages of each run are in MLflow with it."),
         *_data(findings),
         _runs(findings),
     ]

@@ -18,6 +18,8 @@ from deft.workers.storage import atomic_file, write_atomic
 
 FEW_SEEDS = 5
 """Below this many, a resample of seeds says too little about them."""
+FEW_ITEMS = 30
+"""Below this many, a bootstrap is not to be trusted far."""
 
 
 def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
@@ -36,7 +38,9 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     Raises:
         UserError: it is no sweep, or damaged.
     """
-    findings = gather(read_sweep(sweep_dir, root), console)
+    sweep = read_sweep(sweep_dir, root)
+    console.stage("report", f"{sweep.count('finished')} of {len(sweep.cells)} cells have finished")
+    findings = gather(sweep)
     document = compose(findings, root.resolve() / "cache")
     out = sweep_dir / "report"
     for picture in document.pictures:
@@ -46,8 +50,7 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     write_atomic(out / "report.md", document.to_markdown())
     _remove_old_figures(out / "figures", {f"{picture.name}.png" for picture in document.pictures})
     _show(findings, console)
-    console.say(f"report: {out / 'report.html'}")
-    console.say(f"        {out / 'report.md'}")
+    console.say(f"report: {out / 'report.html'}, {out / 'report.md'}")
     return out
 
 
@@ -188,6 +191,17 @@ def _methods(findings: Findings) -> Points:
                 "understates how much seeds differ: read intervals as too narrow rather than too "
                 "wide, and look at the single seeds.",
                 lead="Few seeds.",
+            )
+        )
+    smallest = min(
+        (c.num_items for r in findings.results.values() for c in r.contrasts.values()), default=0
+    )
+    if 0 < smallest < FEW_ITEMS:
+        items.append(
+            Text(
+                f"The smallest comparison has {numbers.plural(smallest, 'item')}. With fewer than "
+                f"{FEW_ITEMS} the bootstrap's p is too small more often than it says.",
+                lead="Few items.",
             )
         )
     if any(m.benchmark == HELDOUT for r in findings.results.values() for m in r.measures):

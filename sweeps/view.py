@@ -33,6 +33,7 @@ class SweepView:
         self.bars: ProgressView | None = None
         self._done = sum(directory.is_finished(run) for run in cells)
         self._started: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
         self._began = time.monotonic()
         self._lock = threading.Lock()
 
@@ -43,7 +44,7 @@ class SweepView:
             name = describe(self.cells[run])
             if event["event"] == "warning":
                 self.console.say(f"warning: {name}: {event['text']}")
-            elif event["event"] == "stage" and run not in self._started:
+            elif event["event"] == "stage" and run not in self._started | self._seconds:
                 self._started[run] = time.monotonic()
                 self.console.say(f"          started   {name}")
             elif event["event"] == "progress" and self._has_bars:
@@ -65,7 +66,9 @@ class SweepView:
     def _ended(self, run: str, how: str, what: str) -> None:
         with self._lock:
             self._done += 1
+            # Events of a cell may still be on their way when Ray Tune knows that it is over.
             seconds = time.monotonic() - self._started.pop(run, self._began)
+            self._seconds[run] = seconds
             name = describe(self.cells[run])
             self.console.say(f"          {how:<9} {name} ({seconds:.0f} s)  {what}".rstrip())
             if self.bars is not None:

@@ -280,8 +280,8 @@ def console() -> RunConsole:
     return RunConsole(Console(quiet=True))
 
 
-def findings_of(disk: Disk, console: RunConsole) -> Findings:
-    return gather(read_sweep(disk.directory, disk.root), console)
+def findings_of(disk: Disk) -> Findings:
+    return gather(read_sweep(disk.directory, disk.root))
 
 
 def texts(table: Table | None) -> dict[str, list[str]]:
@@ -293,8 +293,8 @@ def texts(table: Table | None) -> dict[str, list[str]]:
 AVG = Measure("figfont", "figfont, avg@1")
 
 
-def test_scores_are_what_the_chosen_cells_say(trial: Disk, console: RunConsole) -> None:
-    findings = findings_of(trial, console)
+def test_scores_are_what_the_chosen_cells_say(trial: Disk) -> None:
+    findings = findings_of(trial)
     plain, hostile = findings.sweep.settings
     assert plain.title == "figfont · tiny"
     # DEFT's cells at its own best rate: 42 and 43 of 60 right; the baseline's 24 and 25.
@@ -333,8 +333,8 @@ def test_scores_are_what_the_chosen_cells_say(trial: Disk, console: RunConsole) 
     assert console_rows["p"][3:] == ["+0.017", "≈"]
 
 
-def test_answer_is_said_in_words(trial: Disk, console: RunConsole) -> None:
-    (first, second) = answers(findings_of(trial, console)).items
+def test_answer_is_said_in_words(trial: Disk) -> None:
+    (first, second) = answers(findings_of(trial)).items
     assert first.lead == "figfont · tiny:"
     assert first.text.startswith(
         "DEFT scores best, 0.708 against 0.408 of original (figfont, avg@1): a difference of +0.300"
@@ -344,14 +344,12 @@ def test_answer_is_said_in_words(trial: Disk, console: RunConsole) -> None:
     assert HOSTILE in second.lead
 
 
-def test_no_difference_is_said_with_what_would_have_been_found(
-    disk: Disk, console: RunConsole
-) -> None:
+def test_no_difference_is_said_with_what_would_have_been_found(disk: Disk) -> None:
     for objective, number in (("original", 30), ("p", 32)):
         run = disk.add_cell(objective, 0)
         finish_cell(run, {"figfont": right(number)}, {"figfont": right(3)}, nll=2.0)
     disk.write(axes=["objective", "seed"])
-    findings = findings_of(disk, console)
+    findings = findings_of(disk)
     (setting,) = findings.sweep.settings
     found = findings.results[setting].contrasts["p", AVG]
     # One seed, right or wrong: two items that one alone has right are McNemar's 2 · (1/2)².
@@ -363,19 +361,19 @@ def test_no_difference_is_said_with_what_would_have_been_found(
     assert f"With 60 items a true difference of {detectable:.3f} would be found" in answer.text
 
 
-def test_baseline_may_be_the_best(disk: Disk, console: RunConsole) -> None:
+def test_baseline_may_be_the_best(disk: Disk) -> None:
     for objective, number in (("DEFT", 10), ("original", 50), ("p", 49)):
         run = disk.add_cell(objective, 0)
         finish_cell(run, {"figfont": right(number)}, {"figfont": right(3)}, nll=2.0)
     disk.write(axes=["objective", "seed"])
-    (answer,) = answers(findings_of(disk, console)).items
+    (answer,) = answers(findings_of(disk)).items
     assert answer.text.startswith("no objective scores better than original, 0.833")
     assert "The next is p with a difference of −0.017" in answer.text
     assert answer.text.endswith("Worse: DEFT.")
 
 
-def test_gain_forgetting_and_rates(trial: Disk, console: RunConsole) -> None:
-    findings = findings_of(trial, console)
+def test_gain_forgetting_and_rates(trial: Disk) -> None:
+    findings = findings_of(trial)
     setting = findings.sweep.settings[0]
     forgotten = texts(forgetting_table(findings, setting))
     # 42.5 − 3 of 60 items gained; 20 and 18 of 40 general items instead of 20.
@@ -389,7 +387,7 @@ def test_gain_forgetting_and_rates(trial: Disk, console: RunConsole) -> None:
     assert rows["DEFT", "figfont, avg@1"] == ["0.708", truncated, truncated, "0.000", "0.000"]
 
 
-def test_rate_is_chosen_by_the_rule(trial: Disk, console: RunConsole) -> None:
+def test_rate_is_chosen_by_the_rule(trial: Disk) -> None:
     sweep = read_sweep(trial.directory, trial.root)
     plain, hostile = sweep.settings
     chosen = {(c.setting, c.objective): c.value for c in sweep.candidates if c.chosen}
@@ -580,12 +578,12 @@ def test_report_of_a_sweep_that_has_just_begun(disk: Disk, console: RunConsole) 
     assert not (report / "figures" / "learning-9.png").exists()
 
 
-def test_without_benchmarks_held_out_loss_decides(disk: Disk, console: RunConsole) -> None:
+def test_without_benchmarks_held_out_loss_decides(disk: Disk) -> None:
     for objective, bits in (("original", (4.0, 5.0)), ("DEFT", (3.0, 4.0))):
         run = disk.add_cell(objective, 0)
         finish_cell(run, {}, {}, nll=2.0, bits=bits)
     disk.write(axes=["objective", "seed"])
-    (answer,) = answers(findings_of(disk, console)).items
+    (answer,) = answers(findings_of(disk)).items
     assert "DEFT scores best, 3.500 against 4.500 of original" in answer.text
     assert "lower is better" in answer.text
 
