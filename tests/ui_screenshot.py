@@ -38,6 +38,8 @@ FLAGS = [
     "--disable-sync",
 ]
 CHARTS = ("train/nll", "train/mean_gate")
+RUNS = "params.objective != ''"
+"""Leaves out the parent run of a sweep, which has no curves."""
 PATIENCE = 60
 """Seconds until the server has to answer, or the page to show what is waited for."""
 
@@ -97,7 +99,7 @@ def browser_page() -> Iterator[Page]:
             browser.close()
 
 
-def open_runs(page: Page, address: str, query: str = "") -> None:
+def open_runs(page: Page, address: str, query: str = RUNS) -> None:
     """Open the charts of all runs, as a person does who trains models."""
     page.goto(f"{address}/#/experiments")
     page.get_by_text("Model training", exact=True).click()
@@ -107,6 +109,8 @@ def open_runs(page: Page, address: str, query: str = "") -> None:
     page.goto(
         f"{address}/#/experiments/{experiment}/runs"
         f"?compareRunsMode=CHART&searchFilter={quote(query)}"
+        # In order of time MLflow would add the parent of what is found.
+        f"&orderByKey={quote('params.`objective`')}&orderByAsc=true"
     )
     close = page.get_by_role("button", name="Close", exact=True)  # MLflow's assistant
     close.or_(page.get_by_label("Select all runs")).first.wait_for()
@@ -136,7 +140,7 @@ def show_charts(page: Page, metrics: Sequence[str]) -> None:
     page.mouse.move(handle["x"] + 5, handle["y"] + 5)
     page.mouse.down()
     page.mouse.move(handle["x"] + 90, handle["y"] + 60, steps=5)
-    page.mouse.move(handle["x"] + 180, handle["y"] + 130, steps=5)
+    page.mouse.move(handle["x"] + 180, handle["y"] + 80, steps=5)
     page.mouse.up()
     page.mouse.move(5, 5)
 
@@ -156,7 +160,7 @@ def main() -> None:
     )
     parser.add_argument("root", type=Path, help="run root")
     parser.add_argument("out", type=Path, help="PNG file")
-    parser.add_argument("--filter", default="", help="which runs, in MLflow's search syntax")
+    parser.add_argument("--filter", default=RUNS, help="which runs, in MLflow's search syntax")
     arguments = parser.parse_args()
     if find_browser() is None:
         sys.exit(f"error: no Chromium here (looked for {', '.join(BROWSERS)})")
