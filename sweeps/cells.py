@@ -87,8 +87,8 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
         cells[cell.run] = cell
     if not cells:
         raise UserError(f"{file}: exclude leaves no cell")
-    first, *others = (*cells.values(), *models.values())
-    if any(cell.spec.evaluation.engine != first.spec.evaluation.engine for cell in others):
+    engines = [cell.spec.evaluation.engine for cell in (*cells.values(), *models.values())]
+    if any(engine != engines[0] for engine in engines):
         raise UserError(f"{file}: all cells share their engines, so evaluation.engine is the same")
     return Plan(spec, file.read_text(encoding="utf-8"), models, tuple(cells.values()))
 

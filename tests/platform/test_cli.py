@@ -11,6 +11,8 @@ from subprocess import CompletedProcess
 import pytest
 
 from deft.objectives.catalog import CATALOG
+from deft.platform.loading import load_spec
+from deft.platform.run_directory import RunDirectory
 from deft.workers.models import MODELS
 
 Deft = Callable[..., CompletedProcess[str]]
@@ -144,15 +146,19 @@ def test_more_workers_than_the_cluster_has_are_refused(
     assert "64 workers need as many CPUs, the Ray cluster has 4" in said
 
 
-def test_dropped_records_are_said_and_listed(deft: Deft, tmp_path: Path, ray_address: str) -> None:
+def test_dropped_records_are_said_and_listed(
+    deft: Deft, tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [f'{{"prompt": "{n} + 1", "response": "{n + 1}"}}' for n in range(40)]
     lines[6] = '{"promt": "2 + 2", "response": "4"}'
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     (tmp_path / "run.yaml").write_text("dataset: {name: sums.jsonl, bad_records: drop}" + SMALL)
-    # It stops after the data: MLflow cannot be reached.
-    arguments = ["run", "run.yaml", "--tracking-uri", "http://127.0.0.1:9"]
-    done = deft(*arguments, RAY_ADDRESS=ray_address, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
-    assert done.returncode == 1
+    monkeypatch.chdir(tmp_path)
+    # It stops after the data: somebody else is at work on the run.
+    with RunDirectory(tmp_path / "runs", load_spec(Path("run.yaml"))).locked():
+        done = deft("run", "run.yaml", RAY_ADDRESS=ray_address)
+    assert done.returncode == 2
+    assert "another process is at work on this run" in done.stderr
     assert "38 examples, 1 held out, 1 bad" in done.stdout
     said = " ".join(done.stdout.split())
     assert "warning: left out 1 missing field; listed in" in said
