@@ -117,6 +117,8 @@ def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
         raise ValueError("no landscape to draw; give at least one objective")
     norms = torch.cat([panel.gradient_norm for panel in panels.values()])
     largest = float(norms.max()) if len(norms) and float(norms.max()) > 0 else 1.0
+    entropies = torch.cat([panel.entropy for panel in panels.values()])
+    highest = float(entropies.max()) if len(entropies) and float(entropies.max()) > 0 else 1.0
     scale = LogNorm(vmin=1e-3 * largest, vmax=largest, clip=True)
     columns = min(len(panels), _PANELS_IN_A_ROW)
     rows = -(-len(panels) // columns)
@@ -141,7 +143,7 @@ def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
         )
         axis.set_title(name, parse_math=False)
         axis.set_xlim(-0.02, 1.02)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(-0.03 * highest, 1.06 * highest)
         if index + columns >= len(panels):
             axis.set_xlabel("target probability p")
             axis.tick_params(labelbottom=True)

@@ -8,9 +8,10 @@ from deft.evaluators.spec import GENERAL
 from deft.evaluators.statistics import Interval
 from deft.platform.comparison import RATES
 from deft.sweeps import numbers
+from deft.sweeps.contrasts import Contrast, Results
 from deft.sweeps.document import Entry, Points, Table, Text
 from deft.sweeps.findings import Findings
-from deft.sweeps.measures import Column, Contrast, Measure, Results, Scores
+from deft.sweeps.measures import Column, Measure, Scores
 from deft.sweeps.results import Setting
 
 BASE = "base model"

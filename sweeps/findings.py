@@ -7,18 +7,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from deft.objectives.figure_style import Look
+from deft.sweeps.contrasts import Results, all_intervals, compare_all, gains_over_base
 from deft.sweeps.curves import Curve, read_curves
 from deft.sweeps.figures import looks
-from deft.sweeps.measures import (
-    Column,
-    Measure,
-    Results,
-    all_intervals,
-    compare_all,
-    gains_over_base,
-    in_order,
-    read_column,
-)
+from deft.sweeps.measures import Column, Measure, in_order, read_column
 from deft.sweeps.results import Cell, Setting, Sweep
 
 Value = TypeVar("Value")

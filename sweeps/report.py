@@ -10,9 +10,9 @@ from deft.evaluators.comparison import LEVEL
 from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
 from deft.sweeps import answers, numbers, pictures, records
+from deft.sweeps.contrasts import num_resamples
 from deft.sweeps.document import Block, Document, Points, Section, Table, Text
 from deft.sweeps.findings import Findings, gather
-from deft.sweeps.measures import num_resamples
 from deft.sweeps.results import Setting, Sweep, read_sweep
 from deft.workers.storage import atomic_file, write_atomic
 

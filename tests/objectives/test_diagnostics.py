@@ -107,6 +107,8 @@ def test_landscapes_wrap_after_four() -> None:
     figure = draw_landscapes({f"objective {i} $x_{{": panel for i in range(6)})
     drawn = [axis for axis in figure.axes if axis.get_title().startswith("objective")]
     assert len(drawn) == 6
+    low, high = drawn[0].get_ylim()
+    assert low < 0 < 1 < high, "the one token, of entropy 1, lies within the frame"
     positions = [axis.get_subplotspec() for axis in drawn]
     assert [(p.rowspan.start, p.colspan.start) for p in positions if p is not None] == [
         (0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1),

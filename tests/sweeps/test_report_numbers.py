@@ -13,19 +13,11 @@ from hypothesis import strategies as st
 from deft.evaluators import statistics
 from deft.evaluators.spec import GENERAL, HELDOUT
 from deft.sweeps import numbers
+from deft.sweeps.contrasts import contrast, num_resamples, paired
 from deft.sweeps.curves import MOST_POINTS, _over_seeds, _thin
 from deft.sweeps.document import Document, Entry, Listing, Section, Table, escape_markdown
 from deft.sweeps.figures import looks, spread
-from deft.sweeps.measures import (
-    MEAN,
-    Measure,
-    Scores,
-    contrast,
-    in_order,
-    mean_over_benchmarks,
-    num_resamples,
-    paired,
-)
+from deft.sweeps.measures import MEAN, Measure, Scores, in_order, mean_over_benchmarks
 
 
 def scores(values: list[list[float]], *, seeds: tuple[int, ...] = (), prefix: str = "i") -> Scores:
