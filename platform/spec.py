@@ -17,7 +17,7 @@ from deft.workers.chat import PROMPT_STYLES
 from deft.workers.datasets import digest_files
 from deft.workers.names import unknown_name
 from deft.workers.records import SUFFIXES
-from deft.workers.spec import DatasetField, ModelField, TrainingSpec
+from deft.workers.spec import DatasetField, ModelField, ModelSpec, TrainingSpec
 
 
 class ExperimentSpec(BaseModel):
@@ -51,11 +51,10 @@ class ExperimentSpec(BaseModel):
     def content_hash(self) -> str:
         """Ten hexadecimal digits that change with any setting, and with a data file's content.
 
-        Of a model in a local directory the content counts, and not where it lies.
+        Where a local model lies does not count, see `model_identity`.
         """
         settings = self.model_dump(mode="json")
-        if (directory := self.model.local_path) is not None:
-            settings["model"]["name"] = content_digest(directory)
+        settings["model"]["name"] = model_identity(self.model)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         if (path := self.dataset.local_path) is not None:
             digest.update(digest_files(path).encode())
@@ -104,6 +103,20 @@ class ModelEvaluationSpec(BaseModel):
         if Path(self.model.name).is_dir():
             digest.update(fingerprint(Path(self.model.name)).encode())
         return f"{self.name}-{digest.hexdigest()[:10]}"
+
+
+def model_identity(model: ModelSpec) -> str:
+    """What tells a model from others, wherever it lies.
+
+    The model of a run, ``…/<run>/model``, is known by the run's name, which holds the hash of all
+    that made it; the run need not have finished, nor even begun. Any other directory is known by
+    its content, a name of the catalog or the hub by itself.
+    """
+    path = Path(model.name).absolute()
+    is_run = path.name == "model" and re.fullmatch(r".+-[0-9a-f]{10}", path.parent.name)
+    if is_run and (not path.exists() or (path.parent / "spec.json").is_file()):
+        return f"{path.parent.name}/model"
+    return content_digest(path) if model.local_path is not None else model.name
 
 
 def _canonical(objective: Any) -> Any:

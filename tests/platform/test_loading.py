@@ -8,7 +8,8 @@ import pytest
 
 from deft.platform.errors import UserError
 from deft.platform.loading import load_spec, merge
-from deft.platform.spec import ExperimentSpec
+from deft.platform.spec import ExperimentSpec, model_identity
+from deft.workers.spec import ModelSpec
 
 QUICKSTART = "dataset: figfont\nmodel: tiny\nobjective: DEFT\n"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -76,19 +77,36 @@ def test_hash_changes_with_any_setting_and_with_the_data(tmp_path: Path) -> None
     assert first != load_spec(file).content_hash()
 
 
-def test_hash_follows_the_content_of_a_model_and_not_its_place(tmp_path: Path) -> None:
-    def spec_of(model: Path) -> ExperimentSpec:
-        return load_spec(None, {"dataset": "figfont", "model": str(model), "objective": "DEFT"})
+def with_model(model: Path) -> ExperimentSpec:
+    return load_spec(None, {"dataset": "figfont", "model": str(model), "objective": "DEFT"})
 
-    models = [tmp_path / root / "strong-0123456789" / "model" for root in ("here", "there")]
+
+def test_hash_follows_the_content_of_a_model_and_not_its_place(tmp_path: Path) -> None:
+    models = [tmp_path / place / "strong" for place in ("here", "there")]
     for model in models:
         model.mkdir(parents=True)
         (model / "model.safetensors").write_bytes(b"weights")
-    here, there = map(spec_of, models)
+    here, there = (with_model(model).run_name for model in models)
+    assert here == there
+    (models[1] / "model.safetensors").write_bytes(b"Weights")
+    assert here == with_model(models[0]).run_name != with_model(models[1]).run_name
+
+
+def test_model_of_a_run_is_known_by_the_run_before_it_is_there(tmp_path: Path) -> None:
+    runs = [tmp_path / root / "strong-0123456789" for root in ("here", "there")]
+    planned = {model_identity(ModelSpec.model_construct(name=str(r / "model"))) for r in runs}
+    assert planned == {"strong-0123456789/model"}
+    for run, weights in zip(runs, (b"weights", b"others"), strict=True):
+        (run / "model").mkdir(parents=True)
+        (run / "model" / "model.safetensors").write_bytes(weights)
+        (run / "spec.json").write_text("{}")
+    here, there = (with_model(run / "model") for run in runs)
+    assert {model_identity(here.model), model_identity(there.model)} == planned
     assert here.run_name == there.run_name
     assert here.name == "figfont-strong-0123456789-DEFT"
-    (models[1] / "model.safetensors").write_bytes(b"Weights")
-    assert here.content_hash() == spec_of(models[0]).content_hash() != there.content_hash()
+    # It is no run's if there is no run: then its content counts.
+    (runs[0] / "spec.json").unlink()
+    assert model_identity(here.model) not in planned
 
 
 def test_noise_is_part_of_the_hash(tmp_path: Path) -> None:
