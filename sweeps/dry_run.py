@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deft.platform.console import RunConsole
@@ -51,7 +51,8 @@ def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[st
         rows.append(["models first", ", ".join(plan.models)])
     if len(left) < len(runs):
         rows.append(["finished already", f"{len(runs) - len(left):,}"])
-    rows += cost_rows(left, root)
+    trained_from = {cell.run: cell.spec.model.name for cell in plan.models.values()}
+    rows += cost_rows(left, trained_from, root)
     if plan.spec.budget is not None:
         rows.append(["budget", f"{plan.spec.budget.tokens:,} training tokens for every cell"])
     if plan.spec.select is not None:
@@ -61,8 +62,14 @@ def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[st
     return rows
 
 
-def cost_rows(cells: Sequence[Cell], root: Path) -> list[list[str]]:
-    """Training tokens and GPU-hours of ``cells``, as far as sizes are known without the hub."""
+def cost_rows(
+    cells: Sequence[Cell], trained_from: Mapping[str, str], root: Path
+) -> list[list[str]]:
+    """Training tokens and GPU-hours of ``cells``, as far as sizes are known without the hub.
+
+    ``trained_from`` names what the models of the sweep's own are trained from, by their runs: those
+    need not be there yet.
+    """
     tokens, hours, unknown = 0, [0.0 for _ in CARDS], 0
     known: dict[str, tuple[int, list[float]] | None] = {}
     for cell in cells:
@@ -70,7 +77,8 @@ def cost_rows(cells: Sequence[Cell], root: Path) -> list[list[str]]:
         # Objective and seed change nothing about the cost, and there are many of them.
         key = spec.model_dump_json(include={"dataset", "model", "training"})
         if key not in known:
-            data, model = data_size(spec, root), architecture_of(spec.model.name)
+            name = trained_from[cell.after] if cell.after else spec.model.name
+            data, model = data_size(spec, root), architecture_of(name)
             known[key] = None
             if data is not None and model is not None:
                 count = trained_tokens(spec.training, data)

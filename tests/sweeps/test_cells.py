@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
+from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.loading import load_spec
 from deft.platform.presets import PAPER_RUNS
 from deft.sweeps.cells import Plan, load_sweep
 from deft.sweeps.directory import SweepDirectory
+from deft.sweeps.dry_run import show_sweep
 
 BASE = {
     "dataset": {"name": "figfont", "size": 400},
@@ -191,3 +195,16 @@ def test_the_papers_grid_is_its_tables(tmp_path: Path) -> None:
     assert objectives == {"original", "p", "EAFT", "Cayley_Trans", "DEFT"}
     for cell in plan.cells:
         assert cell.spec.evaluation.protocol == "paper"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "continuum", "paper"])
+def test_ready_grids_are_planned(tmp_path: Path, name: str) -> None:
+    plan = load_sweep(Path(__file__).parents[2] / "sweeps" / f"{name}.yaml", tmp_path)
+    console = RunConsole(Console(file=StringIO(), width=200))
+    show_sweep(plan, tmp_path, console)
+    file = console.console.file
+    assert isinstance(file, StringIO)
+    said = file.getvalue()
+    assert f"cells of {name}-" in said
+    assert "not counting" not in said
+    assert f"{len(plan.cells) + len(plan.models)} cells, " in said
