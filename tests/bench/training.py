@@ -104,6 +104,22 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def matrix_product_flops(options: argparse.Namespace) -> float:
+    """Operations per second of plain matrix products: what this machine can do at the very most."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 2048
+    left = torch.randn(size, size, device=device, dtype=dtype_of(options))
+    best = float("inf")
+    for _ in range(10):
+        began = time.perf_counter()
+        value = (left @ left)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - began)
+        assert value == value
+    return 2 * size**3 / best
+
+
 class Stopwatch:
     """Where the time of a training process goes: exclusive seconds by name, nested calls apart."""
 
@@ -203,6 +219,8 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
             "tokens_per_second": sum(step["target_tokens"] for step in others) / seconds,
             "memory": peak_memory(),
             "breakdown": dict(watch.seconds) | {"all": seconds},
+            "all_tokens_per_second": len(others) * config["tokens_per_step"] / seconds,
+            "product_flops": matrix_product_flops(options),
         }
         Path(config["out"]).write_text(json.dumps(result))
 
@@ -211,7 +229,12 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         TorchTrainer(
             loop,
-            train_loop_config={"job": job, "out": str(out), "threads": options.threads},
+            train_loop_config={
+                "job": job,
+                "out": str(out),
+                "threads": options.threads,
+                "tokens_per_step": prepared.num_tokens / options.steps,
+            },
             scaling_config=ray.train.ScalingConfig(num_workers=1),
             run_config=ray.train.RunConfig(storage_path=directory),
         ).fit()
@@ -369,6 +392,25 @@ def report(results: dict[str, dict[str, Any]]) -> None:
         print(f"| {name} | {seconds / total:.1%} |")
 
 
+def report_flops(ours: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the model's own operations per second and their share of the possible (MFU)."""
+    from deft.platform.dry_run import architecture_of
+    from deft.platform.plan import training_flops
+    from deft.workers.spec import TrainingSpec
+
+    architecture = architecture_of(options.model)
+    if architecture is None:
+        return
+    head = 6.0 * architecture.vocab_size * architecture.hidden_size  # for targets alone
+    below = training_flops(architecture, TrainingSpec(), 1) - head
+    flops = below * ours["all_tokens_per_second"] + head * ours["tokens_per_second"]
+    print(
+        f"\n{flops / 1e9:,.0f} GFLOP/s of the model's own operations (6 for each parameter and "
+        f"token), {flops / ours['product_flops']:.0%} of plain {options.dtype} matrix products "
+        "in the same process"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m", help="see `deft list models`")
@@ -418,6 +460,7 @@ def main() -> None:
                 flush=True,
             )
     report(results)
+    report_flops(results.get(OURS) or results[EAGER], options)
 
 
 if __name__ == "__main__":
