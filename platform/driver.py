@@ -23,10 +23,12 @@ from deft.platform.evaluation import (
     evaluate_base,
     evaluate_models,
     finish_record,
+    measure_heldout,
     merge_outcomes,
     open_pool,
     record_results,
     require_engine,
+    shown_events,
     warn_of_other_formats,
 )
 from deft.platform.run_directory import RunDirectory
@@ -314,6 +316,9 @@ def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str
             pool=pool,
         )
         trained = replace(base, models={"eval": str(run.path / "model")})
+        # An engine, once started, keeps its devices: there may be none left for this then.
+        with shown_events(console) as events:
+            trained = replace(trained, losses=measure_heldout(trained, events))
         outcome = merge_outcomes(
             evaluate_base(base, items, context.cache), evaluate_models(trained, items)
         )

@@ -52,6 +52,8 @@ class Evaluation:
     use_gpu: bool
     pool: Pool
     """Engines that generate."""
+    losses: Mapping[str, Mapping[str, float]] | None = None
+    """What `measure_heldout` found before any engine took its devices, if it was called."""
     validation_dir: str | None = None
     """Held-out rows, as the prepare stage leaves them."""
 
@@ -147,34 +149,21 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
     prompts: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
     tables: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
     totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0, "work_seconds": 0.0}
-    with evaluation.console.progress("responses") as view:
-
-        def handle(event: dict[str, Any]) -> None:
-            if event["event"] == "eval_progress":
-                name = f"{event['benchmark']}, {event['model']}"
-                view.update(name, event["done"], event["total"])
-            elif event["event"] == "engine_ready":
-                how = "started" if event["how"] == "started" else "took over the weights"
-                evaluation.console.say(f"          engine {how} in {event['seconds']:.1f} s")
-            elif event["event"] == "waiting_for_devices":
-                need = ", ".join(f"{amount:g} {kind}" for kind, amount in event["needed"].items())
-                evaluation.console.say(f"          waiting for {need} to become free")
-            elif event["event"] == "evaluator_died":
-                name = f"{event['benchmark']}, {event['model']}"
-                evaluation.console.say(f"          {name}: evaluator lost, another goes on")
-
-        with event_queue(handle) as events:
-            for label, losses in measure_heldout(evaluation, events).items():
-                results[label][HELDOUT] = losses
-            for job, result in generate(evaluation, items, events):
-                results[job.label][job.name] = result["metrics"]
-                prompts[job.label][job.name] = result["prompt"]
-                tables[job.label][job.name] = {
-                    "path": str(job.predictions.relative_to(evaluation.out)),
-                    "headline": get_benchmark(job.benchmark.name).headline,
-                }
-                for name in totals:
-                    totals[name] += result[name]
+    with shown_events(evaluation.console) as events:
+        losses = evaluation.losses
+        if losses is None:
+            losses = measure_heldout(evaluation, events)
+        for label, measured in losses.items():
+            results[label][HELDOUT] = dict(measured)
+        for job, result in generate(evaluation, items, events):
+            results[job.label][job.name] = result["metrics"]
+            prompts[job.label][job.name] = result["prompt"]
+            tables[job.label][job.name] = {
+                "path": str(job.predictions.relative_to(evaluation.out)),
+                "headline": get_benchmark(job.benchmark.name).headline,
+            }
+            for name in totals:
+                totals[name] += result[name]
     named = {get_benchmark(benchmark.name).name for benchmark in evaluation.spec.benchmarks}
     means = {
         label: mean_over_benchmarks({name: found[name] for name in found if name in named})
@@ -189,6 +178,29 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
         **totals,
         "seconds": time.monotonic() - started,
     }
+
+
+@contextmanager
+def shown_events(console: RunConsole) -> Iterator[Queue]:
+    """A queue whose events are shown: those of evaluators and of `measure_heldout`."""
+    with console.progress("responses") as view:
+
+        def handle(event: dict[str, Any]) -> None:
+            if event["event"] == "eval_progress":
+                name = f"{event['benchmark']}, {event['model']}"
+                view.update(name, event["done"], event["total"])
+            elif event["event"] == "engine_ready":
+                how = "started" if event["how"] == "started" else "took over the weights"
+                console.say(f"          engine {how} in {event['seconds']:.1f} s")
+            elif event["event"] == "waiting_for_devices":
+                need = ", ".join(f"{amount:g} {kind}" for kind, amount in event["needed"].items())
+                console.say(f"          waiting for {need} to become free")
+            elif event["event"] == "evaluator_died":
+                name = f"{event['benchmark']}, {event['model']}"
+                console.say(f"          {name}: evaluator lost, another goes on")
+
+        with event_queue(handle) as events:
+            yield events
 
 
 def generate(
