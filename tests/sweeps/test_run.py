@@ -131,12 +131,13 @@ def kill_after_a_cell(file: Path, root: Path, ray_address: str) -> dict[Path, in
 
 
 def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> None:
-    """With a trial that only leaves what a finished run leaves; some fail at first."""
-    grid = {"objective": ["original", "DEFT"], "seed": list(range(20))}
+    """With a trial that only leaves what a finished run leaves; two fail at first."""
+    grid = {"objective": ["original", "DEFT"], "seed": list(range(5))}
     plan = load_sweep(write_sweep(tmp_path, grid=grid), tmp_path / "runs")
     directory = SweepDirectory.of(plan, tmp_path / "runs")
     directory.create(plan)
     root = str(directory.root)
+    fragile = {plan.cells[1].run, plan.cells[7].run}
 
     def stub(config: dict[str, Any]) -> None:
         from pathlib import Path
@@ -144,7 +145,7 @@ def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> No
         stages = Path(root, config["run"], "stages")
         failed_before = stages.parent.exists()
         stages.mkdir(parents=True, exist_ok=True)
-        if config["run"].endswith(("0", "1")) and not failed_before:
+        if config["run"] in fragile and not failed_before:
             raise RuntimeError("not this time")
         (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
         (stages / "record.json").write_text("{}")
