@@ -191,13 +191,16 @@ def landscapes(findings: Findings, cache: Path) -> list[Block]:
     seen = set()
     for setting in findings.results:
         pair = (setting.dataset, setting.model)
-        cells = [c for o in findings.sweep.objectives for c in findings.sweep.chosen(setting, o)]
+        chosen = {o: findings.sweep.chosen(setting, o) for o in findings.sweep.objectives}
+        # An objective whose cells all failed may well fail here too.
+        trained = [objective for objective, found in chosen.items() if found]
+        cells = [cell for found in chosen.values() for cell in found]
         if pair in seen or not cells:
             continue
         seen.add(pair)
         title = " · ".join(pair)
         try:
-            panels, others = token_landscapes(cells[0], findings.sweep.objectives, cache)
+            panels, others = token_landscapes(cells[0], trained, cache)
         except LandscapeError as error:
             blocks.append(Text(f"not drawn: {error}.", lead=f"Landscape of {title}:"))
             continue
