@@ -55,6 +55,7 @@ class DiesOnce:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_checkpoint_in_a_bucket(
     ray_cluster: None, make_job: Callable[..., TrainJob], storage: str, tmp_path: Path
 ) -> None:
