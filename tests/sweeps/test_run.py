@@ -69,6 +69,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) ->
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_killed_sweep_goes_on_and_a_failing_cell_fails_alone(
     deft: Deft, tmp_path: Path, ray_address: str
 ) -> None:
