@@ -99,3 +99,8 @@ class Benchmark:
     headline: str = "avg"
     """What runs are compared by: ``avg`` (share of correct responses) or one of the scores."""
     paper: Paper | None = None
+
+
+def read_generated(record: Record, number: int) -> Item:
+    """An item of a benchmark that generates its records: ``id``, ``prompt`` (turns), ``gold``."""
+    return Item(record["id"], record["prompt"], record["gold"])

@@ -26,6 +26,11 @@ PAPER_STYLE = "paper"
 """Stands for the paper's prompt style of a model's family."""
 
 
+def heldout_table(label: str) -> str:
+    """The table of held-out losses of the model called ``label``, within its run."""
+    return f"predictions/{label}-{HELDOUT}.parquet"
+
+
 class BenchmarkSpec(BaseModel):
     """One benchmark. In YAML a bare string stands for ``{name: …}``.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -35,6 +36,26 @@ TrackingUri = Annotated[
         help="MLflow server or store; an SQLite file under the run root if not given.",
     ),
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a setting of the run file, or of a sweep's base run.",
+    ),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
+]
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """What the block raises as ValueError is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 @app.command()
@@ -43,18 +64,13 @@ def run(
     dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
     model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
     objective: Annotated[str | None, typer.Option(help="See `deft list objectives`.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the run file."),
-    ] = None,
+    settings: Settings = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved spec and the plan, and stop.")
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
-    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train, evaluate and record one experiment, from a run file or from three names."""
     from deft.platform.loading import load_spec
@@ -69,10 +85,8 @@ def run(
         from deft.platform.dry_run import show_plan
 
         # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
-        try:
+        with bad_input():
             show_plan(spec, root, RunConsole(Console(stderr=True, highlight=False)))
-        except ValueError as error:
-            raise UserError(str(error)) from None
         return
     from deft.platform.driver import run_experiment
     from deft.platform.results import show_results
@@ -87,18 +101,13 @@ def run(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the base run."),
-    ] = None,
+    settings: Settings = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells, the plan and the cost, and stop.")
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
-    ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a grid of experiments and compare them. The same command again runs what is left."""
     from deft.sweeps.cells import load_sweep
@@ -108,10 +117,8 @@ def sweep(
     if dry_run:
         from deft.sweeps.dry_run import show_sweep
 
-        try:
+        with bad_input():
             show_sweep(plan, root, console)
-        except ValueError as error:
-            raise UserError(str(error)) from None
         return
     from deft.platform.tracking import default_tracking_uri
     from deft.sweeps.run import run_sweep
@@ -324,10 +331,7 @@ def show_data_(
     file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
     dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
     model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the run file."),
-    ] = None,
+    settings: Settings = None,
     number: Annotated[int, typer.Option(min=1, help="Examples to print.")] = 3,
     root: Root = Path("runs"),
 ) -> None:
@@ -417,7 +421,10 @@ def ui(
     if uri.startswith("http"):
         console.say(f"that server has the UI itself: {uri}")
         return
-    require_free_port(port)
+    from deft.platform.doctor import why_taken
+
+    if problem := why_taken(port):
+        raise UserError(f"--port {port}: {problem}; give another port")
     console.say(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.stdout.flush()
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
@@ -440,17 +447,6 @@ def doctor(
     uri = tracking_uri or default_tracking_uri(root)
     if not show_diagnosis(root, uri, RunConsole()):
         raise typer.Exit(1)
-
-
-def require_free_port(port: int) -> None:
-    """Raise UserError if nothing can listen on ``port`` of the loopback interface."""
-    with socket.socket() as probe:
-        # As servers do: a port whose last connection is only just closed is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            raise UserError(f"--port {port}: {error}; give another port") from None
 
 
 def main() -> NoReturn:

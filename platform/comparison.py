@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from deft.evaluators.comparison import (
     read_heldout,
     read_predictions,
 )
-from deft.evaluators.spec import HELDOUT
+from deft.evaluators.spec import HELDOUT, heldout_table
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
+from deft.platform.run_directory import manifest_file, read_manifest
 
 COLUMNS = ("run", "value", "95 %", "− first", "95 %", "p (Holm)", "", "found from")
 RATES = ("truncated", "no EOS", "no answer", "grader error")
@@ -36,7 +36,7 @@ def find_run(name: str, root: Path) -> Path:
     found = found or [path for path in starting if (path / "spec.json").is_file()]
     if not found:
         raise UserError(f"{name}: there is no such run, neither here nor in {root}")
-    if not (found[0] / "stages" / "evaluate.json").is_file():
+    if not manifest_file(found[0], "evaluate").is_file():
         raise UserError(f"{name}: its evaluation is not finished")
     return found[0]
 
@@ -53,7 +53,8 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     bases: set[str] = set()
     labels: list[str] = []
     for run in runs:
-        manifest = json.loads((run / "stages" / "evaluate.json").read_text())
+        manifest = read_manifest(run, "evaluate")
+        assert manifest is not None
         name = run.resolve().name
         _add(measured, run, "eval", name, manifest)
         labels.append(name)
@@ -78,6 +79,19 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     )
 
 
+def headline_metric(manifest: Mapping[str, Any], label: str, benchmark: str) -> str:
+    """What a model is compared by on a benchmark: ``avg@n`` or the name of a score.
+
+    Args:
+        manifest: of a finished evaluation.
+        label: of the model.
+        benchmark: its name.
+    """
+    headline = str(manifest["tables"][label][benchmark]["headline"])
+    samples = int(manifest["results"][label][benchmark]["num_samples"])
+    return f"avg@{samples}" if headline == "avg" else headline
+
+
 def _add(
     measured: dict[str, dict[str, Measured]],
     run: Path,
@@ -87,14 +101,12 @@ def _add(
 ) -> None:
     for benchmark in manifest["results"].get(label, {}):
         if benchmark == HELDOUT:
-            path = run / "predictions" / f"{label}-{HELDOUT}.parquet"
+            path = run / heldout_table(label)
             measured.setdefault(f"{benchmark}, bits per byte", {})[name] = read_heldout(path)
             continue
         table = manifest["tables"][label][benchmark]
-        headline = table["headline"]
-        samples = int(manifest["results"][label][benchmark]["num_samples"])
-        title = f"{benchmark}, {f'avg@{samples}' if headline == 'avg' else headline}"
-        found = read_predictions(run / table["path"], headline)
+        title = f"{benchmark}, {headline_metric(manifest, label, benchmark)}"
+        found = read_predictions(run / table["path"], table["headline"])
         measured.setdefault(title, {})[name] = found
 
 

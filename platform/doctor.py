@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from deft.platform.console import RunConsole
 from deft.platform.provenance import SOURCE
+from deft.platform.tracking import without_secrets
 
 GIB = 2**30
 PATIENCE = 3.0
@@ -228,15 +229,23 @@ def check_disk(root: Path) -> Iterator[Finding]:
 def check_ports() -> Iterator[Finding]:
     """Ports that `deft ui` and Ray's dashboard take if they are not told otherwise."""
     for port, use in ((5000, "deft ui"), (8265, "Ray's dashboard")):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                remedy = "deft ui --port" if port == 5000 else "ray start --dashboard-port"
-                yield Finding(f"port {port}", State.note, f"taken; {use} wants it", remedy)
-            else:
-                yield Finding(f"port {port}", State.ok, f"free for {use}")
+        if why_taken(port):
+            remedy = "deft ui --port" if port == 5000 else "ray start --dashboard-port"
+            yield Finding(f"port {port}", State.note, f"taken; {use} wants it", remedy)
+        else:
+            yield Finding(f"port {port}", State.ok, f"free for {use}")
+
+
+def why_taken(port: int) -> str | None:
+    """Why nothing can listen on ``port`` of the loopback interface; None if something can."""
+    with socket.socket() as probe:
+        # As servers do: a port whose last connection is only just closed is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            return str(error)
+    return None
 
 
 def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
@@ -259,13 +268,6 @@ def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
     state = State.ok if answer.ok else State.problem
     found = f"{shown} answers {answer.status_code}"
     yield Finding("MLflow", state, found, "" if answer.ok else remedy)
-
-
-def without_secrets(uri: str) -> str:
-    """``uri`` without user and password."""
-    parts = urlsplit(uri)
-    host = parts.netloc.rsplit("@", 1)[-1]
-    return parts._replace(netloc=host).geturl() if parts.netloc else uri
 
 
 def check_hub() -> Iterator[Finding]:

@@ -17,11 +17,12 @@ from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.cluster import event_queue, ray_cluster, require_workers, run_task
 from deft.platform.console import RunConsole, format_metrics
 from deft.platform.contamination import overlap_with_benchmarks
-from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.errors import UserError
 from deft.platform.evaluation import (
     Evaluation,
     evaluate_base,
     evaluate_models,
+    failing,
     finish_record,
     measure_heldout,
     merge_outcomes,
@@ -138,15 +139,8 @@ def run_recorded(
         ),
     }
     for name, stage in stages.items():
-        try:
+        with failing(recorder, name):
             stage()
-        except KeyboardInterrupt as error:
-            recorder.fail(error)
-            raise
-        except Exception as error:
-            cause = root_cause(error)
-            recorder.fail(cause)
-            raise StageError(f"{name}: {describe(cause)}") from error
 
 
 def prepare_stage(context: Context) -> dict[str, Any]:
@@ -316,12 +310,12 @@ def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str
             pool=pool,
         )
         trained = replace(base, models={"eval": str(run.path / "model")})
-        # An engine, once started, keeps its devices: there may be none left for this then.
         with shown_events(console) as events:
-            trained = replace(trained, losses=measure_heldout(trained, events))
-        outcome = merge_outcomes(
-            evaluate_base(base, items, context.cache), evaluate_models(trained, items)
-        )
+            losses = measure_heldout(trained, events)
+            outcome = merge_outcomes(
+                evaluate_base(base, items, context.cache, events),
+                evaluate_models(trained, items, losses, events),
+            )
     warn_of_other_formats(prepared, outcome["prompts"]["eval"], console)
     run.finish("evaluate", outcome)
 

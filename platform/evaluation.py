@@ -22,7 +22,7 @@ from deft.evaluators.checkpoints import fingerprint
 from deft.evaluators.metrics import mean_over_benchmarks
 from deft.evaluators.pool import EvaluatorPool, Pool, count_engines
 from deft.evaluators.prepare import absolute, prepare_benchmarks, require_prompts
-from deft.evaluators.spec import GENERAL, HELDOUT, EvaluationSpec
+from deft.evaluators.spec import GENERAL, HELDOUT, EvaluationSpec, heldout_table
 from deft.platform.cluster import ANYWHERE, event_queue, ray_cluster, require_workers, run_task
 from deft.platform.console import RunConsole
 from deft.platform.contamination import different_formats
@@ -52,8 +52,6 @@ class Evaluation:
     use_gpu: bool
     pool: Pool
     """Engines that generate."""
-    losses: Mapping[str, Mapping[str, float]] | None = None
-    """What `measure_heldout` found before any engine took its devices, if it was called."""
     validation_dir: str | None = None
     """Held-out rows, as the prepare stage leaves them."""
 
@@ -79,7 +77,9 @@ class _NoPool:
         raise AssertionError("there is nothing to generate")
 
 
-def evaluate_base(evaluation: Evaluation, items: Mapping[str, str], cache: Path) -> dict[str, Any]:
+def evaluate_base(
+    evaluation: Evaluation, items: Mapping[str, str], cache: Path, events: Queue
+) -> dict[str, Any]:
     """What `evaluate_models` finds of the one model that training starts from.
 
     It is the same for every run that starts there and is evaluated alike, so it is found once and
@@ -104,7 +104,9 @@ def evaluate_base(evaluation: Evaluation, items: Mapping[str, str], cache: Path)
             outcome |= {"num_generated": 0} | dict.fromkeys(SECONDS, 0.0)
             evaluation.console.say(f"          {label}: evaluated already, for another run")
         else:
-            outcome = evaluate_models(replace(evaluation, out=directory), items)
+            for_all = replace(evaluation, out=directory)
+            losses = measure_heldout(for_all, events)
+            outcome = evaluate_models(for_all, items, losses, events)
             write_atomic(manifest, json.dumps(outcome))
     found = directory / "predictions"
     if found.is_dir():
@@ -130,12 +132,20 @@ def require_engine(spec: EvaluationSpec, *, use_gpu: bool) -> None:
         raise UserError(f"evaluation: {error}") from None
 
 
-def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[str, Any]:
-    """Measure losses, then generate and grade what has not been yet.
+def evaluate_models(
+    evaluation: Evaluation,
+    items: Mapping[str, str],
+    losses: Mapping[str, Mapping[str, float]],
+    events: Queue,
+) -> dict[str, Any]:
+    """Generate and grade what has not been yet.
 
     Args:
         evaluation: see there.
         items: what `prepare_benchmarks` returned.
+        losses: what `measure_heldout` returned. It comes first: an engine, once started, keeps its
+            devices, and there may be none left for it then.
+        events: where progress is told, see `shown_events`.
 
     Returns:
         ``results`` (label → benchmark → metric → value), ``means`` (label → metric → mean over the
@@ -149,21 +159,17 @@ def evaluate_models(evaluation: Evaluation, items: Mapping[str, str]) -> dict[st
     prompts: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
     tables: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
     totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0, "work_seconds": 0.0}
-    with shown_events(evaluation.console) as events:
-        losses = evaluation.losses
-        if losses is None:
-            losses = measure_heldout(evaluation, events)
-        for label, measured in losses.items():
-            results[label][HELDOUT] = dict(measured)
-        for job, result in generate(evaluation, items, events):
-            results[job.label][job.name] = result["metrics"]
-            prompts[job.label][job.name] = result["prompt"]
-            tables[job.label][job.name] = {
-                "path": str(job.predictions.relative_to(evaluation.out)),
-                "headline": get_benchmark(job.benchmark.name).headline,
-            }
-            for name in totals:
-                totals[name] += result[name]
+    for label, measured in losses.items():
+        results[label][HELDOUT] = dict(measured)
+    for job, result in generate(evaluation, items, events):
+        results[job.label][job.name] = result["metrics"]
+        prompts[job.label][job.name] = result["prompt"]
+        tables[job.label][job.name] = {
+            "path": str(job.predictions.relative_to(evaluation.out)),
+            "headline": get_benchmark(job.benchmark.name).headline,
+        }
+        for name in totals:
+            totals[name] += result[name]
     named = {get_benchmark(benchmark.name).name for benchmark in evaluation.spec.benchmarks}
     means = {
         label: mean_over_benchmarks({name: found[name] for name in found if name in named})
@@ -249,7 +255,7 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
     remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy=ANYWHERE)(work)
     measured = {}
     for label, model in evaluation.models.items():
-        out = evaluation.out / "predictions" / f"{label}-{HELDOUT}.parquet"
+        out = evaluation.out / heldout_table(label)
         measured[label] = ray.get(remote.remote(label, model, str(out)))
     return {label: losses for label, losses in measured.items() if losses}
 
@@ -313,22 +319,36 @@ def run_evaluation(
             with Recorder(run, tracking_uri, console.say) as recorder:
                 recorder.describe_code()
                 recorder.describe_evaluation(model_dir, items)
-                try:
+                with failing(recorder, "evaluate"):
                     names = [get_benchmark(b.name).name for b in spec.evaluation.suite]
                     console.stage("evaluate", f"{spec.model.name} · {', '.join(names) or HELDOUT}")
-                    outcome = evaluate_models(evaluation, items)
+                    with shown_events(console) as events:
+                        losses = measure_heldout(evaluation, events)
+                        outcome = evaluate_models(evaluation, items, losses, events)
                     run.finish("evaluate", {**outcome, "items": items})
                     record_evaluation(run, recorder, console)
-                except KeyboardInterrupt as error:
-                    recorder.fail(error)
-                    raise
-                except Exception as error:
-                    cause = root_cause(error)
-                    recorder.fail(cause)
-                    if isinstance(cause, UserError):
-                        raise cause from None
-                    raise StageError(f"evaluate: {describe(cause)}") from error
     return run
+
+
+@contextmanager
+def failing(recorder: Recorder, stage: str) -> Iterator[None]:
+    """Let a failure of ``stage`` be one of its MLflow run too.
+
+    Raises:
+        UserError: the cause is the user's to mend.
+        StageError: anything else went wrong.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        recorder.fail(error)
+        raise
+    except Exception as error:
+        cause = root_cause(error)
+        recorder.fail(cause)
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise StageError(f"{stage}: {describe(cause)}") from error
 
 
 def record_evaluation(run: RunDirectory, recorder: Recorder, console: RunConsole) -> None:

@@ -40,7 +40,14 @@ def load_spec(
         if name is not None:
             set_value(data, origins, (key,), name, f"--{key}")
     apply_settings(data, origins, settings)
-    return validate(ExperimentSpec, merge(preset(data), data), str(file) if file else None, origins)
+    return to_experiment(data, str(file) if file else None, origins)
+
+
+def to_experiment(
+    data: Mapping[str, Any], file: str | None, origins: Mapping[Key, str]
+) -> ExperimentSpec:
+    """``data``, laid over the preset of its dataset and model, as a spec; see `validate`."""
+    return validate(ExperimentSpec, merge(preset(data), data), file, origins)
 
 
 def load_evaluation(

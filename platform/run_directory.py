@@ -44,18 +44,12 @@ class RunDirectory:
 
     def manifest(self, stage: str) -> dict[str, Any] | None:
         """What ``stage`` left when it finished; None if it has not."""
-        try:
-            return dict(json.loads(self._manifest_file(stage).read_text()))
-        except FileNotFoundError:
-            return None
+        return read_manifest(self.path, stage)
 
     def finish(self, stage: str, outputs: dict[str, Any]) -> None:
         """Declare ``stage`` finished, and when, in milliseconds since the epoch."""
         outputs = {**outputs, "finished_at": _now()}
-        write_atomic(self._manifest_file(stage), json.dumps(outputs, indent=2) + "\n")
-
-    def _manifest_file(self, stage: str) -> Path:
-        return self.path / "stages" / f"{stage}.json"
+        write_atomic(manifest_file(self.path, stage), json.dumps(outputs, indent=2) + "\n")
 
     def append_event(self, step: int, metrics: dict[str, float]) -> None:
         """Add one line to the run's events: metrics of an optimiser step, and the time."""
@@ -87,6 +81,19 @@ class RunDirectory:
                 raise UserError(f"{self.path}: another process is at work on this run") from None
             drop_torn_line(self.events_file)
             yield
+
+
+def manifest_file(run: Path, stage: str) -> Path:
+    """Where ``stage`` of the run in directory ``run`` leaves its manifest when it finishes."""
+    return run / "stages" / f"{stage}.json"
+
+
+def read_manifest(run: Path, stage: str) -> dict[str, Any] | None:
+    """What ``stage`` of the run in directory ``run`` left when it finished; None if it has not."""
+    try:
+        return dict(json.loads(manifest_file(run, stage).read_text()))
+    except FileNotFoundError:
+        return None
 
 
 def _now() -> int:

@@ -48,9 +48,14 @@ def default_tracking_uri(root: Path) -> str:
     return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
+def without_secrets(uri: str) -> str:
+    """``uri`` without user and password, whether it is well formed or not."""
+    return re.sub(r"//[^/@]*@", "//…@", uri)
+
+
 def require_tracking_uri(uri: str) -> None:
     """Raise UserError if ``uri`` can never be one of MLflow's, whoever is up or down."""
-    shown = re.sub(r"//[^/@]*@", "//…@", uri)  # without a password
+    shown = without_secrets(uri)
     expected = "expected http(s)://HOST:PORT, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     try:
         parts = urlsplit(uri)
@@ -110,6 +115,11 @@ class _Queue:
 
     def __exit__(self, *error: object) -> None:
         self._courier.stop()
+
+    def fail(self, error: BaseException) -> None:
+        """Close the run as failed, with its cause as a tag."""
+        self._outbox.append({"tags": {"deft.error": describe(error)[:4000]}})
+        self._end("FAILED", PATIENCE_WITH_FAILURE)
 
     def _send_files(self, path: Path, folder: str | None = None) -> None:
         """Queue a file, or every file below a directory, by paths that outlive a move of it."""
@@ -282,11 +292,6 @@ class Recorder(_Queue):
             write_atomic(self.run.path / "code.diff", git["diff"])
         write_atomic(self.run.path / "packages.txt", package_versions())
 
-    def fail(self, error: BaseException) -> None:
-        """Close the run as failed, with its cause as a tag."""
-        self._outbox.append({"tags": {"deft.error": describe(error)[:4000]}})
-        self._end("FAILED", PATIENCE_WITH_FAILURE)
-
 
 class SweepRecorder(_Queue):
     """The MLflow run of a sweep, parent of its cells' runs, for as long as the block runs.
@@ -347,11 +352,6 @@ class SweepRecorder(_Queue):
     def finish(self) -> str | None:
         """End the run; returns its MLflow id, None if MLflow took nothing for `PATIENCE` s."""
         return self._end("FINISHED", PATIENCE)
-
-    def fail(self, error: BaseException) -> None:
-        """Close the run as failed, with its cause as a tag."""
-        self._outbox.append({"tags": {"deft.error": describe(error)[:4000]}})
-        self._end("FAILED", PATIENCE_WITH_FAILURE)
 
 
 def _let_courier_retry() -> None:

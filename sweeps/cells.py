@@ -15,9 +15,9 @@ from deft.platform.loading import (
     Key,
     apply_settings,
     merge,
-    preset,
     read_yaml,
     set_value,
+    to_experiment,
     validate,
 )
 from deft.platform.spec import ExperimentSpec, name_of_parts
@@ -138,7 +138,7 @@ class _Layer:
         set_value(self.data, self.origins, tuple(key.split(".")), value, origin)
 
     def run(self, file: str) -> ExperimentSpec:
-        return validate(ExperimentSpec, merge(preset(self.data), self.data), file, self.origins)
+        return to_experiment(self.data, file, self.origins)
 
 
 def _model_cell(

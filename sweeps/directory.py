@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deft.platform.errors import UserError
+from deft.platform.run_directory import manifest_file
 from deft.platform.spec import ExperimentSpec
 from deft.sweeps.cells import Cell, Plan
 from deft.workers.storage import exclusive, write_atomic
@@ -80,34 +81,39 @@ class SweepDirectory:
 
     def is_finished(self, run: str) -> bool:
         """Whether a run is trained, evaluated and recorded."""
-        return (self.root / run / "stages" / "record.json").is_file()
+        return manifest_file(self.root / run, "record").is_file()
 
     def is_evaluated(self, run: str) -> bool:
         """Whether a run's results are there; MLflow may not have them yet."""
-        return (self.root / run / "stages" / "evaluate.json").is_file()
+        return manifest_file(self.root / run, "evaluate").is_file()
 
     def fail(self, run: str, cause: str) -> None:
         """Keep why a run failed, once more."""
-        try:
-            attempts = json.loads(self._failure(run).read_text())["attempts"] + 1
-        except FileNotFoundError:
-            attempts = 1
+        before = read_failure(self.path, run)
+        attempts = before["attempts"] + 1 if before else 1
         failure = {"cause": cause, "attempts": attempts, "time": time.time_ns() // 1_000_000}
-        write_atomic(self._failure(run), json.dumps(failure) + "\n")
+        write_atomic(_failure_file(self.path, run), json.dumps(failure) + "\n")
 
     def forget_failure(self, run: str) -> None:
         """The run is tried anew, or has succeeded after all."""
-        self._failure(run).unlink(missing_ok=True)
+        _failure_file(self.path, run).unlink(missing_ok=True)
 
     def failure(self, run: str) -> str | None:
         """Why a run failed the last time, if it did."""
-        try:
-            return str(json.loads(self._failure(run).read_text())["cause"])
-        except FileNotFoundError:
-            return None
+        found = read_failure(self.path, run)
+        return str(found["cause"]) if found else None
 
-    def _failure(self, run: str) -> Path:
-        return self.path / "failures" / f"{run}.json"
+
+def read_failure(sweep: Path, run: str) -> dict[str, Any] | None:
+    """Cause, attempts and time of a failed run of the sweep in directory ``sweep``."""
+    try:
+        return dict(json.loads(_failure_file(sweep, run).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _failure_file(sweep: Path, run: str) -> Path:
+    return sweep / "failures" / f"{run}.json"
 
 
 def _describe(cell: Cell) -> dict[str, Any]:

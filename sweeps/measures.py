@@ -13,9 +13,10 @@ import numpy as np
 
 from deft.evaluators import statistics
 from deft.evaluators.comparison import Measured, read_heldout, read_predictions
-from deft.evaluators.spec import GENERAL, HELDOUT
+from deft.evaluators.spec import GENERAL, HELDOUT, heldout_table
 from deft.evaluators.statistics import Floats, Interval
-from deft.sweeps.results import Cell, heldout_table
+from deft.platform.comparison import headline_metric
+from deft.sweeps.results import Cell
 
 
 class Measure(NamedTuple):
@@ -98,10 +99,8 @@ def _table(
         measure = Measure(HELDOUT, "held out, bits per byte", higher_is_better=False)
         return heldout_table(label), measure, ""
     table = manifest["tables"][label][name]
-    headline = str(table["headline"])
-    samples = int(manifest["results"][label][name]["num_samples"])
-    metric = f"avg@{samples}" if headline == "avg" else headline
-    return str(table["path"]), Measure(name, f"{name}, {metric}"), headline
+    metric = headline_metric(manifest, label, name)
+    return str(table["path"]), Measure(name, f"{name}, {metric}"), str(table["headline"])
 
 
 def domain_measures(measures: Iterable[Measure]) -> list[Measure]:

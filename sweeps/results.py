@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from deft.evaluators.spec import HELDOUT
+from deft.evaluators.spec import HELDOUT, heldout_table
 from deft.objectives.spec import ObjectiveSpec
 from deft.platform.errors import UserError
+from deft.platform.run_directory import read_manifest
+from deft.sweeps.directory import read_failure
 from deft.sweeps.spec import HIGHER_IS_BETTER, label
 
 State = Literal["finished", "failed", "not run yet"]
@@ -62,10 +64,7 @@ class Cell:
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """What ``stage`` left; empty if it has not finished."""
-        try:
-            return dict(json.loads((self.directory / "stages" / f"{stage}.json").read_text()))
-        except FileNotFoundError:
-            return {}
+        return read_manifest(self.directory, stage) or {}
 
     def series(self, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
         """Steps and values of event metrics, float64 [2, T], by name; without those not logged."""
@@ -200,13 +199,12 @@ def _read_cell(line: Mapping[str, Any], directory: Path, root: Path, over: str |
     run = root / line["run"]
     state: State = "not run yet"
     failure: Mapping[str, Any] = {}
-    if (run / "stages" / "evaluate.json").is_file():
-        lost = _lost_table(run)
+    manifest = read_manifest(run, "evaluate")
+    if manifest is not None:
+        lost = _lost_table(run, manifest)
         state, failure = ("failed", {"cause": f"{lost} is gone"}) if lost else ("finished", {})
-    else:
-        file = directory / "failures" / f"{run.name}.json"
-        if file.is_file():
-            state, failure = "failed", json.loads(file.read_text())
+    elif found := read_failure(directory, run.name):
+        state, failure = "failed", found
     apart = (*BY_SEEDS, over, "dataset", "model")
     return Cell(
         directory=run,
@@ -245,19 +243,13 @@ def _without_constant_axes(cells: Sequence[Cell]) -> list[Cell]:
     ]
 
 
-def _lost_table(run: Path) -> Path | None:
+def _lost_table(run: Path, manifest: Mapping[str, Any]) -> Path | None:
     """A table that the evaluation wrote and that is no longer there."""
-    manifest = json.loads((run / "stages" / "evaluate.json").read_text())
     paths = [table["path"] for tables in manifest["tables"].values() for table in tables.values()]
     paths += [
         heldout_table(name) for name, found in manifest["results"].items() if HELDOUT in found
     ]
     return next((run / path for path in paths if not (run / path).is_file()), None)
-
-
-def heldout_table(label: str) -> str:
-    """The table of held-out losses of the model called ``label``, within its run."""
-    return f"predictions/{label}-{HELDOUT}.parquet"
 
 
 def _canonical(objective: Any) -> str:

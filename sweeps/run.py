@@ -59,8 +59,8 @@ def run_sweep(
         UserError: the input cannot be used; nothing was written for it.
     """
     cells = {cell.run: cell for cell in (*plan.models.values(), *plan.cells)}
-    for cell in cells.values():
-        require_importable(cell.spec.objective)
+    for objective in dict.fromkeys(cell.spec.objective for cell in cells.values()):
+        require_importable(objective)
     require_tracking_uri(tracking_uri)
     directory = SweepDirectory.of(plan, root)
     name = directory.path.name
@@ -150,8 +150,10 @@ def place_cells(plan: Plan) -> Placement:
         UserError: it cannot hold the largest cell.
     """
     specs = [cell.spec for cell in (*plan.models.values(), *plan.cells)]
-    for spec in specs:
-        use_gpu = require_workers(spec.training.min_workers or spec.training.num_workers)
+    least = max(spec.training.min_workers or spec.training.num_workers for spec in specs)
+    use_gpu = require_workers(least)
+    generating = [spec for spec in specs if spec.evaluation.suite]
+    for spec in generating[:1]:  # they share their engines
         require_engine(spec.evaluation, use_gpu=use_gpu)
     resources = ray.cluster_resources()
     placement = place(
@@ -160,7 +162,7 @@ def place_cells(plan: Plan) -> Placement:
         num_nodes=sum(node["Alive"] for node in ray.nodes()),
         num_workers=max(spec.training.num_workers for spec in specs),
         tensor_parallel=specs[0].evaluation.engine.tensor_parallel,
-        generates=any(spec.evaluation.suite for spec in specs),
+        generates=bool(generating),
     )
     limit = plan.spec.max_concurrent or placement.num_cells
     return Placement(

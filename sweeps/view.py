@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from deft.platform.comparison import headline_metric
 from deft.platform.console import ProgressView, RunConsole
+from deft.platform.run_directory import read_manifest
 from deft.sweeps.cells import Cell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.spec import label
@@ -93,13 +94,13 @@ def describe(cell: Cell) -> str:
 
 def headline(directory: SweepDirectory, run: str) -> str:
     """What a finished cell measured, in a few words."""
-    manifest = json.loads((directory.root / run / "stages" / "evaluate.json").read_text())
+    manifest = read_manifest(directory.root / run, "evaluate")
+    assert manifest is not None
     found = manifest["results"]["eval"]
     words = [f"{name} {found[name]['nll']:.3f} nll" for name in ("heldout",) if name in found]
-    for name, table in manifest["tables"]["eval"].items():
-        metric = table["headline"]
-        if metric == "avg":
-            metric = f"avg_at_{found[name]['num_samples']:.0f}"
-        if metric in found[name]:
-            words.append(f"{name} {found[name][metric]:.3f} {metric.replace('_at_', '@')}")
+    for name in manifest["tables"]["eval"]:
+        metric = headline_metric(manifest, "eval", name)
+        key = metric.replace("@", "_at_")
+        if key in found[name]:
+            words.append(f"{name} {found[name][key]:.3f} {metric}")
     return "  ".join(words)

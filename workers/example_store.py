@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.workers.chat import Example
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 BATCH_SIZE = 1000
 
@@ -54,6 +54,39 @@ def open_examples(file: Path) -> Dataset:
     import datasets
 
     return datasets.Dataset.from_file(str(file))
+
+
+def map_batches(
+    rows: Dataset,
+    function: Callable[[dict[str, list[Any]], list[int]], dict[str, list[Any]]],
+    *,
+    features: Features,
+    cache_file: str,
+    name: str,
+    remove_columns: Sequence[str] = (),
+) -> Dataset:
+    """``rows`` under a function of a batch of columns and the positions of its rows.
+
+    Args:
+        rows: what it is given.
+        function: returns the new columns.
+        features: of the result.
+        cache_file: Arrow file that it is written to, always anew.
+        name: of the result, for `datasets`, which would else hash the function: its content names
+            nothing, and the caller knows what the rows were made from.
+        remove_columns: columns of ``rows`` that the result has not.
+    """
+    return rows.map(
+        function,
+        with_indices=True,
+        batched=True,
+        batch_size=BATCH_SIZE,
+        remove_columns=list(remove_columns),
+        features=features,
+        cache_file_name=cache_file,
+        load_from_cache_file=False,
+        new_fingerprint=name,
+    )
 
 
 def iterate_examples(rows: Dataset) -> Iterator[Example]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deft.workers.chat import IGNORE_INDEX
-from deft.workers.example_store import BATCH_SIZE
+from deft.workers.example_store import BATCH_SIZE, map_batches
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,17 +56,7 @@ def exchange_responses(
                 batch[column][place] = own + other[starts[donors[index]] :]
         return batch
 
-    noisy = rows.map(
-        exchange,
-        with_indices=True,
-        batched=True,
-        batch_size=BATCH_SIZE,
-        features=rows.features,
-        cache_file_name=cache_file,
-        load_from_cache_file=False,
-        # The closure's content names nothing: the caller knows what the rows were made from.
-        new_fingerprint="noisy",
-    )
+    noisy = map_batches(rows, exchange, features=rows.features, cache_file=cache_file, name="noisy")
     return noisy, is_noisy
 
 

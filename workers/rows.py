@@ -19,7 +19,7 @@ from deft.workers.chat import (
     require_tokens,
     special_tokens,
 )
-from deft.workers.example_store import BATCH_SIZE, to_examples
+from deft.workers.example_store import BATCH_SIZE, map_batches, to_examples
 from deft.workers.records import BadRecord, Tally
 
 if TYPE_CHECKING:
@@ -116,22 +116,18 @@ def tokenize(
         return columns
 
     ids = datasets.List(datasets.Value("int32"))
-    rows = examples.map(
+    rows = map_batches(
+        examples,
         encode,
-        with_indices=True,
-        batched=True,
-        batch_size=BATCH_SIZE,
-        remove_columns=examples.column_names,
         features=datasets.Features(
             input_ids=ids,
             labels=ids,
             group=datasets.Value("int64"),
             example=datasets.Value("int64"),
         ),
-        cache_file_name=cache_file,
-        load_from_cache_file=False,
-        # The closure's content names nothing: the caller knows what the rows were made from.
-        new_fingerprint="rows",
+        cache_file=cache_file,
+        name="rows",
+        remove_columns=examples.column_names,
     )
     return rows, lengths
 

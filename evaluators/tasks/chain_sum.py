@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deft.evaluators.benchmark import Benchmark, Item, Record, Sampling
+from deft.evaluators.benchmark import Benchmark, Record, Sampling, read_generated
 from deft.evaluators.metrics import accuracy, majority, pass_at_k
 from deft.workers.chain_sum import TEST_SIZE, chain_sum_examples
 
@@ -16,18 +16,13 @@ def chain_sum_records() -> Iterator[Record]:
         yield {"id": example.id, "prompt": example.prompt, "gold": answer}
 
 
-def read_item(record: Record, number: int) -> Item:
-    """An item as it was generated."""
-    return Item(record["id"], record["prompt"], record["gold"])
-
-
 CHAIN_SUM = Benchmark(
     name="chain_sum",
     summary="add and subtract numbers one after the other; correct is the right answer in the last "
     "line, whatever the steps before",
     source="reasoning-gym chain_sum, questions of a split of their own",
     records=chain_sum_records,
-    read=read_item,
+    read=read_generated,
     grader="chain_sum",
     sampling=Sampling(max_tokens=64),
     metrics=(accuracy, pass_at_k, majority),

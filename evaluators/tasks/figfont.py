@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deft.evaluators.benchmark import Benchmark, Item, Paper, Record, Sampling
+from deft.evaluators.benchmark import Benchmark, Paper, Record, Sampling, read_generated
 from deft.evaluators.metrics import accuracy, pass_at_k, score_means
 from deft.workers.figfont import MAX_TEST_SIZE, TEST_START, figfont_examples
 
@@ -15,18 +15,13 @@ def figfont_records() -> Iterator[Record]:
         yield {"id": example.id, "prompt": example.prompt, "gold": example.response}
 
 
-def read_item(record: Record, number: int) -> Item:
-    """An item as it was generated."""
-    return Item(record["id"], record["prompt"], record["gold"])
-
-
 FIGFONT = Benchmark(
     name="figfont",
     summary="read a word of 2 to 5 letters drawn as Figlet art; correct is the same word in any "
     "case, and there is Jaro-Winkler similarity",
     source="reasoning-gym figlet_font, items 40,000 to 44,999 (arXiv 2602.11424)",
     records=figfont_records,
-    read=read_item,
+    read=read_generated,
     grader="figfont",
     # The paper's limit is 5, which cuts off right answers under tokenizers that spell words
     # out: five letters, EOS and a stray space or line feed fit into 16 anywhere.
