@@ -13,7 +13,6 @@ from subprocess import CompletedProcess
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from deft.platform import tracking
 from deft.platform.console import RunConsole
@@ -21,8 +20,6 @@ from deft.platform.evaluation import run_evaluation
 from deft.platform.loading import load_evaluation
 from deft.platform.run_directory import RunDirectory
 from deft.platform.tracking import Recorder
-from deft.workers.chat import Example
-from deft.workers.models import train_tokenizer
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -62,26 +59,9 @@ def grade(record):
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return save_model(tmp_path / "my-model")
-
-
-def save_model(path: Path) -> Path:
-    text = "What is 1 + 2? user assistant 0123456789"
-    tokenizer = train_tokenizer([Example("0", ({"role": "user", "content": text},), "")])
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(path)  # type: ignore[no-untyped-call]
-    tokenizer.save_pretrained(path)
-    return path
+def model(tmp_path: Path, save_small_model: Callable[[Path], None]) -> Path:
+    save_small_model(tmp_path / "my-model")
+    return tmp_path / "my-model"
 
 
 def test_any_model_on_a_benchmark_of_ones_own(
@@ -148,12 +128,13 @@ def test_any_model_on_a_benchmark_of_ones_own(
 
 def test_evaluation_of_a_run_is_linked_to_it_even_if_mlflow_was_not_there(
     make_run: Callable[..., RunDirectory],
+    save_small_model: Callable[[Path], None],
     tmp_path: Path,
     ray_cluster: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained, uri = make_run(), f"sqlite:///{tmp_path / 'mlflow.db'}"
-    save_model(trained.path / "model")
+    save_small_model(trained.path / "model")
     trained.finish("train", {"model": "model", "metrics": {"step": 7}})
     with Recorder(trained, uri, print) as recorder:
         recorder.log_model()

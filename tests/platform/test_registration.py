@@ -9,33 +9,22 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.registration import register_model
 from deft.platform.run_directory import RunDirectory
 from deft.platform.tracking import Recorder, default_tracking_uri
-from deft.workers.chat import Example
-from deft.workers.models import train_tokenizer
 
 
 @pytest.fixture
-def run(make_run: Callable[..., RunDirectory]) -> RunDirectory:
+def run(
+    make_run: Callable[..., RunDirectory], save_small_model: Callable[[Path], None]
+) -> RunDirectory:
     """A run that trained a model and has been recorded."""
     run = make_run()
-    text = "What is 1 + 2? user assistant"
-    tokenizer = train_tokenizer([Example("0", ({"role": "user", "content": text},), "")])
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(run.path / "model")  # type: ignore[no-untyped-call]
-    tokenizer.save_pretrained(run.path / "model")
+    save_small_model(run.path / "model")
     run.finish("train", {"model": "model", "metrics": {"step": 7}})
     return run
 
