@@ -244,6 +244,8 @@ def test_interrupt_leaves_the_job_running(head: str, token_file: Path, tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that a shell runs in the background inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as following:
         assert following.stdout is not None
         job = re.search(r"raysubmit_\w+", following.stdout.readline())
@@ -252,7 +254,10 @@ def test_interrupt_leaves_the_job_running(head: str, token_file: Path, tmp_path:
             if "it waits" in line:
                 break
         following.send_signal(signal.SIGINT)
-        _, said = following.communicate(timeout=60)
+        try:
+            _, said = following.communicate(timeout=60)
+        finally:
+            following.kill()
     assert following.returncode == 130
     assert f"ray job logs -f {job[0]} --address {head}" in said
     assert f"ray job stop {job[0]} --address {head}" in said
