@@ -34,6 +34,11 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         logging.getLogger("ray").setLevel(logging.ERROR)
+    # A process that has loaded torch is worth keeping for the next task or actor.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    if "RAY_ADDRESS" not in os.environ:
+        # Nobody takes this machine away, and a watcher is a process for every training run.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
         include_dashboard=False,
         log_to_driver=verbose,

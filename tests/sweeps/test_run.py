@@ -159,6 +159,41 @@ def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> No
     assert sorted(ended) == sorted(cell.run for cell in plan.cells)
 
 
+def test_asha_stops_a_cell_that_others_are_ahead_of(ray_cluster: None, tmp_path: Path) -> None:
+    """With a trial that only reports; its held-out loss grows with the seed."""
+    asha = {"grace_steps": 2, "reduction_factor": 2}
+    file = write_sweep(
+        tmp_path, grid={"objective": ["DEFT"], "seed": [0, 1]}, asha=asha, max_concurrent=1
+    )
+    plan = load_sweep(file, tmp_path / "runs")
+    directory = SweepDirectory.of(plan, tmp_path / "runs")
+    directory.create(plan)
+    root, sweep = directory.root, directory.path.name
+
+    def stub(config: dict[str, Any]) -> None:
+        from deft.sweeps.trial import report_validation
+
+        run = config["run"]
+        spec = SweepDirectory(root, sweep).read_spec(run)
+        stages = root / run / "stages"
+        for step in (0, 1, 2, 3):
+            report_validation(step, {"nll": 2.0 + spec.seed - step / 10})
+        stages.mkdir(parents=True)
+        (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
+        (stages / "record.json").write_text("{}")
+
+    ended: list[str] = []
+    view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
+    placement = Placement(1, 0, reserved=False)
+    run_cells(plan, plan.cells, directory, stub, placement, view, ended.append)
+    ahead, behind = (cell.run for cell in plan.cells)
+    assert ended == [ahead, behind]
+    assert directory.is_finished(ahead)
+    assert directory.failure(ahead) is None
+    assert not directory.is_evaluated(behind)
+    assert "others were ahead of it" in str(directory.failure(behind))
+
+
 @pytest.mark.slow
 def test_a_model_of_the_sweep_is_trained_first(
     deft: Deft, tmp_path: Path, ray_address: str
