@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deft.evaluators.actor import Job
 from deft.evaluators.pool import EvaluatorPool
@@ -74,9 +75,11 @@ class SharedPool:
         """
         # Typed Any because Ray's own type does not know all options.
         lender: Any = ray.remote(EngineLender)
-        self._lender = lender.options(num_cpus=0, max_concurrency=CALLERS).remote(
-            spec, num_engines, use_gpu=use_gpu, reserve=reserve, verbose=verbose
-        )
+        # On the driver's node, so that no other node that goes takes it along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._lender = lender.options(
+            num_cpus=0, max_concurrency=CALLERS, scheduling_strategy=here
+        ).remote(spec, num_engines, use_gpu=use_gpu, reserve=reserve, verbose=verbose)
 
     def run(
         self, jobs: Sequence[Job], progress: Queue | None = None

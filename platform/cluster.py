@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import ray
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deft.platform.errors import StageError, UserError, describe, root_cause
 
@@ -36,7 +37,7 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         logging.getLogger("ray").setLevel(logging.ERROR)
     # A process that has loaded torch is worth keeping for the next task or actor.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-    if "RAY_ADDRESS" not in os.environ:
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
         # Nobody takes this machine away, and a watcher is a process for every training run.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
@@ -99,18 +100,13 @@ def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
     All events put before the block ends are handled before it is left. What ``handle`` raises is
     raised then, unless the block itself raised.
     """
-    queue = Queue(actor_options={"num_cpus": 0})
-    ended = threading.Event()
+    # Here, so that no other node that goes takes it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     failures: list[BaseException] = []
 
     def pump() -> None:
-        while True:
-            try:
-                event = queue.get(timeout=0.5)
-            except Empty:
-                if ended.is_set():
-                    return
-                continue
+        while (event := queue.get()) is not None:
             try:
                 if not failures:
                     handle(event)
@@ -122,7 +118,7 @@ def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
     try:
         yield queue
     finally:
-        ended.set()
+        queue.put(None)
         thread.join()
         queue.shutdown(force=True)
     if failures:
