@@ -58,7 +58,8 @@ def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[st
     if plan.spec.select is not None:
         rows.append(["chosen beforehand", f"{plan.spec.select.over} by {plan.spec.select.by}"])
     workers = max(cell.spec.training.num_workers for cell in runs)
-    rows.append(["each cell", f"at most {workers} training workers, a GPU or a CPU each"])
+    plural = "" if workers == 1 else "s"
+    rows.append(["each cell", f"at most {workers} training worker{plural}, a GPU or a CPU each"])
     return rows
 
 

@@ -179,7 +179,6 @@ CUTS = (
     {"zero_stage": 2, "offload_optimizer": True},
     {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
     {"zero_stage": 2, "micro_batch_size": 4, "gradient_checkpointing": True},
-    {"zero_stage": 2, "compile": True},
     {"zero_stage": 3, "compile": True, "gradient_checkpointing": True},
 )
 
@@ -217,17 +216,25 @@ def test_parity_on_one_worker(ray_cluster: None, job: TrainJob, tmp_path: Path) 
         assert result["objective"] == pytest.approx(plain_curve(plain), rel=2e-4), plain.objective
 
 
+# An untrained model gives every token about 1/1024: thresholds there split the tokens.
+TOKEN_LOCAL = [
+    info.example.replace("-0.5", "-0.00098") if info.name.startswith("Only") else info.example
+    for info in CATALOG.values()
+    if get_objective(info.example).token_local
+]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["DEFT", "OnlyTopP-0.00098", "EAFT", "GEM", "SFT_KL-0.1"], id="some"),
+        pytest.param(TOKEN_LOCAL, id="all", marks=pytest.mark.slow),
+    ],
+)
 def test_gradient_does_not_depend_on_the_cut(
-    ray_cluster: None, job: TrainJob, tmp_path: Path
+    ray_cluster: None, job: TrainJob, tmp_path: Path, names: list[str]
 ) -> None:
-    """Every objective that reads one token at a time, under two cuts and two ZeRO stages."""
-    # An untrained model gives every token about 1/1024: thresholds there split the tokens.
-    names = [
-        info.example.replace("-0.5", "-0.00098") if info.name.startswith("Only") else info.example
-        for info in CATALOG.values()
-        if get_objective(info.example).token_local
-    ]
-    assert len(names) > 15
+    """Objectives that read one token at a time, under two cuts and two ZeRO stages."""
     changes: tuple[dict[str, Any], ...] = (
         {"micro_batch_size": 4, "zero_stage": 2},
         {"micro_batch_size": 1, "zero_stage": 3, "packing": False},
