@@ -16,6 +16,8 @@ from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError
+from deft.workers.records import printable
+from deft.workers.secrets import without_secrets
 
 app = typer.Typer(
     help="Compare SFT objectives of language models: train on Ray, evaluate with vLLM, "
@@ -471,8 +473,8 @@ def main() -> NoReturn:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print an error and leave."""
-    print(f"error: {message}", file=sys.stderr)
+    """Print an error and leave. What it cites is from anywhere."""
+    print(f"error: {printable(without_secrets(message))}", file=sys.stderr)
     sys.exit(code)
 
 
