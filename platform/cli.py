@@ -167,7 +167,8 @@ def submit_(
 
     Its other packages are the cluster's; a runtime_env.yaml here adds to its environment.
     """
-    from deft.platform.loading import load_spec, read_yaml
+    from deft.platform.loading import load_spec
+    from deft.platform.yaml_file import read_yaml
 
     command = "sweep" if "grid" in read_yaml(file)[0] else "run"
     if command == "sweep":

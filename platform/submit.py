@@ -31,10 +31,10 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from deft.platform.errors import StageError, UserError, describe
-from deft.platform.loading import read_yaml
 from deft.platform.provenance import SHIPPED_STATE, SOURCE, git_state
 from deft.platform.spec import ExperimentSpec
 from deft.platform.tracking import require_no_secret
+from deft.platform.yaml_file import read_yaml
 from deft.workers.secrets import is_secret_name
 
 ROOMS = ("objectives", "workers", "evaluators", "platform", "sweeps")
