@@ -38,7 +38,7 @@ class RunConsole:
 
     def stage(self, name: str, text: str) -> None:
         """Print one line about a stage."""
-        line = Text.assemble((f"{name:<9}", "bold"), " ", printable(text))
+        line = Text.assemble((f"{printable(name):<9}", "bold"), " ", printable(text))
         self.console.print(line, soft_wrap=True)
 
     @contextmanager
