@@ -42,7 +42,7 @@ ROOMS = ("objectives", "workers", "evaluators", "platform", "sweeps")
 ENVIRONMENT_FILE = "runtime_env.yaml"
 """Ray's runtime environment of the jobs of a working directory, if it has one."""
 
-EXCLUDES = [".git/", ".venv/", ".cache/", "runs/"]
+EXCLUDES = [".git/", ".venv/", ".cache/", "runs/", ".env"]
 """What is not shipped if there is no such file, beside what .gitignore and .rayignore name."""
 
 OLDEST_RAY = Version("2.60")

@@ -25,6 +25,7 @@ from subprocess import CompletedProcess
 import psutil
 import pytest
 import requests
+import yaml
 from mlflow import MlflowClient
 
 from deft.platform.errors import UserError
@@ -400,7 +401,9 @@ def test_working_directory_may_add_to_the_jobs_environment(tmp_path: Path) -> No
     package = tmp_path / "shipped" / "deft"
     plain = runtime_environment(tmp_path, package)
     assert plain["py_modules"] == [str(package)]
-    assert "runs/" in plain["excludes"]
+    assert {"runs/", ".env"} <= set(plain["excludes"])
+    for_rays_own_command = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
+    assert for_rays_own_command["excludes"] == plain["excludes"]
     (tmp_path / "runtime_env.yaml").write_text(
         "py_modules: [.cache/typing/deft, helpers]\n"
         "excludes: [data/]\n"
