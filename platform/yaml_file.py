@@ -126,7 +126,8 @@ class _Check:
     def text(self, node: yaml.Node, where: str) -> str:
         """A key."""
         if not isinstance(node, yaml.ScalarNode) or node.tag not in (TEXT, MERGE):
-            got = node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+            kind = "a sequence" if isinstance(node, yaml.SequenceNode) else "a mapping"
+            got = str(node.value) if isinstance(node, yaml.ScalarNode) else kind
             raise UserError(f"{where}: a key must be a text, got {got:.80}")
         self.scalar(node, where)
         return str(node.value)
