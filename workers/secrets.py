@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 
-_PASSWORD = re.compile(r"://[^@\s]*:[^@\s]+@")
-"""Up to the @, for a password that was not percent-encoded may hold slashes."""
 _NAMES = "(?:secret|password|token|credential|signature|api_?key|access_?key|account_?key)"
-_SECRET_PARAMETER = re.compile(rf"([?&][^=&\s]*{_NAMES}[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+_PARAMETER = re.compile(rf"([?&][^=&?\s]{{0,40}}{_NAMES}[^=&?\s]{{0,40}}=)[^&\s]+", re.IGNORECASE)
 _SECRET_NAME = re.compile(rf"{_NAMES}(?!.*_(PATH|FILE|DIR)$)", re.IGNORECASE)
 
 
 def has_secret(uri: str) -> bool:
     """Whether there is a password in ``uri``, or a parameter that is called like one."""
-    return bool(_PASSWORD.search(uri) or _SECRET_PARAMETER.search(uri))
+    _, user, _ = _parts(uri)
+    return bool(user.partition(":")[2] or _PARAMETER.search(uri))
 
 
 def is_secret_name(variable: str) -> bool:
@@ -23,4 +22,18 @@ def is_secret_name(variable: str) -> bool:
 
 def without_secrets(text: str) -> str:
     """``text`` without the users, passwords and secret parameters of the URIs in it."""
-    return _SECRET_PARAMETER.sub(r"\1…", re.sub(r"://\S*@", "://…@", text))
+    return _PARAMETER.sub(r"\1…", re.sub(r"\S+", _without_user, text))
+
+
+def _without_user(word: re.Match[str]) -> str:
+    before, user, after = _parts(word[0])
+    return f"{before}…{after}" if user else word[0]
+
+
+def _parts(uri: str) -> tuple[str, str, str]:
+    """What is before user and password, those, and what is after them, from the @ on.
+
+    They reach to the last @: a password that was not percent-encoded may hold anything.
+    """
+    start, end = uri.find("://") + 3, uri.rfind("@")
+    return (uri[:start], uri[start:end], uri[end:]) if 3 <= start < end else (uri, "", "")

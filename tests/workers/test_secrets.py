@@ -59,3 +59,10 @@ def test_variables_that_hold_secrets_are_known_by_their_names() -> None:
     secret = ["HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"]
     plain = ["HF_HUB_OFFLINE", "HF_TOKEN_PATH", "MLFLOW_TRACKING_URI", "AWS_DEFAULT_REGION"]
     assert list(filter(is_secret_name, [*secret, *plain])) == secret
+
+
+def test_a_megabyte_of_anything_is_searched_at_once() -> None:
+    for piece in ("://", "?", "://a:", "?token", "@", "secret"):
+        text = piece * (2**20 // len(piece))
+        assert not has_secret(text)
+        assert without_secrets(text) == text
