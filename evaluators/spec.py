@@ -38,7 +38,7 @@ class BenchmarkSpec(BaseModel):
     with ``BenchmarkSpec.model_validate("figfont")``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     """A name from `deft list benchmarks`, or ``package.module:object`` for one of your own."""
@@ -123,7 +123,7 @@ def _defaults(benchmark: Benchmark, protocol: Protocol, given: Mapping[str, Any]
 class HeldoutSpec(BaseModel):
     """Loss on text that was not trained on: NLL, bits per byte, calibration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     file: str | None = None
     """A .jsonl file of lines with `prompt` and `response`; the run's validation split if not
@@ -141,7 +141,7 @@ class HeldoutSpec(BaseModel):
 class EngineSpec(BaseModel):
     """What generates the responses. There are as many engines as the cluster has devices for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     type: Literal["vllm", "transformers"] = "vllm"
     """transformers is slower by far, and for models that vLLM does not serve."""
@@ -166,7 +166,7 @@ class EngineSpec(BaseModel):
 class EvaluationSpec(BaseModel):
     """What a model is evaluated on, and how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     benchmarks: tuple[BenchmarkSpec, ...] = ()
     """Benchmarks to run, each at most once; none means that nothing is generated."""

@@ -36,7 +36,7 @@ class ObjectiveSpec(BaseModel):
     spellings of one objective hash alike.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     """Canonical name from the catalog, or the import path `package.module:attribute`."""

@@ -16,6 +16,8 @@ from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError
+from deft.workers.records import printable
+from deft.workers.secrets import without_secrets
 
 app = typer.Typer(
     help="Compare SFT objectives of language models: train on Ray, evaluate with vLLM, "
@@ -165,7 +167,8 @@ def submit_(
 
     Its other packages are the cluster's; a runtime_env.yaml here adds to its environment.
     """
-    from deft.platform.loading import load_spec, read_yaml
+    from deft.platform.loading import load_spec
+    from deft.platform.yaml_file import read_yaml
 
     command = "sweep" if "grid" in read_yaml(file)[0] else "run"
     if command == "sweep":
@@ -471,8 +474,8 @@ def main() -> NoReturn:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print an error and leave."""
-    print(f"error: {message}", file=sys.stderr)
+    """Print an error and leave. What it cites is from anywhere."""
+    print(f"error: {printable(without_secrets(message))}", file=sys.stderr)
     sys.exit(code)
 
 

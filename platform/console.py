@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from deft.workers.records import printable
 
 PLAIN_LINES = 10
 """Lines that one bar becomes where there is no terminal."""
@@ -31,12 +33,13 @@ class RunConsole:
         self.console = console or Console(highlight=False)
 
     def say(self, text: str) -> None:
-        """Print one plain line."""
-        self.console.print(escape(text), soft_wrap=True)
+        """Print ``text`` as it is; what would act on the terminal is spelt out."""
+        self.console.print(Text(printable(text)), soft_wrap=True)
 
     def stage(self, name: str, text: str) -> None:
         """Print one line about a stage."""
-        self.console.print(f"[bold]{name:<9}[/bold] {escape(text)}", soft_wrap=True)
+        line = Text.assemble((f"{printable(name):<9}", "bold"), " ", printable(text))
+        self.console.print(line, soft_wrap=True)
 
     @contextmanager
     def progress(self, unit: str) -> Iterator[ProgressView]:
@@ -45,14 +48,14 @@ class RunConsole:
             yield ProgressView(self, unit, None)
             return
         bars = Progress(
-            TextColumn("          {task.description}"),
+            TextColumn("          {task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(unit),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
         )
         with bars:
@@ -71,13 +74,13 @@ class RunConsole:
         Columns without names have no line for them.
         """
         table = Table(
-            title=title, title_justify="left", title_style="bold", show_header=any(columns)
+            title=Text(printable(title), "bold"), title_justify="left", show_header=any(columns)
         )
         for index, column in enumerate(columns):
             justify: Literal["left", "right"] = "right" if index and not left else "left"
-            table.add_column(column, justify=justify, overflow="fold")
+            table.add_column(Text(printable(column)), justify=justify, overflow="fold")
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*(Text(printable(entry)) for entry in row))
         self.console.print(table)
 
 
@@ -96,8 +99,8 @@ class ProgressView:
         """Say that ``done`` of ``total`` units of ``name`` are finished."""
         if self.bars is not None:
             if name not in self.tasks:
-                self.tasks[name] = self.bars.add_task(name, total=total, note="")
-            self.bars.update(self.tasks[name], completed=done, total=total, note=note)
+                self.tasks[name] = self.bars.add_task(printable(name), total=total, note="")
+            self.bars.update(self.tasks[name], completed=done, total=total, note=printable(note))
             return
         began, first = self.started.setdefault(name, (time.monotonic(), done))
         part = done * PLAIN_LINES // total

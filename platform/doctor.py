@@ -16,8 +16,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
 from deft.platform.provenance import SOURCE
-from deft.platform.tracking import without_secrets
+from deft.platform.tracking import require_no_secret
 
 GIB = 2**30
 PATIENCE = 3.0
@@ -250,23 +251,27 @@ def why_taken(port: int) -> str | None:
 
 def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
     """Whether the tracking store can be used."""
+    try:
+        require_no_secret(tracking_uri)
+    except UserError as error:
+        yield Finding("MLflow", State.problem, "runs refuse this tracking URI", str(error))
+        return
     parts = urlsplit(tracking_uri)
     if parts.scheme not in ("http", "https"):
-        yield Finding("MLflow", State.ok, f"store {without_secrets(tracking_uri)}")
+        yield Finding("MLflow", State.ok, f"store {tracking_uri}")
         return
     import requests
 
-    shown = without_secrets(tracking_uri)
     try:
         answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=PATIENCE)
     except requests.RequestException as error:
         remedy = "start it, or give another --tracking-uri; runs go on without and deliver later"
-        found = f"{shown} does not answer: {type(error).__name__}"
+        found = f"{tracking_uri} does not answer: {type(error).__name__}"
         yield Finding("MLflow", State.problem, found, remedy)
         return
     remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give another URI"
     state = State.ok if answer.ok else State.problem
-    found = f"{shown} answers {answer.status_code}"
+    found = f"{tracking_uri} answers {answer.status_code}"
     yield Finding("MLflow", state, found, "" if answer.ok else remedy)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from deft.workers.secrets import without_secrets
+
 
 class UserError(ValueError):
     """Bad input: reported in one message, exit code 2, nothing written."""
@@ -48,6 +50,6 @@ def lost_worker(error: BaseException) -> BaseException | None:
 
 
 def describe(error: BaseException) -> str:
-    """``error`` as one paragraph without traceback."""
-    text = " ".join(str(error).split())
+    """``error`` as one paragraph without traceback, and without passwords in addresses."""
+    text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

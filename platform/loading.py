@@ -8,15 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from deft.platform.errors import UserError
 from deft.platform.presets import PRESETS
 from deft.platform.spec import ExperimentSpec, ModelEvaluationSpec
+from deft.platform.yaml_file import Key, parse_yaml, read_yaml
 
-Key = tuple[str | int, ...]
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
@@ -123,6 +122,9 @@ def validate(
         raise UserError(
             "\n".join(_explain(detail, spec, file, origins) for detail in error.errors())
         ) from None
+    except OSError as error:  # a path that is too long, or in a directory that is closed
+        reason = f"{error.strerror}: {error.filename!r:.80}"
+        raise UserError(": ".join(filter(None, [file, reason]))) from None
 
 
 def apply_settings(data: dict[str, Any], origins: dict[Key, str], settings: Iterable[str]) -> None:
@@ -135,10 +137,7 @@ def apply_settings(data: dict[str, Any], origins: dict[Key, str], settings: Iter
         dotted, equals, text = setting.partition("=")
         if not equals or not dotted:
             raise UserError(f"--set {setting}: expected key=value, as in training.max_steps=10")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {setting}: the value is no YAML: {_one_line(error)}") from None
+        value, _ = parse_yaml(text, f"--set {setting}", lines=False)
         set_value(data, origins, tuple(dotted.split(".")), value, f"--set {setting}")
 
 
@@ -165,45 +164,6 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
                 value = merge(under, value)
         merged[key] = value
     return merged
-
-
-def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Key, str]]:
-    """A YAML mapping, and for each key in it where it stands (``file:line``)."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-    origins: dict[Key, str] = {}
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _locate(root, (), file, origins)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{line}: not valid YAML: {_one_line(error)}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{file}: expected a mapping of settings, got {_kind(data)}")
-    return data, origins
-
-
-def _locate(node: yaml.Node | None, key: Key, file: Path, origins: dict[Key, str]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            child = (*key, key_node.value)
-            where = f"{file}:{key_node.start_mark.line + 1}"
-            if child in origins:
-                raise UserError(
-                    f"{where}: {_dotted(child)} is given twice, first at {origins[child]}"
-                )
-            origins[child] = where
-            _locate(value_node, child, file, origins)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            origins[(*key, index)] = f"{file}:{item.start_mark.line + 1}"
-            _locate(item, (*key, index), file, origins)
 
 
 def set_value(
@@ -271,12 +231,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _dotted(key: Key) -> str:
     return ".".join(map(str, key))
-
-
-def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-def _one_line(error: Exception) -> str:
-    problem = getattr(error, "problem", None) or str(error)
-    return " ".join(problem.split())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe
 from deft.platform.outbox import read_delivered
-from deft.platform.tracking import require_tracking_uri, without_secrets
+from deft.platform.tracking import require_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,9 +46,7 @@ def register_model(run: Path, name: str, tracking_uri: str, console: RunConsole)
     try:
         model = _logged_model(client, delivered.id)
         if model is None:
-            raise UserError(
-                f"{run}: MLflow at {without_secrets(tracking_uri)} does not know the run"
-            )
+            raise UserError(f"{run}: MLflow at {tracking_uri} does not know the run")
         _upload(client, model, run / "model", console)
         number = _register(client, model, name)
     except MlflowException as error:

@@ -23,7 +23,7 @@ from deft.workers.spec import DatasetField, ModelField, ModelSpec, TrainingSpec
 class ExperimentSpec(BaseModel):
     """One training run, its evaluation, and the name both are recorded under."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     """What the run is called; dataset-model-objective if not given."""
@@ -70,7 +70,7 @@ class ExperimentSpec(BaseModel):
 class ModelEvaluationSpec(BaseModel):
     """The evaluation of a model as it is: what `deft evaluate` does."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     """What the evaluation is called; evaluation-model if not given."""

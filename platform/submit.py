@@ -31,16 +31,18 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from deft.platform.errors import StageError, UserError, describe
-from deft.platform.loading import read_yaml
 from deft.platform.provenance import SHIPPED_STATE, SOURCE, git_state
 from deft.platform.spec import ExperimentSpec
+from deft.platform.tracking import require_no_secret
+from deft.platform.yaml_file import read_yaml
+from deft.workers.secrets import is_secret_name
 
 ROOMS = ("objectives", "workers", "evaluators", "platform", "sweeps")
 
 ENVIRONMENT_FILE = "runtime_env.yaml"
 """Ray's runtime environment of the jobs of a working directory, if it has one."""
 
-EXCLUDES = [".git/", ".venv/", ".cache/", "runs/"]
+EXCLUDES = [".git/", ".venv/", ".cache/", "runs/", ".env"]
 """What is not shipped if there is no such file, beside what .gitignore and .rayignore name."""
 
 OLDEST_RAY = Version("2.60")
@@ -103,8 +105,11 @@ def entrypoint(
         tracking_uri: MLflow tracking URI, as the cluster finds it.
 
     Raises:
-        UserError: ``file`` is not in ``working_dir``.
+        UserError: ``file`` is not in ``working_dir``, or there is a password in ``tracking_uri``:
+            whoever sees the dashboard reads the command.
     """
+    if tracking_uri:
+        require_no_secret(tracking_uri)
     try:
         inside = file.resolve().relative_to(working_dir.resolve())
     except ValueError:
@@ -253,11 +258,22 @@ def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
         working_dir: what the job gets to see as its current directory; its `runtime_env.yaml`, if
             there is one, may add environment variables and name what is not shipped.
         package: the import package `deft`, as one folder.
+
+    Raises:
+        UserError: the file cannot be read, or gives a secret to the job.
     """
     file = working_dir / ENVIRONMENT_FILE
     environment: dict[str, Any] = {"excludes": EXCLUDES}
     if file.exists():
-        environment |= read_yaml(file)[0]
+        settings, origins = read_yaml(file)
+        variables = settings.get("env_vars") or {}
+        for name in filter(is_secret_name, map(str, variables)):
+            raise UserError(
+                f"{origins['env_vars', name]}: env_vars.{name}: Ray's dashboard shows the "
+                "variables of a job to whoever may see it. Set secrets in the environment of the "
+                "cluster's nodes before `ray start`"
+            )
+        environment |= settings
     # The checkout's file names the checkout's `deft`, for `ray job submit`.
     modules = [m for m in environment.get("py_modules", []) if Path(m).name != package.name]
     modules = [m if "://" in m else str(working_dir / m) for m in modules]

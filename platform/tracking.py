@@ -26,6 +26,7 @@ from deft.platform.provenance import git_state, package_versions
 from deft.platform.spec import ExperimentSpec, ModelEvaluationSpec
 from deft.workers.datasets import DATASETS
 from deft.workers.names import unknown_name
+from deft.workers.secrets import has_secret, without_secrets
 from deft.workers.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -48,13 +49,20 @@ def default_tracking_uri(root: Path) -> str:
     return f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
-def without_secrets(uri: str) -> str:
-    """``uri`` without user and password, whether it is well formed or not."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)
+def require_no_secret(uri: str) -> None:
+    """Raise UserError if there is a password in the tracking URI ``uri``."""
+    if has_secret(uri) or re.match(r"https?://[^/]*@", uri):
+        raise UserError(
+            f"tracking URI {without_secrets(uri)}: a password in it would reach logs and files. "
+            "Give it by the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "or MLFLOW_TRACKING_TOKEN, for a server; PGPASSWORD for PostgreSQL. Put an MLflow "
+            "server before other databases that ask for one"
+        )
 
 
 def require_tracking_uri(uri: str) -> None:
     """Raise UserError if ``uri`` can never be one of MLflow's, whoever is up or down."""
+    require_no_secret(uri)
     shown = without_secrets(uri)
     expected = "expected http(s)://HOST:PORT, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     try:

@@ -29,12 +29,17 @@ echo "setting up .venv from $lock (several minutes the first time)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 # The lock is complete. Without --no-deps pip would fetch CUDA builds for packages left out of it.
-if ! .venv/bin/python -m pip install --quiet --no-deps -r "$lock"; then
+install=(.venv/bin/python -m pip install --quiet --no-deps)
+if ! "${install[@]}" -r <(grep -v '^flash-attn==' "$lock"); then
     echo "If pip found no torch with the local version +cpu: PyTorch keeps its CPU builds on an" >&2
     echo "index of its own. Give its address in PIP_EXTRA_INDEX_URL and run this again." >&2
     exit 1
 fi
-.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+# The source of flash-attn asks the installed torch and nvcc what to build; there is no wheel.
+if grep -q '^flash-attn==' "$lock"; then
+    "${install[@]}" --no-build-isolation "$(grep '^flash-attn==' "$lock")"
+fi
+"${install[@]}" --no-build-isolation -e .
 
 # Type checkers do not follow setuptools' import hook; a tree of links shows them the import root.
 mkdir -p .cache/typing/deft

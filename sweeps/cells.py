@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,15 +13,14 @@ from typing import Any
 
 from deft.platform.errors import UserError
 from deft.platform.loading import (
-    Key,
     apply_settings,
     merge,
-    read_yaml,
     set_value,
     to_experiment,
     validate,
 )
 from deft.platform.spec import ExperimentSpec, name_of_parts
+from deft.platform.yaml_file import Key, read_yaml
 from deft.sweeps.spec import Settings, SweepSpec, label
 from deft.workers.spec import ModelSpec
 
@@ -66,7 +66,8 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
         UserError: naming file, line, key, expectation and nearest valid name.
     """
     data, origins = read_yaml(file)
-    data = {"name": re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip(".-") or "sweep", **data}
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip(".-_")[:60]
+    data = {"name": stem or "sweep", **data}
     spec = validate(SweepSpec, data, str(file), origins)
     base = _Layer({}, {})
     if isinstance(spec.base, str):
@@ -93,8 +94,19 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
     return Plan(spec, file.read_text(encoding="utf-8"), models, tuple(cells.values()))
 
 
+MAX_COMBINATIONS = 100_000
+"""Of a grid; one value more on each axis of a few is soon millions."""
+
+
 def combinations(spec: SweepSpec) -> Iterator[tuple[dict[str, Key], Settings, Settings]]:
-    """Every cell: where the value of each axis stands in the file, the values, further settings."""
+    """Every cell: where the value of each axis stands in the file, the values, further settings.
+
+    Raises:
+        UserError: the grid is out of all proportion.
+    """
+    number = math.prod(map(len, spec.grid.values()))
+    if number > MAX_COMBINATIONS:
+        raise UserError(f"grid: {number:,} combinations; {MAX_COMBINATIONS:,} are allowed")
     for chosen in itertools.product(*(range(len(values)) for values in spec.grid.values())):
         places: dict[str, Key] = {
             axis: ("grid", axis, index) for axis, index in zip(spec.grid, chosen, strict=True)

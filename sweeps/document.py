@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from deft.workers.records import printable
 
 Mark = Literal["better", "worse", "not distinguishable", "failed"]
 
@@ -148,9 +151,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_visible,
     )
     environment.filters["md"] = escape_markdown
     return environment
+
+
+def _visible(value: object) -> object:
+    """Texts with escape sequences spelt out: Markdown is read in terminals. Pictures stay."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def escape_markdown(text: str) -> str:

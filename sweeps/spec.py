@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -102,8 +103,8 @@ class SweepSpec(BaseModel):
         for axis, values in grid.items():
             if not values:
                 raise ValueError(f"{axis}: give at least one value")
-            labels = [label(value) for value in values]
-            twice = next((text for text in labels if labels.count(text) > 1), None)
+            labels = Counter(label(value) for value in values)
+            twice = next((text for text, count in labels.items() if count > 1), None)
             if twice is not None:
                 raise ValueError(f"{axis}: {twice} is there twice")
             if axis.split(".")[0] == "name":

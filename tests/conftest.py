@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from deft.workers.spec import TrainingSpec
 
 # The same code must pass or fail the same way every time; CI is no place to search for examples.
-settings.register_profile("reproducible", derandomize=True)
-settings.load_profile("reproducible")
+# DEFT_FUZZ_EXAMPLES=10000 pytest -k hostile --hypothesis-show-statistics is the place, and says how
+# many there were.
+settings.register_profile("reproducible", derandomize=True, deadline=None)
+settings.register_profile(
+    "search",
+    max_examples=int(os.environ.get("DEFT_FUZZ_EXAMPLES", "100")),
+    deadline=None,
+    print_blob=True,
+)
+settings.load_profile("search" if "DEFT_FUZZ_EXAMPLES" in os.environ else "reproducible")
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

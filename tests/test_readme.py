@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from deft.platform.results import objectives_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,9 @@ def test_table_of_objectives_is_the_catalog() -> None:
     assert table.strip() == objectives_markdown()
 
 
-def test_every_file_it_names_exists() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
+def test_every_file_it_names_exists(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    assert links
+    for link in links:
         assert (ROOT / link).exists(), link

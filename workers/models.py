@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deft.workers.chat import Example
 from deft.workers.names import CatalogEntry
@@ -140,6 +141,9 @@ MODELS: dict[str, ModelEntry] = {
     ),
 }
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""What weights are called that `pickle` reads."""
+
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -232,17 +236,24 @@ def resolve_directory(name: str) -> Path:
     """The local directory of a model given by path or hub id, downloading it if need be.
 
     Raises:
-        ValueError: the hub has no such model, or cannot be reached.
+        ValueError: the hub has no such model, or cannot be reached; or to load it would run code
+            that comes with it, see `require_data_only`.
     """
     name = resolve_name(name)
-    if Path(name).is_dir():
-        return Path(name).resolve()
+    directory = Path(name).resolve() if Path(name).is_dir() else _download(name)
+    require_data_only(directory)
+    return directory
+
+
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(
-            snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"])
+            snapshot_download(
+                name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(
@@ -250,3 +261,52 @@ def resolve_directory(name: str) -> Path:
             f"{' '.join(str(error).split()):.300} Copy its files to this machine and give their "
             "directory as model."
         ) from None
+
+
+def require_data_only(directory: Path) -> None:
+    """Refuse a model that cannot be loaded without running what is in its directory.
+
+    Raises:
+        ValueError: its weights are pickles, or lie elsewhere, or its model or tokenizer is code.
+    """
+    if not any(directory.glob("*.safetensors")):
+        pickles = [file.name for file in directory.iterdir() if file.suffix in PICKLES]
+        found = f"there are pickles ({', '.join(sorted(pickles)[:3])}), but " if pickles else ""
+        raise ValueError(
+            f"model {directory}: there are no weights as safetensors; {found}only safetensors are "
+            "loaded, since a pickle can run code. Whoever trusts it converts it by transformers' "
+            "from_pretrained and save_pretrained"
+        )
+    for index in directory.glob("*.safetensors.index.json"):
+        for name in set(_json_object(index).get("weight_map", {}).values()):
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{index}: {name!r} is no file beside it")
+    for file in (directory / "config.json", directory / "tokenizer_config.json"):
+        if file.is_file() and "auto_map" in _json_object(file):
+            _require_known_to_transformers(directory, file)
+
+
+def _require_known_to_transformers(directory: Path, file: Path) -> None:
+    """Some models bring code that transformers has itself by now."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    kind: Any = AutoConfig if file.name == "config.json" else AutoTokenizer
+    try:
+        kind.from_pretrained(directory, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{file}: auto_map names code that comes with the model and would have to be run; only "
+            "models and tokenizers that transformers has itself can be used"
+        ) from None
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content

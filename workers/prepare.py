@@ -136,8 +136,9 @@ def prepare_tokenizer(
         )
     name = resolve_name(model.name)
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except OSError as error:
+        # Else a tokenizer with code of its own would ask on the terminal whether to run it.
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"the tokenizer of {name!r} could not be had: {' '.join(str(error).split()):.300} "
             "Copy its files to this machine and give their directory as model."

@@ -182,7 +182,10 @@ def _read_csv(path: Path, name: str) -> Iterator[Record | BadRecord]:
     csv.field_size_limit(MAX_CSV_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file, strict=True)
-        header = next(rows, [])
+        try:
+            header = next(rows, [])
+        except csv.Error as error:
+            raise ValueError(f"{path}:1: no header line of CSV: {error}") from None
         if len(set(header)) < len(header) or not all(header):
             raise ValueError(
                 f"{path}:1: expected a header line of distinct column names, got {header!r:.200}"
@@ -211,14 +214,20 @@ def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[R
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from None
-    known = file.schema_arrow.names
-    wanted = list(columns) if columns and set(columns) <= set(known) else None
+    def batches() -> Iterator[pa.RecordBatch]:
+        """Every batch; a file may turn out damaged far from its beginning."""
+        try:
+            file = pq.ParquetFile(path)
+            known = file.schema_arrow.names
+            wanted = list(columns) if columns and set(columns) <= set(known) else None
+            yield from file.iter_batches(batch_size=PARQUET_BATCH, columns=wanted)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a Parquet file, or damaged: {error}") from None
+
     number = 0
-    for batch in file.iter_batches(batch_size=PARQUET_BATCH, columns=wanted):
+    for batch in batches():
         for index in range(len(batch)):
             number += 1
             where = f"{name}: row {number}"
@@ -226,6 +235,9 @@ def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[R
                 (fields,) = batch.slice(index, 1).to_pylist()
             except UnicodeDecodeError:
                 yield BadRecord(where, "invalid UTF-8", "invalid UTF-8")
+                continue
+            except (ValueError, OverflowError, pa.ArrowException) as error:
+                yield BadRecord(where, "broken value", f"a value that cannot be read: {error}")
                 continue
             yield Record(where, fields)
 

@@ -20,6 +20,7 @@ from deft.workers.datasets import DATASETS, local_files
 from deft.workers.models import MODELS
 from deft.workers.names import unknown_name
 from deft.workers.records import SUFFIXES
+from deft.workers.secrets import has_secret, without_secrets
 
 MAX_VALIDATION = 128
 """Held-out examples where a run file does not say how many: the paper's number."""
@@ -32,7 +33,7 @@ def _name_only(value: Any) -> Any:
 class ColumnsSpec(BaseModel):
     """What columns are called. A dotted path leads into a struct: `extra_info.question`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     prompt: str | None = Field(default=None, min_length=1)
     """Column of the user's text."""
@@ -63,7 +64,7 @@ class ColumnsSpec(BaseModel):
 class DatasetSpec(BaseModel):
     """Training data. In YAML a bare string stands for ``{name: …}``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     """A name from `deft list datasets`; a .jsonl, .json, .csv or .parquet file; a directory of such
@@ -158,7 +159,7 @@ class DatasetSpec(BaseModel):
 class ModelSpec(BaseModel):
     """The model to fine-tune. In YAML a bare string stands for ``{name: …}``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str
     """A name from `deft list models`, a local directory, or a Hugging Face hub id (org/name)."""
@@ -186,7 +187,7 @@ class ModelSpec(BaseModel):
 class LoraSpec(BaseModel):
     """Low-rank adapters (arXiv 2106.09685) in place of full fine-tuning, by peft."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each adapted matrix."""
@@ -225,7 +226,7 @@ SPLITTING_DEEPSPEED_KEYS = (
 class TrainingSpec(BaseModel):
     """How to train: DeepSpeed SFT with AdamW and a cosine schedule."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     num_workers: int = Field(default=2, ge=1)
     """Data-parallel training processes, one GPU each where there are GPUs."""
@@ -290,12 +291,26 @@ class TrainingSpec(BaseModel):
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Optimiser steps between checkpoints; only one at the end if not given."""
     checkpoint_storage: str | None = None
-    """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given."""
+    """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given.
+    What opens the storage is in the environment of the cluster's nodes."""
     keep_checkpoints: int | None = Field(default=None, ge=1)
     """Checkpoints to keep; if not given, one while training and none afterwards."""
     keep: Literal["last", "best"] = "last"
     """Which checkpoints to keep and which model to evaluate: the last, or those of lowest NLL on
     the held-out examples; the last one is kept besides, to continue from."""
+
+    @field_validator("checkpoint_storage")
+    @classmethod
+    def require_no_secret(cls, value: str | None) -> str | None:
+        if value is not None and has_secret(value):
+            raise ValueError(
+                f"{without_secrets(value)}: a secret in it would be written into the spec and to "
+                "MLflow. Give it to the nodes of the cluster by their environment: "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, "
+                "GOOGLE_APPLICATION_CREDENTIALS for gs://, AZURE_CLIENT_ID, AZURE_TENANT_ID and "
+                "AZURE_CLIENT_SECRET for abfs://"
+            )
+        return value
 
     @model_validator(mode="after")
     def require_an_example_for_every_worker(self) -> TrainingSpec:

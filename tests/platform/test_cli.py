@@ -81,6 +81,20 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert expected in refused(*arguments)
 
 
+def test_secrets_and_escape_sequences_in_bad_input_are_not_shown(
+    refused: Callable[..., str],
+) -> None:
+    names = ["run", "--dataset", "figfont", "--model", "tiny", "--objective", "p"]
+    said = refused(*names, "--set", "training.checkpoint_storage=s3://key:hunter2@bucket")
+    assert "AWS_SECRET_ACCESS_KEY" in said
+    said += refused(*names, "--tracking-uri", "postgresql://user:hunter2@host/db")
+    said += refused(*names, MLFLOW_TRACKING_URI="https://user:hunter2@host")
+    assert "hunter2" not in said
+    said = refused(*names, "--set", "dataset.\x1b]0;owned\x07=\x1b[2J")
+    assert "\x1b" not in said
+    assert "\\x1b]0;owned\\x07" in said
+
+
 def test_lists_name_everything_with_its_source(deft: Deft) -> None:
     listed = deft("list", "objectives", COLUMNS="200").stdout
     assert all(name in listed for name in CATALOG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from deft.platform.console import RunConsole
@@ -36,3 +37,24 @@ def test_markup_in_text_is_shown_as_it_is() -> None:
     out = io.StringIO()
     RunConsole(Console(file=out)).say("a [bold]name[/bold]")
     assert out.getvalue() == "a [bold]name[/bold]\n"
+
+
+HOSTILE = "[red]x[/red] [/] :warning: \x1b[2J\x1b]0;owned\x07\x9b\u202e"
+SHOWN = "[red]x[/red] [/] :warning: \\x1b[2J\\x1b]0;owned\\x07\\x9b\\u202e"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_that_is_said_acts_on_the_terminal(terminal: bool) -> None:
+    out = io.StringIO()
+    screen = Console(file=out, force_terminal=terminal, color_system=None, width=400)
+    console = RunConsole(screen)
+    console.say(HOSTILE)
+    console.stage(HOSTILE, HOSTILE)
+    console.table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]])
+    with console.progress("steps") as view:
+        view.update(HOSTILE, 1, 2, HOSTILE)
+    said = out.getvalue()
+    # What remains are Rich's own sequences, which draw the bar.
+    for sequence in ("\x1b[2J", "\x1b]", "\x07", "\x9b", "\u202e"):
+        assert sequence not in said
+    assert said.count(SHOWN) >= 8

@@ -30,7 +30,7 @@ def refusing_server() -> Iterator[str]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://user:secret@127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
@@ -49,12 +49,15 @@ def test_a_service_that_does_not_answer_is_a_problem_with_a_remedy(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_refusal_is_told_without_the_password(refusing_server: str) -> None:
+def test_a_refusal_and_a_password_in_the_address_are_told(refusing_server: str) -> None:
     (finding,) = doctor.check_mlflow(refusing_server)
     assert finding.state is State.problem
     assert "answers 401" in finding.found
     assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
-    assert "secret" not in finding.found + finding.remedy
+    (finding,) = doctor.check_mlflow(refusing_server.replace("://", "://user:hunter2@"))
+    assert finding.state is State.problem
+    assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
+    assert "hunter2" not in finding.found + finding.remedy
 
 
 def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:

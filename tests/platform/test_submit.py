@@ -25,6 +25,7 @@ from subprocess import CompletedProcess
 import psutil
 import pytest
 import requests
+import yaml
 from mlflow import MlflowClient
 
 from deft.platform.errors import UserError
@@ -349,6 +350,14 @@ def test_command_of_a_job_means_the_same_on_the_cluster(tmp_path: Path) -> None:
         "--set training.max_steps=3 --set 'dataset={name: a, size: 3}' "
         "--tracking-uri https://mlflow.example.org"
     )
+    with pytest.raises(UserError, match="a password in it would reach logs"):
+        entrypoint(
+            "run",
+            tmp_path / "run.yaml",
+            working_dir=tmp_path,
+            root=tmp_path,
+            tracking_uri="https://user:hunter2@mlflow.example.org",
+        )
     with pytest.raises(UserError, match=r"run\.yaml: not in the working directory"):
         entrypoint("run", tmp_path / "run.yaml", working_dir=tmp_path / "my runs", root=tmp_path)
 
@@ -392,7 +401,9 @@ def test_working_directory_may_add_to_the_jobs_environment(tmp_path: Path) -> No
     package = tmp_path / "shipped" / "deft"
     plain = runtime_environment(tmp_path, package)
     assert plain["py_modules"] == [str(package)]
-    assert "runs/" in plain["excludes"]
+    assert {"runs/", ".env"} <= set(plain["excludes"])
+    for_rays_own_command = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
+    assert for_rays_own_command["excludes"] == plain["excludes"]
     (tmp_path / "runtime_env.yaml").write_text(
         "py_modules: [.cache/typing/deft, helpers]\n"
         "excludes: [data/]\n"
@@ -404,3 +415,12 @@ def test_working_directory_may_add_to_the_jobs_environment(tmp_path: Path) -> No
         "excludes": ["data/"],
         "env_vars": {"HF_HUB_OFFLINE": "1"},
     }
+
+
+def test_secrets_that_the_dashboard_would_show_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "runtime_env.yaml"
+    file.write_text("excludes: []\nenv_vars:\n  HF_HUB_OFFLINE: '1'\n  HF_TOKEN: hf_hunter2\n")
+    with pytest.raises(UserError) as refusal:
+        runtime_environment(tmp_path, tmp_path / "deft")
+    assert str(refusal.value).startswith(f"{file}:4: env_vars.HF_TOKEN: Ray's dashboard shows")
+    assert "hunter2" not in str(refusal.value)

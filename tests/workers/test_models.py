@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import json
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,88 @@ def test_nll_head_equals_the_models_own_cross_entropy(tiny: Path) -> None:
     # The embedding is tied to the head and gets a gradient from both.
     for name, parameter in model.model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-3, atol=1e-5)
+
+
+class RunsOnLoading:
+    """What a pickle can do."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """A file that is there if code out of a model directory was run."""
+    return tmp_path / "code-was-run"
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def test_weights_as_pickles_are_refused(copy: Path, trace: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(pickle.dumps(RunsOnLoading(trace)))
+    with pytest.raises(ValueError, match=r"no weights as safetensors; .*pytorch_model\.bin"):
+        resolve_directory(str(copy))
+    assert not trace.exists()
+
+
+def test_pickles_beside_safetensors_are_left_alone(copy: Path, trace: Path) -> None:
+    (copy / "pytorch_model.bin").write_bytes(pickle.dumps(RunsOnLoading(trace)))
+    AutoModelForCausalLM.from_pretrained(resolve_directory(str(copy)))
+    assert not trace.exists()
+
+
+def bring_code(model: Path, file: str, trace: Path, **settings: Any) -> None:
+    """Have a model's settings name code that lies beside them."""
+    (model / "own.py").write_text(f"import pathlib\npathlib.Path({str(trace)!r}).touch()\n")
+    content = json.loads((model / file).read_text())
+    (model / file).write_text(json.dumps({**content, **settings}))
+
+
+def test_code_that_comes_with_a_model_is_refused_and_nobody_is_asked(
+    copy: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    bring_code(copy, "config.json", trace, model_type="own", auto_map={"AutoConfig": "own.Own"})
+    with pytest.raises(ValueError, match=r"config\.json: auto_map names code"):
+        resolve_directory(str(copy))
+    assert not trace.exists()
+
+
+def test_models_that_transformers_has_itself_run_its_code_and_not_their_own(
+    copy: Path, trace: Path
+) -> None:
+    own = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    bring_code(copy, "config.json", trace, auto_map=own)
+    own_tokenizer = {"AutoTokenizer": ["own.Own", None]}
+    bring_code(copy, "tokenizer_config.json", trace, tokenizer_class="Own", auto_map=own_tokenizer)
+    directory = resolve_directory(str(copy))
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert type(model).__module__.startswith("transformers.models.qwen2")
+    assert type(AutoTokenizer.from_pretrained(directory)).__module__.startswith("transformers.")
+    assert not trace.exists()
+
+
+def test_weights_outside_the_directory_are_refused(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (copy / "part.safetensors").touch()
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"'\.\./model\.safetensors' is no file beside it"):
+        resolve_directory(str(copy))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 100_000])
+def test_configuration_that_is_none_is_said(copy: Path, content: bytes) -> None:
+    (copy / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        resolve_directory(str(copy))
 
 
 def test_local_directories_are_used_as_they_are(tiny: Path) -> None:

@@ -200,7 +200,7 @@ LATEX_PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=max(300, settings.default.max_examples), deadline=None)
 @given(st.lists(LATEX_PIECES, max_size=25).map("".join))
 def test_garbage_raises_nothing_and_is_not_the_answer(garbage: str) -> None:
     assert grade({"response": garbage, "gold": r"\frac{9173}{6421}"}).verdict != "correct"
@@ -209,7 +209,7 @@ def test_garbage_raises_nothing_and_is_not_the_answer(garbage: str) -> None:
     assert graded.verdict != "correct"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=max(200, settings.default.max_examples), deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_raises_nothing(text: str) -> None:
     assert grade({"response": text, "gold": text}).verdict in set(Verdict)

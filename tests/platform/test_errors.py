@@ -1,0 +1,21 @@
+"""What is said of an error."""
+
+from __future__ import annotations
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from deft.platform.errors import describe
+
+
+def test_passwords_in_the_addresses_that_libraries_cite_are_not_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    client = mlflow.MlflowClient("http://user:hunter2@127.0.0.1:9")
+    with pytest.raises(MlflowException) as caught:
+        client.get_experiment_by_name("deft")
+    assert "hunter2" in str(caught.value)
+    assert "hunter2" not in describe(caught.value)
+    assert "127.0.0.1" in describe(caught.value)
