@@ -129,7 +129,7 @@ def main_table(findings: Findings, setting: Setting) -> Table:
             *(_value(results.base.get(m), results.base_intervals.get(m)) for m in results.measures),
         ]
     ]
-    best = {m: results.ranking(m)[0] for m in results.measures}
+    best = {m: _only_best(results, m) for m in results.measures}
     for name in sweep.objectives:
         column = results.objectives.get(name, {})
         entries = [
@@ -144,6 +144,13 @@ def main_table(findings: Findings, setting: Setting) -> Table:
         rows.append([name, seeds_of(findings, setting, name), *entries])
     titles = [measure.title for measure in results.measures]
     return Table(findings.heading("Scores", setting), ["objective", "seeds", *titles], rows)
+
+
+def _only_best(results: Results, measure: Measure) -> str | None:
+    first, *others = results.ranking(measure)
+    score = results.objectives[first][measure].mean
+    tied = any(results.objectives[name][measure].mean == score for name in others)
+    return None if tied else first
 
 
 def brief_table(findings: Findings, setting: Setting) -> Table | None:
