@@ -122,6 +122,11 @@ def _is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None or bool(re.fullmatch(r"[A-Za-z ]{3,}", text))
 
 
+def _is_sum(text: str) -> bool:
+    """Whether a side of an equation is worked out, as in ``-5 + 5``: it has no unknowns."""
+    return re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)) is None
+
+
 def _is_assignment(relation: Relation) -> bool:
     return relation.signs[0] in ("=", r"\in", r"\approx") and _is_name(relation.names[0])
 
@@ -142,7 +147,7 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
         if isinstance(gold, Scalar) and gold.latex == answer.names[1]:
             return [answer.sides[1]]
         return [answer.sides[0]]
-    if answer.names[-1] == "0" and not _is_name(answer.names[0]):
+    if answer.names[-1] == "0" and not (_is_name(answer.names[0]) or _is_sum(answer.names[-2])):
         return []  # an equation, not a value
     exact = [
         side

@@ -398,7 +398,7 @@ def _conclusion(response: str) -> Found | None:
     if listed:
         return Found(listed, explicit=False)
     last = re.sub(
-        r"^(?:\d+[.)]\s+(?=\S)|(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*)",
+        r"^(?:\d+[.)]\s+(?=\S)|(?:So|Thus|Hence|Therefore|Then),?\s+(?=[-\d$\\(])|(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*)",
         "",
         lines[-1].strip("*_` "),
     )

@@ -2,10 +2,9 @@
 
 The last explicit statement decides: a box, "the answer is …", "**Answer: (B) …**", "option B is
 correct", a correction ("wait, it is C"). Without one, a response whose last or first line is
-nothing but an option, or whose last sentence concludes with one, has answered too; last of all,
-one that settles on an option in free prose (`medical_prose`). A discussion of options is no answer,
-nor are two options at once, a letter that is not among the options, or a refusal: the verdict is
-then ``no_answer``, never a guess.
+nothing but an option has answered too; last of all, one that settles on an option in free prose
+(`medical_prose`). A discussion of options is no answer, nor are two options at once, a letter that
+is not among the options, or a refusal: the verdict is then ``no_answer``, never a guess.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from deft.evaluators.grading.medical_prose import concluded
+from deft.evaluators.grading.medical_prose import abridged, concluded
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
-
-MAX_REMARK = 80
-"""Characters of a closing remark that may stand behind the sentence that concludes."""
 
 MAX_STATEMENTS = 50
 """Statements of one kind that are looked at, from the last one back."""
@@ -45,10 +42,13 @@ def grade(record: Mapping[str, Any]) -> Grade:
     options = {letter.upper(): text for letter, text in record["options"].items()}
     finish_reason = record.get("finish_reason")
     chooser = Chooser(options)
-    text = final_section(answer_part(record["response"]))
-    letter = chooser.explicit(before_next_problem(text)) or chooser.explicit(text)
-    if letter is None and finish_reason != "length":
-        letter = chooser.implied(text)
+    text = _STYLE_TAG.sub("", _ANSWER_TAG.sub(_tagged, answer_part(record["response"])))
+    text = final_section(_lettered(text, options))
+    letter = None
+    for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
+        letter = letter or chooser.explicit(part)
+        if letter is None and finish_reason != "length":
+            letter = chooser.implied(part)
     if not letter:
         return no_answer(finish_reason)
     correct = letter == record["gold"].strip().upper()
@@ -67,6 +67,31 @@ def final_section(text: str) -> str:
     return text[headings[-1].end() :].strip() if headings else text
 
 
+_ANSWER_TAG = re.compile(r"[<\[](/?)(?:final|(?:final[_ ]?)?answer)[>\]]", re.IGNORECASE)
+_STYLE_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|span)>", re.IGNORECASE)
+_NUMBERED = re.compile(
+    r"\b(?:(?P<noun>option|choice|answer)\s+(?:number\s+)?(?P<number>[1-9])(?![\d.,%]*\d|\s*%)"
+    r"|(?P<ordinal>first|second|third|fourth|fifth|last)\s+(?:option|choice|answer))\b",
+    re.IGNORECASE,
+)
+_ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": 0}
+
+
+def _tagged(tag: re.Match[str]) -> str:
+    return "\n" if tag[1] else "\nAnswer: "
+
+
+def _lettered(text: str, options: Mapping[str, str]) -> str:
+    """With "option 3" and "the third option" called by the option's letter."""
+    letters = sorted(options)
+
+    def letter(match: re.Match[str]) -> str:
+        number = int(match["number"] or _ORDINALS[match["ordinal"].lower()])
+        return f"option {letters[number - 1]}" if number <= len(letters) else match.group()
+
+    return _NUMBERED.sub(letter, text)
+
+
 _BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
 _IS = (
     r"\b(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|seems\s+to\s+be|appears\s+to\s+be"
@@ -76,23 +101,26 @@ _KIND = (
     r"(?:final|correct|best|right|most\s+likely|most\s+appropriate|most\s+accurate|likely|single|"
     r"probable|appropriate|only|overall|proper|my|ideal|preferred)"
 )
-_NOUN = r"(?:answer|option|choice|response|selection|letter)"
+_ADVERBS = (
+    r"(?:(?:therefore|thus|then|clearly|probably|likely|indeed|definitely|most\s+likely)\b\W*)*"
+)
+_NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
 _LEADS = re.compile(
     rf"""
     \b(?:{_KIND}\s+){{0,3}}(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
         (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*:?|[:：=]|→|->|\s[-–—]\s)
-    | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to)?\s*(?:therefore\s+|thus\s+)?
-        (?:choose|select|pick|go\s+with|opt\s+for|answer|chose|settle\s+on
-           |conclude\s+(?:that\s+)?(?:it\s+is|it's))
+        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|→|->|\s[-–—]\s)
+    | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to|am|'m)?\s*(?:therefore\s+|thus\s+)?
+        (?:choose|choosing|chose|select|pick|(?:go|going|went)\s+with|switch\s+to|opt\s+for|answer
+           |settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
         (?:\s+(?:with|for|that))?\s*:?
     | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection
            |on\s+second\s+thought)\s*[,.:;—–-]*\s*
         (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
         (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
            |the\s+\w+\s+{_IS})\s*:?
-    | <answer>
-    | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option)\s+{_IS}\s*:?
+    | (?:答案|选项)\s*(?:应该?)?(?:是|为|选)?\s*[：:]?|选(?=\s*[A-Z])
+    | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option|statement)\s+{_IS}\s*:?
     | \b(?:so|thus|therefore|hence)\s*,?\s+
         (?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
     """,
@@ -110,18 +138,16 @@ _TRAILS = re.compile(
     re.VERBOSE,
 )
 _BAD_AHEAD = re.compile(
-    r"(?:\bnot\b|n't|\bnever\b|\bif\b|\bwhether\b|\bwhy\b|\bwould\s+have\s+been\b|\bunless\b|"
-    r"\bcould\b|"
-    r"\bmight\b|\bmay\b|\bcannot\b|\bsuppose\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*|"
-    r"\bwhich\b|\bneither\b)"
+    r"(?:n't|\b(?:not|never|if|whether|why|would\s+have\s+been|unless|could|might|may|cannot|suppose"
+    r"|which|neither)\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*)"
     r"\s*(?:\w+\s+){0,2}$",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(r"\b[Ii]f\s[^.?!\n]+$|\bHad\s[^.?!\n]+$")
 _NEGATED = re.compile(
-    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|"
-    r"neither\b|unlikely|"
-    r"incorrect|wrong|un\w*clear|uncertain|unknown|none\b|impossible|difficult|hard\b|beyond|"
-    r"dependent|depend)",
+    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|neither\b"
+    r"|going\s+to\b|unlikely|incorrect|wrong|un\w*clear|uncertain|unknown|none\b|impossible"
+    r"|difficult|hard\b|beyond|depend)",
     re.IGNORECASE,
 )
 _CUT = re.compile(
@@ -131,43 +157,6 @@ _CUT = re.compile(
     r"considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
     re.IGNORECASE | re.DOTALL,
 )
-_REFUSAL = re.compile(
-    r"\b(?:cannot|can't|can not|could not|couldn't|unable|not able|impossible|don't know|"
-    r"do not know|not sure|unsure|uncertain|unclear|insufficient|not enough|undetermined|"
-    r"none of the (?:above|"
-    r"options|given|listed|choices)|no correct|consult|sorry)\b",
-    re.IGNORECASE,
-)
-_HEDGE = re.compile(
-    r"\b(?:could|may|might|possible|possibly|also|consider|considered|perhaps|some|sometimes|"
-    r"if|mimic\w*|depend\w*|look\w* for|screen\w*|such as|like|for example|reserved|weighed|"
-    r"unlikely|"
-    r"avoid\w*|contraindicated|"
-    r"incorrect|wrong|not|less|instead|rule[sd]? out|excluded?|however|although|question|asks?|"
-    r"options? (?:include|are)|differential|let's|let me)\b|n't\b|\?",
-    re.IGNORECASE,
-)
-_CONCLUSIVE = re.compile(
-    r"\b(?:so|thus|therefore|hence|correct|best|most|answer|choose|select|conclusion|"
-    r"consistent with|"
-    r"indicat\w+|confirm\w*|final|suggests?|points? to|treatment of choice|first[- ]line|is the|"
-    r"must|"
-    r"it is|it's|this is|that is|that's|has to be|match(?:es)?|fits?|corresponds? to|should|"
-    r"needs?|requires?|classic\w*|"
-    r"typical\w*|characteristic|diagnos\w+|due to|caused by|explain(?:s|ed)?|leaves|leaving)\b",
-    re.IGNORECASE,
-)
-_BARE_CONCLUSION = re.compile(
-    r"\W*(?i:so|thus|therefore|hence|it is|it's|that leaves|leaving|i say|which is|ergo|"
-    r"(?:it )?(?:has to|must|should|would|can only) be)\W+"
-    r"(?:(?i:it is|it's|option|choice)\W+)?([A-Z])\W*"
-)
-_SUBORDINATE = re.compile(
-    r"^\W*(?:since|given|because|although|though|while|as|based on|considering|in contrast|due to|"
-    r"for (?:this|the) [^,]*)\b[^,]*,\s*",
-    re.IGNORECASE,
-)
-_TEXT_AND_LETTER = re.compile(r"(.+?)\s*[(\[]([A-Z])[)\]]\W*")
 
 
 _ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
@@ -194,6 +183,16 @@ class Chooser:
                 return statement.letter or ""
         return None
 
+    def before_options(self, text: str) -> str:
+        """What stands before the options are listed once more, as they are in a next problem."""
+        lines = text.split("\n")
+        whole = [self._whole_line(line) for line in lines]
+        first = list(self.options)[:3]
+        for at in range(1, len(lines) - 2):
+            if whole[at : at + 3] == first:
+                return "\n".join(lines[:at])
+        return text
+
     def implied(self, text: str) -> str | None:
         """The option that a text without explicit statement consists of, or ends in."""
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
@@ -205,59 +204,38 @@ class Chooser:
             return marked
         if len(lines) > 1 and re.match(r"\W*[Oo]ption\s+[A-Z]\W*:", lines[-1]):
             whole[-1] = None  # it was about to discuss the options
-        copied = len(lines) > 1 and whole[-2] is not None and whole[-2] != whole[-1]
+        copied = len(lines) > 1 and None not in whole[-2:] and whole[-2] != whole[-1]
         if whole[-1] and (not copied or re.fullmatch(r"\W*[A-Za-z]\W*", lines[-1])):
             return whole[-1]
-        bold = re.search(r"(?:\*\*|__)\(?([A-Z])\)?\.?(?:\*\*|__)\W*$", lines[-1])
-        if bold and bold[1] in self.options:
-            return bold[1]
+        closing = _CLOSING_LETTER.search(lines[-1])
+        if closing and closing[1] in self.options:
+            return closing[1]
         if whole[0] and not any(letter not in (None, whole[0]) for letter in whole):
             return whole[0]
+        named = {
+            letter
+            for ahead, letter in zip(lines, whole[1:], strict=False)
+            if letter and _ANNOUNCED.search(ahead)
+        }
+        if len(named) == 1:
+            return named.pop()
         if copied:
             return None  # the options, repeated
-        return (
-            self._leading_word(lines[0])
-            or self._interjection(lines[-1])
-            or self._concluding_sentence("\n".join(lines[-2:]))
-            or self._leading_mark(lines)
-            or concluded(text, self.options)
-            or self._only_mention(text)
-        )
-
-    def _only_mention(self, text: str) -> str | None:
-        """The option that a text asserts something of, if it names no other anywhere."""
-        if _REFUSAL.search(text) or _DISCUSSION.search(text):
-            return None
-        found: str | None = None
-        for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
-            letters = {m[1] or m[2] for m in _NAMED.finditer(sentence)} & set(self.options)
-            named = letters
-            if not named:
-                continue
-            if named - {found} and found is not None:
-                return None
-            if len(named) > 1 or _HEDGE.search(sentence):
-                return None
-            found = named.pop()
-        return found or None
+        if len(lines) == 1 and (said := abridged(lines[0], self.options)):
+            return said
+        return self._set_off(lines) or self._leading_mark(lines) or concluded(text, self.options)
 
     def _leading_mark(self, lines: list[str]) -> str | None:
-        """``B. It lowers the afterload``: a marked letter that opens one line and no other."""
-        mark = re.compile(r"\W*([A-Z])(?:[.):]|\s[-–—])\s")
-        marks = {m[1] for line in lines if (m := mark.match(line))}
-        first = mark.match(lines[0])
-        return first[1] if first and marks == {first[1]} and first[1] in self.options else None
+        """``B. It lowers the afterload``: a marked letter that opens the text, and no other."""
+        marks = [m[1] for line in lines for m in _MARK.finditer(line)]
+        first = _MARK.match(lines[0])
+        return first[1] if first and set(marks) == {first[1]} and first[1] in self.options else None
 
-    def _leading_word(self, line: str) -> str | None:
-        """``No, there was no effect``: an option of one word that opens the response."""
-        match = re.match(r"([A-Za-z]+)\s*[,.;:—–]", _plain(line))
-        word = match[1].lower() if match else ""
-        return self._exact(word) if word in _ANSWER_WORDS else None
-
-    def _interjection(self, line: str) -> str | None:
-        """``Based on these results, yes, the test is useful``."""
-        said = re.findall(r"[,;:]\s*(yes|no|maybe)\s*[,.;!]", _plain(line).lower())
-        return self._exact(said[-1]) if len(set(said)) == 1 else None
+    def _set_off(self, lines: list[str]) -> str | None:
+        """``No, there was no effect``; ``judging by these results, yes, the test is useful``."""
+        ends = "\n".join(_plain(line).lower() for line in (lines[0], lines[-1]))
+        said = set(_SET_OFF.findall(ends))
+        return self._exact(said.pop()) if len(said) == 1 else None
 
     def _marked(self, lines: list[str]) -> str | None:
         """The one option of a list of several that is marked as correct."""
@@ -281,6 +259,10 @@ class Chooser:
         for match in list(_LEADS.finditer(text))[-MAX_STATEMENTS:]:
             if _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
                 continue
+            if "would" in match.group().lower() and _SUPPOSED.search(
+                text, max(0, match.start() - 200), match.start()
+            ):
+                continue
             rest = text[match.end() : match.end() + 300].lstrip(" *_:\"'`")
             if rest.startswith("\n"):
                 rest = rest.lstrip("\n *_:#")
@@ -295,7 +277,7 @@ class Chooser:
                 yield Statement(match.start(), None, binding=bool(_NONE_OF.match(fragment)))
                 continue
             letter = self.resolve(fragment)
-            yield Statement(match.start(), letter, binding=letter == "" or _is_foreign(fragment))
+            yield Statement(match.start(), letter, binding=letter == "")
 
     def _trailing(self, text: str) -> Iterator[Statement]:
         position = 0
@@ -311,24 +293,10 @@ class Chooser:
                 continue
             shared = re.search(r"\b(?:and|or|nor|both)\s*$|\b[A-Z],\s*$", before, re.IGNORECASE)
             yield Statement(match.start(), "" if shared else letter)
-        for letter, folded in self.texts.items():
-            if len(folded) < 4:
-                continue
-            pattern = re.compile(
-                rf"\b{_flexible(folded)}\b\W{{0,6}}\s*(?:is|are|would\s+be|remains)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
-                r"(?:the\s+)?(?:single\s+)?(?:correct|best|right|most\s+(?:likely|appropriate|"
-                r"accurate))\s*"
-                r"(?:answer|option|choice|diagnosis|treatment|next\s+step|step|explanation|cause|"
-                r"management)",
-                re.IGNORECASE,
-            )
-            for match in pattern.finditer(text):
-                if not _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
-                    yield Statement(match.start(), self._by_text(match.group()) or letter)
 
     def resolve(self, fragment: str) -> str | None:
         """The option that a fragment names; "" for several at once, None for none."""
-        fragment = _ADVERBS.sub("", _plain(fragment))
+        fragment = _plain(fragment)
         if _NONE_OF.match(fragment) and not self._by_text(fragment):
             return None
         whole = self._exact(fragment)
@@ -342,7 +310,10 @@ class Chooser:
         letter = self._leading_letter(fragment)
         if letter is not None:
             return letter or None
-        return self._by_text(_CUT.sub("", fragment))
+        said = self._by_text(_CUT.sub("", fragment))
+        if said is None:
+            said = abridged(fragment, self.options) or concluded(fragment, self.options)
+        return said
 
     def _exact(self, fragment: str) -> str | None:
         folded = _folded(fragment)
@@ -407,15 +378,12 @@ class Chooser:
         whole = self._exact(plain)
         if whole:
             return whole
-        both = _TEXT_AND_LETTER.fullmatch(plain)
-        if both and self._exact(both[1]) == both[2]:
-            return both[2]
         match = _LETTER.match(plain)
         if match is None:
             return None
         letter, rest = match["letter"], plain[match.end() :].strip(" .*")
         marked = match["close"] or match["stop"] or match["label"]
-        if letter.upper() not in self.options or not (letter.isupper() or marked):
+        if letter.upper() not in self.options or not (letter.isupper() or marked or not rest):
             return None
         if not rest:
             return letter.upper()
@@ -423,59 +391,17 @@ class Chooser:
             return letter.upper()
         return None
 
-    def _concluding_sentence(self, text: str) -> str | None:
-        """The one option that the last sentence to name any names, if it does so conclusively."""
-        sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n+", text) if s.strip(" *_#->")]
-        for sentence in sentences[-1:-4:-1]:
-            if _REFUSAL.search(sentence):
-                return None
-            bare = _BARE_CONCLUSION.fullmatch(sentence)
-            if bare:
-                return bare[1] if bare[1] in self.options else None
-            kept = _CUT.sub("", _SUBORDINATE.sub("", sentence))
-            ending = self._ending(kept) or self._ending(sentence)
-            if ending:
-                return ending
-            letters = {m[1] or m[2] for m in _NAMED.finditer(kept)} & set(self.options)
-            named = letters or set(filter(None, [self._by_text(kept)]))
-            if len(named) == 1:
-                conclusive = _CONCLUSIVE.search(kept) and not _HEDGE.search(kept)
-                return named.pop() if conclusive else None
-            if letters or self._by_text(kept) == "" or len(sentence) > MAX_REMARK:
-                return None
-        return None
 
-    def _ending(self, sentence: str) -> str | None:
-        """The option whose text ends a sentence: "the most likely cause is <text>"."""
-        for letter, text in self.texts.items():
-            said = rf"(?:\b(?:is|are|be|was)|['’]s)\s+(?:an?\s+|the\s+)?{_flexible(text)}"
-            end = re.compile(rf"{said}(?:\W*$|\s*[,;])", re.IGNORECASE)
-            match = end.search(sentence) if len(text) > 1 else None
-            if match is None or _HEDGE.search(sentence[: match.start()].rpartition(",")[2]):
-                continue
-            if self._by_text(_CUT.sub("", sentence[match.end() :])) in (None, letter):
-                return letter  # else it is the first of several
-        return None
-
-
+_CLOSING_LETTER = re.compile(r"(?:\*\*|__|\w\w[.!:]\s)\(?([A-Z])\)?\.?(?:\*\*|__)?[\s.]*$")
+_SET_OFF = re.compile(r"(?:^|[,;:.?!]|\bso)\s*(yes|no|maybe|true|false)\s*[,.;:!—–]", re.MULTILINE)
+_ANNOUNCED = re.compile(r"\b(?:is|are|be|answer)\W*:\W*$", re.IGNORECASE)
 _BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
 """Ahead of a number: it is the end of a range, or a bound."""
+_MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])(?:[.):]|\s[-–—])[*_]*\s")
 _ITEM_LETTER = re.compile(r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—])")
 _MARKED_CORRECT = re.compile(
-    r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:–—-]|$|answer|choice|option)|"
+    r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
     r"[✓✔✅]",
-    re.IGNORECASE,
-)
-_DISCUSSION = re.compile(
-    r"\b(?:(?:each|every|all)\s+(?:of\s+the\s+)?(?:options?|choices?)|let me|let's|let us|"
-    r"step by step)\b",
-    re.IGNORECASE,
-)
-_NAMED = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+\(?([A-Z])\b")
-_ADVERBS = re.compile(
-    r"^\W*(?:(?:actually|indeed|therefore|thus|clearly|most likely|likely|probably|definitely|"
-    r"really|"
-    r"in fact|still|then|simply|certainly)\b\W*)+(?=[(A-Za-z\d])",
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(
@@ -497,16 +423,13 @@ _SEVERAL = re.compile(
     r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
 )
 _AFTER_LETTER_TEXT = (
-    "because since as which for due given is and but that this in with based although while so"
+    "because since as which for due given is and but that this in with based although while so "
+    "here then now instead over rather not"
 )
 _AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
 
 
-def _is_foreign(fragment: str) -> bool:
-    """Whether a fragment names a letter that is no option, plainly as the answer."""
-    return re.match(r"\W*(?:option\s+)?\(?[A-Z]\)?\s*(?:[.,;:)]|$)", _plain(fragment)) is not None
-
-
+@lru_cache(maxsize=1_000)
 def _plain(text: str) -> str:
     """Without LaTeX and Markdown."""
     text = re.sub(
@@ -517,14 +440,11 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
+@lru_cache(maxsize=1_000)
 def _folded(text: str) -> str:
     """Lower case, words and numbers only: how option texts are compared."""
     spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
     return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
-
-
-def _flexible(folded: str) -> str:
-    return r"\W+".join(map(re.escape, folded.split()))
 
 
 def _sentence(text: str) -> str:

@@ -43,7 +43,9 @@ def read_row(grader: str, block: str) -> Row:
     return Row(label, record)
 
 
-@pytest.mark.parametrize(("grader", "size", "share"), [("math", 300, 0.98), ("medical", 120, 0.97)])
+@pytest.mark.parametrize(
+    ("grader", "size", "share"), [("math", 300, 0.98), ("medical", 1500, 0.97)]
+)
 def test_agreement_with_the_labels(grader: str, size: int, share: float) -> None:
     rows = read_labelled(grader)
     grade = import_module(f"deft.evaluators.grading.{grader}").grade

@@ -17,6 +17,9 @@ OPTIONS = {
     "species": {"A": "Nocardia asteroides", "B": "Actinomyces israelii"},
     "abbreviation": {"A": "TIA", "B": "SAH"},
     "letter": {"A": "Vitamin A", "B": "Vitamin E"},
+    "design": {"A": "Randomized controlled trial", "B": "Case-control study"},
+    "artery": {"A": "Left anterior descending artery", "B": "Left circumflex artery"},
+    "all": {"A": "Smoking", "B": "Obesity", "C": "All of the above"},
     "damaged": {"A": "Renal aery stenosis", "B": "Essential hypeension"},
 }  # fmt: skip
 
@@ -41,6 +44,11 @@ OPTIONS = {
         ("abbreviation", "This suggests a subarachnoid hemorrhage (SAH).", "B"),
         ("letter", "Night blindness results from a lack of vitamin A.", "A"),
         ("letter", "Night blindness results from a lack of a vitamin.", None),
+        ("species", "The organism is N. asteroides.", "A"),
+        ("design", "Since chance decided, this was an RCT.", "A"),
+        ("artery", "The LAD is occluded.", "A"),
+        ("all", "All three raise the risk.", "C"),
+        ("dose", "The recommended dose is five mg.", "A"),
         ("damaged", "A bruit and a small kidney point to renal artery stenosis.", "A"),
     ],
 )
@@ -79,6 +87,34 @@ def test_what_is_turned_down_is_not_chosen(sentence: str) -> None:
 )
 def test_what_is_left_open_is_no_choice(text: str) -> None:
     assert concluded(text, {"A": "Sarcoidosis", "B": "Tuberculosis"}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("It is B.", "B"),
+        ("My first thought was A. However, the calcium is normal, so it has to be B.", "B"),
+        ("A is unlikely, C too. By elimination, B.", "B"),
+        ("Both A and B are reasonable, but B is better.", "B"),
+        ("B seems right to me, since A would raise the calcium.", "B"),
+        ("It could be A or B.", None),
+        ("A is wrong.", None),
+        ("A biopsy is needed.", None),
+        ("B cells and vitamin B are involved.", None),
+        ("E. coli was found in the urine, and I was surprised.", None),
+    ],
+)
+def test_options_are_known_by_their_letters(text: str, letter: str | None) -> None:
+    options = {"A": "Sarcoidosis", "B": "Tuberculosis", "C": "Lymphoma", "E": "Silicosis", "I": "x"}
+    assert concluded(text, options) == letter
+
+
+def test_an_answer_is_given_at_the_end_or_at_once() -> None:
+    options = {"A": "Sarcoidosis", "B": "Tuberculosis"}
+    first = "The most likely diagnosis is sarcoidosis."
+    other = "In smokers, the most likely diagnosis is tuberculosis."
+    assert concluded(f"{first} {other} Biopsies are needed.", options) == "A"
+    assert concluded(f"{other} She does not smoke. {first}", options) == "A"
 
 
 def test_the_exception_is_the_answer_where_the_others_belong() -> None:
