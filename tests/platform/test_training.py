@@ -161,7 +161,7 @@ def test_the_best_checkpoint_is_kept_and_chosen(
     assert first["metrics"]["nll"] == pytest.approx(nll[best], rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_worker_is_replaced(
     uninterrupted: list[float], job: TrainJob, tmp_path: Path, stage: int
 ) -> None:
@@ -172,7 +172,15 @@ def test_a_killed_worker_is_replaced(
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize(("stage", "num_workers"), [(2, 2), (2, 1), (3, 1)])
+@pytest.mark.parametrize(
+    ("stage", "num_workers"),
+    [
+        (2, 2),
+        (3, 1),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_job_goes_on_with_as_many_workers_as_there_are(
     uninterrupted: list[float],
     job: TrainJob,

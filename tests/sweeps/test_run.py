@@ -112,6 +112,19 @@ def test_killed_sweep_goes_on_and_a_failing_cell_fails_alone(
     bases = list((root / "cache" / "evaluations").glob("*/evaluate.json"))
     assert len(bases) == 1
 
+    whole = deft("sweep", file.name, "--root", "whole", RAY_ADDRESS=ray_address)
+    assert whole.returncode == 1
+    (undisturbed,) = (tmp_path / "whole" / "sweeps").iterdir()
+    assert results_in(directory) == results_in(undisturbed)
+
+
+def results_in(sweep: Path) -> str:
+    """The report but for when and how long, which is from its chapter on cost on."""
+    report = (sweep / "report" / "report.md").read_text()
+    results, cost, _ = report.partition("## Cost")
+    assert cost
+    return results.partition("## Answer")[2]
+
 
 def kill_after_a_cell(file: Path, root: Path, ray_address: str) -> dict[Path, int]:
     """Kill -9 the driver at a random moment after its first cell; what was finished, and when."""
