@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from deft.evaluators.benchmark import Benchmark
 from deft.evaluators.benchmarks import get_benchmark
+from deft.objectives.strict import STRICT
 from deft.workers.chat import PROMPT_STYLES
 from deft.workers.names import unknown_name
 
@@ -38,7 +39,7 @@ class BenchmarkSpec(BaseModel):
     with ``BenchmarkSpec.model_validate("figfont")``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     name: str
     """A name from `deft list benchmarks`, or ``package.module:object`` for one of your own."""
@@ -123,7 +124,7 @@ def _defaults(benchmark: Benchmark, protocol: Protocol, given: Mapping[str, Any]
 class HeldoutSpec(BaseModel):
     """Loss on text that was not trained on: NLL, bits per byte, calibration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     file: str | None = None
     """A .jsonl file of lines with `prompt` and `response`; the run's validation split if not
@@ -141,7 +142,7 @@ class HeldoutSpec(BaseModel):
 class EngineSpec(BaseModel):
     """What generates the responses. There are as many engines as the cluster has devices for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     type: Literal["vllm", "transformers"] = "vllm"
     """transformers is slower by far, and for models that vLLM does not serve."""
@@ -166,7 +167,7 @@ class EngineSpec(BaseModel):
 class EvaluationSpec(BaseModel):
     """What a model is evaluated on, and how."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     benchmarks: tuple[BenchmarkSpec, ...] = ()
     """Benchmarks to run, each at most once; none means that nothing is generated."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -22,6 +21,7 @@ from pydantic import (
 )
 
 from deft.objectives.catalog import CATALOG, ObjectiveInfo
+from deft.objectives.strict import STRICT
 
 _IMPORT_PATH = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:[^\W\d]\w*")
 _WITH_ARGUMENTS = re.compile(r"(?P<name>[^()]+)\((?P<arguments>.*)\)", re.DOTALL)
@@ -36,7 +36,7 @@ class ObjectiveSpec(BaseModel):
     spellings of one objective hash alike.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     name: str
     """Canonical name from the catalog, or the import path `package.module:attribute`."""

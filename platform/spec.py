@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from deft.evaluators.checkpoints import content_digest, fingerprint
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
+from deft.objectives.strict import STRICT
 from deft.workers.chat import PROMPT_STYLES
 from deft.workers.datasets import digest_files
 from deft.workers.names import unknown_name
@@ -23,7 +24,7 @@ from deft.workers.spec import DatasetField, ModelField, ModelSpec, TrainingSpec
 class ExperimentSpec(BaseModel):
     """One training run, its evaluation, and the name both are recorded under."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     """What the run is called; dataset-model-objective if not given."""
@@ -70,7 +71,7 @@ class ExperimentSpec(BaseModel):
 class ModelEvaluationSpec(BaseModel):
     """The evaluation of a model as it is: what `deft evaluate` does."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     """What the evaluation is called; evaluation-model if not given."""

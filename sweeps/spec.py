@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from deft.objectives.strict import STRICT
 
 Settings = dict[str, Any]
 """Dotted keys of a run file with their values."""
@@ -21,7 +23,7 @@ HIGHER_IS_BETTER = {
 class OverrideSpec(BaseModel):
     """Settings of some cells only, such as a learning rate of one objective."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
     match: Settings = Field(min_length=1)
     """Axes with the value, or a list of values, that a cell has."""
@@ -32,7 +34,7 @@ class OverrideSpec(BaseModel):
 class SelectSpec(BaseModel):
     """How one value of an axis is chosen, declared before anything has run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
     over: str
     """Axis, as a rule `training.learning_rate`."""
@@ -45,7 +47,7 @@ class SelectSpec(BaseModel):
 class BudgetSpec(BaseModel):
     """What every cell may spend."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
     tokens: int = Field(ge=1)
     """Tokens to train on, prompts included; `training.tokens` of every cell."""
@@ -58,7 +60,7 @@ class AshaSpec(BaseModel):
     for searching settings, not for comparing objectives.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
     grace_steps: int = Field(ge=1)
     """Optimiser steps that every cell may take."""
@@ -69,7 +71,7 @@ class AshaSpec(BaseModel):
 class SweepSpec(BaseModel):
     """A grid of runs and what is to be learnt from it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = STRICT
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")
     """What the sweep is called; the file's name if not given."""

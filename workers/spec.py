@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
+from deft.objectives.strict import STRICT
 from deft.workers.chat import PROMPT_STYLES
 from deft.workers.datasets import DATASETS, local_files
 from deft.workers.models import MODELS
@@ -33,7 +33,7 @@ def _name_only(value: Any) -> Any:
 class ColumnsSpec(BaseModel):
     """What columns are called. A dotted path leads into a struct: `extra_info.question`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     prompt: str | None = Field(default=None, min_length=1)
     """Column of the user's text."""
@@ -64,7 +64,7 @@ class ColumnsSpec(BaseModel):
 class DatasetSpec(BaseModel):
     """Training data. In YAML a bare string stands for ``{name: …}``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     name: str
     """A name from `deft list datasets`; a .jsonl, .json, .csv or .parquet file; a directory of such
@@ -159,7 +159,7 @@ class DatasetSpec(BaseModel):
 class ModelSpec(BaseModel):
     """The model to fine-tune. In YAML a bare string stands for ``{name: …}``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     name: str
     """A name from `deft list models`, a local directory, or a Hugging Face hub id (org/name)."""
@@ -187,7 +187,7 @@ class ModelSpec(BaseModel):
 class LoraSpec(BaseModel):
     """Low-rank adapters (arXiv 2106.09685) in place of full fine-tuning, by peft."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each adapted matrix."""
@@ -226,7 +226,7 @@ SPLITTING_DEEPSPEED_KEYS = (
 class TrainingSpec(BaseModel):
     """How to train: DeepSpeed SFT with AdamW and a cosine schedule."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
     num_workers: int = Field(default=2, ge=1)
     """Data-parallel training processes, one GPU each where there are GPUs."""
