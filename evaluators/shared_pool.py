@@ -8,11 +8,11 @@ from typing import Any
 
 import ray
 from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deft.evaluators.actor import Job
 from deft.evaluators.pool import EvaluatorPool
 from deft.evaluators.spec import EngineSpec
+from deft.workers.placement import on_this_node
 
 CALLERS = 256
 """Runs that may wait for an engine at the same time."""
@@ -75,10 +75,8 @@ class SharedPool:
         """
         # Typed Any because Ray's own type does not know all options.
         lender: Any = ray.remote(EngineLender)
-        # On the driver's node, so that no other node that goes takes it along.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._lender = lender.options(
-            num_cpus=0, max_concurrency=CALLERS, scheduling_strategy=here
+            num_cpus=0, max_concurrency=CALLERS, scheduling_strategy=on_this_node()
         ).remote(spec, num_engines, use_gpu=use_gpu, reserve=reserve, verbose=verbose)
 
     def run(

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeVar
 
 import ray
 from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.workers.placement import on_this_node
 
 Result = TypeVar("Result")
 
@@ -100,9 +100,7 @@ def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
     All events put before the block ends are handled before it is left. What ``handle`` raises is
     raised then, unless the block itself raised.
     """
-    # Here, so that no other node that goes takes it along.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
     failures: list[BaseException] = []
 
     def pump() -> None:
