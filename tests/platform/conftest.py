@@ -131,25 +131,12 @@ def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
 @pytest.fixture
 def save_small_model() -> Callable[[Path], None]:
     """Save a model of random weights, with a tokenizer of its own, into a directory."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     from deft.workers.chat import Example
-    from deft.workers.models import train_tokenizer
+    from deft.workers.models import build_tiny
 
     def save(path: Path) -> None:
         text = "What is 1 + 2? user assistant 0123456789"
-        tokenizer = train_tokenizer([Example("0", ({"role": "user", "content": text},), "")])
-        config = Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            initializer_range=0.2,
-        )
-        Qwen2ForCausalLM(config).save_pretrained(path)  # type: ignore[no-untyped-call]
-        tokenizer.save_pretrained(path)
+        path.mkdir()
+        build_tiny(path, [Example("0", ({"role": "user", "content": text},), "")], seed=0)
 
     return save

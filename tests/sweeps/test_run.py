@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from ray.util import placement_group_table
 
 from deft.platform.console import RunConsole
-from deft.sweeps.cells import load_sweep
+from deft.sweeps.cells import Plan, load_sweep
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement
 from deft.sweeps.run import run_cells
@@ -144,12 +144,29 @@ def kill_after_a_cell(file: Path, root: Path, ray_address: str) -> dict[Path, in
     return {manifest: manifest.stat().st_mtime_ns for manifest in found()}
 
 
+def laid_out(file: Path, root: Path) -> tuple[Plan, SweepDirectory]:
+    """A sweep whose directory is there, with nothing run yet."""
+    plan = load_sweep(file, root)
+    directory = SweepDirectory.of(plan, root)
+    directory.create(plan)
+    return plan, directory
+
+
+def run_stubs(
+    plan: Plan, directory: SweepDirectory, stub: Callable[[dict[str, Any]], None], *, at_once: int
+) -> list[str]:
+    """Run ``stub`` for every cell by Ray Tune; the runs that have ended, in that order."""
+    ended: list[str] = []
+    view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
+    placement = Placement(at_once, 0, reserved=False)
+    run_cells(plan, plan.cells, directory, stub, placement, view, ended.append)
+    return ended
+
+
 def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> None:
     """With a trial that only leaves what a finished run leaves; two fail at first."""
     grid = {"objective": ["original", "DEFT"], "seed": list(range(5))}
-    plan = load_sweep(write_sweep(tmp_path, grid=grid), tmp_path / "runs")
-    directory = SweepDirectory.of(plan, tmp_path / "runs")
-    directory.create(plan)
+    plan, directory = laid_out(write_sweep(tmp_path, grid=grid), tmp_path / "runs")
     root = str(directory.root)
     fragile = {plan.cells[1].run, plan.cells[7].run}
 
@@ -164,10 +181,7 @@ def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> No
         (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
         (stages / "record.json").write_text("{}")
 
-    ended: list[str] = []
-    view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
-    placement = Placement(8, 0, reserved=False)
-    run_cells(plan, plan.cells, directory, stub, placement, view, ended.append)
+    ended = run_stubs(plan, directory, stub, at_once=8)
     assert all(directory.is_finished(cell.run) for cell in plan.cells)
     assert sorted(ended) == sorted(cell.run for cell in plan.cells)
 
@@ -178,9 +192,7 @@ def test_asha_stops_a_cell_that_others_are_ahead_of(ray_cluster: None, tmp_path:
     file = write_sweep(
         tmp_path, grid={"objective": ["DEFT"], "seed": [0, 1]}, asha=asha, max_concurrent=1
     )
-    plan = load_sweep(file, tmp_path / "runs")
-    directory = SweepDirectory.of(plan, tmp_path / "runs")
-    directory.create(plan)
+    plan, directory = laid_out(file, tmp_path / "runs")
     root, sweep = directory.root, directory.path.name
 
     def stub(config: dict[str, Any]) -> None:
@@ -195,10 +207,7 @@ def test_asha_stops_a_cell_that_others_are_ahead_of(ray_cluster: None, tmp_path:
         (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
         (stages / "record.json").write_text("{}")
 
-    ended: list[str] = []
-    view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
-    placement = Placement(1, 0, reserved=False)
-    run_cells(plan, plan.cells, directory, stub, placement, view, ended.append)
+    ended = run_stubs(plan, directory, stub, at_once=1)
     ahead, behind = (cell.run for cell in plan.cells)
     assert ended == [ahead, behind]
     assert directory.is_finished(ahead)
