@@ -1,0 +1,263 @@
+"""The command, as a user runs it, on a machine that fails it: full, or with a clock that jumps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import yaml
+
+DEFT = Path(sys.executable).with_name("deft")
+
+RUN: dict[str, Any] = {
+    "name": "faulty",
+    "dataset": {"name": "figfont", "size": 200},
+    "model": "tiny",
+    "objective": "DEFT",
+    "training": {
+        "num_workers": 1,
+        "epochs": 20,
+        "max_steps": 60,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "max_length": 256,
+        "dtype": "float32",
+        "checkpoint_every": 20,
+    },
+    "evaluation": {"benchmarks": [], "general": False},
+}
+
+Deft = Callable[..., CompletedProcess[str]]
+
+
+def write_run(folder: Path, **training: Any) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump({**RUN, "training": {**RUN["training"], **training}}))
+    return file
+
+
+def curve(root: Path) -> list[tuple[int, float]]:
+    """Step and NLL of every recorded step of the one run below ``root``."""
+    files = list(root.glob("*/events.jsonl"))
+    lines = files[0].read_text().splitlines() if files else []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [(e["step"], e["metrics"]["train/nll"]) for e in events if "train/nll" in e["metrics"]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float]]:
+    """The curve of `RUN`."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_run(folder)
+    subprocess.run([DEFT, "run", "run.yaml"], cwd=folder, check=True, capture_output=True)
+    return curve(folder / "runs")
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [DEFT, "run", "run.yaml"],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_second_driver_of_a_run_says_that_there_is_one(
+    deft: Deft, tmp_path: Path, ray_address: str, fault: Callable[..., None]
+) -> None:
+    write_run(tmp_path, max_steps=400)
+    first = start(tmp_path, RAY_ADDRESS=ray_address)
+    wait_until(lambda: len(curve(tmp_path / "runs")) > 2, first)
+    began = time.monotonic()
+    second = deft("run", "run.yaml", RAY_ADDRESS=ray_address)
+    seconds = time.monotonic() - began
+    assert first.poll() is None
+    assert second.returncode == 2
+    assert "another process is at work on this run" in second.stderr
+    assert "Traceback" not in second.stderr + second.stdout
+    said, _ = first.communicate(timeout=400)
+    assert first.returncode == 0, said
+    assert [step for step, _ in curve(tmp_path / "runs")] == list(range(1, 401))
+    fault(
+        "a second `deft run` of the same file",
+        "the second says so and ends with code 2, the first goes on",
+        seconds=seconds,
+    )
+
+
+IN_A_SMALL_DISK = """
+set -e
+mount -t tmpfs -o size={size}m tmpfs "$PWD/runs"
+status=0
+{deft} run run.yaml > first.log 2>&1 || status=$?
+echo $status > first.status
+cp runs/*/events.jsonl first.jsonl
+mount -o remount,size=1g "$PWD/runs"
+{deft} run run.yaml > second.log 2>&1
+cp runs/*/events.jsonl second.jsonl
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_nothing_is_lost(
+    tmp_path: Path, undisturbed: list[tuple[int, float]], fault: Callable[..., None]
+) -> None:
+    """The run root is a file system of its own, full after one or two checkpoints of 13 MB."""
+    write_run(tmp_path)
+    (tmp_path / "runs").mkdir()
+    script = IN_A_SMALL_DISK.format(deft=DEFT, size=SMALL_DISK)
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("the system does not allow a file system of one's own (user namespaces)")
+    done = subprocess.run(
+        [*namespace, "bash", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = {name: (tmp_path / name).read_text() for name in ("first.log", "second.log")}
+    assert done.returncode == 0, (done.stderr, said)
+    assert (tmp_path / "first.status").read_text().strip() == "1", said
+    assert "No space left on device" in said["first.log"]
+    assert "Traceback" not in said["first.log"]
+    first = [json.loads(line) for line in (tmp_path / "first.jsonl").read_text().splitlines()]
+    assert max(event["step"] for event in first) < 60
+    fault(
+        "the disk full while a checkpoint is stored",
+        "the run ends and says so; the same command goes on once there is room",
+        seconds=0,
+    )
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The wall clock goes back by an hour when the file $CLOCK_BACK appears. */
+static time_t shift(void) {
+    const char *file = getenv("CLOCK_BACK");
+    return file && access(file, F_OK) == 0 ? 3600 : 0;
+}
+
+int clock_gettime(clockid_t id, struct timespec *t) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(id, t);
+    if (id == CLOCK_REALTIME) t->tv_sec -= shift();
+    return result;
+}
+
+int gettimeofday(struct timeval *restrict t, void *restrict zone) {
+    static int (*real)(struct timeval *, void *);
+    if (!real) real = dlsym(RTLD_NEXT, "gettimeofday");
+    int result = real(t, zone);
+    t->tv_sec -= shift();
+    return result;
+}
+
+time_t time(time_t *t) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (t) *t = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_that_goes_back_changes_nothing(
+    tmp_path: Path, undisturbed: list[tuple[int, float]], fault: Callable[..., None]
+) -> None:
+    """For every process of the run, Ray's included."""
+    (tmp_path / "clock.c").write_text(CLOCK)
+    library = tmp_path / "clock.so"
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    assert compiler is not None
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True
+    )
+    write_run(tmp_path)
+    back = tmp_path / "back"
+    run = start(tmp_path, LD_PRELOAD=str(library), CLOCK_BACK=str(back))
+    wait_until(lambda: len(curve(tmp_path / "runs")) > 25, run)
+    reached = len(curve(tmp_path / "runs"))
+    back.touch()
+    began = time.monotonic()
+    wait_until(lambda: len(curve(tmp_path / "runs")) > reached, run)
+    seconds = time.monotonic() - began
+    said, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, said
+    assert "warning" not in said
+    assert curve(tmp_path / "runs") == undisturbed
+    (events,) = tmp_path.glob("runs/*/events.jsonl")
+    times = [json.loads(line)["time"] for line in events.read_text().splitlines()]
+    assert min(b - a for a, b in pairwise(times)) < -3_500_000, "no jump"
+    fault("the clock goes back by an hour", "nothing", seconds=seconds)
+
+
+HOG = """
+import sys, time
+import numpy as np, ray
+ray.init(log_to_driver=False)
+size = ray.cluster_resources()["object_store_memory"]
+held = [ray.put(np.zeros(2**20, np.uint8)) for _ in range(int(size / 2**20 * 1.2))]
+print("full", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_object_store_changes_nothing(
+    tmp_path: Path, undisturbed: list[tuple[int, float]], fault: Callable[..., None]
+) -> None:
+    """Another job of the cluster fills it, and its spilling, with objects that it keeps."""
+    write_run(tmp_path)
+    ray, address = DEFT.with_name("ray"), "127.0.0.1:26479"
+    node = [ray, "start", "--head", "--port=26479", "--num-cpus=2", "--include-dashboard=false"]
+    node += [f"--object-store-memory={80 * 2**20}", "--disable-usage-stats", "--block"]
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    with subprocess.Popen(node, stdout=subprocess.DEVNULL, start_new_session=True) as head:
+        try:
+            hog = subprocess.Popen(
+                [sys.executable, "-c", HOG], env=environment, stdout=subprocess.PIPE, text=True
+            )
+            assert hog.stdout is not None
+            assert hog.stdout.readline() == "full\n"
+            began = time.monotonic()
+            run = start(tmp_path, RAY_ADDRESS=address)
+            wait_until(lambda: bool(curve(tmp_path / "runs")), run)
+            seconds = time.monotonic() - began
+            said, _ = run.communicate(timeout=300)
+            hog.kill()
+            hog.wait()
+        finally:
+            head.terminate()
+    assert run.returncode == 0, said
+    assert curve(tmp_path / "runs") == undisturbed
+    fault("Ray's object store is full", "nothing", seconds=seconds)
