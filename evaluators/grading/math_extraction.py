@@ -106,6 +106,7 @@ def _boxes(text: str) -> list[_Box]:
     return boxes
 
 
+_BOX_OPENS = re.compile(rf"[$\\(\[\s]*(?:{_BOX.pattern})\{{?")
 _BOX_TOKEN = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S")
 _PLACEHOLDER = re.compile(r"\s*(?:\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*")
 
@@ -247,7 +248,7 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
         return _formulas(content)
     sentence = _first_sentence(content)
     bare = sentence.strip().strip("*_`").strip()
-    if not bare or bare in "$\\":
+    if not bare or bare in "$\\" or _BOX_OPENS.fullmatch(bare):
         return None
     if re.match(r"[-−+(\[{\\.\d√π∞±]|[a-zA-Z](?:\s*\([a-z]\))?\s*=|[A-Za-z]\s*[-+*/^<>]", bare):
         return _cut_comment(bare)
@@ -495,6 +496,9 @@ def _concluded_value(sentence: str) -> str | None:
             return behind
         leading = re.match(rf"[\s$€£]*({_NUMBER.pattern})", behind)
         return leading[1].strip() if leading else None
+    point = _POINT.search(sentence)
+    if point:
+        return point[1]
     listed = _NUMBERS_LISTED.search(sentence)
     if listed:
         return listed[1]
@@ -547,6 +551,9 @@ def _unit_behind(sentence: str, position: int) -> str:
 _NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
 
 
+_POINT = re.compile(
+    rf"(?<![a-zA-Z])([(\[]\s*{_NUMBER.pattern}(?:\s*,\s*{_NUMBER.pattern}){{1,10}}\s*[)\]])\W*$"
+)
 _NUMBERS_LISTED = re.compile(
     rf"(?:\b(?:is|are|be|namely)|:)\s+"
     rf"((?:{_NUMBER.pattern}(?:,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)){{1,20}}{_NUMBER.pattern})\.?$"

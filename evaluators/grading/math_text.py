@@ -281,6 +281,7 @@ def read_group(text: str, start: int, limit: int = 100_000) -> tuple[str, int]:
 
 
 def _normalize_formula(text: str, thousands: bool) -> str:
+    text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", "{,}", text)
     text = re.sub(r"(?<!\\)\\(?:[,;:!>]|\s)|~", " ", text)
     text = _SPACING.sub(" ", text)
     text = _SIZING.sub("", text)
@@ -314,7 +315,7 @@ def _normalize_formula(text: str, thousands: bool) -> str:
 
 def _digits(text: str, thousands: bool) -> str:
     """Remove what groups the digits of one number, and write repeating decimals as fractions."""
-    text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)|(?<=\d),\s*\\!\s*(?=\d)", "⸴", text)
+    text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)", "⸴", text)
     text = re.sub(r"(?<!\d)(?<!\.)\d{1,3}(?:⸴\d{3})+(?!\d)", lambda m: m[0].replace("⸴", ""), text)
     if thousands:
         text = re.sub(

@@ -43,6 +43,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     finish_reason = record.get("finish_reason")
     chooser = Chooser(options)
     text = _STYLE_TAG.sub("", _ANSWER_TAG.sub(_tagged, answer_part(record["response"])))
+    text = _SNAKE.sub(" ", text)
     text = final_section(_lettered(text, options))
     letter = None
     for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
@@ -69,6 +70,7 @@ def final_section(text: str) -> str:
 
 _ANSWER_TAG = re.compile(r"[<\[](/?)(?:final|(?:final[_ ]?)?answer)[>\]]", re.IGNORECASE)
 _STYLE_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|span)>", re.IGNORECASE)
+_SNAKE = re.compile(r"(?<=[a-z])_(?=[a-z])")
 _NUMBERED = re.compile(
     r"\b(?:(?P<noun>option|choice|answer)\s+(?:number\s+)?(?P<number>[1-9])(?![\d.,%]*\d|\s*%)"
     r"|(?P<ordinal>first|second|third|fourth|fifth|last)\s+(?:option|choice|answer))\b",
@@ -107,9 +109,10 @@ _ADVERBS = (
 _NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
 _LEADS = re.compile(
     rf"""
-    \b(?:{_KIND}\s+){{0,3}}(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
-        (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|→|->|\s[-–—]\s)
+    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=])|{_KIND}\s+{_NOUN})
+        (?:\s+(?:choice|option|letter|idx))?
+        (?P<about>\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
+        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)\.|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to|am|'m)?\s*(?:therefore\s+|thus\s+)?
         (?:choose|choosing|chose|select|pick|(?:go|going|went)\s+with|switch\s+to|opt\s+for|answer
            |settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
@@ -159,6 +162,17 @@ _CUT = re.compile(
 )
 
 
+_FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
+_BARE = re.compile(
+    r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
+    r"|hence)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
+    r"(?:$|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A letter that is all a sentence says: "Correction: C."; but not "so B. subtilis"."""
+_SHARED = re.compile(
+    r"\b(?:and|or|nor|both|to|through)\s*$|\b(?-i:[A-Z])\s*[,/&–-]\s*$", re.IGNORECASE
+)
 _ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
 
 
@@ -277,7 +291,14 @@ class Chooser:
                 yield Statement(match.start(), None, binding=bool(_NONE_OF.match(fragment)))
                 continue
             letter = self.resolve(fragment)
+            # "The answer to whether X is Y is …": the question has a verb of its own.
+            while match["about"] and letter is None and (further := _FURTHER.search(fragment)):
+                fragment = fragment[further.end() :]
+                letter = self._exact(fragment) or self.resolve(fragment)
             yield Statement(match.start(), letter, binding=letter == "")
+        for match in list(_BARE.finditer(text))[-MAX_STATEMENTS:]:
+            if match[1] in self.options:
+                yield Statement(match.start(), match[1])
 
     def _trailing(self, text: str) -> Iterator[Statement]:
         position = 0
@@ -291,7 +312,7 @@ class Chooser:
             before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
             if _BAD_AHEAD.search(before):
                 continue
-            shared = re.search(r"\b(?:and|or|nor|both)\s*$|\b[A-Z],\s*$", before, re.IGNORECASE)
+            shared = _SHARED.search(before)
             yield Statement(match.start(), "" if shared else letter)
 
     def resolve(self, fragment: str) -> str | None:
@@ -316,9 +337,13 @@ class Chooser:
         return said
 
     def _exact(self, fragment: str) -> str | None:
-        folded = _folded(fragment)
-        found = [letter for letter, text in self.texts.items() if text and text == folded]
-        return found[0] if len(found) == 1 else None
+        """The option that a fragment is, in its words or as a number."""
+        for same in (_folded, _value):
+            said = same(fragment)
+            found = [c for c, text in self.options.items() if said and same(text) == said]
+            if len(found) == 1:
+                return found[0]
+        return None
 
     def _leading_letter(self, fragment: str) -> str | None:
         """The letter at the start; "" if it is no option's, None if there is no letter."""
@@ -415,7 +440,7 @@ _NONE_OF = re.compile(
 _LETTER = re.compile(
     r"\W*?(?P<label>(?:option|choice|letter|"
     r"answer)\s+(?:is\s+)?)?(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])"
-    r"(?P<close>\s*[)\]])?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9'’-])",
+    r"(?P<close>\s*[)\]])?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
@@ -445,6 +470,18 @@ def _folded(text: str) -> str:
     """Lower case, words and numbers only: how option texts are compared."""
     spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
     return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
+
+
+@lru_cache(maxsize=1_000)
+def _value(text: str) -> float | None:
+    """The number that a text is: 25 %, 0.25, 1/4, \\frac{1}{4}."""
+    number = _FRACTION.fullmatch(re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text))
+    if number is None or not float(number[2] or 1):
+        return None
+    return float(number[1]) / float(number[2] or 1) / (100 if number[3] else 1)
+
+
+_FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\s$).\\]*")
 
 
 def _sentence(text: str) -> str:

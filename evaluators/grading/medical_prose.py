@@ -308,7 +308,7 @@ _CONCLUSION = _phrases(
     r"(?:should|must|ha[sv]e? to) be(?!\s+(?:treated|tested|excluded|confirmed|monitored|evaluated"
     r"|assessed))",
     r"should (?:receive|undergo|start|begin|get|have)|recommend\w*|is indicated",
-    r"first[- ]line|choice|to choose|le(?:aves|aving|ft)|remaining|better",
+    r"first[- ]line|choice|to choose|le(?:aves?|aving|ft)|remaining|better",
     r"term (?:used|for)|final|leads? to the conclusion|gold standard|priority|favou?red",
     r"preferable|superior|chosen|selected|warranted|greatest|highest",
     r"key (?:player|enzyme|factor)|likely",
@@ -776,7 +776,8 @@ def _initials(text: str, options: Iterable[str]) -> Iterator[tuple[str, tuple[st
     for option in options:
         words = re.findall(r"[A-Za-z]+", option)
         main = [w for w in words if w.lower() not in _STOP]
-        for spelt in (words, main, main[:-1] if len(main) > 3 else main):
+        parts = [words[a:b] for a in range(len(words)) for b in range(a + 3, len(words) + 1)]
+        for spelt in (words, main, *parts, main[:-1] if len(main) > 3 else main):
             initials = "".join(w[0].upper() for w in spelt)
             if initials in used:
                 yield _stem(initials), tuple(_stem(w) for w in spelt if w in main)
@@ -899,7 +900,7 @@ def _window(form: _Form, words: Sequence[str], at: int) -> tuple[float, int, set
         near = [
             place
             for place in range(at, stop)
-            if min(len(word), len(words[place])) >= MIN_INEXACT
+            if max(len(word), len(words[place])) >= MIN_INEXACT
             and words[place][:2] == word[:2]  # afferent is not efferent
             and Levenshtein.distance(words[place], word) == 1
         ]
