@@ -235,11 +235,14 @@ def _whole(text: str) -> Node | None:
 _ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's|there (?:is|are)|triangle|function|student)\b")
 
 
+_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
+
+
 def plain_words(text: str) -> str:
     """Lower case, without markup, articles and punctuation: how two phrases are compared."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"[\\${}*_`\".,;:!?]", " ", text.lower())
-    words = " ".join(_ARTICLES.sub(" ", text).split())
+    words = " ".join(_ORDINAL.sub("", _ARTICLES.sub(" ", text)).split())
     return words or " ".join(text.split())
 
 

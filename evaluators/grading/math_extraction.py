@@ -153,7 +153,8 @@ _STATEMENT = re.compile(
     r"""
     \#\#\#\#[ \t]*(?P<hashes>[^\n]+)
     | (?P<final>(?:final|correct|right|my|the|an|our|so|hence|thus|therefore)\s+(?:\w+\s+)?)?
-      (?:\b(?:answers?|(?<=the\s)final\s+result)|答案)
+      (?:\b(?:answers?|(?<=the\s)final\s+result
+            |(?:correct|right|best)\s+(?:option|choice)(?=(?:\s+is)?\W{1,6}(?-i:[A-Z])\b))|答案)
       (?P<link>
         \s*(?:\*\*|__)?\s*[:：是为]\s*(?:\*\*|__)?\s*
         | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{1,80}?)?
@@ -248,7 +249,7 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
         return _formulas(content)
     sentence = _first_sentence(content)
     bare = sentence.strip().strip("*_`").strip()
-    if not bare or bare in "$\\" or _BOX_OPENS.fullmatch(bare):
+    if not bare or bare in "$\\" or _BOX_OPENS.fullmatch(bare) or _METHOD.match(bare):
         return None
     if re.match(r"[-−+(\[{\\.\d√π∞±]|[a-zA-Z](?:\s*\([a-z]\))?\s*=|[A-Za-z]\s*[-+*/^<>]", bare):
         return _cut_comment(bare)
@@ -273,6 +274,9 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     return None
 
 
+_METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
+
+
 def _first_sentence(content: str) -> str:
     for end in _SENTENCE_END.finditer(content):
         # A formula may hold full stops and line ends.
@@ -287,7 +291,8 @@ def _first_sentence(content: str) -> str:
 _COMMENT = re.compile(
     r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|"
     r"from|by|"
-    r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$",
+    r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
+    r"|\s+\((?!mod\b)[a-z]{2,} [a-z]+[^()]*\)$",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -162,6 +162,7 @@ _CUT = re.compile(
 )
 
 
+_EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
 _FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
 _BARE = re.compile(
     r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
@@ -210,6 +211,8 @@ class Chooser:
     def implied(self, text: str) -> str | None:
         """The option that a text without explicit statement consists of, or ends in."""
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
+        copy = _folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
+        lines = [line for line in lines if _folded(line) != copy]
         if not lines:
             return None
         whole = [self._whole_line(line) for line in lines]
@@ -320,7 +323,7 @@ class Chooser:
         fragment = _plain(fragment)
         if _NONE_OF.match(fragment) and not self._by_text(fragment):
             return None
-        whole = self._exact(fragment)
+        whole = self._exact(fragment) or self._exact(_EXPLAINED.split(fragment)[0])
         if whole:
             return whole
         several = _SEVERAL.match(fragment)
@@ -475,12 +478,13 @@ def _folded(text: str) -> str:
 @lru_cache(maxsize=1_000)
 def _value(text: str) -> float | None:
     """The number that a text is: 25 %, 0.25, 1/4, \\frac{1}{4}."""
-    number = _FRACTION.fullmatch(re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text))
+    number = _FRACTION.fullmatch(_FRAC.sub(r"\1/\2", text))
     if number is None or not float(number[2] or 1):
         return None
     return float(number[1]) / float(number[2] or 1) / (100 if number[3] else 1)
 
 
+_FRAC = re.compile(r"\\[dt]?frac[{\s]*(\d+)[}{\s]+(\d+)[}\s]*")
 _FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\s$).\\]*")
 
 

@@ -773,10 +773,12 @@ def _aliases(texts: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _initials(text: str, options: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Abbreviations that a text uses for options: ``an RCT``, ``the LAD``."""
     used = set(re.findall(r"\b[A-Z]{2,6}\b", text.replace("-", "")))
+    if not used:
+        return
     for option in options:
         words = re.findall(r"[A-Za-z]+", option)
         main = [w for w in words if w.lower() not in _STOP]
-        parts = [words[a:b] for a in range(len(words)) for b in range(a + 3, len(words) + 1)]
+        parts = [words[a : a + n] for n in (3, 4, 5, 6) for a in range(len(words) - n + 1)]
         for spelt in (words, main, *parts, main[:-1] if len(main) > 3 else main):
             initials = "".join(w[0].upper() for w in spelt)
             if initials in used:
