@@ -358,6 +358,7 @@ _UNFINISHED = re.compile(
 """It was about to go on, or asks."""
 
 
+_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?=\W*[*,.:])", re.IGNORECASE)
 _BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)\W*$")
 _PREDICATE = re.compile(
     r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
@@ -374,7 +375,7 @@ def _concluded_word(response: str) -> Found | None:
     last = response.rstrip().rpartition("\n")[2].strip()
     if _REFUSAL.search(last) or _WAVERING.search(last) or _PLANNING.search(last):
         return None
-    said = _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
+    said = _YES_NO.match(last) or _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
     return Found(said[1].strip(), explicit=False) if said else None
 
 

@@ -146,7 +146,7 @@ _SYNONYMS = [
         (r"\\(?:simeq|sim|thickapprox)(?![a-zA-Z])", r"\\approx "),
         (r"\\(?:ldots|cdots|dots|dotsc|dotsb)(?![a-zA-Z])|…|\.\.\.", r"\\ldots "),
         (r"\\(?:varepsilon)(?![a-zA-Z])", r"\\epsilon "),
-        (r"\\(?:colon)(?![a-zA-Z])", ":"),
+        (r"\\(?:colon)(?![a-zA-Z])|\{\s*:\s*\}", ":"),
         (r"\\(?:ast)(?![a-zA-Z])", "*"),
         (r"\\(?:div)(?![a-zA-Z])", "/"),
         (r"\\(?:equiv)(?![a-zA-Z])", "="),
