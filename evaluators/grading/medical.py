@@ -136,7 +136,7 @@ _TRAILS = re.compile(
     (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
     (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
          (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
-       |only\s+(?:option|choice|answer|one|correct)\b)
+       |(?:only|ideal|preferred|proper|appropriate)\s+(?:option|choice|answer|one|correct)\b)
     """,
     re.VERBOSE,
 )
@@ -166,7 +166,8 @@ _EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
 _FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
 _BARE = re.compile(
     r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
-    r"|hence)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
+    r"|hence|(?:looks|sounds|seems)\s+like|probably|definitely|i\s+(?:think|believe|guess)"
+    r"|i(?:'d|\s+would)\s+say)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
     r"(?:$|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -326,11 +327,14 @@ class Chooser:
         whole = self._exact(fragment) or self._exact(_EXPLAINED.split(fragment)[0])
         if whole:
             return whole
+        otherwise = _OTHERWISE.search(fragment)
+        if otherwise and otherwise[1] in self.options:
+            return ""
         several = _SEVERAL.match(fragment)
         if several and {several[1], several[2]} <= set(self.options):
             return ""
         if re.match(r"(?:either|both)\b", fragment, re.IGNORECASE):
-            return ""
+            return abridged(fragment, self.options) or ""
         letter = self._leading_letter(fragment)
         if letter is not None:
             return letter or None
@@ -409,7 +413,7 @@ class Chooser:
         match = _LETTER.match(plain)
         if match is None:
             return None
-        letter, rest = match["letter"], plain[match.end() :].strip(" .*")
+        letter, rest = match["letter"], plain[match.end() :].strip(" .*?!")
         marked = match["close"] or match["stop"] or match["label"]
         if letter.upper() not in self.options or not (letter.isupper() or marked or not rest):
             return None
@@ -442,14 +446,15 @@ _NONE_OF = re.compile(
 )
 _LETTER = re.compile(
     r"\W*?(?P<label>(?:option|choice|letter|"
-    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])"
-    r"(?P<close>\s*[)\]])?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
+    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]+\s*)?(?P<letter>[A-Za-z])"
+    r"(?P<close>\s*[)\]】]+)?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
     r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|"
     r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
 )
+_OTHERWISE = re.compile(r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b[^.]*?\b([A-Z])(?![^\W_])")
 _AFTER_LETTER_TEXT = (
     "because since as which for due given is and but that this in with based although while so "
     "here then now instead over rather not"

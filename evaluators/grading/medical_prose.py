@@ -81,6 +81,9 @@ def abridged(said: str, options: Mapping[str, str]) -> str | None:
     """The letter of the one option (letter to text) of whose words ``said`` consists."""
     words = {t.word for t in _tokens(said)} - _STOP
     found = [c for c, text in options.items() if words and _within(words, text)]
+    if len(found) > 1:  # both are true
+        every = {t.word for t in _tokens(said)}
+        found = [c for c in found if every <= {t.word for t in _tokens(options[c])}]
     return found[0] if len(found) == 1 else None
 
 
@@ -613,8 +616,15 @@ _FILLER_TEXT = (
 _FILLER = frozenset(map(_stem, _FILLER_TEXT.split()))
 
 
+_INTRAVENOUS = re.compile(
+    r"(?<!ype )(?<!tage )(?<!rade )(?<!ctor )(?<!lass )(?<!CN )(?<!erve )(?<!roup )(?<!hase )"
+    r"(?:\bIV\b|\bi\.v\.)(?=\s+[a-z])"
+)
+"""``IV`` that is no numeral."""
+
+
 def _tokens(text: str) -> list[Token]:
-    text = re.sub(r"[-‐‑](?=\w)", " ", text)
+    text = _INTRAVENOUS.sub("intravenous", re.sub(r"[-‐‑](?=\w)", " ", text))
     # The "A" of "vitamin A" is no article.
     return [
         Token(
@@ -779,10 +789,21 @@ def _initials(text: str, options: Iterable[str]) -> Iterator[tuple[str, tuple[st
         words = re.findall(r"[A-Za-z]+", option)
         main = [w for w in words if w.lower() not in _STOP]
         parts = [words[a : a + n] for n in (3, 4, 5, 6) for a in range(len(words) - n + 1)]
+        for short in used if 1 < len(main) < 5 else ():
+            if len(short) > 2 and _shortens(short.lower(), " ".join(main).lower()):
+                yield _stem(short), tuple(map(_stem, main))
         for spelt in (words, main, *parts, main[:-1] if len(main) > 3 else main):
             initials = "".join(w[0].upper() for w in spelt)
             if initials in used:
                 yield _stem(initials), tuple(_stem(w) for w in spelt if w in main)
+
+
+def _shortens(short: str, name: str) -> bool:
+    """Whether ``short`` takes letters from every word of a name, its first at least: DHFR."""
+    if not name.startswith(short[0]) or short in name.split():
+        return False
+    letters = "".join(f"(?:[a-z]*?|[a-z]* ){letter}" for letter in short[1:])
+    return re.fullmatch(rf"{short[0]}{letters}[a-z]*", name) is not None
 
 
 def _variants(
