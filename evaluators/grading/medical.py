@@ -109,7 +109,7 @@ _ADVERBS = (
 _NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
 _LEADS = re.compile(
     rf"""
-    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=])|{_KIND}\s+{_NOUN})
+    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=])|conclusion(?=\W{{0,4}}:)|{_KIND}\s+{_NOUN})
         (?:\s+(?:choice|option|letter|idx))?
         (?P<about>\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
         \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)\.|→|->|\s[-–—]\s)
@@ -200,13 +200,17 @@ class Chooser:
         return None
 
     def before_options(self, text: str) -> str:
-        """What stands before the options are listed once more, as they are in a next problem."""
+        """What stands before a next problem: the options once more, or a question with others."""
         lines = text.split("\n")
         whole = [self._whole_line(line) for line in lines]
+        items = [m[1] if (m := _ITEM_LETTER.match(line)) else None for line in lines]
         first = list(self.options)[:3]
         for at in range(1, len(lines) - 2):
-            if whole[at : at + 3] == first:
-                return "\n".join(lines[:at])
+            ahead = "\n".join(lines[:at])
+            if whole[at : at + 3] == first or (
+                items[at : at + 3] == first and ahead.rstrip(" *\n").endswith("?")
+            ):
+                return ahead
         return text
 
     def implied(self, text: str) -> str | None:
@@ -245,9 +249,9 @@ class Chooser:
 
     def _leading_mark(self, lines: list[str]) -> str | None:
         """``B. It lowers the afterload``: a marked letter that opens the text, and no other."""
-        marks = [m[1] for line in lines for m in _MARK.finditer(line)]
+        marks = {m[1] for line in lines for m in _MARK.finditer(line)} & set(self.options)
         first = _MARK.match(lines[0])
-        return first[1] if first and set(marks) == {first[1]} and first[1] in self.options else None
+        return first[1] if first and marks == {first[1]} else None
 
     def _set_off(self, lines: list[str]) -> str | None:
         """``No, there was no effect``; ``judging by these results, yes, the test is useful``."""
@@ -260,7 +264,7 @@ class Chooser:
         marks: dict[str, bool] = {}
         for line in lines:
             letter = _ITEM_LETTER.match(line)
-            named = letter[1] if letter else self._by_text(line.partition(":")[0])
+            named = letter[1] if letter else self._by_text(re.split(r":|\s[–—-]\s", line)[0])
             if named in self.options:
                 assert named is not None
                 marks[named] = _MARKED_CORRECT.search(line) is not None
@@ -312,6 +316,8 @@ class Chooser:
             # "B cells … so D is correct": what stands between must be the option's own text.
             if letter not in self.options or (said and self._by_text(said) != letter):
                 continue
+            if re.search(r"\b[A-Z]$", said):
+                continue  # "D (its text) is tempting, but B is correct"
             position = match.end()
             before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
             if _BAD_AHEAD.search(before):
@@ -433,7 +439,7 @@ _MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])(?:[.):]|\s[-–—])[*_]*\s")
 _ITEM_LETTER = re.compile(r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—])")
 _MARKED_CORRECT = re.compile(
     r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
-    r"[✓✔✅]",
+    r"[✓✔✅]|(?::|\s[–—-])[\s*]*yes\b",
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(

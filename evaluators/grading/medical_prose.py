@@ -472,6 +472,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         or (place.is_complement and _CONCLUSION.search(place.ahead))
         or _SUMMING_UP.match(place.sentence)
         or re.search(r"\b(?:should|must)\s+$", place.before)
+        or (re.search(r"\bso\s+$", place.before) and not re.search(r"\w", place.behind))
     ):
         return Standing.concluded, False
     if _CUE.search(clause) or place.is_complement:
@@ -841,7 +842,10 @@ def _variants(
 
 
 _SPECIES = re.compile(r"[A-Z][a-z]{3,} [a-z]{4,}", re.ASCII)
-_GENUS = re.compile(r"(?<=[a-z,:(] )([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)")
+_GENUS = re.compile(
+    r"(?:^|(?<=[a-z,:(] ))([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)",
+    re.MULTILINE,
+)
 _ANSWER_WORDS = frozenset(map(_stem, ("yes", "no", "maybe", "true", "false", "not")))
 _NEGATIVE = frozenset(("no", "not", "without", "never", "cannot"))
 
