@@ -292,7 +292,7 @@ _COMMENT = re.compile(
     r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|"
     r"from|by|"
     r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
-    r"|\s+\((?!mod\b)[a-z]{2,} [a-z]+[^()]*\)$",
+    r"|\s+\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -375,7 +375,9 @@ def _concluded_word(response: str) -> Found | None:
     last = response.rstrip().rpartition("\n")[2].strip()
     if _REFUSAL.search(last) or _WAVERING.search(last) or _PLANNING.search(last):
         return None
-    said = _YES_NO.match(last) or _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
+    said = (
+        _YES_NO.match(last) or _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
+    )
     return Found(said[1].strip(), explicit=False) if said else None
 
 

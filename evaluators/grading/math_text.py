@@ -113,6 +113,7 @@ _SPACING = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|allowbreak|noindent|hfill|centering)"
     r"(?![a-zA-Z])|\\(?:quad|qquad|enspace|thinspace|hspace\*?\{[^{}]*\})(?![a-zA-Z])"
 )
+_LAYOUT = re.compile(r"\\(?:begin|end)\{(?:align|aligned|gather|gathered|split|equation)\*?\}")
 _SIZING = re.compile(
     r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg)"
     r"(?![a-zA-Z])\s*\.?(?<!\d\.)"
@@ -201,6 +202,9 @@ def normalize(text: str, *, thousands: bool = True) -> str:
     if len(text) > MAX_ANSWER:
         raise ValueError("too long for an answer")
     text = _plain_characters(text)
+    if "matrix" not in text and _LAYOUT.search(text):
+        text = _LAYOUT.sub(" ", text).replace("&", "").strip().removesuffix(r"\\")
+        text = text.replace(r"\\", ",")
     text = _without_dollars(text)
     text = _OLD_FONT.sub("", text)
     text = _texts(text)

@@ -167,7 +167,8 @@ _FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
 _BARE = re.compile(
     r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
     r"|hence|(?:looks|sounds|seems)\s+like|probably|definitely|i\s+(?:think|believe|guess)"
-    r"|i(?:'d|\s+would)\s+say)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
+    r"|i(?:'d|\s+would)\s+say|(?:^|(?<=[.!?]\s))it(?:'s|\s+is)"
+    r"|chang(?:e|ing)\s+(?:that|it|my\s+answer)(?:\s+to)?)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
     r"(?:$|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -262,12 +263,16 @@ class Chooser:
     def _marked(self, lines: list[str]) -> str | None:
         """The one option of a list of several that is marked as correct."""
         marks: dict[str, bool] = {}
-        for line in lines:
-            letter = _ITEM_LETTER.match(line)
-            named = letter[1] if letter else self._by_text(re.split(r":|\s[–—-]\s", line)[0])
-            if named in self.options:
-                assert named is not None
-                marks[named] = _MARKED_CORRECT.search(line) is not None
+        named = None
+        for item in (part for line in lines for part in _ITEMS_APART.split(line)):
+            letter = _ITEM_LETTER.match(item)
+            said = letter[1] if letter else self._by_text(re.split(r":|\s[–—-]\s", item)[0])
+            if said in self.options:
+                named = said
+            elif named is None or not _VERDICT.match(item):
+                continue
+            assert named is not None
+            marks[named] = _MARKED_CORRECT.search(item) is not None
         correct = [letter for letter, right in marks.items() if right]
         return correct[0] if len(correct) == 1 and len(marks) > 1 else None
 
@@ -435,11 +440,15 @@ _SET_OFF = re.compile(r"(?:^|[,;:.?!]|\bso)\s*(yes|no|maybe|true|false)\s*[,.;:!
 _ANNOUNCED = re.compile(r"\b(?:is|are|be|answer)\W*:\W*$", re.IGNORECASE)
 _BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
 """Ahead of a number: it is the end of a range, or a bound."""
-_MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])(?:[.):]|\s[-–—])[*_]*\s")
-_ITEM_LETTER = re.compile(r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—])")
+_MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
+_ITEM_LETTER = re.compile(
+    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b)"
+)
+_ITEMS_APART = re.compile(r"[;,]\s*(?=\W*[A-Z](?:\s+is\b|\W{0,2}:))")
+_VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
 _MARKED_CORRECT = re.compile(
     r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
-    r"[✓✔✅]|(?::|\s[–—-])[\s*]*yes\b",
+    r"[✓✔✅]|(?:\bis|:|\s[–—-])[\s*]*(?:yes|true)\b",
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(
