@@ -64,7 +64,7 @@ _FOR_ALL = re.compile(
     r"[\s,$({]*(?:\\text *\{ *)?(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
 )
 _DOMAIN = re.compile(
-    r"(?:,|\\quad|\\text\{,? *(?:where|for|with) *\}|\s)+[a-z] *\\in *\\mathbb *\{?[NZ]\}?\s*\$?\s*$"
+    r"(?:,|\\quad|\\text\{,? *(?:where|for|with) *\}|\s)+[a-z] *\\in *\\mathbb *\{?[NZ]\}?[\s$]*$"
 )
 
 

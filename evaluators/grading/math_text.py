@@ -162,7 +162,7 @@ _SYNONYMS = [
         (r"\\(?:phantom|hphantom|vphantom|label|tag\*?)\s*\{[^{}]*\}", ""),
         (r"\{([^{}]+?)\\choose\s*([^{}]+?)\}", r"\\binom{\1}{\2}"),
         (r"\\over(?![a-zA-Z])", "/"),
-        (r"\\pmod\s*\{([^{}]*)\}", r"\\text{mod \1}"),
+        (r"\\pmod\s*(?:\{([^{}]*)\}|(\w))", r"\\text{mod \1\2}"),
         (r"\\(?:mod|bmod)(?![a-zA-Z])", r"\\text{mod}"),
     ]
 ]

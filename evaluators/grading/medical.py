@@ -109,10 +109,10 @@ _ADVERBS = (
 _NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
 _LEADS = re.compile(
     rf"""
-    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=])|conclusion(?=\W{{0,4}}:)|{_KIND}\s+{_NOUN})
+    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=-])|conclusion(?=\W{{0,4}}:)|{_KIND}\s+{_NOUN})
         (?:\s+(?:choice|option|letter|idx))?
         (?P<about>\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)\.|→|->|\s[-–—]\s)
+        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)[.-]|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to|am|'m)?\s*(?:therefore\s+|thus\s+)?
         (?:choose|choosing|chose|select|pick|(?:go|going|went)\s+with|switch\s+to|opt\s+for|answer
            |settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
@@ -444,7 +444,7 @@ _MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
 _ITEM_LETTER = re.compile(
     r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b)"
 )
-_ITEMS_APART = re.compile(r"[;,]\s*(?=\W*[A-Z](?:\s+is\b|\W{0,2}:))")
+_ITEMS_APART = re.compile(r"[;,.]\s*(?=\W*[A-Z](?:\s+is\b|\W{0,2}:))")
 _VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
 _MARKED_CORRECT = re.compile(
     r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
@@ -469,7 +469,9 @@ _SEVERAL = re.compile(
     r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|"
     r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
 )
-_OTHERWISE = re.compile(r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b[^.]*?\b([A-Z])(?![^\W_])")
+_OTHERWISE = re.compile(
+    r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
+)
 _AFTER_LETTER_TEXT = (
     "because since as which for due given is and but that this in with based although while so "
     "here then now instead over rather not"

@@ -79,12 +79,24 @@ class Token:
 
 def abridged(said: str, options: Mapping[str, str]) -> str | None:
     """The letter of the one option (letter to text) of whose words ``said`` consists."""
+    capitals = re.fullmatch(r"\W*(?:an?\s+|the\s+)?([A-Z]{2,6})\W*", said)
+    if capitals:
+        named = [c for c, text in options.items() if capitals[1] in _all_initials(text)]
+        if len(named) == 1:
+            return named[0]
     words = {t.word for t in _tokens(said)} - _STOP
     found = [c for c, text in options.items() if words and _within(words, text)]
     if len(found) > 1:  # both are true
         every = {t.word for t in _tokens(said)}
         found = [c for c in found if every <= {t.word for t in _tokens(options[c])}]
     return found[0] if len(found) == 1 else None
+
+
+def _all_initials(option: str) -> tuple[str, str]:
+    """The initials of an option, of all its words and of the main ones: MI."""
+    words = re.findall(r"[A-Za-z]+", option)
+    main = [w for w in words if w.lower() not in _STOP]
+    return "".join(w[0].upper() for w in words), "".join(w[0].upper() for w in main)
 
 
 def _within(words: Iterable[str], option: str) -> bool:
