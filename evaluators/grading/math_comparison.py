@@ -53,7 +53,7 @@ def same_answer(gold: str, answer: str) -> bool:
     """Whether ``answer`` says what ``gold`` says."""
     if gold.strip() and gold.strip() == answer.strip():
         return True
-    gold, answer = (_FOR_ALL.sub("", text) for text in (gold, answer))
+    gold, answer = (_FOR_ALL.sub("", text) or text for text in (gold, answer))
     if r"\in" not in answer:  # which numbers k runs through may go without saying
         gold = _DOMAIN.sub("", gold)
     golds = [g for g in readings(gold) if not _is_decimal_comma(g, gold)]
@@ -61,10 +61,11 @@ def same_answer(gold: str, answer: str) -> bool:
 
 
 _FOR_ALL = re.compile(
-    r"[\s,$({]*(?:\\text *\{ *)?(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
+    r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
 )
 _DOMAIN = re.compile(
-    r"(?:,|\\quad|\\text\{,? *(?:where|for|with) *\}|\s)+[a-z] *\\in *\\mathbb *\{?[NZ]\}?[\s$]*$"
+    r"(?:,|\\quad|\\text\{,? *(?:where|for|with) *\}|\s){1,6}"
+    r"[a-z] *\\in *\\mathbb *\{?[NZ]\}?[\s$]*$"
 )
 
 

@@ -292,7 +292,7 @@ _COMMENT = re.compile(
     r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|"
     r"from|by|"
     r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
-    r"|\s+\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
+    r"|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
     re.IGNORECASE | re.DOTALL,
 )
 

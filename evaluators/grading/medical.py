@@ -19,6 +19,8 @@ from deft.evaluators.grading.medical_prose import abridged, concluded
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
+MAX_VERBS = 3
+"""Verbs that a question may have before "… is" leads to its answer."""
 MAX_STATEMENTS = 50
 """Statements of one kind that are looked at, from the last one back."""
 
@@ -207,10 +209,10 @@ class Chooser:
         items = [m[1] if (m := _ITEM_LETTER.match(line)) else None for line in lines]
         first = list(self.options)[:3]
         for at in range(1, len(lines) - 2):
+            if first not in (whole[at : at + 3], items[at : at + 3]):
+                continue
             ahead = "\n".join(lines[:at])
-            if whole[at : at + 3] == first or (
-                items[at : at + 3] == first and ahead.rstrip(" *\n").endswith("?")
-            ):
+            if whole[at : at + 3] == first or ahead.rstrip(" *\n").endswith("?"):
                 return ahead
         return text
 
@@ -305,9 +307,9 @@ class Chooser:
                 continue
             letter = self.resolve(fragment)
             # "The answer to whether X is Y is …": the question has a verb of its own.
-            while match["about"] and letter is None and (further := _FURTHER.search(fragment)):
-                fragment = fragment[further.end() :]
-                letter = self._exact(fragment) or self.resolve(fragment)
+            verbs = list(_FURTHER.finditer(fragment))[:MAX_VERBS] if match["about"] else ()
+            for verb in verbs:
+                letter = letter or self.resolve(fragment[verb.end() :])
             yield Statement(match.start(), letter, binding=letter == "")
         for match in list(_BARE.finditer(text))[-MAX_STATEMENTS:]:
             if match[1] in self.options:
