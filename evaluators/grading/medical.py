@@ -111,7 +111,7 @@ _ADVERBS = (
 _NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
 _LEADS = re.compile(
     rf"""
-    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=-])|conclusion(?=\W{{0,4}}:)|{_KIND}\s+{_NOUN})
+    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=-])|conclusion(?=\W{{0,4}}:|\s+is\b)|{_KIND}\s+{_NOUN})
         (?:\s+(?:choice|option|letter|idx))?
         (?P<about>\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
         \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)[.-]|→|->|\s[-–—]\s)
@@ -419,7 +419,7 @@ class Chooser:
         return "" if kept else None
 
     def _whole_line(self, line: str) -> str | None:
-        plain = _plain(line)
+        plain = _plain(line).strip("'‘’")
         whole = self._exact(plain)
         if whole:
             return whole

@@ -540,7 +540,8 @@ def _is_left_open(place: _Place) -> bool:
 _IN_OTHERS = re.compile(r"\bin (?:most |many |all |the )?others?\b", re.IGNORECASE)
 _COORDINATE = re.compile(r"and\s+(?:is|are|should|would|has)\b[^,;:()]*")
 _DENIED = re.compile(
-    r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:[\w'’]+\s+){0,2}$",
+    r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:[\w'’]+\s+){0,2}$"
+    r"|^\W*neither\b[^,;]*$",
     re.IGNORECASE,
 )
 _UNSURE = _phrases(r"whether|if|unclear|not clear|(?<!little )(?<!no )doubt\w*")
@@ -574,7 +575,8 @@ _ROMAN = "i ii iii iv v vi vii viii ix x xi xii xiii"
 _NUMBERS |= {numeral: str(number) for number, numeral in enumerate(_ROMAN.split(), 1)}
 _GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kappa", "μ": "mu"}
 _SUFFIX = re.compile(
-    r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|c|tic|sis|ary|y|gram?|graphy)$"
+    r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|[ae]nc|c|tic|sis|ary|y|gram?"
+    r"|graphy)$"
     r"|(?<=block)ade?$|(?<=drain)ag$"
 )
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
@@ -585,8 +587,10 @@ _SYNONYMS = {
     "pulmon": "lung",
     "cerebr": "brain",
     "lymphocyt": "cell",
+    "correct": "true",
+    "incorrect": "false",
 }
-"""Stems of the Latin names, with the plain word."""
+"""Stems of Latin names and of verdicts, with the plain word."""
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?:%|\s?per\s?cent\b)?|(?<!['’])[^\W\d_]+\d*|[<>≤≥]")
 
 
