@@ -255,8 +255,8 @@ def train_stage(context: Context, prepared: Prepared) -> None:
                     context.on_validation(step, metrics)
             elif kind == "damaged_checkpoint":
                 console.say(
-                    f"warning: the checkpoint of step {step} is damaged ({metrics['file']}); "
-                    "the one before is used"
+                    f"warning: the checkpoint of step {step} is damaged ({metrics['file']}) "
+                    "and passed over"
                 )
             elif kind == "preemption":
                 console.say(f"warning: a node will be taken away; step {step} is stored")

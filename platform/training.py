@@ -88,13 +88,15 @@ def fetch_model(checkpoint: ray.train.Checkpoint, directory: Path) -> None:
         OSError: what arrived is not what was stored.
     """
     shutil.rmtree(directory, ignore_errors=True)
-    with checkpoint.filesystem.open_input_file(f"{checkpoint.path}/{FOLDER}/0.json") as record:
+    storage = checkpoint.filesystem
+    assert storage is not None
+    with storage.open_input_file(f"{checkpoint.path}/{FOLDER}/0.json") as record:
         digests = json.loads(record.read())
     with atomic_directory(directory) as aside:
         pyarrow.fs.copy_files(
             f"{checkpoint.path}/model",
             str(aside),
-            source_filesystem=checkpoint.filesystem,
+            source_filesystem=storage,
             destination_filesystem=pyarrow.fs.LocalFileSystem(),
         )
         exported = {

@@ -39,8 +39,9 @@ def fault(record_property: Callable[[str, object], None]) -> Callable[..., None]
     went on, and what was lost.
     """
 
-    def record(what: str, answer: str, *, seconds: float, lost: str = "nothing") -> None:
-        record_property("fault", f"| {what} | {answer} | {seconds:.0f} s | {lost} |")
+    def record(what: str, answer: str, *, seconds: float | str, lost: str = "nothing") -> None:
+        after = seconds if isinstance(seconds, str) else f"{seconds:.0f} s"
+        record_property("fault", f"| {what} | {answer} | {after} | {lost} |")
 
     return record
 

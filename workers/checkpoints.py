@@ -72,7 +72,8 @@ def _store(checkpoint: Checkpoint, name: str) -> Checkpoint:
     """Store this rank's part, with its checksums, in a thread of Ray Train's."""
     context = ray.train.get_context()
     write_checksums(Path(checkpoint.path), context.get_world_rank())
-    return context.get_storage().persist_current_checkpoint(checkpoint, name)
+    stored: Checkpoint = context.get_storage().persist_current_checkpoint(checkpoint, name)
+    return stored
 
 
 class Resumption:

@@ -225,7 +225,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with machines(6) as (outside, found), ExitStack() as stack:
+    with machines(7) as (outside, found), ExitStack() as stack:
         yield Cluster(outside, found, stack)
 
 
@@ -322,10 +322,10 @@ def test_a_notice_of_preemption_is_answered_by_a_checkpoint(
     first, second = cluster.start(), cluster.start()
     said = start_run(cluster, tmp_path, "preempted", checkpoint_every=STEPS)
     said.wait_until(lambda: len(trained_steps(root)) > 20, "step")
+    third = cluster.start()
     cluster.drain(second, seconds=NOTICE)
     killer = threading.Timer(NOTICE, second.kill)
     killer.start()
-    third = cluster.start()
     said.wait_until(lambda: "a node will be taken away" in said.text, "answer", NOTICE)
     killer.join()
     reached = len(trained_steps(root))

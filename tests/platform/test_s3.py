@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,10 +50,10 @@ class Store:
         self.back = threading.Event()
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         query = f"endpoint_override=127.0.0.1:{self.server.port}&scheme=http&region=us-east-1"
-        bucket = f"s3://key:secret@checkpoints?{query}&allow_bucket_creation=true"
-        filesystem, name = pyarrow.fs.FileSystem.from_uri(bucket)
-        filesystem.create_dir(name)
-        self.uri = f"s3://key:secret@checkpoints/runs?{query}"
+        name = f"checkpoints-{uuid.uuid4().hex}"  # moto keeps buckets as long as the process lives
+        bucket = f"s3://key:secret@{name}?{query}&allow_bucket_creation=true"
+        pyarrow.fs.FileSystem.from_uri(bucket)[0].create_dir(name)
+        self.uri = f"s3://key:secret@{name}/runs?{query}"
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
