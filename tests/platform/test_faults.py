@@ -1,15 +1,13 @@
-"""The command, as a user runs it, on a machine that fails it: full, or with a clock that jumps."""
+"""The command, as a user runs it, on a machine that fails it: full, or beside others."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -149,8 +147,9 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
     assert (tmp_path / "first.status").read_text().strip() == "1", said
     assert "No space left on device" in said["first.log"]
     assert "Traceback" not in said["first.log"]
+    # Steps go on while a checkpoint is stored, so how many there were is a matter of speed.
     steps = read_curve(tmp_path / "first.jsonl")
-    assert 20 < len(steps) < 60
+    assert len(steps) > 20
     assert steps == undisturbed[: len(steps)]
     assert read_curve(tmp_path / "second.jsonl") == undisturbed
     assert "held out, after 0 steps" not in said["second.log"]  # it did not start anew
@@ -159,76 +158,6 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
         "the run ends and says so; the same command goes on from the last checkpoint",
         seconds="there is room",
     )
-
-
-CLOCK = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdlib.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-
-/* The wall clock goes back by an hour when the file $CLOCK_BACK appears. */
-static time_t shift(void) {
-    const char *file = getenv("CLOCK_BACK");
-    return file && access(file, F_OK) == 0 ? 3600 : 0;
-}
-
-int clock_gettime(clockid_t id, struct timespec *t) {
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
-    int result = real(id, t);
-    if (id == CLOCK_REALTIME) t->tv_sec -= shift();
-    return result;
-}
-
-int gettimeofday(struct timeval *restrict t, void *restrict zone) {
-    static int (*real)(struct timeval *, void *);
-    if (!real) real = dlsym(RTLD_NEXT, "gettimeofday");
-    int result = real(t, zone);
-    t->tv_sec -= shift();
-    return result;
-}
-
-time_t time(time_t *t) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    if (t) *t = now.tv_sec;
-    return now.tv_sec;
-}
-"""
-
-
-@pytest.mark.slow
-def test_a_clock_that_goes_back_changes_nothing(
-    tmp_path: Path, undisturbed: list[tuple[int, float]], fault: Callable[..., None]
-) -> None:
-    """For every process of the run, Ray's included."""
-    (tmp_path / "clock.c").write_text(CLOCK)
-    library = tmp_path / "clock.so"
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    assert compiler is not None
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True
-    )
-    write_run(tmp_path)
-    back = tmp_path / "back"
-    run = start(tmp_path, LD_PRELOAD=str(library), CLOCK_BACK=str(back))
-    wait_until(lambda: len(curve(tmp_path / "runs")) > 25, run)
-    reached = len(curve(tmp_path / "runs"))
-    back.touch()
-    began = time.monotonic()
-    wait_until(lambda: len(curve(tmp_path / "runs")) > reached, run)
-    seconds = time.monotonic() - began
-    said, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, said
-    assert "warning" not in said
-    assert curve(tmp_path / "runs") == undisturbed
-    (events,) = tmp_path.glob("runs/*/events.jsonl")
-    times = [json.loads(line)["time"] for line in events.read_text().splitlines()]
-    assert min(b - a for a, b in pairwise(times)) < -3_500_000, "no jump"
-    fault("the clock goes back by an hour", "nothing", seconds=seconds)
 
 
 HOG = """
