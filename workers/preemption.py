@@ -8,8 +8,8 @@ import ray.train
 import torch
 
 ASK_EVERY = 5.0
-"""Seconds between questions, as often as Ray Train itself looks at the nodes. Each makes all workers
-wait for one another, so it is not asked at every step."""
+"""Seconds between questions, as often as Ray Train itself looks at the nodes. Each makes all
+workers wait for one another, so it is not asked at every step."""
 
 
 class PreemptionNotice:

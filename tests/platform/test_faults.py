@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +182,9 @@ def test_a_full_object_store_changes_nothing(
     ray, address = DEFT.with_name("ray"), "127.0.0.1:26479"
     node = [ray, "start", "--head", "--port=26479", "--num-cpus=2", "--include-dashboard=false"]
     node += [f"--object-store-memory={80 * 2**20}", "--disable-usage-stats", "--block"]
+    # Ray's sockets lie in it, and their paths may have 107 characters.
+    folder = tempfile.mkdtemp(prefix="node-")
+    node += [f"--temp-dir={folder}"]
     environment = {**os.environ, "RAY_ADDRESS": address}
     with subprocess.Popen(node, stdout=subprocess.DEVNULL, start_new_session=True) as head:
         try:
@@ -197,6 +202,7 @@ def test_a_full_object_store_changes_nothing(
             hog.wait()
         finally:
             head.terminate()
+            shutil.rmtree(folder, ignore_errors=True)
     assert run.returncode == 0, said
     assert curve(tmp_path / "runs") == undisturbed
     fault("Ray's object store is full", "nothing", seconds=seconds)
