@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,11 @@ MAX_DEATHS = 3
 """Actors that may die over one job before it is given up."""
 
 PATIENCE = 30.0
-"""Seconds after which it is said that all devices are taken."""
+"""Seconds after which it is said that all devices are taken, and between looks at engines."""
+
+HUNG_AFTER = 3600.0
+"""Seconds without a new response after which an engine is taken for hung and replaced; 32,000
+tokens at ten a second do not take as long."""
 
 _ENVIRONMENT = {
     # The engine runs inside the actor: faster to start, and gone when the actor is gone.
@@ -47,6 +52,10 @@ class _Slot:
     waiting_for: Any = None
     """What Ray will announce: the reservation, or the end of a job."""
     job: Job | None = None
+    journal_size: int | None = None
+    """Bytes of responses when it was looked at last."""
+    moved_at: float = 0.0
+    """When there were more of them, by the monotonic clock."""
 
 
 class Pool(Protocol):
@@ -120,10 +129,10 @@ class EvaluatorPool:
                     if slot.waiting_for is None and pending:
                         self._assign(slot, pending, progress)
                 busy = {slot.waiting_for: slot for slot in self._slots if slot.waiting_for}
-                patience = None if any(slot.job for slot in self._slots) else PATIENCE
-                ready, _ = ray.wait(list(busy), num_returns=1, timeout=patience)
+                ready, _ = ray.wait(list(busy), num_returns=1, timeout=PATIENCE)
+                self._kill_hung()
                 if not ready:
-                    if progress is not None:
+                    if progress is not None and not any(slot.job for slot in self._slots):
                         progress.put({"event": "waiting_for_devices", "needed": self._bundle})
                     continue
                 (done,) = ready
@@ -162,8 +171,20 @@ class EvaluatorPool:
         pending.remove(job)
         if slot.actor is None:
             slot.actor = self._start_actor(slot.group)
-        slot.job, slot.model = job, job.model
+        slot.job, slot.model, slot.journal_size = job, job.model, None
         slot.waiting_for = slot.actor.run.remote(job, progress)
+
+    def _kill_hung(self) -> None:
+        """End the actors that have not responded for so long that they never will."""
+        for slot in self._slots:
+            if slot.job is None:
+                continue
+            journal = slot.job.responses
+            size = journal.stat().st_size if journal.exists() else 0
+            if size != slot.journal_size:
+                slot.journal_size, slot.moved_at = size, time.monotonic()
+            elif time.monotonic() - slot.moved_at > HUNG_AFTER:
+                ray.kill(slot.actor)
 
     def _start_actor(self, group: PlacementGroup | None) -> Any:
         """An actor in ``group``. It is typed Any because Ray's own type knows no methods."""

@@ -37,10 +37,13 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         logging.getLogger("ray").setLevel(logging.ERROR)
     # A process that has loaded torch is worth keeping for the next task or actor.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
         # Nobody takes this machine away, and a watcher is a process for every training run.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(
+        # Without one, Ray takes whatever cluster was last started on this machine, dead or alive.
+        address=address,
         include_dashboard=False,
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,

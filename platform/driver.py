@@ -253,6 +253,13 @@ def train_stage(context: Context, prepared: Prepared) -> None:
                 console.say(f"          held out, after {step} steps  {shown}")
                 if context.on_validation is not None:
                     context.on_validation(step, metrics)
+            elif kind == "damaged_checkpoint":
+                console.say(
+                    f"warning: the checkpoint of step {step} is damaged ({metrics['file']}) "
+                    "and passed over"
+                )
+            elif kind == "preemption":
+                console.say(f"warning: a node will be taken away; step {step} is stored")
             else:
                 console.say(f"warning: step {step} was skipped: no finite loss and gradient")
             if kind in ("train", "validation") and (kind, step) not in recorded:
@@ -277,7 +284,8 @@ def train_stage(context: Context, prepared: Prepared) -> None:
                 storage=training.checkpoint_storage or str(run.path / "checkpoints"),
                 use_gpu=context.use_gpu,
                 on_restart=lambda cause: console.say(
-                    f"warning: a worker is gone ({cause}); going on from the last checkpoint"
+                    f"warning: a training process is gone ({cause}); "
+                    "going on from the last checkpoint"
                 ),
             )
 

@@ -42,11 +42,13 @@ def _in_the_wake(cause: BaseException) -> bool:
 
 
 def lost_worker(error: BaseException) -> BaseException | None:
-    """Why a training worker is gone, if one died; None if one raised an error of its own."""
+    """Why a training worker is gone, if one died or hung; None if it raised an error of its own."""
     from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
     cause = root_cause(error)
-    return cause if isinstance(cause, RayActorError) or _in_the_wake(cause) else None
+    is_lost = isinstance(cause, (RayActorError, WorkerHealthCheckTimeoutError))
+    return cause if is_lost or _in_the_wake(cause) else None
 
 
 def describe(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from deft.platform.errors import describe, lost_worker
+from deft.workers.checksums import FOLDER, damaged_file
 from deft.workers.job import TrainJob, run_job
 from deft.workers.storage import atomic_directory
 
@@ -52,7 +54,7 @@ def fit(
             name=name,
             storage_path=storage,
             checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=spec.keep_checkpoints or 1,
+                num_to_keep=spec.keep_checkpoints or 2,
                 checkpoint_score_attribute="validation/nll" if spec.keep == "best" else None,
                 checkpoint_score_order="min",
             ),
@@ -80,12 +82,27 @@ def chosen_checkpoint(result: ray.train.Result, keep: str) -> ray.train.Checkpoi
 
 
 def fetch_model(checkpoint: ray.train.Checkpoint, directory: Path) -> None:
-    """Copy the exported model of a checkpoint, wherever it is stored, to a local directory."""
+    """Copy the exported model of a checkpoint, wherever it is stored, to a local directory.
+
+    Raises:
+        OSError: what arrived is not what was stored.
+    """
     shutil.rmtree(directory, ignore_errors=True)
+    storage = checkpoint.filesystem
+    assert storage is not None
+    with storage.open_input_file(f"{checkpoint.path}/{FOLDER}/0.json") as record:
+        digests = json.loads(record.read())
     with atomic_directory(directory) as aside:
         pyarrow.fs.copy_files(
             f"{checkpoint.path}/model",
             str(aside),
-            source_filesystem=checkpoint.filesystem,
+            source_filesystem=storage,
             destination_filesystem=pyarrow.fs.LocalFileSystem(),
         )
+        exported = {
+            name.removeprefix("model/"): digest
+            for name, digest in digests.items()
+            if name.startswith("model/")
+        }
+        if (name := damaged_file(aside, exported)) is not None:
+            raise OSError(f"{checkpoint.path}/model/{name} is not what was stored there")

@@ -31,12 +31,40 @@ settings.load_profile("search" if "DEFT_FUZZ_EXAMPLES" in os.environ else "repro
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+@pytest.fixture
+def fault(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Puts a row into the table of faults that pytest prints at the end.
+
+    Takes what happened, how the platform answered, the seconds until the work that was disturbed
+    went on, and what was lost.
+    """
+
+    def record(what: str, answer: str, *, seconds: float | str, lost: str = "nothing") -> None:
+        after = seconds if isinstance(seconds, str) else f"{seconds:.0f} s"
+        record_property("fault", f"| {what} | {answer} | {after} | {lost} |")
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of faults, if there were any."""
+    passed = terminalreporter.stats.get("passed", [])
+    rows = [row for test in passed for name, row in test.user_properties if name == "fault"]
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.write_line("| fault | what happens | goes on after | what is lost |")
+        terminalreporter.write_line("|---|---|---|---|")
+        for row in rows:
+            terminalreporter.write_line(row)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray cluster with 4 logical CPUs, started once because starting takes seconds."""
     import ray
 
     ray.init(
+        address="local",
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,

@@ -48,7 +48,9 @@ def curve(client: MlflowClient, run: Run, name: str) -> list[float]:
     return [point.value for point in history]
 
 
-def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_address: str) -> None:
+def test_two_objectives_from_yaml_to_mlflow(
+    deft: Deft, tmp_path: Path, ray_address: str, fault: Callable[..., None]
+) -> None:
     """One of the two runs is killed half-way and started again; its curve must not show it."""
     (tmp_path / "run.yaml").write_text(RUN_FILE)
     kill_driver_while_training(tmp_path, ray_address)
@@ -141,6 +143,11 @@ def test_two_objectives_from_yaml_to_mlflow(deft: Deft, tmp_path: Path, ray_addr
     check_comparison(deft, nll_run.info.run_name, deft_run.info.run_name)
     check_second_time(deft, root, ray_address)
     check_export(root / str(deft_run.data.tags["deft.run"]))
+    fault(
+        "kill -9 of the driver, `deft run`",
+        "its workers end; the same command goes on from the last checkpoint",
+        seconds="it is started again",
+    )
 
 
 def kill_driver_while_training(tmp_path: Path, ray_address: str) -> None:

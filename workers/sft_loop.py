@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import datasets
@@ -21,6 +21,7 @@ from deft.workers.checkpoints import Resumption, save_checkpoint
 from deft.workers.engine import build_engine, load_model, resolve_dtype, take_step
 from deft.workers.head import ObjectiveModel
 from deft.workers.job import TrainJob
+from deft.workers.preemption import PreemptionNotice
 from deft.workers.prepare import training_example_ids
 from deft.workers.reduction import loss_factor
 from deft.workers.spec import TrainingSpec
@@ -69,7 +70,15 @@ def train(job: TrainJob) -> None:
         if objective.needs_reference and spec.lora is None
         else None
     )
-    with Resumption(world_size) as resumption:
+
+    def report(kind: str, step: int, metrics: Mapping[str, float | str]) -> None:
+        if rank == 0 and job.events is not None:
+            job.events.put({"event": kind, "step": step, "metrics": metrics})
+
+    def report_damage(step: int, file: str) -> None:
+        report("damaged_checkpoint", step, {"file": file})
+
+    with Resumption(rank, world_size, report_damage) as resumption:
         engine = build_engine(
             ObjectiveModel(model, objective, reference),
             spec,
@@ -77,10 +86,6 @@ def train(job: TrainJob) -> None:
             load_universal=resumption.is_universal,
         )
         first_step = resumption.load(engine)
-
-    def report(kind: str, step: int, metrics: dict[str, float]) -> None:
-        if rank == 0 and job.events is not None:
-            job.events.put({"event": kind, "step": step, "metrics": metrics})
 
     def report_validation(step: int) -> dict[str, float]:
         if not (len(held_out) and spec.is_validated(step, job.num_steps)):
@@ -91,6 +96,7 @@ def train(job: TrainJob) -> None:
 
     if first_step == 0:
         report_validation(0)
+    notice = PreemptionNotice(device)
     skipped_in_a_row = 0
     for step in range(first_step, job.num_steps):
         started = time.perf_counter()
@@ -136,7 +142,10 @@ def train(job: TrainJob) -> None:
         if problem is None:
             report("train", step + 1, metrics)
         metrics |= report_validation(step + 1)
-        if spec.is_saved(step + 1, job.num_steps):
+        is_preempted = notice.arrived()
+        if is_preempted:
+            report("preemption", step + 1, {})
+        if is_preempted or spec.is_saved(step + 1, job.num_steps):
             is_last = step + 1 == job.num_steps
             export = is_last or spec.keep == "best"
             save_checkpoint(engine, tokenizer if export else None, step + 1, metrics)

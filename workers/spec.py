@@ -294,7 +294,8 @@ class TrainingSpec(BaseModel):
     """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given.
     What opens the storage is in the environment of the cluster's nodes."""
     keep_checkpoints: int | None = Field(default=None, ge=1)
-    """Checkpoints to keep; if not given, one while training and none afterwards."""
+    """Checkpoints to keep; if not given, two while training, should the last one turn out to be
+    damaged, and none afterwards."""
     keep: Literal["last", "best"] = "last"
     """Which checkpoints to keep and which model to evaluate: the last, or those of lowest NLL on
     the held-out examples; the last one is kept besides, to continue from."""

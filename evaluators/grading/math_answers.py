@@ -209,7 +209,7 @@ _WHOLE_WORDS: dict[str, Node] = {
     ),
     **dict.fromkeys(
         ("no solution", "no solutions", "no real solution", "no real solutions", "empty set",
-         "there are no solutions", "there is no solution", "none", "no such", "no real roots",
+         "no solution exists", "no solutions exist", "none", "no such", "no real roots",
          "no values", "no value"),
         _EMPTY,
     ),
@@ -232,14 +232,17 @@ def _whole(text: str) -> Node | None:
     return None if number is None else Scalar(str(number))
 
 
-_ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's|triangle|function|student)\b")
+_ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's|there (?:is|are)|triangle|function|student)\b")
+
+
+_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
 
 
 def plain_words(text: str) -> str:
     """Lower case, without markup, articles and punctuation: how two phrases are compared."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"[\\${}*_`\".,;:!?]", " ", text.lower())
-    words = " ".join(_ARTICLES.sub(" ", text).split())
+    words = " ".join(_ORDINAL.sub("", _ARTICLES.sub(" ", text)).split())
     return words or " ".join(text.split())
 
 

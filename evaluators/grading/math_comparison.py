@@ -53,8 +53,20 @@ def same_answer(gold: str, answer: str) -> bool:
     """Whether ``answer`` says what ``gold`` says."""
     if gold.strip() and gold.strip() == answer.strip():
         return True
+    gold, answer = (_FOR_ALL.sub("", text) or text for text in (gold, answer))
+    if r"\in" not in answer:  # which numbers k runs through may go without saying
+        gold = _DOMAIN.sub("", gold)
     golds = [g for g in readings(gold) if not _is_decimal_comma(g, gold)]
     return any(same(g, a) for g in golds for a in readings(answer))
+
+
+_FOR_ALL = re.compile(
+    r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
+)
+_DOMAIN = re.compile(
+    r"(?:,|\\quad|\\text\{,? *(?:where|for|with) *\}|\s){1,6}"
+    r"[a-z] *\\in *\\mathbb *\{?[NZ]\}?[\s$]*$"
+)
 
 
 def _is_decimal_comma(node: Node, text: str) -> bool:

@@ -106,6 +106,7 @@ def _boxes(text: str) -> list[_Box]:
     return boxes
 
 
+_BOX_OPENS = re.compile(rf"[$\\(\[\s]*(?:{_BOX.pattern})\{{?")
 _BOX_TOKEN = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S")
 _PLACEHOLDER = re.compile(r"\s*(?:\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*")
 
@@ -152,7 +153,8 @@ _STATEMENT = re.compile(
     r"""
     \#\#\#\#[ \t]*(?P<hashes>[^\n]+)
     | (?P<final>(?:final|correct|right|my|the|an|our|so|hence|thus|therefore)\s+(?:\w+\s+)?)?
-      (?:\b(?:answers?|(?<=the\s)final\s+result)|答案)
+      (?:\b(?:answers?|(?<=the\s)final\s+result
+            |(?:correct|right|best)\s+(?:option|choice)(?=(?:\s+is)?\W{1,6}(?-i:[A-Z])\b))|答案)
       (?P<link>
         \s*(?:\*\*|__)?\s*[:：是为]\s*(?:\*\*|__)?\s*
         | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{1,80}?)?
@@ -247,7 +249,7 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
         return _formulas(content)
     sentence = _first_sentence(content)
     bare = sentence.strip().strip("*_`").strip()
-    if not bare or bare in "$\\":
+    if not bare or bare in "$\\" or _BOX_OPENS.fullmatch(bare) or _METHOD.match(bare):
         return None
     if re.match(r"[-−+(\[{\\.\d√π∞±]|[a-zA-Z](?:\s*\([a-z]\))?\s*=|[A-Za-z]\s*[-+*/^<>]", bare):
         return _cut_comment(bare)
@@ -272,6 +274,9 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     return None
 
 
+_METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
+
+
 def _first_sentence(content: str) -> str:
     for end in _SENTENCE_END.finditer(content):
         # A formula may hold full stops and line ends.
@@ -286,7 +291,8 @@ def _first_sentence(content: str) -> str:
 _COMMENT = re.compile(
     r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|"
     r"from|by|"
-    r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$",
+    r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
+    r"|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -352,6 +358,7 @@ _UNFINISHED = re.compile(
 """It was about to go on, or asks."""
 
 
+_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?=\W*[*,.:])", re.IGNORECASE)
 _BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)\W*$")
 _PREDICATE = re.compile(
     r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
@@ -368,7 +375,9 @@ def _concluded_word(response: str) -> Found | None:
     last = response.rstrip().rpartition("\n")[2].strip()
     if _REFUSAL.search(last) or _WAVERING.search(last) or _PLANNING.search(last):
         return None
-    said = _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
+    said = (
+        _YES_NO.match(last) or _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
+    )
     return Found(said[1].strip(), explicit=False) if said else None
 
 
@@ -495,6 +504,9 @@ def _concluded_value(sentence: str) -> str | None:
             return behind
         leading = re.match(rf"[\s$€£]*({_NUMBER.pattern})", behind)
         return leading[1].strip() if leading else None
+    point = _POINT.search(sentence)
+    if point:
+        return point[1]
     listed = _NUMBERS_LISTED.search(sentence)
     if listed:
         return listed[1]
@@ -547,6 +559,9 @@ def _unit_behind(sentence: str, position: int) -> str:
 _NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
 
 
+_POINT = re.compile(
+    rf"(?<![a-zA-Z])([(\[]\s*{_NUMBER.pattern}(?:\s*,\s*{_NUMBER.pattern}){{1,10}}\s*[)\]])\W*$"
+)
 _NUMBERS_LISTED = re.compile(
     rf"(?:\b(?:is|are|be|namely)|:)\s+"
     rf"((?:{_NUMBER.pattern}(?:,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)){{1,20}}{_NUMBER.pattern})\.?$"

@@ -113,6 +113,7 @@ _SPACING = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|allowbreak|noindent|hfill|centering)"
     r"(?![a-zA-Z])|\\(?:quad|qquad|enspace|thinspace|hspace\*?\{[^{}]*\})(?![a-zA-Z])"
 )
+_LAYOUT = re.compile(r"\\(?:begin|end)\{(?:align|aligned|gather|gathered|split|equation)\*?\}")
 _SIZING = re.compile(
     r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg)"
     r"(?![a-zA-Z])\s*\.?(?<!\d\.)"
@@ -146,7 +147,7 @@ _SYNONYMS = [
         (r"\\(?:simeq|sim|thickapprox)(?![a-zA-Z])", r"\\approx "),
         (r"\\(?:ldots|cdots|dots|dotsc|dotsb)(?![a-zA-Z])|…|\.\.\.", r"\\ldots "),
         (r"\\(?:varepsilon)(?![a-zA-Z])", r"\\epsilon "),
-        (r"\\(?:colon)(?![a-zA-Z])", ":"),
+        (r"\\(?:colon)(?![a-zA-Z])|\{\s*:\s*\}", ":"),
         (r"\\(?:ast)(?![a-zA-Z])", "*"),
         (r"\\(?:div)(?![a-zA-Z])", "/"),
         (r"\\(?:equiv)(?![a-zA-Z])", "="),
@@ -161,7 +162,7 @@ _SYNONYMS = [
         (r"\\(?:phantom|hphantom|vphantom|label|tag\*?)\s*\{[^{}]*\}", ""),
         (r"\{([^{}]+?)\\choose\s*([^{}]+?)\}", r"\\binom{\1}{\2}"),
         (r"\\over(?![a-zA-Z])", "/"),
-        (r"\\pmod\s*\{([^{}]*)\}", r"\\text{mod \1}"),
+        (r"\\pmod\s*(?:\{([^{}]*)\}|(\w))", r"\\text{mod \1\2}"),
         (r"\\(?:mod|bmod)(?![a-zA-Z])", r"\\text{mod}"),
     ]
 ]
@@ -201,6 +202,9 @@ def normalize(text: str, *, thousands: bool = True) -> str:
     if len(text) > MAX_ANSWER:
         raise ValueError("too long for an answer")
     text = _plain_characters(text)
+    if "matrix" not in text and _LAYOUT.search(text):
+        text = _LAYOUT.sub(" ", text).replace("&", "").strip().removesuffix(r"\\")
+        text = text.replace(r"\\", ",")
     text = _without_dollars(text)
     text = _OLD_FONT.sub("", text)
     text = _texts(text)
@@ -281,6 +285,7 @@ def read_group(text: str, start: int, limit: int = 100_000) -> tuple[str, int]:
 
 
 def _normalize_formula(text: str, thousands: bool) -> str:
+    text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", "{,}", text)
     text = re.sub(r"(?<!\\)\\(?:[,;:!>]|\s)|~", " ", text)
     text = _SPACING.sub(" ", text)
     text = _SIZING.sub("", text)
@@ -314,7 +319,7 @@ def _normalize_formula(text: str, thousands: bool) -> str:
 
 def _digits(text: str, thousands: bool) -> str:
     """Remove what groups the digits of one number, and write repeating decimals as fractions."""
-    text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)|(?<=\d),\s*\\!\s*(?=\d)", "⸴", text)
+    text = re.sub(r"(?<=\d)\s*\{\s*,\s*\}\s*(?=\d)", "⸴", text)
     text = re.sub(r"(?<!\d)(?<!\.)\d{1,3}(?:⸴\d{3})+(?!\d)", lambda m: m[0].replace("⸴", ""), text)
     if thousands:
         text = re.sub(

@@ -19,6 +19,8 @@ from deft.evaluators.grading.medical_prose import abridged, concluded
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
+MAX_VERBS = 3
+"""Verbs that a question may have before "… is" leads to its answer."""
 MAX_STATEMENTS = 50
 """Statements of one kind that are looked at, from the last one back."""
 
@@ -43,6 +45,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     finish_reason = record.get("finish_reason")
     chooser = Chooser(options)
     text = _STYLE_TAG.sub("", _ANSWER_TAG.sub(_tagged, answer_part(record["response"])))
+    text = _SNAKE.sub(" ", text)
     text = final_section(_lettered(text, options))
     letter = None
     for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
@@ -69,6 +72,7 @@ def final_section(text: str) -> str:
 
 _ANSWER_TAG = re.compile(r"[<\[](/?)(?:final|(?:final[_ ]?)?answer)[>\]]", re.IGNORECASE)
 _STYLE_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|span)>", re.IGNORECASE)
+_SNAKE = re.compile(r"(?<=[a-z])_(?=[a-z])")
 _NUMBERED = re.compile(
     r"\b(?:(?P<noun>option|choice|answer)\s+(?:number\s+)?(?P<number>[1-9])(?![\d.,%]*\d|\s*%)"
     r"|(?P<ordinal>first|second|third|fourth|fifth|last)\s+(?:option|choice|answer))\b",
@@ -107,9 +111,10 @@ _ADVERBS = (
 _NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
 _LEADS = re.compile(
     rf"""
-    \b(?:{_KIND}\s+){{0,3}}(?:answer|{_KIND}\s+{_NOUN})(?:\s+choice|\s+option)?
-        (?:\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|→|->|\s[-–—]\s)
+    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=-])|conclusion(?=\W{{0,4}}:|\s+is\b)|{_KIND}\s+{_NOUN})
+        (?:\s+(?:choice|option|letter|idx))?
+        (?P<about>\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
+        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)[.-]|→|->|\s[-–—]\s)
     | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to|am|'m)?\s*(?:therefore\s+|thus\s+)?
         (?:choose|choosing|chose|select|pick|(?:go|going|went)\s+with|switch\s+to|opt\s+for|answer
            |settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
@@ -133,7 +138,7 @@ _TRAILS = re.compile(
     (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
     (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
          (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
-       |only\s+(?:option|choice|answer|one|correct)\b)
+       |(?:only|ideal|preferred|proper|appropriate)\s+(?:option|choice|answer|one|correct)\b)
     """,
     re.VERBOSE,
 )
@@ -159,6 +164,20 @@ _CUT = re.compile(
 )
 
 
+_EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
+_FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
+_BARE = re.compile(
+    r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
+    r"|hence|(?:looks|sounds|seems)\s+like|probably|definitely|i\s+(?:think|believe|guess)"
+    r"|i(?:'d|\s+would)\s+say|(?:^|(?<=[.!?]\s))it(?:'s|\s+is)"
+    r"|chang(?:e|ing)\s+(?:that|it|my\s+answer)(?:\s+to)?)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
+    r"(?:$|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A letter that is all a sentence says: "Correction: C."; but not "so B. subtilis"."""
+_SHARED = re.compile(
+    r"\b(?:and|or|nor|both|to|through)\s*$|\b(?-i:[A-Z])\s*[,/&–-]\s*$", re.IGNORECASE
+)
 _ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
 
 
@@ -184,18 +203,24 @@ class Chooser:
         return None
 
     def before_options(self, text: str) -> str:
-        """What stands before the options are listed once more, as they are in a next problem."""
+        """What stands before a next problem: the options once more, or a question with others."""
         lines = text.split("\n")
         whole = [self._whole_line(line) for line in lines]
+        items = [m[1] if (m := _ITEM_LETTER.match(line)) else None for line in lines]
         first = list(self.options)[:3]
         for at in range(1, len(lines) - 2):
-            if whole[at : at + 3] == first:
-                return "\n".join(lines[:at])
+            if first not in (whole[at : at + 3], items[at : at + 3]):
+                continue
+            ahead = "\n".join(lines[:at])
+            if whole[at : at + 3] == first or ahead.rstrip(" *\n").endswith("?"):
+                return ahead
         return text
 
     def implied(self, text: str) -> str | None:
         """The option that a text without explicit statement consists of, or ends in."""
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
+        copy = _folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
+        lines = [line for line in lines if _folded(line) != copy]
         if not lines:
             return None
         whole = [self._whole_line(line) for line in lines]
@@ -227,9 +252,9 @@ class Chooser:
 
     def _leading_mark(self, lines: list[str]) -> str | None:
         """``B. It lowers the afterload``: a marked letter that opens the text, and no other."""
-        marks = [m[1] for line in lines for m in _MARK.finditer(line)]
+        marks = {m[1] for line in lines for m in _MARK.finditer(line)} & set(self.options)
         first = _MARK.match(lines[0])
-        return first[1] if first and set(marks) == {first[1]} and first[1] in self.options else None
+        return first[1] if first and marks == {first[1]} else None
 
     def _set_off(self, lines: list[str]) -> str | None:
         """``No, there was no effect``; ``judging by these results, yes, the test is useful``."""
@@ -240,12 +265,16 @@ class Chooser:
     def _marked(self, lines: list[str]) -> str | None:
         """The one option of a list of several that is marked as correct."""
         marks: dict[str, bool] = {}
-        for line in lines:
-            letter = _ITEM_LETTER.match(line)
-            named = letter[1] if letter else self._by_text(line.partition(":")[0])
-            if named in self.options:
-                assert named is not None
-                marks[named] = _MARKED_CORRECT.search(line) is not None
+        named = None
+        for item in (part for line in lines for part in _ITEMS_APART.split(line)):
+            letter = _ITEM_LETTER.match(item)
+            said = letter[1] if letter else self._by_text(re.split(r":|\s[–—-]\s", item)[0])
+            if said in self.options:
+                named = said
+            elif named is None or not _VERDICT.match(item):
+                continue
+            assert named is not None
+            marks[named] = _MARKED_CORRECT.search(item) is not None
         correct = [letter for letter, right in marks.items() if right]
         return correct[0] if len(correct) == 1 and len(marks) > 1 else None
 
@@ -277,7 +306,14 @@ class Chooser:
                 yield Statement(match.start(), None, binding=bool(_NONE_OF.match(fragment)))
                 continue
             letter = self.resolve(fragment)
+            # "The answer to whether X is Y is …": the question has a verb of its own.
+            verbs = list(_FURTHER.finditer(fragment))[:MAX_VERBS] if match["about"] else ()
+            for verb in verbs:
+                letter = letter or self.resolve(fragment[verb.end() :])
             yield Statement(match.start(), letter, binding=letter == "")
+        for match in list(_BARE.finditer(text))[-MAX_STATEMENTS:]:
+            if match[1] in self.options:
+                yield Statement(match.start(), match[1])
 
     def _trailing(self, text: str) -> Iterator[Statement]:
         position = 0
@@ -287,11 +323,13 @@ class Chooser:
             # "B cells … so D is correct": what stands between must be the option's own text.
             if letter not in self.options or (said and self._by_text(said) != letter):
                 continue
+            if re.search(r"\b[A-Z]$", said):
+                continue  # "D (its text) is tempting, but B is correct"
             position = match.end()
             before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
             if _BAD_AHEAD.search(before):
                 continue
-            shared = re.search(r"\b(?:and|or|nor|both)\s*$|\b[A-Z],\s*$", before, re.IGNORECASE)
+            shared = _SHARED.search(before)
             yield Statement(match.start(), "" if shared else letter)
 
     def resolve(self, fragment: str) -> str | None:
@@ -299,14 +337,17 @@ class Chooser:
         fragment = _plain(fragment)
         if _NONE_OF.match(fragment) and not self._by_text(fragment):
             return None
-        whole = self._exact(fragment)
+        whole = self._exact(fragment) or self._exact(_EXPLAINED.split(fragment)[0])
         if whole:
             return whole
+        otherwise = _OTHERWISE.search(fragment)
+        if otherwise and otherwise[1] in self.options:
+            return ""
         several = _SEVERAL.match(fragment)
         if several and {several[1], several[2]} <= set(self.options):
             return ""
         if re.match(r"(?:either|both)\b", fragment, re.IGNORECASE):
-            return ""
+            return abridged(fragment, self.options) or ""
         letter = self._leading_letter(fragment)
         if letter is not None:
             return letter or None
@@ -316,9 +357,13 @@ class Chooser:
         return said
 
     def _exact(self, fragment: str) -> str | None:
-        folded = _folded(fragment)
-        found = [letter for letter, text in self.texts.items() if text and text == folded]
-        return found[0] if len(found) == 1 else None
+        """The option that a fragment is, in its words or as a number."""
+        for same in (_folded, _value):
+            said = same(fragment)
+            found = [c for c, text in self.options.items() if said and same(text) == said]
+            if len(found) == 1:
+                return found[0]
+        return None
 
     def _leading_letter(self, fragment: str) -> str | None:
         """The letter at the start; "" if it is no option's, None if there is no letter."""
@@ -374,14 +419,14 @@ class Chooser:
         return "" if kept else None
 
     def _whole_line(self, line: str) -> str | None:
-        plain = _plain(line)
+        plain = _plain(line).strip("'‘’")
         whole = self._exact(plain)
         if whole:
             return whole
         match = _LETTER.match(plain)
         if match is None:
             return None
-        letter, rest = match["letter"], plain[match.end() :].strip(" .*")
+        letter, rest = match["letter"], plain[match.end() :].strip(" .*?!")
         marked = match["close"] or match["stop"] or match["label"]
         if letter.upper() not in self.options or not (letter.isupper() or marked or not rest):
             return None
@@ -397,11 +442,15 @@ _SET_OFF = re.compile(r"(?:^|[,;:.?!]|\bso)\s*(yes|no|maybe|true|false)\s*[,.;:!
 _ANNOUNCED = re.compile(r"\b(?:is|are|be|answer)\W*:\W*$", re.IGNORECASE)
 _BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
 """Ahead of a number: it is the end of a range, or a bound."""
-_MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])(?:[.):]|\s[-–—])[*_]*\s")
-_ITEM_LETTER = re.compile(r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—])")
+_MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
+_ITEM_LETTER = re.compile(
+    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b)"
+)
+_ITEMS_APART = re.compile(r"[;,.]\s*(?=\W*[A-Z](?:\s+is\b|\W{0,2}:))")
+_VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
 _MARKED_CORRECT = re.compile(
     r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
-    r"[✓✔✅]",
+    r"[✓✔✅]|(?:\bis|:|\s[–—-])[\s*]*(?:yes|true)\b",
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(
@@ -414,13 +463,16 @@ _NONE_OF = re.compile(
 )
 _LETTER = re.compile(
     r"\W*?(?P<label>(?:option|choice|letter|"
-    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[]\s*)?(?P<letter>[A-Za-z])"
-    r"(?P<close>\s*[)\]])?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9'’-])",
+    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]+\s*)?(?P<letter>[A-Za-z])"
+    r"(?P<close>\s*[)\]】]+)?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
     r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|"
     r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
+)
+_OTHERWISE = re.compile(
+    r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
 )
 _AFTER_LETTER_TEXT = (
     "because since as which for due given is and but that this in with based although while so "
@@ -445,6 +497,19 @@ def _folded(text: str) -> str:
     """Lower case, words and numbers only: how option texts are compared."""
     spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
     return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
+
+
+@lru_cache(maxsize=1_000)
+def _value(text: str) -> float | None:
+    """The number that a text is: 25 %, 0.25, 1/4, \\frac{1}{4}."""
+    number = _FRACTION.fullmatch(_FRAC.sub(r"\1/\2", text))
+    if number is None or not float(number[2] or 1):
+        return None
+    return float(number[1]) / float(number[2] or 1) / (100 if number[3] else 1)
+
+
+_FRAC = re.compile(r"\\[dt]?frac[{\s]*(\d+)[}{\s]+(\d+)[}\s]*")
+_FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\s$).\\]*")
 
 
 def _sentence(text: str) -> str:

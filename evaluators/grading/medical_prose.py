@@ -79,9 +79,24 @@ class Token:
 
 def abridged(said: str, options: Mapping[str, str]) -> str | None:
     """The letter of the one option (letter to text) of whose words ``said`` consists."""
+    capitals = re.fullmatch(r"\W*(?:an?\s+|the\s+)?([A-Z]{2,6})\W*", said)
+    if capitals:
+        named = [c for c, text in options.items() if capitals[1] in _all_initials(text)]
+        if len(named) == 1:
+            return named[0]
     words = {t.word for t in _tokens(said)} - _STOP
     found = [c for c, text in options.items() if words and _within(words, text)]
+    if len(found) > 1:  # both are true
+        every = {t.word for t in _tokens(said)}
+        found = [c for c in found if every <= {t.word for t in _tokens(options[c])}]
     return found[0] if len(found) == 1 else None
+
+
+def _all_initials(option: str) -> tuple[str, str]:
+    """The initials of an option, of all its words and of the main ones: MI."""
+    words = re.findall(r"[A-Za-z]+", option)
+    main = [w for w in words if w.lower() not in _STOP]
+    return "".join(w[0].upper() for w in words), "".join(w[0].upper() for w in main)
 
 
 def _within(words: Iterable[str], option: str) -> bool:
@@ -308,7 +323,7 @@ _CONCLUSION = _phrases(
     r"(?:should|must|ha[sv]e? to) be(?!\s+(?:treated|tested|excluded|confirmed|monitored|evaluated"
     r"|assessed))",
     r"should (?:receive|undergo|start|begin|get|have)|recommend\w*|is indicated",
-    r"first[- ]line|choice|to choose|le(?:aves|aving|ft)|remaining|better",
+    r"first[- ]line|choice|to choose|le(?:aves?|aving|ft)|remaining|better",
     r"term (?:used|for)|final|leads? to the conclusion|gold standard|priority|favou?red",
     r"preferable|superior|chosen|selected|warranted|greatest|highest",
     r"key (?:player|enzyme|factor)|likely",
@@ -469,6 +484,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         or (place.is_complement and _CONCLUSION.search(place.ahead))
         or _SUMMING_UP.match(place.sentence)
         or re.search(r"\b(?:should|must)\s+$", place.before)
+        or (re.search(r"\bso\s+$", place.before) and not re.search(r"\w", place.behind))
     ):
         return Standing.concluded, False
     if _CUE.search(clause) or place.is_complement:
@@ -524,7 +540,8 @@ def _is_left_open(place: _Place) -> bool:
 _IN_OTHERS = re.compile(r"\bin (?:most |many |all |the )?others?\b", re.IGNORECASE)
 _COORDINATE = re.compile(r"and\s+(?:is|are|should|would|has)\b[^,;:()]*")
 _DENIED = re.compile(
-    r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:[\w'’]+\s+){0,2}$",
+    r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:[\w'’]+\s+){0,2}$"
+    r"|^\W*neither\b[^,;]*$",
     re.IGNORECASE,
 )
 _UNSURE = _phrases(r"whether|if|unclear|not clear|(?<!little )(?<!no )doubt\w*")
@@ -558,7 +575,8 @@ _ROMAN = "i ii iii iv v vi vii viii ix x xi xii xiii"
 _NUMBERS |= {numeral: str(number) for number, numeral in enumerate(_ROMAN.split(), 1)}
 _GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kappa", "μ": "mu"}
 _SUFFIX = re.compile(
-    r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|c|tic|sis|ary|y|gram?|graphy)$"
+    r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|[ae]nc|c|tic|sis|ary|y|gram?"
+    r"|graphy)$"
     r"|(?<=block)ade?$|(?<=drain)ag$"
 )
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
@@ -569,8 +587,10 @@ _SYNONYMS = {
     "pulmon": "lung",
     "cerebr": "brain",
     "lymphocyt": "cell",
+    "correct": "true",
+    "incorrect": "false",
 }
-"""Stems of the Latin names, with the plain word."""
+"""Stems of Latin names and of verdicts, with the plain word."""
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?:%|\s?per\s?cent\b)?|(?<!['’])[^\W\d_]+\d*|[<>≤≥]")
 
 
@@ -613,8 +633,15 @@ _FILLER_TEXT = (
 _FILLER = frozenset(map(_stem, _FILLER_TEXT.split()))
 
 
+_INTRAVENOUS = re.compile(
+    r"(?<!ype )(?<!tage )(?<!rade )(?<!ctor )(?<!lass )(?<!CN )(?<!erve )(?<!roup )(?<!hase )"
+    r"(?:\bIV\b|\bi\.v\.)(?=\s+[a-z])"
+)
+"""``IV`` that is no numeral."""
+
+
 def _tokens(text: str) -> list[Token]:
-    text = re.sub(r"[-‐‑](?=\w)", " ", text)
+    text = _INTRAVENOUS.sub("intravenous", re.sub(r"[-‐‑](?=\w)", " ", text))
     # The "A" of "vitamin A" is no article.
     return [
         Token(
@@ -773,13 +800,27 @@ def _aliases(texts: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 def _initials(text: str, options: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Abbreviations that a text uses for options: ``an RCT``, ``the LAD``."""
     used = set(re.findall(r"\b[A-Z]{2,6}\b", text.replace("-", "")))
+    if not used:
+        return
     for option in options:
         words = re.findall(r"[A-Za-z]+", option)
         main = [w for w in words if w.lower() not in _STOP]
-        for spelt in (words, main, main[:-1] if len(main) > 3 else main):
+        parts = [words[a : a + n] for n in (3, 4, 5, 6) for a in range(len(words) - n + 1)]
+        for short in used if 1 < len(main) < 5 else ():
+            if len(short) > 2 and _shortens(short.lower(), " ".join(main).lower()):
+                yield _stem(short), tuple(map(_stem, main))
+        for spelt in (words, main, *parts, main[:-1] if len(main) > 3 else main):
             initials = "".join(w[0].upper() for w in spelt)
             if initials in used:
                 yield _stem(initials), tuple(_stem(w) for w in spelt if w in main)
+
+
+def _shortens(short: str, name: str) -> bool:
+    """Whether ``short`` takes letters from every word of a name, its first at least: DHFR."""
+    if not name.startswith(short[0]) or short in name.split():
+        return False
+    letters = "".join(f"(?:[a-z]*?|[a-z]* ){letter}" for letter in short[1:])
+    return re.fullmatch(rf"{short[0]}{letters}[a-z]*", name) is not None
 
 
 def _variants(
@@ -817,7 +858,10 @@ def _variants(
 
 
 _SPECIES = re.compile(r"[A-Z][a-z]{3,} [a-z]{4,}", re.ASCII)
-_GENUS = re.compile(r"(?<=[a-z,:(] )([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)")
+_GENUS = re.compile(
+    r"(?:^|(?<=[a-z,:(] ))([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)",
+    re.MULTILINE,
+)
 _ANSWER_WORDS = frozenset(map(_stem, ("yes", "no", "maybe", "true", "false", "not")))
 _NEGATIVE = frozenset(("no", "not", "without", "never", "cannot"))
 
@@ -899,7 +943,7 @@ def _window(form: _Form, words: Sequence[str], at: int) -> tuple[float, int, set
         near = [
             place
             for place in range(at, stop)
-            if min(len(word), len(words[place])) >= MIN_INEXACT
+            if max(len(word), len(words[place])) >= MIN_INEXACT
             and words[place][:2] == word[:2]  # afferent is not efferent
             and Levenshtein.distance(words[place], word) == 1
         ]

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +258,11 @@ def test_bad_models_are_standard_errors_and_leave_the_pool_usable(
 
 
 def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
-    ray_cluster: None, items: Path, model_paths: dict[str, str], tmp_path: Path
+    ray_cluster: None,
+    items: Path,
+    model_paths: dict[str, str],
+    tmp_path: Path,
+    fault: Callable[..., None],
 ) -> None:
     """kill -9 in the middle of a benchmark: what is missing, and only that, is generated again."""
     kinds = ("ray::Evaluator", "deft.evaluators.grading.worker")
@@ -268,6 +272,7 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     one = job(items, model_paths["first"], tmp_path, samples=15, max_tokens=60)
     total = 15 * SIZE
     killed: list[list[str]] = []
+    pauses: list[float] = []
 
     def kill_half_way() -> None:
         wait_until(
@@ -276,7 +281,10 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
         started.update(set(processes(*kinds)) - before)
         (process,) = set(processes("ray::Evaluator")) - before
         os.kill(process.pid, signal.SIGKILL)
+        at = time.monotonic()
         killed.append(one.responses.read_text().splitlines())
+        wait_until(lambda: one.responses.read_bytes().count(b"\n") > len(killed[0]), 240)
+        pauses.append(time.monotonic() - at)
 
     # One response after the other, so that there is a middle.
     spec = EngineSpec(batch_invariant=True, kv_cache_gib=0.25, cpus=1, max_model_len=1024)
@@ -300,6 +308,11 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     # Two actors, and the graders that each had started.
     assert len(started) >= 4
     wait_until(lambda: not any(process.is_running() for process in started))
+    fault(
+        "kill -9 of an evaluation actor",
+        "another takes its devices and generates what is missing",
+        seconds=pauses[0],
+    )
 
 
 def test_engine_that_no_node_can_hold_is_refused(ray_cluster: None) -> None:

@@ -1,38 +1,83 @@
-"""Checkpoints on an object store: a real S3 server over HTTP, and a worker that dies meanwhile."""
+"""Checkpoints on an object store: a real S3 server over HTTP that is slow, fails, or hangs."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import pytest
-from moto.server import ThreadedMotoServer
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from werkzeug.serving import make_server
 
+from deft.platform.errors import describe, root_cause
 from deft.platform.training import chosen_checkpoint, fetch_model, fit
 from deft.workers.job import TrainJob
 from deft.workers.spec import TrainingSpec
 
 STEPS, CHECKPOINT_EVERY, DEATH = 8, 3, 5
+SPEC = TrainingSpec(
+    batch_size=8,
+    micro_batch_size=2,
+    max_length=256,
+    dtype="float32",
+    checkpoint_every=CHECKPOINT_EVERY,
+)
+SLOW_SECONDS = 0.5
+
+
+class Store:
+    """An S3 server and what is wrong with it: nothing, "slow", "failing" or "hung"."""
+
+    def __init__(self) -> None:
+        self.moto = DomainDispatcherApplication(create_backend_app)
+        self.server = make_server(
+            "127.0.0.1", 0, self, threaded=True, request_handler=MotoRequestHandler
+        )
+        self.trouble = ""
+        self.num_requests = self.num_refused = 0
+        self.back = threading.Event()
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        query = f"endpoint_override=127.0.0.1:{self.server.port}&scheme=http&region=us-east-1"
+        name = f"checkpoints-{uuid.uuid4().hex}"  # moto keeps buckets as long as the process lives
+        bucket = f"s3://key:secret@{name}?{query}&allow_bucket_creation=true"
+        pyarrow.fs.FileSystem.from_uri(bucket)[0].create_dir(name)
+        self.uri = f"s3://key:secret@{name}/runs?{query}"
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """Answer a request (WSGI)."""
+        self.num_requests += 1
+        if self.trouble == "slow":
+            time.sleep(SLOW_SECONDS)
+        elif self.trouble == "failing" and self.num_requests % 3 == 0:
+            self.num_refused += 1
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return []
+        elif self.trouble == "hung":
+            self.back.wait()
+        answer: Iterable[bytes] = self.moto(environ, start_response)
+        return answer
 
 
 @pytest.fixture
-def storage() -> Iterator[str]:
-    """URI of an empty bucket."""
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    query = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    bucket = f"s3://key:secret@checkpoints?{query}&allow_bucket_creation=true"
-    filesystem, name = pyarrow.fs.FileSystem.from_uri(bucket)
-    filesystem.create_dir(name)
-    yield f"s3://key:secret@checkpoints/runs?{query}"
-    server.stop()
+def store() -> Iterator[Store]:
+    found = Store()
+    yield found
+    found.back.set()
+    found.server.shutdown()
 
 
 class DiesOnce:
@@ -47,35 +92,103 @@ class DiesOnce:
             return
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.storage)
         record = f"{path}/run/checkpoint_manager_snapshot.json"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while filesystem.get_file_info(record).type == pyarrow.fs.FileType.NotFound:
-            assert time.monotonic() < deadline, "no checkpoint within a minute"
+            assert time.monotonic() < deadline, "no checkpoint within two minutes"
             time.sleep(0.1)
         self.died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.slow
-def test_a_run_goes_on_from_a_checkpoint_in_a_bucket(
-    ray_cluster: None, make_job: Callable[..., TrainJob], storage: str, tmp_path: Path
-) -> None:
-    spec = TrainingSpec(
-        batch_size=8,
-        micro_batch_size=2,
-        max_length=256,
-        dtype="float32",
-        checkpoint_every=CHECKPOINT_EVERY,
-    )
-    events = DiesOnce(storage, tmp_path / "died")
+def assert_goes_on(make_job: Callable[..., TrainJob], store: Store, folder: Path) -> None:
+    """A run whose worker is killed ends all the same, and its model arrives."""
     job = replace(
-        make_job(spec, objective="DEFT", num_steps=STEPS),
-        events=events,  # type: ignore[arg-type]
+        make_job(SPEC, objective="DEFT", num_steps=STEPS),
+        events=DiesOnce(store.uri, folder / "died"),  # type: ignore[arg-type]
     )
     restarts: list[str] = []
-    result = fit(job, name="run", storage=storage, use_gpu=False, on_restart=restarts.append)
+    result = fit(job, name="run", storage=store.uri, use_gpu=False, on_restart=restarts.append)
     assert len(restarts) == 1
     assert result.metrics is not None
     assert result.metrics["step"] == STEPS
-    fetch_model(chosen_checkpoint(result, "last"), tmp_path / "model")
-    assert (tmp_path / "model" / "model.safetensors").is_file()
-    assert (tmp_path / "model" / "tokenizer.json").is_file()
+    fetch_model(chosen_checkpoint(result, "last"), folder / "model")
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert (folder / "model" / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["", "slow", "failing"])
+def test_a_run_goes_on_from_a_checkpoint_in_a_bucket(
+    ray_cluster: None,
+    make_job: Callable[..., TrainJob],
+    store: Store,
+    tmp_path: Path,
+    trouble: str,
+    fault: Callable[..., None],
+) -> None:
+    store.trouble = trouble
+    began = time.monotonic()
+    assert_goes_on(make_job, store, tmp_path)
+    if trouble == "slow":
+        fault(
+            f"an object store that takes {SLOW_SECONDS} s longer for each request",
+            "checkpoints take longer, in the background",
+            seconds=time.monotonic() - began,
+        )
+    elif trouble == "failing":
+        assert store.num_refused > 10
+        fault(
+            "an object store that refuses a third of all requests",
+            "requests are repeated",
+            seconds=time.monotonic() - began,
+        )
+
+
+@pytest.mark.slow
+def test_a_hung_store_is_named(
+    ray_cluster: None,
+    make_job: Callable[..., TrainJob],
+    store: Store,
+    tmp_path: Path,
+    fault: Callable[..., None],
+) -> None:
+    job = make_job(SPEC, objective="DEFT", num_steps=STEPS)
+
+    class Hangs:
+        """Events of a run whose store hangs after the first step."""
+
+        def __init__(self, file: Path) -> None:
+            self.file = file
+
+        def put(self, event: dict[str, Any]) -> None:
+            self.file.touch()
+
+    started = tmp_path / "started"
+
+    def hang() -> None:
+        while not started.exists():
+            time.sleep(0.05)
+        store.trouble = "hung"
+
+    threading.Thread(target=hang).start()
+    began = time.monotonic()
+    with pytest.raises(Exception) as raised:  # noqa: PT011 (what it is, is what is tested)
+        fit(
+            replace(job, events=Hangs(started)),  # type: ignore[arg-type]
+            name="run",
+            storage=store.uri,
+            use_gpu=False,
+            on_restart=lambda cause: None,
+        )
+    seconds = time.monotonic() - began
+    cause = root_cause(raised.value)
+    assert isinstance(cause, OSError), cause
+    print(describe(cause))
+    store.trouble = ""
+    store.back.set()
+    assert_goes_on(make_job, store, tmp_path)
+    fault(
+        "an object store that accepts requests and never answers",
+        "the run ends and says so; the same command goes on",
+        seconds=seconds,
+    )

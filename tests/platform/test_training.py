@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from datasets import load_from_disk
 from ray.train import WorkerGroupError
@@ -33,21 +34,44 @@ SPEC = TrainingSpec(
 
 
 class FileEvents:
-    """Writes events to a file; if asked, its process dies by SIGKILL after a certain step, once."""
+    """Writes events to a file; if asked, SIGKILL falls upon ``victim`` after a certain step, once.
 
-    def __init__(self, file: Path, death: int | None) -> None:
+    Args:
+        file: where to.
+        death: the step; None for never.
+        num_checkpoints: that are stored by then.
+        victim: a process by the beginning of its name; the worker itself if none is given.
+        kill: the signal; SIGSTOP freezes a process.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        death: int | None,
+        num_checkpoints: int = 1,
+        victim: str | None = None,
+        kill: signal.Signals = signal.SIGKILL,
+    ) -> None:
         self.file = file
         self.death = death
+        self.num_checkpoints = num_checkpoints
+        self.victim = victim
+        self.kill = kill
 
     def put(self, event: dict[str, Any]) -> None:
         with self.file.open("a") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json.dumps({**event, "time": time.monotonic()}) + "\n")
         died = self.file.with_suffix(".died")
         if event["event"] == "train" and event["step"] == self.death and not died.exists():
             # Checkpoints are stored in the background, and steps here take milliseconds.
-            wait_for_checkpoint(self.file.parent / "storage" / "run")
+            wait_for_checkpoints(self.file.parent / "storage" / "run", self.num_checkpoints)
             died.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            if self.victim is None:
+                os.kill(os.getpid(), self.kill)
+            for process in psutil.process_iter(["cmdline"]):
+                if " ".join(process.info["cmdline"] or ()).startswith(self.victim):
+                    process.send_signal(self.kill)
+            time.sleep(60)  # a worker does not outlive its controller by much
 
     def curve(self) -> dict[int, list[float]]:
         """The objective at each step, once for every time that the step was taken."""
@@ -58,14 +82,36 @@ class FileEvents:
                 points.setdefault(event["step"], []).append(event["metrics"]["objective"])
         return points
 
+    def damage(self) -> list[tuple[int, str]]:
+        """Step and file of every checkpoint that was found damaged."""
+        events = map(json.loads, self.file.read_text().splitlines())
+        found = (event for event in events if event["event"] == "damaged_checkpoint")
+        return [(event["step"], event["metrics"]["file"]) for event in found]
 
-def wait_for_checkpoint(run: Path) -> None:
-    """Wait until Ray Train has put a checkpoint on record."""
+    def pause(self) -> float:
+        """Seconds between the step of the death and the first step after it."""
+        events = map(json.loads, self.file.read_text().splitlines())
+        times = [event["time"] for event in events if event["event"] == "train"]
+        assert self.death is not None
+        return float(times[self.death] - times[self.death - 1])
+
+
+def wait_for_checkpoints(run: Path, number: int) -> None:
+    """Wait until Ray Train has so many checkpoints on record."""
     record = run / "checkpoint_manager_snapshot.json"
     deadline = time.monotonic() + 60
-    while not (record.exists() and "checkpoint_dir_name" in record.read_text()):
-        assert time.monotonic() < deadline, "no checkpoint within a minute"
+    while not (record.exists() and len(recorded_checkpoints(record)) >= number):
+        assert time.monotonic() < deadline, "not so many checkpoints within a minute"
         time.sleep(0.05)
+
+
+def recorded_checkpoints(record: Path) -> list[str]:
+    """Names of the checkpoints on record, which is written while it is read."""
+    try:
+        results = json.loads(record.read_text())["checkpoint_results"]
+    except ValueError:
+        return []
+    return [result["checkpoint_dir_name"] for result in results]
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +120,13 @@ def job(make_job: Callable[..., TrainJob]) -> TrainJob:
 
 
 def run(
-    job: TrainJob, directory: Path, death: int | None, **changes: Any
+    job: TrainJob, directory: Path, death: int | FileEvents | None, **changes: Any
 ) -> tuple[FileEvents, Any, list[str]]:
     """Train ``job`` with changed settings under ``directory``; returns what happened."""
     directory.mkdir(exist_ok=True)
-    events, restarts = FileEvents(directory / "events.jsonl", death), []
+    events, restarts = death, []
+    if not isinstance(events, FileEvents):
+        events = FileEvents(directory / "events.jsonl", events)
     changed = replace(
         job,
         training=TrainingSpec(**{**dict(job.training), **changes}),
@@ -105,11 +153,14 @@ def uninterrupted(
     return [point for (point,) in curve.values()]
 
 
-def assert_same_curve(events: FileEvents, expected: list[float]) -> None:
+def assert_same_curve(
+    events: FileEvents, expected: list[float], resumed_at: int = DEATH - DEATH % CHECKPOINT_EVERY
+) -> None:
     curve = events.curve()
     assert sorted(curve) == list(range(1, STEPS + 1))
     repeated = [step for step, points in curve.items() if len(points) > 1]
-    assert repeated == list(range(DEATH - DEATH % CHECKPOINT_EVERY + 1, DEATH + 1))
+    assert events.death is not None
+    assert repeated == list(range(resumed_at + 1, events.death + 1))
     for step, points in curve.items():
         assert points == pytest.approx([expected[step - 1]] * len(points), rel=2e-4), step
 
@@ -144,6 +195,11 @@ def test_the_best_checkpoint_is_kept_and_chosen(
     assert sorted(kept) == sorted(Path(c.path) for c in (chosen, result.checkpoint))
     fetch_model(chosen, tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").exists()
+    last = Path(result.checkpoint.path)
+    flip_a_bit(last / "model" / "model.safetensors")
+    with pytest.raises(OSError, match=r"model/model\.safetensors is not what was stored"):
+        fetch_model(result.checkpoint, tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
     # What was exported can be trained further: the same tokenizer, and the weights as they were.
     prepared = prepare(
         DatasetSpec(name="figfont", size=60),
@@ -163,11 +219,20 @@ def test_the_best_checkpoint_is_kept_and_chosen(
 
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_worker_is_replaced(
-    uninterrupted: list[float], job: TrainJob, tmp_path: Path, stage: int
+    uninterrupted: list[float],
+    job: TrainJob,
+    tmp_path: Path,
+    stage: int,
+    fault: Callable[..., None],
 ) -> None:
     events, result, restarts = run(job, tmp_path / "run", DEATH, zero_stage=stage)
     assert len(restarts) == 1
     assert_same_curve(events, uninterrupted)
+    fault(
+        f"kill -9 of a training worker (ZeRO {stage})",
+        "workers are replaced and go on from the last checkpoint",
+        seconds=events.pause(),
+    )
     fetch_model(chosen_checkpoint(result, "last"), tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").exists()
 
@@ -194,3 +259,93 @@ def test_a_killed_job_goes_on_with_as_many_workers_as_there_are(
         run(job, tmp_path / "run", DEATH, zero_stage=stage)
     events, *_ = run(job, tmp_path / "run", DEATH, zero_stage=stage, num_workers=num_workers)
     assert_same_curve(events, uninterrupted)
+
+
+def test_a_killed_controller_is_replaced(
+    uninterrupted: list[float], job: TrainJob, tmp_path: Path, fault: Callable[..., None]
+) -> None:
+    (tmp_path / "run").mkdir()
+    events = FileEvents(tmp_path / "run" / "events.jsonl", DEATH, victim="ray::TrainController")
+    events, _, restarts = run(job, tmp_path / "run", events)
+    assert len(restarts) == 1
+    assert_same_curve(events, uninterrupted)
+    fault(
+        "kill -9 of Ray Train's controller",
+        "so is the controller, with its workers",
+        seconds=events.pause(),
+    )
+
+
+@pytest.mark.slow
+def test_a_hung_worker_is_replaced(
+    uninterrupted: list[float],
+    job: TrainJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[..., None],
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "15")  # ten minutes by default
+    (tmp_path / "run").mkdir()
+    events = FileEvents(tmp_path / "run" / "events.jsonl", DEATH, kill=signal.SIGSTOP)
+    events, _, restarts = run(job, tmp_path / "run", events)
+    assert len(restarts) == 1
+    assert_same_curve(events, uninterrupted)
+    fault(
+        "a training worker hangs (SIGSTOP; health checks given 15 s)",
+        "after 10 minutes, here 15 s, as if it were dead",
+        seconds=events.pause(),
+    )
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+DAMAGES = {
+    "with a flipped bit": (flip_a_bit, "engine/state/*zero_pp_rank_1*"),
+    "cut off": (truncate, "engine/state/mp_rank_00*"),
+    "with a file missing": (Path.unlink, "progress.json"),
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        name if index == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for index, name in enumerate(DAMAGES)
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    uninterrupted: list[float],
+    job: TrainJob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+    fault: Callable[..., None],
+) -> None:
+    monkeypatch.setattr(training, "MAX_RESTARTS", 0)
+    death = 2 * CHECKPOINT_EVERY + 2
+    directory = tmp_path / "run"
+    directory.mkdir()
+    events = FileEvents(directory / "events.jsonl", death, num_checkpoints=2)
+    with pytest.raises(WorkerGroupError):
+        run(job, directory, events)
+    record = directory / "storage" / "run" / "checkpoint_manager_snapshot.json"
+    last = record.parent / recorded_checkpoints(record)[-1]
+    apply, pattern = DAMAGES[damage]
+    (file,) = last.glob(pattern)
+    apply(file)
+    events, *_ = run(job, directory, events)
+    assert events.damage() == [(2 * CHECKPOINT_EVERY, str(file.relative_to(last)))]
+    assert_same_curve(events, uninterrupted, resumed_at=CHECKPOINT_EVERY)
+    fault(
+        f"a checkpoint {damage} ({file.relative_to(last)})",
+        "checksums tell; the checkpoint before is used",
+        seconds=events.pause(),
+    )

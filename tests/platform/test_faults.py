@@ -1,0 +1,208 @@
+"""The command, as a user runs it, on a machine that fails it: full, or beside others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import yaml
+
+DEFT = Path(sys.executable).with_name("deft")
+
+RUN: dict[str, Any] = {
+    "name": "faulty",
+    "dataset": {"name": "figfont", "size": 200},
+    "model": "tiny",
+    "objective": "DEFT",
+    "training": {
+        "num_workers": 1,
+        "epochs": 20,
+        "max_steps": 60,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "max_length": 256,
+        "dtype": "float32",
+        "checkpoint_every": 20,
+    },
+    "evaluation": {"benchmarks": [], "general": False},
+}
+
+Deft = Callable[..., CompletedProcess[str]]
+
+
+def write_run(folder: Path, **training: Any) -> Path:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump({**RUN, "training": {**RUN["training"], **training}}))
+    return file
+
+
+def curve(root: Path) -> list[tuple[int, float]]:
+    """Step and NLL of every recorded step of the one run below ``root``."""
+    files = list(root.glob("*/events.jsonl"))
+    return read_curve(files[0]) if files else []
+
+
+def read_curve(file: Path) -> list[tuple[int, float]]:
+    """The same, from the run's events."""
+    lines = file.read_text().splitlines()
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [(e["step"], e["metrics"]["train/nll"]) for e in events if "train/nll" in e["metrics"]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float]]:
+    """The curve of `RUN`."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_run(folder)
+    subprocess.run([DEFT, "run", "run.yaml"], cwd=folder, check=True, capture_output=True)
+    return curve(folder / "runs")
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [DEFT, "run", "run.yaml"],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_second_driver_of_a_run_says_that_there_is_one(
+    deft: Deft, tmp_path: Path, ray_address: str, fault: Callable[..., None]
+) -> None:
+    write_run(tmp_path, max_steps=400)
+    first = start(tmp_path, RAY_ADDRESS=ray_address)
+    wait_until(lambda: len(curve(tmp_path / "runs")) > 2, first)
+    began = time.monotonic()
+    second = deft("run", "run.yaml", RAY_ADDRESS=ray_address)
+    seconds = time.monotonic() - began
+    assert first.poll() is None
+    assert second.returncode == 2
+    assert "another process is at work on this run" in second.stderr
+    assert "Traceback" not in second.stderr + second.stdout
+    said, _ = first.communicate(timeout=400)
+    assert first.returncode == 0, said
+    assert [step for step, _ in curve(tmp_path / "runs")] == list(range(1, 401))
+    fault(
+        "a second `deft run` of the same file",
+        "the second says so and ends with code 2, the first goes on",
+        seconds=seconds,
+    )
+
+
+SMALL_DISK = 32
+"""MiB: enough for a run and its first checkpoint, but not for the second."""
+IN_A_SMALL_DISK = """
+set -e
+mount -t tmpfs -o size={size}m tmpfs "$PWD/runs"
+status=0
+{deft} run run.yaml > first.log 2>&1 || status=$?
+echo $status > first.status
+cp runs/*/events.jsonl first.jsonl
+mount -o remount,size=1g "$PWD/runs"
+{deft} run run.yaml > second.log 2>&1
+cp runs/*/events.jsonl second.jsonl
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_nothing_is_lost(
+    tmp_path: Path, undisturbed: list[tuple[int, float]], fault: Callable[..., None]
+) -> None:
+    """The run root is a file system of its own."""
+    write_run(tmp_path)
+    (tmp_path / "runs").mkdir()
+    script = IN_A_SMALL_DISK.format(deft=DEFT, size=SMALL_DISK)
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("the system does not allow a file system of one's own (user namespaces)")
+    done = subprocess.run(
+        [*namespace, "bash", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = {name: (tmp_path / name).read_text() for name in ("first.log", "second.log")}
+    assert done.returncode == 0, (done.stderr, said)
+    assert (tmp_path / "first.status").read_text().strip() == "1", said
+    assert "No space left on device" in said["first.log"]
+    assert "Traceback" not in said["first.log"]
+    # Steps go on while a checkpoint is stored, so how many there were is a matter of speed.
+    steps = read_curve(tmp_path / "first.jsonl")
+    assert len(steps) > 20
+    assert steps == undisturbed[: len(steps)]
+    assert read_curve(tmp_path / "second.jsonl") == undisturbed
+    assert "held out, after 0 steps" not in said["second.log"]  # it did not start anew
+    fault(
+        "the disk is full while a checkpoint is stored",
+        "the run ends and says so; the same command goes on from the last checkpoint",
+        seconds="there is room",
+    )
+
+
+HOG = """
+import sys, time
+import numpy as np, ray
+ray.init(log_to_driver=False)
+size = ray.cluster_resources()["object_store_memory"]
+held = [ray.put(np.zeros(2**20, np.uint8)) for _ in range(int(size / 2**20 * 1.2))]
+print("full", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_object_store_changes_nothing(
+    tmp_path: Path, undisturbed: list[tuple[int, float]], fault: Callable[..., None]
+) -> None:
+    """Another job of the cluster fills it, and its spilling, with objects that it keeps."""
+    write_run(tmp_path)
+    ray, address = DEFT.with_name("ray"), "127.0.0.1:26479"
+    node = [ray, "start", "--head", "--port=26479", "--num-cpus=2", "--include-dashboard=false"]
+    node += [f"--object-store-memory={80 * 2**20}", "--disable-usage-stats", "--block"]
+    # Ray's sockets lie in it, and their paths may have 107 characters.
+    folder = tempfile.mkdtemp(prefix="node-")
+    node += [f"--temp-dir={folder}"]
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    with subprocess.Popen(node, stdout=subprocess.DEVNULL, start_new_session=True) as head:
+        try:
+            hog = subprocess.Popen(
+                [sys.executable, "-c", HOG], env=environment, stdout=subprocess.PIPE, text=True
+            )
+            assert hog.stdout is not None
+            assert hog.stdout.readline() == "full\n"
+            began = time.monotonic()
+            run = start(tmp_path, RAY_ADDRESS=address)
+            wait_until(lambda: bool(curve(tmp_path / "runs")), run)
+            seconds = time.monotonic() - began
+            said, _ = run.communicate(timeout=300)
+            hog.kill()
+            hog.wait()
+        finally:
+            head.terminate()
+            shutil.rmtree(folder, ignore_errors=True)
+    assert run.returncode == 0, said
+    assert curve(tmp_path / "runs") == undisturbed
+    fault("Ray's object store is full", "nothing", seconds=seconds)

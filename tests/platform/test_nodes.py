@@ -1,0 +1,343 @@
+"""Runs on several nodes, of which one is lost or taken away; checkpoints go to an S3 server.
+
+Every node is a raylet of its own. Where the system allows it each is in a network namespace, with
+an address of its own; elsewhere all have the loopback address.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pyarrow.fs
+import pytest
+from mlflow import MlflowClient
+from moto.server import ThreadedMotoServer
+
+BIN = Path(sys.executable).parent
+PREFIX, BRIDGE = "10.214.7", "deft-nodes"
+HEAD_PORT = 26379
+STEPS = 300
+NOTICE = 30
+"""Seconds between the notice and the loss; clouds give 30 to 120."""
+ACCESS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    # The bridge leads nowhere, and to find that out about Amazon takes seconds for each process.
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+RUN_FILE = """
+name: nodes
+dataset: {{name: figfont, size: 400}}
+model: tiny
+objective: DEFT
+training:
+  num_workers: 2
+  zero_stage: 2
+  epochs: 20
+  max_steps: {steps}
+  batch_size: 8
+  micro_batch_size: 2
+  max_length: 256
+  dtype: float32
+  checkpoint_every: {checkpoint_every}
+  checkpoint_storage: {storage}
+evaluation: {{benchmarks: [], general: false}}
+"""
+
+
+class Machine:
+    """Where the processes of one node run."""
+
+    def __init__(self, address: str, prefix: tuple[str, ...], environment: dict[str, str]):
+        self.address = address
+        self.prefix = prefix
+        self.environment = environment
+
+    def popen(self, command: list[str | Path], **options: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self.prefix, *map(str, command)],
+            env={
+                **os.environ,
+                **ACCESS,
+                **self.environment,
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+            },
+            text=True,
+            **options,  # type: ignore[call-overload]
+        )
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@contextmanager
+def machines(number: int) -> Iterator[tuple[str, list[Machine]]]:
+    """Namespaces on a bridge that leads nowhere else, or the loopback address for all.
+
+    Yields an address that all of them reach this process at, and the machines.
+    """
+    with ExitStack() as stack:
+        try:
+            ip("link", "add", BRIDGE, "type", "bridge")
+            stack.callback(ip, "link", "del", BRIDGE)
+            ip("addr", "add", f"{PREFIX}.1/24", "dev", BRIDGE)
+            ip("link", "set", BRIDGE, "up")
+            outside, found = f"{PREFIX}.1", []
+            for index in range(2, number + 2):
+                name, address = f"deft-node-{index}", f"{PREFIX}.{index}"
+                inside = ("ip", "netns", "exec", name)
+                ip("netns", "add", name)
+                stack.callback(ip, "netns", "del", name)
+                ip("link", "add", f"veth{index}", "type", "veth", "peer", "eth0", "netns", name)
+                ip("link", "set", f"veth{index}", "master", BRIDGE, "up")
+                ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+                ip("-n", name, "link", "set", "eth0", "up")
+                ip("-n", name, "link", "set", "lo", "up")
+                # By its way out a process knows its own address.
+                ip("-n", name, "route", "add", "default", "via", outside)
+                found.append(Machine(address, inside, {"GLOO_SOCKET_IFNAME": "eth0"}))
+        except (OSError, subprocess.CalledProcessError):
+            stack.close()
+            outside = "127.0.0.1"
+            found = [Machine(outside, (), {}) for _ in range(number)]
+        yield outside, found
+
+
+class Node:
+    """A raylet, and on the first node the head's services."""
+
+    def __init__(self, machine: Machine, head: Machine, cpus: int) -> None:
+        self.machine = machine
+        # Ray's sockets lie in it, and their paths may have 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="node-"))
+        self.log = self.folder / "start.log"
+        command: list[str | Path] = [BIN / "ray", "start", "--block", "--disable-usage-stats"]
+        command += [f"--node-ip-address={machine.address}", f"--num-cpus={cpus}"]
+        command += [f"--object-store-memory={128 * 1024**2}"]
+        command += [f"--resources={json.dumps({self.folder.name: 1})}"]
+        if machine is head:
+            command += ["--head", f"--port={HEAD_PORT}", "--include-dashboard=false"]
+            command += [f"--temp-dir={self.folder}"]
+        else:
+            command += [f"--address={head.address}:{HEAD_PORT}"]
+        with self.log.open("wb") as log:
+            self.process = machine.popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + 120
+        while "Ray runtime started" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes on the node, Ray's and those that it started."""
+        if self.machine.prefix:
+            found = subprocess.run(
+                ["ip", "netns", "pids", self.machine.prefix[-1]], capture_output=True, check=True
+            )
+            pids = map(int, found.stdout.split())
+            return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            return [root, *root.children(recursive=True)]
+        return []
+
+    def kill(self) -> None:
+        """SIGKILL to everything on the node, as if its power were cut."""
+        family = self.processes()
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=20)
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Cluster:
+    """A head without CPUs, nodes of one CPU each, and a bucket."""
+
+    def __init__(self, outside: str, found: list[Machine], stack: ExitStack) -> None:
+        self._free = list(found)
+        self._stack = stack
+        self.head = self._free.pop(0)
+        self.start(self.head, cpus=0)
+        server = ThreadedMotoServer(outside, port=0, verbose=False)
+        server.start()
+        stack.callback(server.stop)
+        host, port = server.get_host_and_port()
+        self.query = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+
+    def start(self, machine: Machine | None = None, *, cpus: int = 1) -> Node:
+        """Start a node on ``machine``, or on one that was not used yet."""
+        node = Node(machine or self._free.pop(0), self.head, cpus)
+        self._stack.callback(node.kill)
+        node.wait()
+        return node
+
+    def bucket(self, name: str) -> str:
+        """URI of an empty bucket."""
+        uri = f"s3://key:secret@{name}?{self.query}&allow_bucket_creation=true"
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+        filesystem.create_dir(path)
+        return f"s3://{name}/runs?{self.query}"
+
+    def drain(self, node: Node, *, seconds: int) -> None:
+        """Give notice that ``node`` will be taken away, as an autoscaler does."""
+        find = f"""if True:
+            import ray
+            ray.init(log_to_driver=False)
+            (found,) = [n for n in ray.nodes() if "{node.folder.name}" in n["Resources"]]
+            print("id:" + found["NodeID"])
+        """
+        said, _ = self.popen(sys.executable, "-c", find, cwd=node.folder).communicate(timeout=60)
+        command = [BIN / "ray", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
+        command += [f"--node-id={said.partition('id:')[2].strip()}", "--reason-message=spot"]
+        command += [f"--deadline-remaining-seconds={seconds}"]
+        drained = self.popen(*command, cwd=node.folder)
+        said, _ = drained.communicate(timeout=60)
+        assert drained.returncode == 0, said
+
+    def popen(self, *command: str | Path, cwd: Path) -> subprocess.Popen[str]:
+        """A process on the head that finds the cluster."""
+        self.head.environment["RAY_ADDRESS"] = f"{self.head.address}:{HEAD_PORT}"
+        process = self.head.popen(
+            list(command), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self._stack.callback(process.kill)
+        return process
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with machines(7) as (outside, found), ExitStack() as stack:
+        yield Cluster(outside, found, stack)
+
+
+class Lines:
+    """What a process prints, as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.text = ""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.text += line
+
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 300) -> float:
+        """Seconds that it took."""
+        started = time.monotonic()
+        while not condition():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < started + seconds, f"no {what}: {self.text}"
+            time.sleep(0.1)
+        return time.monotonic() - started
+
+
+def trained_steps(root: Path) -> list[int]:
+    """The steps that the one run below ``root`` has recorded."""
+    files = list(root.glob("*/events.jsonl"))
+    lines = files[0].read_text().splitlines() if files else []
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [event["step"] for event in events if "train/nll" in event["metrics"]]
+
+
+def workers_of(node: Node) -> list[psutil.Process]:
+    """Training workers on ``node``."""
+    found = []
+    for process in node.processes():
+        with suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def start_run(cluster: Cluster, tmp_path: Path, bucket: str, checkpoint_every: int) -> Lines:
+    storage = cluster.bucket(bucket)
+    (tmp_path / "run.yaml").write_text(
+        RUN_FILE.format(steps=STEPS, checkpoint_every=checkpoint_every, storage=storage)
+    )
+    return Lines(cluster.popen(BIN / "deft", "run", "run.yaml", cwd=tmp_path))
+
+
+def assert_ended_well(said: Lines, tmp_path: Path) -> None:
+    said.process.wait(timeout=400)
+    assert said.process.returncode == 0, said.text
+    assert "Traceback" not in said.text
+    assert trained_steps(tmp_path / "runs") == list(range(1, STEPS + 1))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("deft")
+    assert experiment is not None
+    (recorded,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(recorded.info.run_id, "train/nll")
+    assert [point.step for point in history] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_run_outlives_a_node(
+    cluster: Cluster, tmp_path: Path, fault: Callable[..., None]
+) -> None:
+    """Two workers on two nodes; one node's power is cut, and another node takes its place."""
+    root = tmp_path / "runs"
+    first, second = cluster.start(), cluster.start()
+    said = start_run(cluster, tmp_path, "lost", checkpoint_every=30)
+    said.wait_until(lambda: len(trained_steps(root)) > 70, "third checkpoint")
+    assert len(workers_of(first)) == len(workers_of(second)) == 1
+    second.kill()
+    reached = len(trained_steps(root))
+    third = cluster.start()
+    seconds = said.wait_until(lambda: len(trained_steps(root)) > reached + 1, "further step")
+    assert len(workers_of(third)) == 1
+    assert_ended_well(said, tmp_path)
+    assert said.text.count("a training process is gone") == 1
+    fault("a node's power is cut", "another node takes its place", seconds=seconds)
+    first.kill()
+    third.kill()
+
+
+@pytest.mark.slow
+def test_a_notice_of_preemption_is_answered_by_a_checkpoint(
+    cluster: Cluster, tmp_path: Path, fault: Callable[..., None]
+) -> None:
+    """Nothing is stored before the notice, which names a time; the node is gone at that time."""
+    root = tmp_path / "runs"
+    first, second = cluster.start(), cluster.start()
+    said = start_run(cluster, tmp_path, "preempted", checkpoint_every=STEPS)
+    said.wait_until(lambda: len(trained_steps(root)) > 20, "step")
+    third = cluster.start()
+    cluster.drain(second, seconds=NOTICE)
+    killer = threading.Timer(NOTICE, second.kill)
+    killer.start()
+    said.wait_until(lambda: "a node will be taken away" in said.text, "answer", NOTICE)
+    killer.join()
+    reached = len(trained_steps(root))
+    seconds = said.wait_until(lambda: len(trained_steps(root)) > reached + 1, "further step")
+    assert len(workers_of(third)) == 1
+    assert_ended_well(said, tmp_path)
+    # The first step was taken once: training went on from what was stored upon the notice.
+    assert said.text.count("held out, after 0 steps") == 1
+    fault(
+        "a notice that a node will be taken away, and then it is",
+        "a checkpoint is stored at once, another node takes its place",
+        seconds=seconds,
+    )
+    first.kill()
+    third.kill()

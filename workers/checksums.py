@@ -1,0 +1,46 @@
+"""Checksums of stored files: what was damaged on disk or on the way must not be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+FOLDER = "checksums"
+"""Where a directory keeps them: one file for each of the parts that it was merged from."""
+
+
+def write_checksums(directory: Path, part: int) -> None:
+    """Write the SHA-256 of every file in ``directory``, which will be merged with other parts."""
+    digests = {
+        str(file.relative_to(directory)): _digest(file)
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
+    record = directory / FOLDER / f"{part}.json"
+    record.parent.mkdir(exist_ok=True)
+    record.write_text(json.dumps(digests))
+
+
+def damaged_file_of(directory: Path, part: int) -> str | None:
+    """A file of ``part`` that is missing or not what was written; None if there is none."""
+    record = f"{FOLDER}/{part}.json"
+    try:
+        digests = json.loads((directory / record).read_text())
+    except (OSError, ValueError):
+        return record
+    return damaged_file(directory, digests)
+
+
+def damaged_file(directory: Path, digests: Mapping[str, str]) -> str | None:
+    """The first file, by its name in ``digests``, that is missing or has another SHA-256."""
+    return next((name for name, d in digests.items() if _digest(directory / name) != d), None)
+
+
+def _digest(file: Path) -> str | None:
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError:
+        return None
