@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from datasets import load_from_disk
 from ray.train import WorkerGroupError
@@ -34,13 +33,12 @@ SPEC = TrainingSpec(
 
 
 class FileEvents:
-    """Writes events to a file; if asked, SIGKILL falls upon ``victim`` after a certain step, once.
+    """Writes events to a file; if asked, its process is killed after a certain step, once.
 
     Args:
         file: where to.
         death: the step; None for never.
         num_checkpoints: that are stored by then.
-        victim: a process by the beginning of its name; the worker itself if none is given.
         kill: the signal; SIGSTOP freezes a process.
     """
 
@@ -49,13 +47,11 @@ class FileEvents:
         file: Path,
         death: int | None,
         num_checkpoints: int = 1,
-        victim: str | None = None,
         kill: signal.Signals = signal.SIGKILL,
     ) -> None:
         self.file = file
         self.death = death
         self.num_checkpoints = num_checkpoints
-        self.victim = victim
         self.kill = kill
 
     def put(self, event: dict[str, Any]) -> None:
@@ -66,12 +62,7 @@ class FileEvents:
             # Checkpoints are stored in the background, and steps here take milliseconds.
             wait_for_checkpoints(self.file.parent / "storage" / "run", self.num_checkpoints)
             died.touch()
-            if self.victim is None:
-                os.kill(os.getpid(), self.kill)
-            for process in psutil.process_iter(["cmdline"]):
-                if " ".join(process.info["cmdline"] or ()).startswith(self.victim):
-                    process.send_signal(self.kill)
-            time.sleep(60)  # a worker does not outlive its controller by much
+            os.kill(os.getpid(), self.kill)
 
     def curve(self) -> dict[int, list[float]]:
         """The objective at each step, once for every time that the step was taken."""
@@ -259,21 +250,6 @@ def test_a_killed_job_goes_on_with_as_many_workers_as_there_are(
         run(job, tmp_path / "run", DEATH, zero_stage=stage)
     events, *_ = run(job, tmp_path / "run", DEATH, zero_stage=stage, num_workers=num_workers)
     assert_same_curve(events, uninterrupted)
-
-
-def test_a_killed_controller_is_replaced(
-    uninterrupted: list[float], job: TrainJob, tmp_path: Path, fault: Callable[..., None]
-) -> None:
-    (tmp_path / "run").mkdir()
-    events = FileEvents(tmp_path / "run" / "events.jsonl", DEATH, victim="ray::TrainController")
-    events, _, restarts = run(job, tmp_path / "run", events)
-    assert len(restarts) == 1
-    assert_same_curve(events, uninterrupted)
-    fault(
-        "kill -9 of Ray Train's controller",
-        "so is the controller, with its workers",
-        seconds=events.pause(),
-    )
 
 
 @pytest.mark.slow
