@@ -21,7 +21,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from transformers import PreTrainedTokenizerBase
 
-from deft.workers.checksums import damaged_file_of, write_checksums
+from deft.workers.checksums import damaged_file_of, file_names, write_checksums
 from deft.workers.engine import export_model
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def save_checkpoint(
 
 def _leave_out_what_others_store(directory: Path) -> None:
     """Delete files that a lower rank has as well: one copy of each goes into the checkpoint."""
-    names = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
+    names = set(file_names(directory))
     held: list[set[str]] = [set()] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(held, names)
     for name in names.intersection(set().union(*held[: torch.distributed.get_rank()])):
@@ -101,22 +101,18 @@ class Resumption:
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
         for found in sorted(reported, key=lambda found: found.metrics["step"], reverse=True):
             directory = Path(self._stack.enter_context(found.checkpoint.as_directory()))
-            damaged = self._damaged_file(directory)
+            progress = _read_progress(directory)
+            damaged = self._damaged_file(directory, progress["world_size"])
             if damaged is not None:
                 self._on_damage(found.metrics["step"], damaged)
                 continue
-            progress = json.loads((directory / "progress.json").read_text())
             self._directory, self._step = directory, progress["step"]
             self.is_universal = progress["world_size"] != self._world_size
             break
         return self
 
-    def _damaged_file(self, directory: Path) -> str | None:
+    def _damaged_file(self, directory: Path, written_by: int) -> str | None:
         """A damaged file of a checkpoint, on every rank the same; each reads its share of them."""
-        try:
-            written_by = json.loads((directory / "progress.json").read_text())["world_size"]
-        except (OSError, ValueError, LookupError):
-            written_by = 1
         damaged: list[str | None] = [None] * self._world_size
         parts = range(self._rank, written_by, self._world_size)
         mine = (damaged_file_of(directory, part) for part in parts)
@@ -154,3 +150,12 @@ class Resumption:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+
+def _read_progress(directory: Path) -> dict[str, int]:
+    """What `progress.json` says. If it cannot be read, the checksums of rank 0 will tell."""
+    try:
+        progress = json.loads((directory / "progress.json").read_text())
+        return {key: progress[key] for key in ("step", "world_size")}
+    except (OSError, ValueError, LookupError):
+        return {"step": 0, "world_size": 1}

@@ -11,13 +11,15 @@ FOLDER = "checksums"
 """Where a directory keeps them: one file for each of the parts that it was merged from."""
 
 
+def file_names(directory: Path) -> list[str]:
+    """All files below ``directory``, by their paths in it."""
+    files = (file for file in sorted(directory.rglob("*")) if file.is_file())
+    return [str(file.relative_to(directory)) for file in files]
+
+
 def write_checksums(directory: Path, part: int) -> None:
     """Write the SHA-256 of every file in ``directory``, which will be merged with other parts."""
-    digests = {
-        str(file.relative_to(directory)): _digest(file)
-        for file in sorted(directory.rglob("*"))
-        if file.is_file()
-    }
+    digests = {name: _digest(directory / name) for name in file_names(directory)}
     record = directory / FOLDER / f"{part}.json"
     record.parent.mkdir(exist_ok=True)
     record.write_text(json.dumps(digests))

@@ -94,9 +94,14 @@ def abridged(said: str, options: Mapping[str, str]) -> str | None:
 
 def _all_initials(option: str) -> tuple[str, str]:
     """The initials of an option, of all its words and of the main ones: MI."""
-    words = re.findall(r"[A-Za-z]+", option)
-    main = [w for w in words if w.lower() not in _STOP]
+    words, main = _main_words(option)
     return "".join(w[0].upper() for w in words), "".join(w[0].upper() for w in main)
+
+
+def _main_words(option: str) -> tuple[list[str], list[str]]:
+    """All words of an option, and those that carry its meaning."""
+    words = re.findall(r"[A-Za-z]+", option)
+    return words, [w for w in words if w.lower() not in _STOP]
 
 
 def _within(words: Iterable[str], option: str) -> bool:
@@ -803,8 +808,7 @@ def _initials(text: str, options: Iterable[str]) -> Iterator[tuple[str, tuple[st
     if not used:
         return
     for option in options:
-        words = re.findall(r"[A-Za-z]+", option)
-        main = [w for w in words if w.lower() not in _STOP]
+        words, main = _main_words(option)
         parts = [words[a : a + n] for n in (3, 4, 5, 6) for a in range(len(words) - n + 1)]
         for short in used if 1 < len(main) < 5 else ():
             if len(short) > 2 and _shortens(short.lower(), " ".join(main).lower()):

@@ -200,7 +200,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
     from deft.evaluators.items import prepare_items
 
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     items = {spec.name: str(prepare_items(spec, None, folder)) for spec in specs(arguments)}
     repeats = [
         measure_raw(arguments, items) | measure_pool(arguments, items)

@@ -92,7 +92,7 @@ def measure_trials(number: int, root: Path) -> None:
     directory = SweepDirectory.of(plan, root)
     directory.create(plan)
     planned = time.monotonic() - began
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     path = str(directory.root)
 
     def stub(config: dict[str, Any]) -> None:

@@ -226,7 +226,7 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "result.json"
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         TorchTrainer(
             loop,
             train_loop_config={
