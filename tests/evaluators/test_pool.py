@@ -23,6 +23,7 @@ import torch
 from ray.util.queue import Queue
 from transformers import AutoModelForCausalLM
 
+from deft.evaluators import pool as pool_module
 from deft.evaluators.actor import Job
 from deft.evaluators.benchmarks import BENCHMARKS
 from deft.evaluators.items import prepare_items, read_items
@@ -257,14 +258,25 @@ def test_bad_models_are_standard_errors_and_leave_the_pool_usable(
     assert result["num_generated"] == SIZE
 
 
+@pytest.mark.parametrize(
+    "blow", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     ray_cluster: None,
     items: Path,
     model_paths: dict[str, str],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    blow: signal.Signals,
     fault: Callable[..., None],
 ) -> None:
-    """kill -9 in the middle of a benchmark: what is missing, and only that, is generated again."""
+    """In the middle of a benchmark: what is missing, and only that, is generated again.
+
+    An actor that is stopped does not die; it only responds no more.
+    """
+    if blow == signal.SIGSTOP:
+        monkeypatch.setattr(pool_module, "PATIENCE", 1.0)
+        monkeypatch.setattr(pool_module, "HUNG_AFTER", 60.0)
     kinds = ("ray::Evaluator", "deft.evaluators.grading.worker")
     before = set(processes(*kinds))
     started: set[psutil.Process] = set()
@@ -280,7 +292,7 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
         )
         started.update(set(processes(*kinds)) - before)
         (process,) = set(processes("ray::Evaluator")) - before
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, blow)
         at = time.monotonic()
         killed.append(one.responses.read_text().splitlines())
         wait_until(lambda: one.responses.read_bytes().count(b"\n") > len(killed[0]), 240)
@@ -309,7 +321,9 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     assert len(started) >= 4
     wait_until(lambda: not any(process.is_running() for process in started))
     fault(
-        "kill -9 of an evaluation actor",
+        "kill -9 of an evaluation actor"
+        if blow == signal.SIGKILL
+        else "an evaluation actor hangs (SIGSTOP; given 60 s, an hour by default)",
         "another takes its devices and generates what is missing",
         seconds=pauses[0],
     )

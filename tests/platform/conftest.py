@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -9,12 +10,22 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow.fs
 import pytest
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from werkzeug.serving import make_server
 
 from deft.platform.loading import load_spec
 from deft.platform.run_directory import RunDirectory
@@ -24,6 +35,69 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+class S3Server:
+    """A real S3 server over HTTP that answers after ``delay`` seconds.
+
+    Whoever uses it has key `key` and secret `secret`.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.delay = 0.0
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server(host, 0, self, threaded=True, request_handler=MotoRequestHandler)
+        endpoint = f"endpoint_override={host}:{self._server.port}&scheme=http"
+        self._query = f"{endpoint}&region=us-east-1&allow_bucket_creation=true"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """Answer a request (WSGI)."""
+        time.sleep(self.delay)
+        answer: Iterable[bytes] = self._moto(environ, start_response)
+        return answer
+
+    def bucket(self, access: str = "") -> str:
+        """URI of a folder in a bucket of its own; ``access`` is ``key:secret@`` or nothing."""
+        name = f"checkpoints-{uuid.uuid4().hex}"  # moto keeps buckets as long as the process lives
+        uri = f"s3://key:secret@{name}?{self._query}"
+        pyarrow.fs.FileSystem.from_uri(uri)[0].create_dir(name)
+        return f"s3://{access}{name}/runs?{self._query}"
+
+    def stop(self) -> None:
+        """Answer no more."""
+        self._server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def start_s3() -> Iterator[Callable[[str], S3Server]]:
+    """(host) → an S3 server that listens there until the end."""
+    started: list[S3Server] = []
+
+    def start(host: str) -> S3Server:
+        started.append(S3Server(host))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def read_curve() -> Callable[[Path], list[tuple[int, float]]]:
+    """Step and NLL of every step on record: of a run's events, or of the one run in a run root."""
+
+    def read(path: Path) -> list[tuple[int, float]]:
+        files = list(path.glob("*/events.jsonl")) if path.is_dir() else [path]
+        lines = files[0].read_text().splitlines() if files and files[0].exists() else []
+        # The last one may be half written.
+        events = [json.loads(line) for line in lines if line.endswith("}")]
+        nll = "train/nll"
+        return [(e["step"], e["metrics"][nll]) for e in events if nll in e["metrics"]]
+
+    return read
 
 
 class MlflowServer:

@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
-import pyarrow.fs
 import pytest
 from mlflow import MlflowClient
-from moto.server import ThreadedMotoServer
 
 BIN = Path(sys.executable).parent
 PREFIX, BRIDGE = "10.214.7", "deft-nodes"
@@ -170,18 +169,13 @@ class Node:
 
 
 class Cluster:
-    """A head without CPUs, nodes of one CPU each, and a bucket."""
+    """A head without CPUs, and nodes of one CPU each."""
 
-    def __init__(self, outside: str, found: list[Machine], stack: ExitStack) -> None:
+    def __init__(self, found: list[Machine], stack: ExitStack) -> None:
         self._free = list(found)
         self._stack = stack
         self.head = self._free.pop(0)
         self.start(self.head, cpus=0)
-        server = ThreadedMotoServer(outside, port=0, verbose=False)
-        server.start()
-        stack.callback(server.stop)
-        host, port = server.get_host_and_port()
-        self.query = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
 
     def start(self, machine: Machine | None = None, *, cpus: int = 1) -> Node:
         """Start a node on ``machine``, or on one that was not used yet."""
@@ -189,13 +183,6 @@ class Cluster:
         self._stack.callback(node.kill)
         node.wait()
         return node
-
-    def bucket(self, name: str) -> str:
-        """URI of an empty bucket."""
-        uri = f"s3://key:secret@{name}?{self.query}&allow_bucket_creation=true"
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-        filesystem.create_dir(path)
-        return f"s3://{name}/runs?{self.query}"
 
     def drain(self, node: Node, *, seconds: int) -> None:
         """Give notice that ``node`` will be taken away, as an autoscaler does."""
@@ -224,9 +211,29 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with machines(7) as (outside, found), ExitStack() as stack:
-        yield Cluster(outside, found, stack)
+def seven() -> Iterator[tuple[str, list[Machine]]]:
+    with machines(7) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def cluster(seven: tuple[str, list[Machine]]) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        yield Cluster(seven[1], stack)
+
+
+@pytest.fixture
+def storage(seven: tuple[str, list[Machine]], start_s3: Callable[[str], Any]) -> str:
+    """URI of an empty bucket that all machines reach."""
+    return str(start_s3(seven[0]).bucket())
+
+
+@pytest.fixture
+def steps(
+    tmp_path: Path, read_curve: Callable[[Path], list[tuple[int, float]]]
+) -> Callable[[], list[int]]:
+    """The steps that the one run below `tmp_path` has on record now."""
+    return lambda: [step for step, _ in read_curve(tmp_path / "runs")]
 
 
 class Lines:
@@ -252,14 +259,6 @@ class Lines:
         return time.monotonic() - started
 
 
-def trained_steps(root: Path) -> list[int]:
-    """The steps that the one run below ``root`` has recorded."""
-    files = list(root.glob("*/events.jsonl"))
-    lines = files[0].read_text().splitlines() if files else []
-    events = [json.loads(line) for line in lines if line.endswith("}")]
-    return [event["step"] for event in events if "train/nll" in event["metrics"]]
-
-
 def workers_of(node: Node) -> list[psutil.Process]:
     """Training workers on ``node``."""
     found = []
@@ -270,19 +269,18 @@ def workers_of(node: Node) -> list[psutil.Process]:
     return found
 
 
-def start_run(cluster: Cluster, tmp_path: Path, bucket: str, checkpoint_every: int) -> Lines:
-    storage = cluster.bucket(bucket)
+def start_run(cluster: Cluster, tmp_path: Path, storage: str, checkpoint_every: int) -> Lines:
     (tmp_path / "run.yaml").write_text(
         RUN_FILE.format(steps=STEPS, checkpoint_every=checkpoint_every, storage=storage)
     )
     return Lines(cluster.popen(BIN / "deft", "run", "run.yaml", cwd=tmp_path))
 
 
-def assert_ended_well(said: Lines, tmp_path: Path) -> None:
+def assert_ended_well(said: Lines, tmp_path: Path, steps: Callable[[], list[int]]) -> None:
     said.process.wait(timeout=400)
     assert said.process.returncode == 0, said.text
     assert "Traceback" not in said.text
-    assert trained_steps(tmp_path / "runs") == list(range(1, STEPS + 1))
+    assert steps() == list(range(1, STEPS + 1))
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("deft")
     assert experiment is not None
@@ -293,20 +291,23 @@ def assert_ended_well(said: Lines, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_outlives_a_node(
-    cluster: Cluster, tmp_path: Path, fault: Callable[..., None]
+    cluster: Cluster,
+    storage: str,
+    tmp_path: Path,
+    steps: Callable[[], list[int]],
+    fault: Callable[..., None],
 ) -> None:
     """Two workers on two nodes; one node's power is cut, and another node takes its place."""
-    root = tmp_path / "runs"
     first, second = cluster.start(), cluster.start()
-    said = start_run(cluster, tmp_path, "lost", checkpoint_every=30)
-    said.wait_until(lambda: len(trained_steps(root)) > 70, "third checkpoint")
+    said = start_run(cluster, tmp_path, storage, checkpoint_every=30)
+    said.wait_until(lambda: len(steps()) > 70, "third checkpoint")
     assert len(workers_of(first)) == len(workers_of(second)) == 1
     second.kill()
-    reached = len(trained_steps(root))
+    reached = len(steps())
     third = cluster.start()
-    seconds = said.wait_until(lambda: len(trained_steps(root)) > reached + 1, "further step")
+    seconds = said.wait_until(lambda: len(steps()) > reached + 1, "further step")
     assert len(workers_of(third)) == 1
-    assert_ended_well(said, tmp_path)
+    assert_ended_well(said, tmp_path, steps)
     assert said.text.count("a training process is gone") == 1
     fault("a node's power is cut", "another node takes its place", seconds=seconds)
     first.kill()
@@ -315,23 +316,26 @@ def test_a_run_outlives_a_node(
 
 @pytest.mark.slow
 def test_a_notice_of_preemption_is_answered_by_a_checkpoint(
-    cluster: Cluster, tmp_path: Path, fault: Callable[..., None]
+    cluster: Cluster,
+    storage: str,
+    tmp_path: Path,
+    steps: Callable[[], list[int]],
+    fault: Callable[..., None],
 ) -> None:
     """Nothing is stored before the notice, which names a time; the node is gone at that time."""
-    root = tmp_path / "runs"
     first, second = cluster.start(), cluster.start()
-    said = start_run(cluster, tmp_path, "preempted", checkpoint_every=STEPS)
-    said.wait_until(lambda: len(trained_steps(root)) > 20, "step")
+    said = start_run(cluster, tmp_path, storage, checkpoint_every=STEPS)
+    said.wait_until(lambda: len(steps()) > 20, "step")
     third = cluster.start()
     cluster.drain(second, seconds=NOTICE)
     killer = threading.Timer(NOTICE, second.kill)
     killer.start()
     said.wait_until(lambda: "a node will be taken away" in said.text, "answer", NOTICE)
     killer.join()
-    reached = len(trained_steps(root))
-    seconds = said.wait_until(lambda: len(trained_steps(root)) > reached + 1, "further step")
+    reached = len(steps())
+    seconds = said.wait_until(lambda: len(steps()) > reached + 1, "further step")
     assert len(workers_of(third)) == 1
-    assert_ended_well(said, tmp_path)
+    assert_ended_well(said, tmp_path, steps)
     # The first step was taken once: training went on from what was stored upon the notice.
     assert said.text.count("held out, after 0 steps") == 1
     fault(

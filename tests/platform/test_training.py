@@ -43,11 +43,7 @@ class FileEvents:
     """
 
     def __init__(
-        self,
-        file: Path,
-        death: int | None,
-        num_checkpoints: int = 1,
-        kill: signal.Signals = signal.SIGKILL,
+        self, file: Path, death: int | None, num_checkpoints: int, kill: signal.Signals
     ) -> None:
         self.file = file
         self.death = death
@@ -111,13 +107,21 @@ def job(make_job: Callable[..., TrainJob]) -> TrainJob:
 
 
 def run(
-    job: TrainJob, directory: Path, death: int | FileEvents | None, **changes: Any
+    job: TrainJob,
+    directory: Path,
+    death: int | None,
+    *,
+    num_checkpoints: int = 1,
+    kill: signal.Signals = signal.SIGKILL,
+    **changes: Any,
 ) -> tuple[FileEvents, Any, list[str]]:
-    """Train ``job`` with changed settings under ``directory``; returns what happened."""
+    """Train ``job`` with changed settings under ``directory``; returns what happened.
+
+    The others are arguments of `FileEvents`.
+    """
     directory.mkdir(exist_ok=True)
-    events, restarts = death, []
-    if not isinstance(events, FileEvents):
-        events = FileEvents(directory / "events.jsonl", events)
+    events = FileEvents(directory / "events.jsonl", death, num_checkpoints, kill)
+    restarts: list[str] = []
     changed = replace(
         job,
         training=TrainingSpec(**{**dict(job.training), **changes}),
@@ -261,9 +265,7 @@ def test_a_hung_worker_is_replaced(
     fault: Callable[..., None],
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "15")  # ten minutes by default
-    (tmp_path / "run").mkdir()
-    events = FileEvents(tmp_path / "run" / "events.jsonl", DEATH, kill=signal.SIGSTOP)
-    events, _, restarts = run(job, tmp_path / "run", events)
+    events, _, restarts = run(job, tmp_path / "run", DEATH, kill=signal.SIGSTOP)
     assert len(restarts) == 1
     assert_same_curve(events, uninterrupted)
     fault(
@@ -307,17 +309,14 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     monkeypatch.setattr(training, "MAX_RESTARTS", 0)
     death = 2 * CHECKPOINT_EVERY + 2
-    directory = tmp_path / "run"
-    directory.mkdir()
-    events = FileEvents(directory / "events.jsonl", death, num_checkpoints=2)
     with pytest.raises(WorkerGroupError):
-        run(job, directory, events)
-    record = directory / "storage" / "run" / "checkpoint_manager_snapshot.json"
+        run(job, tmp_path / "run", death, num_checkpoints=2)
+    record = tmp_path / "run" / "storage" / "run" / "checkpoint_manager_snapshot.json"
     last = record.parent / recorded_checkpoints(record)[-1]
     apply, pattern = DAMAGES[damage]
     (file,) = last.glob(pattern)
     apply(file)
-    events, *_ = run(job, directory, events)
+    events, *_ = run(job, tmp_path / "run", death)
     assert events.damage() == [(2 * CHECKPOINT_EVERY, str(file.relative_to(last)))]
     assert_same_curve(events, uninterrupted, resumed_at=CHECKPOINT_EVERY)
     fault(

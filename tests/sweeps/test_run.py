@@ -71,7 +71,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) ->
 
 @pytest.mark.slow
 def test_killed_sweep_goes_on_and_a_failing_cell_fails_alone(
-    deft: Deft, tmp_path: Path, ray_address: str
+    deft: Deft, tmp_path: Path, ray_address: str, fault: Callable[..., None]
 ) -> None:
     (tmp_path / "fragile_objective.py").write_text(FAILING)
     objectives = ["original", "DEFT", "fragile_objective:fragile"]
@@ -116,6 +116,11 @@ def test_killed_sweep_goes_on_and_a_failing_cell_fails_alone(
     assert whole.returncode == 1
     (undisturbed,) = (tmp_path / "whole" / "sweeps").iterdir()
     assert results_in(directory) == results_in(undisturbed)
+    fault(
+        "kill -9 of a sweep's driver",
+        "the same command ends in the same report; no finished cell is run again",
+        seconds="it is started again",
+    )
 
 
 def results_in(sweep: Path) -> str:

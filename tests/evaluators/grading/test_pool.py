@@ -77,13 +77,23 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return False
 
 
-def test_a_killed_record_is_a_grader_error_and_the_pool_goes_on(unruly: str) -> None:
+def test_a_killed_record_is_a_grader_error_and_the_pool_goes_on(
+    unruly: str, fault: Callable[..., None]
+) -> None:
+    began = time.monotonic()
     with GraderPool(unruly, workers=2, timeout=0.3, memory_mib=512) as pool:
         responses = [text for fatal in FATAL for text in (fatal, "fine", "raise", "recurse")]
         grades = [pool.submit({"response": text}) for text in responses]
         for response, future in zip(responses, grades, strict=True):
             expected = Verdict.correct if response == "fine" else Verdict.grader_error
             assert future.result().verdict == expected, response
+    fault(
+        f"a grader dies, hangs or takes memory without end ({len(FATAL)} of {len(responses)} "
+        "records, given 0.3 s)",
+        "its record is a `grader_error`; the next one meets a fresh process",
+        seconds=(time.monotonic() - began) / len(FATAL),
+        lost="that record's verdict",
+    )
 
 
 def test_only_a_killed_process_is_replaced(unruly: str) -> None:
