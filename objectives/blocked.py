@@ -1,6 +1,6 @@
-"""The `torch` backend's way with bfloat16 on a CPU: two passes over blocks of the vocabulary.
+"""The `torch` backend's way with bfloat16 on a CPU with AMX: two passes over vocabulary blocks.
 
-With bfloat16 units the products are so fast that passes over memory decide. So a block of logits
+With AMX the products are so fast that passes over memory decide. So a block of logits
 [R, B] is made, used and forgotten while it is in cache, the weight's gradient is written once, and
 nothing is accumulated in more than a block.
 
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from deft.objectives.base import Objective, TokenStats
 from deft.objectives.head import HeadInputs, HeadResult, Wanted, apply_objective
-from deft.objectives.products import fast_float32_products
+from deft.objectives.products import fast_float32_products, has_fast_bfloat16
 
-_ROWS = 1024
+_ROWS = 2048
 _ENTRIES = 2048
 # Width of the columns that carry normaliser and bias; bfloat16 units work in steps of 32.
 _EXTRA = 32
@@ -34,12 +34,12 @@ _STATISTICS = frozenset({"concentration", "entropy", "top_logp"})
 def fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
     """Whether everything that is asked for can be had block by block, and exactly.
 
-    Without bfloat16 units the product that carries the normaliser is not summed in float32: with
-    large logits gradients were off by 5 %.
+    Without AMX the four products of two passes took 1.17 of plain NLL's time, the three of
+    `chunked` 0.71; and the product that carries the normaliser is not summed in float32, so that
+    with large logits gradients were off by 5 %.
     """
     return (
-        torch.cpu.get_capabilities().get("avx512_bf16", False)
-        and inputs.hidden.device.type == "cpu"
+        has_fast_bfloat16(inputs.hidden.device)
         and inputs.hidden.dtype == torch.bfloat16
         and inputs.softcap is None
         and objective.target is None
@@ -92,7 +92,7 @@ def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats,
                 sums[rows] = scale * sums[rows] + e.sum(-1, keepdim=True)
                 if "concentration" in wanted:
                     squares[rows] *= scale.square()
-                    squares[rows] += e.square_().sum(-1, keepdim=True)
+                    squares[rows] += torch.linalg.vector_norm(e, dim=-1, keepdim=True).square_()
 
     log_sums = sums.log()
     target_logit = (hidden * inputs.weight[inputs.labels]).sum(-1, keepdim=True)
@@ -125,7 +125,7 @@ def _gradients(
     hidden[:, D + 3 : D + 6] = 1
     gated = (hidden[:, :D] * gate).to(torch.bfloat16)
 
-    grad_hidden = torch.zeros(len(active), D) if wanted.hidden else None
+    grad_hidden = torch.zeros(D, len(active)) if wanted.hidden else None
     grad_weight = torch.empty_like(inputs.weight) if wanted.weight else None
     grad_bias = torch.zeros(V) if wanted.bias else None
     blocks, chunks = _slices(V, _ENTRIES), _slices(len(active), _ROWS)
@@ -133,7 +133,8 @@ def _gradients(
     extended = inputs.weight.new_zeros(B, D + _EXTRA)
     extended[:, D : D + 3] = 1
     errors = inputs.weight.new_empty(B * R)
-    product = inputs.weight.new_empty(R, D)
+    transposed = inputs.weight.new_empty(D, B)
+    product = inputs.weight.new_empty(D * R)
     parts = inputs.weight.new_empty(len(chunks), B, D)
     total = torch.empty(B, D)
     for block in blocks:
@@ -141,25 +142,26 @@ def _gradients(
         weight[:, :D] = inputs.weight[block]
         if inputs.bias is not None:
             weight[:, D + 3 : D + 6] = _as_three(inputs.bias[block].float())
+        weight_t = transposed[:, : len(weight)].copy_(weight[:, :D].T)
         for part, rows in zip(parts[:, : len(weight)], chunks, strict=True):
-            # [B, R], because a product with a transposed left side is slow on the long side.
+            # [B, R] and [D, R], because a product with a transposed left side takes twice the time.
             error = errors[: len(weight) * _size(rows)].view(len(weight), _size(rows))
             torch.mm(weight, hidden[rows].T, out=error).exp_()
             here = ((labels[rows] >= block.start) & (labels[rows] < block.stop)).nonzero()[:, 0]
             error[labels[rows][here] - block.start, here] = at_target[rows][here]
             if grad_hidden is not None:
-                out = product[: _size(rows)]
-                grad_hidden[rows] += torch.mm(error.T, weight[:, :D], out=out)
+                out = product[: D * _size(rows)].view(D, _size(rows))
+                grad_hidden[:, rows] += torch.mm(weight_t, error, out=out)
             if grad_weight is not None:
-                torch.mm(error, gated[rows], out=part)
+                torch.mm(error, gated[rows], out=grad_weight[block] if len(chunks) == 1 else part)
             if grad_bias is not None:
                 grad_bias[block] += (error @ gate[rows].to(error.dtype)).squeeze(1)
-        if grad_weight is not None:
+        if grad_weight is not None and len(chunks) != 1:
             torch.sum(parts[:, : len(weight)], 0, dtype=torch.float32, out=total[: len(weight)])
             grad_weight[block] = total[: len(weight)]
     if grad_hidden is not None:
         scattered = torch.zeros(len(inputs.labels), D)
-        grad_hidden = scattered.index_copy_(0, active, grad_hidden.mul_(gate))
+        grad_hidden = scattered.index_copy_(0, active, grad_hidden.T * gate)
     return grad_hidden, grad_weight, grad_bias
 
 

@@ -174,7 +174,7 @@ class _AttachGradients(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradients of linear_objective can be taken only once")
         grad_hidden, grad_weight, grad_bias = (
-            None if gradient is None else _scale(gradient, upstream, dtype)
+            None if gradient is None else gradient.mul_(upstream).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         )
         # Dropping the last reference lets autograd hand the tensors on without copying them.
@@ -183,13 +183,6 @@ class _AttachGradients(torch.autograd.Function):
             shape = (ctx.num_rows, grad_hidden.shape[1])
             grad_hidden = grad_hidden.new_zeros(shape).index_copy_(0, ctx.target_rows, grad_hidden)
         return grad_hidden, grad_weight, grad_bias, None, None, None
-
-
-def _scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient · factor, rounded once to dtype; in place where the dtype allows it."""
-    if gradient.dtype == dtype:
-        return gradient.mul_(factor)
-    return torch.mul(gradient, factor, out=torch.empty_like(gradient, dtype=dtype))
 
 
 def _backend(

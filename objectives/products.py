@@ -16,14 +16,22 @@ from torch import Tensor
 _CONVERTED_ROWS = 2048
 
 
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether this is a CPU that multiplies bfloat16 several times as fast as float32.
+
+    That is AMX. AVX-512's bfloat16 lost to float32: 0.80 against 0.71 of plain NLL's time.
+    """
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
 @contextmanager
 def fast_float32_products(operands: torch.dtype, device: torch.device) -> Iterator[None]:
-    """On a CPU, let oneDNN multiply float32 copies of bfloat16 operands in its bfloat16 units.
+    """Let oneDNN multiply float32 copies of bfloat16 operands in bfloat16, where that is faster.
 
     The copies are exact and sums stay in float32, so of the products in the head only the errors
     P − e_y and the gated hidden states are rounded. The setting is the process's: it is put back.
     """
-    if operands != torch.bfloat16 or device.type != "cpu":
+    if operands != torch.bfloat16 or not has_fast_bfloat16(device):
         yield
         return
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
