@@ -90,8 +90,9 @@ def test_two_objectives_from_yaml_to_mlflow(
         held_out = client.get_metric_history(run.info.run_id, "validation/bits_per_byte")
         assert [point.step for point in held_out] == [0, 20, 40, len(nll)]
         assert held_out[-1].value < held_out[0].value / 2
-        # The last validation and the evaluation of the trained model are the same measurement.
-        assert metrics["eval/heldout/bits_per_byte"] == pytest.approx(held_out[-1].value, rel=1e-4)
+        # The last validation and the evaluation of the trained model are the same measurement, in
+        # batches of another shape, which bfloat16 (auto, where a CPU has it) rounds another way.
+        assert metrics["eval/heldout/bits_per_byte"] == pytest.approx(held_out[-1].value, rel=1e-3)
         for name in ("learning_rate", "grad_norm", "tokens_per_second", "mean_p"):
             assert len(curve(client, run, f"train/{name}")) == len(nll)
 

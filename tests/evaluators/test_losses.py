@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from deft.evaluators import losses
 from deft.evaluators.loss_table import read_losses, summarize_losses
 from deft.evaluators.losses import encode_rows, measure_losses
 from deft.evaluators.statistics import expected_calibration_error
@@ -39,8 +40,13 @@ def test_every_trained_turn_of_a_conversation_counts_its_bytes(tiny_tokenizer: A
 
 
 def test_every_number_is_that_of_the_materialised_logits(
-    model_paths: dict[str, str], tiny_tokenizer: Any, rows: Any, tmp_path: Path
+    model_paths: dict[str, str],
+    tiny_tokenizer: Any,
+    rows: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(losses, "resolve_dtype", lambda name: torch.float32)
     path = Path(model_paths["first untied"])
     seen: list[tuple[int, int]] = []
     metrics = measure_losses(
