@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from deft.workers.adapters import add_adapters, merged_parameters
 from deft.workers.attention import attention_implementation, require_packable, require_supported
+from deft.workers.extensions import load_collectives
 from deft.workers.head import ObjectiveModel
 from deft.workers.spec import TrainingSpec
 
@@ -145,6 +146,7 @@ def build_engine(
         )
         return cosine
 
+    load_collectives()
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
