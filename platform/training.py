@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ray.train.torch import TorchTrainer
 from deft.platform.errors import describe, lost_worker
 from deft.workers.checksums import FOLDER, damaged_file
 from deft.workers.job import TrainJob, run_job
+from deft.workers.placement import give_back_placement_group
 from deft.workers.storage import atomic_directory
 
 MAX_RESTARTS = 3
@@ -39,13 +41,13 @@ def fit(
     Raises:
         Exception: what a worker raised, wrapped by Ray; see `deft.platform.errors.root_cause`.
     """
-    spec = job.training
+    spec, run = job.training, uuid.uuid4().hex
     elastic: Any = spec.num_workers
     if spec.min_workers is not None:
         elastic = (spec.min_workers, spec.num_workers)
     trainer = TorchTrainer(
         run_job,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "run": run},
         scaling_config=ray.train.ScalingConfig(
             num_workers=elastic,
             use_gpu=use_gpu,
@@ -65,6 +67,7 @@ def fit(
         try:
             return trainer.fit()
         except Exception as error:
+            give_back_placement_group(run)
             cause = lost_worker(error)
             restarts += 1
             if cause is None or restarts > MAX_RESTARTS:

@@ -45,8 +45,14 @@ def prepare_process() -> None:
 
 
 def run_job(config: dict[str, Any]) -> None:
-    """Ray Train's `train_loop_per_worker`; ``config["job"]`` is a `TrainJob`."""
+    """Ray Train's `train_loop_per_worker`.
+
+    Args:
+        config: ``job``, a `TrainJob`; ``run``, by which its placement group is found.
+    """
     prepare_process()
+    from deft.workers.placement import announce_placement_group
     from deft.workers.sft_loop import train
 
+    announce_placement_group(config["run"])
     train(config["job"])

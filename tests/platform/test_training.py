@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import ray
 from datasets import load_from_disk
 from ray.train import WorkerGroupError
 
@@ -33,22 +35,29 @@ SPEC = TrainingSpec(
 
 
 class FileEvents:
-    """Writes events to a file; if asked, its process is killed after a certain step, once.
+    """Writes events to a file; if asked, a process is killed after a certain step, once.
 
     Args:
         file: where to.
         death: the step; None for never.
         num_checkpoints: that are stored by then.
         kill: the signal; SIGSTOP freezes a process.
+        victim: what Ray calls the process, of those on this node; None for the worker itself.
     """
 
     def __init__(
-        self, file: Path, death: int | None, num_checkpoints: int, kill: signal.Signals
+        self,
+        file: Path,
+        death: int | None,
+        num_checkpoints: int,
+        kill: signal.Signals,
+        victim: str | None,
     ) -> None:
         self.file = file
         self.death = death
         self.num_checkpoints = num_checkpoints
         self.kill = kill
+        self.victim = victim
 
     def put(self, event: dict[str, Any]) -> None:
         with self.file.open("a") as file:
@@ -58,7 +67,7 @@ class FileEvents:
             # Checkpoints are stored in the background, and steps here take milliseconds.
             wait_for_checkpoints(self.file.parent / "storage" / "run", self.num_checkpoints)
             died.touch()
-            os.kill(os.getpid(), self.kill)
+            os.kill(find_sibling(self.victim) if self.victim else os.getpid(), self.kill)
 
     def curve(self) -> dict[int, list[float]]:
         """The objective at each step, once for every time that the step was taken."""
@@ -81,6 +90,16 @@ class FileEvents:
         times = [event["time"] for event in events if event["event"] == "train"]
         assert self.death is not None
         return float(times[self.death] - times[self.death - 1])
+
+
+def find_sibling(name: str) -> int:
+    """Process id of the one process of this node that Ray calls ``name``."""
+    raylet = psutil.Process().parent()
+    assert raylet is not None
+    (found,) = (
+        child.pid for child in raylet.children() if " ".join(child.cmdline()).startswith(name)
+    )
+    return found
 
 
 def wait_for_checkpoints(run: Path, number: int) -> None:
@@ -113,6 +132,7 @@ def run(
     *,
     num_checkpoints: int = 1,
     kill: signal.Signals = signal.SIGKILL,
+    victim: str | None = None,
     **changes: Any,
 ) -> tuple[FileEvents, Any, list[str]]:
     """Train ``job`` with changed settings under ``directory``; returns what happened.
@@ -120,7 +140,7 @@ def run(
     The others are arguments of `FileEvents`.
     """
     directory.mkdir(exist_ok=True)
-    events = FileEvents(directory / "events.jsonl", death, num_checkpoints, kill)
+    events = FileEvents(directory / "events.jsonl", death, num_checkpoints, kill, victim)
     restarts: list[str] = []
     changed = replace(
         job,
@@ -254,6 +274,24 @@ def test_a_killed_job_goes_on_with_as_many_workers_as_there_are(
         run(job, tmp_path / "run", DEATH, zero_stage=stage)
     events, *_ = run(job, tmp_path / "run", DEATH, zero_stage=stage, num_workers=num_workers)
     assert_same_curve(events, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_killed_controller_is_replaced_and_gives_back_what_it_had(
+    uninterrupted: list[float], job: TrainJob, tmp_path: Path, fault: Callable[..., None]
+) -> None:
+    events, _, restarts = run(job, tmp_path / "run", DEATH, victim="ray::TrainController")
+    assert len(restarts) == 1
+    assert_same_curve(events, uninterrupted)
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the killed controller's placement group is still there"
+        time.sleep(0.2)
+    fault(
+        "kill -9 of Ray Train's controller",
+        "so is the controller, with its workers",
+        seconds=events.pause(),
+    )
 
 
 @pytest.mark.slow
