@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import ray
+from ray.exceptions import RayError
 from ray.util.queue import Queue
+from rich.console import Console
 
 from deft.platform.errors import StageError, UserError, describe, root_cause
 from deft.workers.placement import on_this_node
@@ -20,12 +26,21 @@ Result = TypeVar("Result")
 ANYWHERE: Literal["DEFAULT"] = "DEFAULT"
 """Scheduling strategy of tasks that would else be confined to what a Ray Tune trial reserves."""
 
+HEAD_INTERVAL = 5.0
+"""Seconds between looks at the cluster's head."""
+
+HEAD_SILENCE = 40.0
+"""Seconds after which a head that does not answer is given up; Ray does so after 60."""
+
 
 @contextmanager
 def ray_cluster(*, verbose: bool) -> Iterator[None]:
     """Use the cluster this process is connected to or RAY_ADDRESS names; else start a local one.
 
     A local cluster stops with the block.
+
+    Raises:
+        UserError: no cluster answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield
@@ -41,17 +56,73 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
     if address == "local":
         # Nobody takes this machine away, and a watcher is a process for every training run.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    ray.init(
-        # Without one, Ray takes whatever cluster was last started on this machine, dead or alive.
-        address=address,
-        include_dashboard=False,
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-    )
+    if re.fullmatch(r".+:\d+", address) and "://" not in address:
+        # Ray itself would try for a quarter of an hour.
+        try:
+            _knock(address)
+        except OSError as error:
+            raise UserError(
+                f"RAY_ADDRESS={address}: no Ray cluster there ({describe(error)}); without "
+                "RAY_ADDRESS, one starts here"
+            ) from None
+    try:
+        ray.init(
+            # Without one, Ray takes what cluster was last started on this machine, dead or alive.
+            address=address,
+            include_dashboard=False,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+        )
+    except ConnectionError:
+        raise UserError(
+            f"RAY_ADDRESS={address}: what listens there is no Ray cluster, or one that wants a "
+            "token: set RAY_AUTH_MODE=token"
+        ) from None
+    try:
+        with _watched_head(ray.get_runtime_context().gcs_address):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at ``address``, host:port."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), HEAD_INTERVAL).close()
+
+
+@contextmanager
+def _watched_head(address: str) -> Iterator[None]:
+    """End this process with a message when the cluster's head has been silent for `HEAD_SILENCE`.
+
+    Ray ends it some time later, from a thread of its own and with no message at this level of logs;
+    until then whatever waits for Ray cannot be interrupted.
+    """
+    block_left = threading.Event()
+
+    def watch() -> None:
+        heard_at = time.monotonic()
+        while not block_left.wait(HEAD_INTERVAL):
+            try:
+                _knock(address)
+                heard_at = time.monotonic()
+            except OSError as error:
+                if time.monotonic() > heard_at + HEAD_SILENCE:
+                    print(
+                        f"error: the head of the Ray cluster ({address}) has not answered for "
+                        f"{HEAD_SILENCE:.0f} s ({describe(error)}); what was finished is kept, and "
+                        "the same command goes on from there",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    Console(stderr=True).show_cursor()  # which a progress bar has hidden
+                    os._exit(1)
+
+    threading.Thread(target=watch, name="head", daemon=True).start()
     try:
         yield
     finally:
-        ray.shutdown()
+        block_left.set()
 
 
 def require_workers(num_workers: int) -> bool:
@@ -107,7 +178,14 @@ def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
     failures: list[BaseException] = []
 
     def pump() -> None:
-        while (event := queue.get()) is not None:
+        while True:
+            try:
+                event = queue.get()
+            except RayError as error:  # this node, or the cluster, is no more
+                failures.append(error)
+                return
+            if event is None:
+                return
             try:
                 if not failures:
                     handle(event)
@@ -119,8 +197,10 @@ def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
     try:
         yield queue
     finally:
-        queue.put(None)
+        with suppress(RayError):
+            queue.put(None)
         thread.join()
-        queue.shutdown(force=True)
+        with suppress(RayError):
+            queue.shutdown(force=True)
     if failures:
         raise failures[0]

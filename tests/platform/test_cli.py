@@ -119,6 +119,12 @@ training: {batch_size: 2, micro_batch_size: 1, num_workers: 1}
 """
 
 
+def test_a_cluster_that_is_not_there_is_named(refused: Callable[..., str]) -> None:
+    names = ("--dataset", "figfont", "--model", "tiny", "--objective", "DEFT")
+    said = refused("run", *names, RAY_ADDRESS="127.0.0.1:9")
+    assert "RAY_ADDRESS=127.0.0.1:9: no Ray cluster there (ConnectionRefusedError" in said
+
+
 def test_bad_line_in_a_data_file_is_named(
     refused: Callable[..., str], tmp_path: Path, ray_address: str
 ) -> None:

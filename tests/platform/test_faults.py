@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -56,7 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, read_curve: ReadCurve)
     return read_curve(folder / "runs")
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -163,33 +166,90 @@ time.sleep(600)
 """
 
 
+HEAD = "127.0.0.1:26479"
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of this test"}
+ON_HEAD = {"RAY_ADDRESS": HEAD, **TOKEN}
+
+
+@contextmanager
+def ray_head(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A cluster of one node, at `HEAD`, in a group of processes of its own."""
+    # Ray's sockets lie in it, and their paths may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="node-"))
+    command = [DEFT.with_name("ray"), "start", "--head", f"--port={HEAD.partition(':')[2]}"]
+    command += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block"]
+    command += [f"--temp-dir={folder}", *arguments]
+    said = folder / "said.txt"
+    with (
+        said.open("w") as out,
+        subprocess.Popen(
+            command, stdout=out, env={**os.environ, **TOKEN}, start_new_session=True
+        ) as head,
+    ):
+        try:
+            wait_until(lambda: "Ray runtime started" in said.read_text(), head)
+            yield head
+        finally:
+            head.terminate()
+            head.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.slow
 def test_a_full_object_store_changes_nothing(
     tmp_path: Path, undisturbed: Curve, read_curve: ReadCurve, fault: Callable[..., None]
 ) -> None:
     """Another job of the cluster fills it, and its spilling, with objects that it keeps."""
     write_run(tmp_path)
-    ray, address = DEFT.with_name("ray"), "127.0.0.1:26479"
-    node = [ray, "start", "--head", "--port=26479", "--num-cpus=2", "--include-dashboard=false"]
-    node += [f"--object-store-memory={80 * 2**20}", "--disable-usage-stats", "--block"]
-    # Ray's sockets lie in it, and their paths may have 107 characters.
-    folder = tempfile.mkdtemp(prefix="node-")
-    node += [f"--temp-dir={folder}"]
-    environment = {**os.environ, "RAY_ADDRESS": address}
-    with subprocess.Popen(node, stdout=subprocess.DEVNULL, start_new_session=True) as head:
-        try:
-            hog = subprocess.Popen(
-                [sys.executable, "-c", HOG], env=environment, stdout=subprocess.PIPE, text=True
-            )
-            assert hog.stdout is not None
-            assert hog.stdout.readline() == "full\n"
-            run = start(tmp_path, RAY_ADDRESS=address)
-            said, _ = run.communicate(timeout=300)
-            hog.kill()
-            hog.wait()
-        finally:
-            head.terminate()
-            shutil.rmtree(folder, ignore_errors=True)
+    with ray_head(f"--object-store-memory={80 * 2**20}"):
+        hog = subprocess.Popen(
+            [sys.executable, "-c", HOG],
+            env={**os.environ, **ON_HEAD},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert hog.stdout is not None
+        assert hog.stdout.readline() == "full\n"
+        run = start(tmp_path, **ON_HEAD)
+        said, _ = run.communicate(timeout=300)
+        hog.kill()
+        hog.wait()
     assert run.returncode == 0, said
     assert read_curve(tmp_path / "runs") == undisturbed
     fault("Ray's object store is full", "nothing", seconds="it does not stop")
+
+
+@pytest.mark.slow
+def test_a_head_that_dies_is_named_and_nothing_is_lost(
+    tmp_path: Path, undisturbed: Curve, read_curve: ReadCurve, fault: Callable[..., None]
+) -> None:
+    write_run(tmp_path)
+    with ray_head() as head:
+        run = start(tmp_path, **ON_HEAD)
+        wait_until(lambda: len(read_curve(tmp_path / "runs")) > 30, run)
+        (gcs,) = (
+            child
+            for child in psutil.Process(head.pid).children(recursive=True)
+            if child.name() == "gcs_server"
+        )
+        gcs.kill()
+        began = time.monotonic()
+        said, _ = run.communicate(timeout=120)
+        seconds = time.monotonic() - began
+    assert run.returncode == 1, said
+    assert re.search(
+        r"error: the head of the Ray cluster .+:26479. has not answered for 40 s", said
+    )
+    assert "Traceback" not in said, said
+    with ray_head():
+        run = start(tmp_path, **ON_HEAD)
+        said, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, said
+    assert "held out, after 0 steps" not in said  # it did not start anew
+    assert read_curve(tmp_path / "runs") == undisturbed
+    fault(
+        "the head of a cluster dies (kill -9 of its GCS)",
+        f"commands say so after {seconds:.0f} s and end; the same command goes on from the last "
+        "checkpoint",
+        seconds="there is a head again",
+    )
