@@ -456,8 +456,12 @@ def main() -> NoReturn:
     """Entry point of the `deft` command: 0 on success, 1 if a stage failed, 2 on bad input."""
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
-    # Read when ray is imported. A sweep on few cores has many processes, as it should.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+    # Read when ray is imported. A sweep on few cores has many processes, as it should; that one
+    # was lost is said by whoever depended on it.
+    os.environ.setdefault(
+        "RAY_DEDUP_LOGS_SKIP_REGEX",
+        "worker processes have been started|A worker died or was killed",
+    )
     try:
         code = app(standalone_mode=False)
     except UserError as error:

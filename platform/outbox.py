@@ -179,7 +179,8 @@ class Courier(threading.Thread):
         Args:
             outbox: what is delivered.
             connect: finds or makes the destination; called again after every failure.
-            say: told once that nothing can be delivered, and why, and once that it could be.
+            say: told once that nothing can be delivered, and why, at the second attempt in vain;
+                and once that it could be.
         """
         super().__init__(name="mlflow", daemon=True)
         self.outbox = outbox
@@ -213,12 +214,15 @@ class Courier(threading.Thread):
                     self._say_once("MLflow answers again; what was waiting has been delivered")
                 self._failures, self._stuck = 0, False
             except Exception as error:
-                self._failures, self._stuck = self._failures + 1, True
+                self._failures += 1
                 self._destination = None
-                self._say_once(
-                    "warning: MLflow takes nothing now, everything waits on disk",
-                    describe(error)[:400],
-                )
+                # Parallel trials that make the same entry collide for a moment; no reason to warn.
+                if self._failures > 1:
+                    self._stuck = True
+                    self._say_once(
+                        "warning: MLflow takes nothing now, everything waits on disk",
+                        describe(error)[:400],
+                    )
             with self._changed:
                 self._attempts += 1
                 self._changed.notify_all()

