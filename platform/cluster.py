@@ -56,10 +56,11 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
     if address == "local":
         # Nobody takes this machine away, and a watcher is a process for every training run.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if re.fullmatch(r".+:\d+", address) and "://" not in address:
+    given = re.fullmatch(r"(?:ray://)?(.+:\d+)", address)
+    if given is not None:
         # Ray itself would try for a quarter of an hour.
         try:
-            _knock(address)
+            _knock(given[1])
         except OSError as error:
             raise UserError(
                 f"RAY_ADDRESS={address}: no Ray cluster there ({describe(error)}); without "
@@ -79,7 +80,7 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
             "token: set RAY_AUTH_MODE=token"
         ) from None
     try:
-        with _watched_head(ray.get_runtime_context().gcs_address):
+        with _watched_head(given[1] if given else ray.get_runtime_context().gcs_address):
             yield
     finally:
         ray.shutdown()
