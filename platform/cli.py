@@ -15,9 +15,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
-from deft.platform.errors import StageError, UserError
-from deft.workers.records import printable
-from deft.workers.secrets import without_secrets
+from deft.platform.errors import StageError, UserError, print_error
 
 app = typer.Typer(
     help="Compare SFT objectives of language models: train on Ray, evaluate with vLLM, "
@@ -478,8 +476,8 @@ def main() -> NoReturn:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print an error and leave. What it cites is from anywhere."""
-    print(f"error: {printable(without_secrets(message))}", file=sys.stderr)
+    """Print an error and leave."""
+    print_error(message)
     sys.exit(code)
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from ray.exceptions import RayError
 from ray.util.queue import Queue
 from rich.console import Console
 
-from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.errors import StageError, UserError, describe, print_error, root_cause
 from deft.workers.placement import on_this_node
 
 Result = TypeVar("Result")
@@ -109,12 +108,10 @@ def _watched_head(address: str) -> Iterator[None]:
                 heard_at = time.monotonic()
             except OSError as error:
                 if time.monotonic() > heard_at + HEAD_SILENCE:
-                    print(
-                        f"error: the head of the Ray cluster ({address}) has not answered for "
+                    print_error(
+                        f"the head of the Ray cluster ({address}) has not answered for "
                         f"{HEAD_SILENCE:.0f} s ({describe(error)}); what was finished is kept, and "
-                        "the same command goes on from there",
-                        file=sys.stderr,
-                        flush=True,
+                        "the same command goes on from there"
                     )
                     Console(stderr=True).show_cursor()  # which a progress bar has hidden
                     os._exit(1)

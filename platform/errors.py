@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from deft.workers.records import printable
 from deft.workers.secrets import without_secrets
 
 
@@ -55,3 +58,8 @@ def describe(error: BaseException) -> str:
     """``error`` as one paragraph without traceback, and without passwords in addresses."""
     text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def print_error(message: str) -> None:
+    """Tell the user why a command ends. What the message cites is from anywhere."""
+    print(f"error: {printable(without_secrets(message))}", file=sys.stderr, flush=True)

@@ -67,12 +67,13 @@ def fit(
         try:
             return trainer.fit()
         except Exception as error:
-            give_back_placement_group(run)
             cause = lost_worker(error)
             restarts += 1
             if cause is None or restarts > MAX_RESTARTS:
                 raise
             on_restart(describe(cause))
+        finally:
+            give_back_placement_group(run)
 
 
 def chosen_checkpoint(result: ray.train.Result, keep: str) -> ray.train.Checkpoint:

@@ -45,7 +45,7 @@ class S3Server:
 
     Attributes:
         delay: seconds it takes to answer.
-        refused: the share of requests that it refuses, evenly: one in so many. None for none.
+        refused: it refuses one request in so many; None for none.
         outage: what it does from the first checkpoint on record on: refuse every request, or hang.
         is_away: whether it does that by now.
     """
