@@ -194,11 +194,15 @@ def test_reference_gradients_are_autograds(objective: str) -> None:
         assert_close(gradient, leaf.grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_statistics_are_those_of_the_softmax(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # What goes by vocabulary blocks has its e^z rounded to bfloat16.
+    [(torch.float32, 1e-4), (torch.bfloat16, 5e-3)],
+)
+def test_statistics_are_those_of_the_softmax(dtype: torch.dtype, tolerance: float) -> None:
     problem = Problem(50, 16, 300, scale=0.5, dtype=dtype)
     names = ("concentration", "entropy", "top_logp", "entropy_top20")
-    for asked in (names, names[:3], names[1:2]):
+    for asked in (names, names[:3], names[:2], names[1:2]):
         output, _ = problem.run("original", "torch", dtype, statistics=asked)
         probs = (problem.hidden @ problem.weight.T + problem.bias).softmax(-1)
         top = probs.topk(20).values
@@ -214,8 +218,20 @@ def test_statistics_are_those_of_the_softmax(dtype: torch.dtype) -> None:
             assert (found is not None) == (name in asked)
             if found is not None:
                 mask = output.stats.mask
-                assert_close(found[mask].double(), truth[name][mask], rtol=1e-4, atol=1e-5)
+                close = {"rtol": tolerance, "atol": tolerance / 10}
+                assert_close(found[mask].double(), truth[name][mask], **close)
                 assert not found[~mask].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_almost_certain_token_keeps_the_digits_of_what_it_lacks(dtype: torch.dtype) -> None:
+    problem = Problem(60, 32, 300, scale=2.0, dtype=dtype)
+    problem.labels = (problem.hidden @ problem.weight.T + problem.bias).argmax(-1)
+    expected, _ = problem.run("original", "reference", torch.float64)
+    found, _ = problem.run("original", "torch", dtype)
+    certain = (expected.stats.p - 0.995).abs() < 0.0049
+    assert certain.any()
+    assert_close(found.value[certain].double(), expected.value[certain], rtol=3e-2, atol=1e-6)
 
 
 def test_what_has_no_target_has_no_part() -> None:
@@ -366,13 +382,14 @@ def test_logits_that_are_not_finite_are_refused_with_their_rows(
     labels = torch.randint(0, 300, (60,))
     labels[3] = IGNORED
     hidden[3] = hidden[41, 0] = hidden[50, 2] = poison
+    hidden.requires_grad_()
     with pytest.raises(NonFiniteLogitsError, match="2 of 59 rows: 41, 50"):
         linear_objective(hidden, weight, labels, "DEFT", backend=backend)  # type: ignore[arg-type]
     bias = torch.zeros(300, dtype=dtype)
     bias[7] = poison
     with pytest.raises(NonFiniteLogitsError, match="59 of 59 rows: 0, 1, 2, 4"):
         linear_objective(
-            torch.zeros_like(hidden),
+            torch.zeros_like(hidden, requires_grad=True),
             weight,
             labels,
             "DEFT",
