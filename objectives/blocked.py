@@ -39,7 +39,7 @@ _NOTHING = -1e4
 
 
 def fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
-    """Whether everything that is asked for can be had block by block, and exactly.
+    """Whether everything that is asked for can be had block by block.
 
     Without AMX the four products of two passes took 1.17 of plain NLL's time, the three of
     `chunked` 0.71; and the product that carries the normaliser is not summed in float32, so that
