@@ -26,6 +26,7 @@ from deft.workers.chat import IGNORE_INDEX, Example, encode_examples
 from deft.workers.datasets import read_examples
 from deft.workers.engine import resolve_dtype
 from deft.workers.head import last_hidden
+from deft.workers.logits import LogitTransform, logit_transform
 from deft.workers.records import BadRecord
 from deft.workers.rows import target_bytes
 from deft.workers.spec import DatasetSpec
@@ -97,6 +98,7 @@ def measure_losses(
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=resolve_dtype("auto"), device_map=device
     ).eval()
+    transform = logit_transform(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     losses: dict[int, RowLoss] = {}
     confidences, hits = [], []
@@ -105,7 +107,7 @@ def measure_losses(
         batch = collate(
             [dict(rows[i]) for i in chosen], tokenizer.pad_token_id or 0, device, packing=False
         )
-        tokens = _token_losses(model, batch["input_ids"], batch["labels"])
+        tokens = _token_losses(model, transform, batch["input_ids"], batch["labels"])
         is_control = torch.isin(tokens["target"], control)
         confidences.append(tokens["confidence"].numpy())
         hits.append(tokens["correct"].numpy())
@@ -132,14 +134,22 @@ def measure_losses(
 
 
 @torch.no_grad()
-def _token_losses(model: Any, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _token_losses(
+    model: Any, transform: LogitTransform, input_ids: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
     """target, logp, entropy, confidence and correct of each target token, [N] on the CPU."""
     head = model.get_output_embeddings()
     targets = labels[:, 1:].flatten()
     chosen = targets != IGNORE_INDEX
     hidden, targets = last_hidden(model, input_ids)[chosen], targets[chosen]
     stats = linear_objective(
-        hidden, head.weight, targets, "original", bias=head.bias, statistics=("entropy", "top_logp")
+        transform.scaled(hidden),
+        head.weight,
+        targets,
+        "original",
+        bias=head.bias,
+        softcap=transform.softcap,
+        statistics=("entropy", "top_logp"),
     ).stats
     tokens = {
         "target": targets,

@@ -19,6 +19,7 @@ from deft.objectives import (
 from deft.workers.adapters import low_rank_update, without_adapters
 from deft.workers.attention import packed_keywords
 from deft.workers.chat import IGNORE_INDEX
+from deft.workers.logits import logit_transform
 
 LOGGED_STATISTICS = ("concentration", "entropy")
 """What is logged of every token beside what the objective itself reads."""
@@ -42,7 +43,9 @@ class ObjectiveHead(nn.Module):
     of them skip it together. `problem` then says what was wrong.
     """
 
-    def __init__(self, lm_head: nn.Module, objective: Objective) -> None:
+    def __init__(
+        self, lm_head: nn.Module, objective: Objective, softcap: float | None = None
+    ) -> None:
         super().__init__()
         linear = lm_head.get_base_layer() if isinstance(lm_head, LoraLayer) else lm_head
         assert isinstance(linear, nn.Linear)
@@ -52,6 +55,7 @@ class ObjectiveHead(nn.Module):
             # ZeRO-3 gathers what this very module owns.
             self.lora_A, self.lora_B = self.update.down, self.update.up
         self.objective = objective
+        self.softcap = softcap
         self.verified = False
         self.problem: str | None = None
 
@@ -87,6 +91,7 @@ class ObjectiveHead(nn.Module):
                 self.objective,
                 bias=self.bias,
                 normalizer=1.0,
+                softcap=self.softcap,
                 reference=reference,
                 step_mean_p=step_mean_p,
                 statistics=statistics,
@@ -152,6 +157,7 @@ class ObjectiveHead(nn.Module):
             labels[rows],
             self.objective,
             bias=None if self.bias is None else self.bias.float(),
+            softcap=self.softcap,
             reference=reference,
             step_mean_p=step_mean_p,
             backend="reference",
@@ -185,7 +191,10 @@ class ObjectiveModel(nn.Module):
         reference: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
-        model.set_output_embeddings(ObjectiveHead(model.get_output_embeddings(), objective))
+        self.logit_transform = logit_transform(model)
+        model.set_output_embeddings(
+            ObjectiveHead(model.get_output_embeddings(), objective, self.logit_transform.softcap)
+        )
         self.model = model
         self.objective = objective
         self.references = [] if reference is None else [reference.eval().requires_grad_(False)]
@@ -203,6 +212,7 @@ class ObjectiveModel(nn.Module):
         Position t predicts label t + 1; only positions with a target reach the head's products.
         """
         layout = (input_ids, position_ids, cu_seq_lens)
+        scaled = self.logit_transform.scaled
         reference: ReferenceHead | torch.Tensor | None = None
         if self.objective.needs_reference:
             with torch.no_grad():
@@ -210,14 +220,14 @@ class ObjectiveModel(nn.Module):
                     (frozen,) = self.references
                     frozen_head = frozen.get_output_embeddings()
                     reference = ReferenceHead(
-                        last_hidden(frozen, *layout), frozen_head.weight, frozen_head.bias
+                        scaled(last_hidden(frozen, *layout)), frozen_head.weight, frozen_head.bias
                     )
                 else:
                     with without_adapters(self.model):
-                        reference = last_hidden(self.model, *layout)
+                        reference = scaled(last_hidden(self.model, *layout))
         head: ObjectiveHead = self.model.get_output_embeddings()
         output: tuple[torch.Tensor, dict[str, torch.Tensor]] = head(
-            last_hidden(self.model, *layout),
+            scaled(last_hidden(self.model, *layout)),
             labels[:, 1:].flatten(),
             reference=reference,
             step_mean_p=step_mean_p,

@@ -15,6 +15,7 @@ from deft.objectives.head import join_stats
 from deft.workers.batches import collate
 from deft.workers.engine import resolve_dtype
 from deft.workers.head import last_hidden
+from deft.workers.logits import logit_transform
 
 BATCH_SIZE = 4
 
@@ -47,17 +48,18 @@ def token_statistics(
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=resolve_dtype("auto"), device_map=device
     ).eval()
-    head = model.get_output_embeddings()
+    head, transform = model.get_output_embeddings(), logit_transform(model)
     parts: list[TokenStats] = []
     for start in range(0, len(rows), BATCH_SIZE):
         chosen = [rows[i] for i in range(start, min(start + BATCH_SIZE, len(rows)))]
         batch = collate(chosen, tokenizer.pad_token_id, device, packing=False)
         output = linear_objective(
-            last_hidden(model, batch["input_ids"]),
+            transform.scaled(last_hidden(model, batch["input_ids"])),
             head.weight,
             batch["labels"][:, 1:].flatten(),
             "original",
             bias=head.bias,
+            softcap=transform.softcap,
             statistics=statistics,
         )
         parts.append(_targets(output.stats))

@@ -1,0 +1,97 @@
+"""What a model does to the product of its hidden states and its head: nothing, scale it, cap it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Settings that hold a factor of the logits; some models multiply by theirs, others divide."""
+
+
+class LogitTransform(NamedTuple):
+    """logits = softcap · tanh(head(scale · hidden) / softcap), or head(scale · hidden)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def scaled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [..., D] of which the head makes logits that are still to be capped."""
+        return hidden if self.scale == 1 else hidden * self.scale
+
+
+@torch.no_grad()
+def logit_transform(model: PreTrainedModel) -> LogitTransform:
+    """How ``model`` gets from hidden states to logits, as its settings say and its forward shows.
+
+    The layers below the head are not run: they are made to return random hidden states.
+
+    Raises:
+        ValueError: its logits are something else than a known transform of its head's product.
+    """
+    head, name = model.get_output_embeddings(), type(model).__name__
+    linear = head.get_base_layer() if isinstance(head, LoraLayer) else head
+    if not isinstance(linear, nn.Linear) or model.base_model is model:
+        raise ValueError(f"{name} has no linear head over layers of its own")
+    weight = linear.weight
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
+    logits = _logits_of(model, hidden).float()
+
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    settings = [getattr(config, name, None) for name in _SCALES]
+    scales = [float(value) for value in settings if value]
+    candidates = [
+        LogitTransform(scale, softcap) for scale in (1.0, *scales, *(1 / scale for scale in scales))
+    ]
+
+    def error(transform: LogitTransform) -> float:
+        expected = head(transform.scaled(hidden)).float()
+        if softcap is not None:
+            expected = softcap * torch.tanh(expected / softcap)
+        if expected.shape != logits.shape:
+            return float("inf")
+        return float((expected - logits).abs().max() / logits.abs().max())
+
+    best = min(candidates, key=error)
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 3e-2
+    if not error(best) <= tolerance:
+        raise ValueError(
+            f"{name} makes its logits in a way of its own, which no objective would see; known are "
+            f"a linear head, final_logit_softcapping, and a factor given as {', '.join(_SCALES)}"
+        )
+    return best
+
+
+def _logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The logits [1, T, V] that ``model`` makes of last hidden states [1, T, D]."""
+    layers = vars(model.base_model)
+    forward = layers.get("forward")
+    layers["forward"] = lambda *_, **__: _LayersOutput(hidden)
+    try:
+        tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+        logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    finally:
+        if forward is None:
+            del layers["forward"]
+        else:
+            layers["forward"] = forward
+    return logits
+
+
+class _LayersOutput:
+    """What layers return, by attribute or position; all but the hidden states is None."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.last_hidden_state
+
+    def __getattr__(self, name: str) -> Any:
+        return None
