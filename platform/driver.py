@@ -261,7 +261,7 @@ def train_stage(context: Context, prepared: Prepared) -> None:
             elif kind == "preemption":
                 console.say(f"warning: a node will be taken away; step {step} is stored")
             else:
-                console.say(f"warning: step {step} was skipped: no finite loss and gradient")
+                console.say(f"warning: step {step} was skipped: {metrics['problem']}")
             if kind in ("train", "validation") and (kind, step) not in recorded:
                 recorded.add((kind, step))
                 run.append_event(step, {f"{kind}/{name}": x for name, x in metrics.items()})

@@ -30,6 +30,9 @@ VALIDATED_STATISTICS = (*LOGGED_STATISTICS, "top_logp")
 VERIFIED_ROWS = 256
 """Target rows that a token-local objective is verified on."""
 
+AT_THRESHOLD = 0.1
+"""Share of them that may be kept here and dropped there, or the other way round."""
+
 
 class ObjectiveHead(nn.Module):
     """Takes the place of a model's `lm_head`, with the same parameters under the same names.
@@ -38,9 +41,10 @@ class ObjectiveHead(nn.Module):
     module that owns it. It returns plain tensors because DeepSpeed finds those, and nothing else,
     when it hooks into the backward pass.
 
-    The first forward proves that the objective is live. Logits that are not finite make the loss
-    NaN instead of raising: other ranks are in the middle of the same step, and DeepSpeed lets all
-    of them skip it together. `problem` then says what was wrong.
+    The first micro-batch that is trained on and says something proves that the objective is live.
+    Logits that are not finite make the loss NaN instead of raising: other ranks are in the middle
+    of the same step, and DeepSpeed lets all of them skip it together. `problem` then says what was
+    wrong. In evaluation mode the tokens of such a micro-batch have probability 0.
     """
 
     def __init__(
@@ -104,9 +108,8 @@ class ObjectiveHead(nn.Module):
             self.problem = self.problem or str(error)
             output, loss_scale = compute(torch.full_like(labels, IGNORE_INDEX)), math.nan
         else:
-            if not self.verified:
-                self.require_live(output, weight, hidden, labels, reference, step_mean_p)
-                self.verified = True
+            if self.training and torch.is_grad_enabled() and not self.verified:
+                self.verified = self.is_live(output, weight, hidden, labels, reference, step_mean_p)
         stats = output.stats
         tokens = {
             "value": output.value,
@@ -119,12 +122,17 @@ class ObjectiveHead(nn.Module):
         tokens |= {name: stats.require(name) for name in LOGGED_STATISTICS}
         if not self.training:
             tokens["correct"] = stats.correct
+            if math.isnan(loss_scale):
+                target = labels != IGNORE_INDEX
+                infinite = torch.zeros_like(stats.logp).masked_fill_(target, math.inf)
+                tokens |= {"target": target, "kept": target}
+                tokens |= {"value": infinite, "logp": -infinite}
         if output.focus is not None:
             tokens["focus"] = output.focus
         return output.loss * loss_scale, tokens
 
     @torch.no_grad()
-    def require_live(
+    def is_live(
         self,
         output: LinearObjectiveOutput,
         weight: torch.Tensor,
@@ -132,15 +140,17 @@ class ObjectiveHead(nn.Module):
         labels: torch.Tensor,
         reference: ReferenceHead | None,
         step_mean_p: torch.Tensor | None,
-    ) -> None:
+    ) -> bool:
         """Prove that ``output`` is the objective's, by recomputing it on materialised logits.
 
         Trainers elsewhere fall back to the plain NLL without a word when a kernel or a parallelism
         mode returns a loss of its own. Values and gates are recomputed in float32, of the first
         target rows where the objective is token-local, of the whole micro-batch where it is not.
 
+        Returns whether there was a token to compare.
+
         Raises:
-            RuntimeError: they differ.
+            RuntimeError: they differ, or different tokens are kept.
         """
         rows = output.stats.mask.nonzero().squeeze(-1)
         if self.objective.token_local:
@@ -162,18 +172,26 @@ class ObjectiveHead(nn.Module):
             step_mean_p=step_mean_p,
             backend="reference",
         )
+        defect = f"the objective {self.objective.spec} is not what is being trained"
+        kept = output.kept[rows]
+        both = kept & expected.kept
+        # At a threshold the last bit of p decides whether a token counts at all.
+        if (kept != expected.kept).sum() > max(1, AT_THRESHOLD * len(rows)):
+            raise RuntimeError(
+                f"{defect}: it keeps {int(kept.sum())} of {len(rows)} tokens where its definition "
+                f"keeps {int(expected.kept.sum())}; this is a defect"
+            )
         # bfloat16 products are rounded to 8 bits before they are summed up in float32.
         tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
         for name in ("value", "gate"):
             found, true = getattr(output, name)[rows], getattr(expected, name)
-            # At a threshold the last bit of p decides whether a token counts at all.
-            both = output.kept[rows] & expected.kept
             error = (found - true)[both].abs()
             if (error > tolerance * (1 + true[both].abs())).any():
                 raise RuntimeError(
-                    f"the objective {self.objective.spec} is not what is being trained: the {name} "
-                    f"of a token is off by {error.max():.3g} from its definition; this is a defect"
+                    f"{defect}: the {name} of a token is off by {error.max():.3g} from its "
+                    "definition; this is a defect"
                 )
+        return bool(both.any())
 
 
 class ObjectiveModel(nn.Module):

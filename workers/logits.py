@@ -31,7 +31,8 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
     The layers below the head are not run: they are made to return random hidden states.
 
     Raises:
-        ValueError: its logits are something else than a known transform of its head's product.
+        ValueError: its logits are something else than a known transform of its head's product, or
+            not finite.
     """
     head, name = model.get_output_embeddings(), type(model).__name__
     linear = head.get_base_layer() if isinstance(head, LoraLayer) else head
@@ -41,6 +42,8 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
     logits = _logits_of(model, hidden).float()
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"{name}: the weights of its head are not finite")
 
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)

@@ -120,7 +120,7 @@ def train(job: TrainJob) -> None:
             skipped_in_a_row = 0
         else:
             skipped_in_a_row += 1
-            report("skipped_step", step + 1, {"skipped_in_a_row": skipped_in_a_row})
+            report("skipped_step", step + 1, {"problem": problem})
             if skipped_in_a_row >= MAX_SKIPPED_STEPS[dtype]:
                 names = training_example_ids(job.examples_dir, job.rows_dir, indices)
                 raise FloatingPointError(
@@ -216,7 +216,8 @@ def find_problem(engine: deepspeed.DeepSpeedEngine, grad_norm: float) -> str | N
     problems: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(problems, head.problem)
     head.problem = None
-    return next(filter(None, problems), f"the gradient norm is {grad_norm}")
+    found = (f"on rank {rank} {problem}" for rank, problem in enumerate(problems) if problem)
+    return next(found, f"the gradient norm is {grad_norm}")
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -36,7 +36,8 @@ def validate(
     Returns:
         `objective` is the mean value over kept tokens; `nll` (nats) and `token_accuracy`, the share
         of tokens that are the most probable, are means over target tokens; `bits_per_byte` is the
-        NLL in bits per UTF-8 byte of the responses, comparable across tokenizers.
+        NLL in bits per UTF-8 byte of the responses, comparable across tokenizers. All but the
+        accuracy are infinite if some logits are not finite.
     """
     engine.eval()
     lengths = token_counts(rows)
@@ -61,6 +62,8 @@ def validate(
             ]
         )
     torch.distributed.all_reduce(totals)
+    # What was wrong here is no reason for a step that training skips later.
+    engine.module.model.get_output_embeddings().problem = None
     engine.train()
     value, kept, nll, correct, targets = totals.tolist()
     return {

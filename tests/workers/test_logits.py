@@ -83,6 +83,13 @@ def test_frozen_reference_is_transformed_as_the_model_is() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_head_with_weights_that_are_not_finite_is_named() -> None:
+    model = build("llama")
+    model.get_output_embeddings().weight.data[7, 3] = torch.nan
+    with pytest.raises(ValueError, match="the weights of its head are not finite"):
+        logit_transform(model)
+
+
 def test_logits_made_in_a_way_of_their_own_are_refused() -> None:
     model = build("llama")
     own = type(model).forward
@@ -96,6 +103,6 @@ def test_logits_made_in_a_way_of_their_own_are_refused() -> None:
     model.__class__ = Squared
     with pytest.raises(ValueError, match="Squared makes its logits in a way of its own"):
         logit_transform(model)
+    model.set_output_embeddings(nn.Sequential(model.get_output_embeddings(), nn.Tanh()))
     with pytest.raises(ValueError, match="no linear head"):
-        model.set_output_embeddings(nn.Sequential(model.get_output_embeddings(), nn.Tanh()))
         logit_transform(model)

@@ -187,8 +187,18 @@ def test_smollm2_answers_after_dequantisation(tmp_path: Path) -> None:
     assert "Paris" in tokenizer.decode(answer[0])
 
 
+BATCH = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[-100, 2, 3]])}
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("p", "objective p is not what is being trained: the value"),
+        ("OnlyTopP-0.5", "is not what is being trained: it keeps 2 of 2 tokens .* keeps 0"),
+    ],
+)
 def test_head_that_computes_another_objective_is_found_out(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, objective: str, message: str
 ) -> None:
     from deft.workers import head
 
@@ -199,27 +209,31 @@ def test_head_that_computes_another_objective_is_found_out(
         return linear_objective(hidden, weight, labels, objective, backend=backend, **options)
 
     monkeypatch.setattr(head, "linear_objective", falls_back_to_nll)
-    batch = {
-        "input_ids": torch.tensor([[1, 2, 3]]),
-        "labels": torch.tensor([[-100, 2, 3]]),
-    }
     nll = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective("original"))
-    nll(**batch)
-    p = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective("p"))
-    with pytest.raises(RuntimeError, match="objective p is not what is being trained: the value"):
-        p(**batch)
+    nll(**BATCH)
+    model = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective(objective))
+    # Neither a validation before the first step nor a micro-batch without a target proves anything.
+    model.eval()(**BATCH)
+    model.train()(**BATCH | {"labels": torch.full((1, 3), -100)})
+    with pytest.raises(RuntimeError, match=message):
+        model(**BATCH)
+
+
+def test_tokens_without_finite_logits_have_probability_0_in_evaluation(tiny: Path) -> None:
+    model = ObjectiveModel(AutoModelForCausalLM.from_pretrained(tiny), get_objective("DEFT"))
+    model.model.get_input_embeddings().weight.data[2] = torch.inf
+    _, tokens = model.eval()(**BATCH)
+    assert tokens["target"].tolist() == [True, True]
+    assert tokens["logp"].tolist() == [-torch.inf, -torch.inf]
+    assert tokens["value"].tolist() == [torch.inf, torch.inf]
 
 
 def test_cayleys_floor_follows_the_step_where_its_mean_is_given(tiny: Path) -> None:
-    batch = {
-        "input_ids": torch.tensor([[1, 2, 3]]),
-        "labels": torch.tensor([[-100, 2, 3]]),
-    }
     model = AutoModelForCausalLM.from_pretrained(tiny)
     cayley = ObjectiveModel(model, get_objective("Cayley_Trans"))
-    _, alone = cayley(**batch)
+    _, alone = cayley(**BATCH)
     same, higher = alone["p"][alone["target"]].mean(), torch.tensor(0.8)
-    torch.testing.assert_close(cayley(**batch, step_mean_p=same)[1]["focus"], alone["focus"])
+    torch.testing.assert_close(cayley(**BATCH, step_mean_p=same)[1]["focus"], alone["focus"])
     # f = 0.5 · 0.8 lifts the focus of a token that the model does not believe in to about f.
-    lifted = cayley(**batch, step_mean_p=higher)[1]["focus"][alone["target"]]
+    lifted = cayley(**BATCH, step_mean_p=higher)[1]["focus"][alone["target"]]
     torch.testing.assert_close(lifted, torch.full_like(lifted, 0.4), rtol=1e-2, atol=0)

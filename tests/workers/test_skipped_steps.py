@@ -122,10 +122,13 @@ def test_steps_without_finite_gradient(
         skipped = [e["step"] for e in found["events"] if e["event"] == "skipped_step"]
         taken = [e["step"] for e in found["events"] if e["event"] == "train"]
         assert skipped == [POISONED], what
+        (problem,) = (e["metrics"]["problem"] for e in found["events"] if "problem" in e["metrics"])
+        expected = "on rank 1 the logits are not" if where == "loss" else "the gradient norm is"
+        assert problem.startswith(expected), what
         assert sorted(skipped + taken) == list(range(1, STEPS + 1)), what
 
     in_loss, in_gradient = results[len(once) :]
-    assert in_loss["error"].startswith("the logits are not finite in ")
+    assert in_loss["error"].startswith("on rank 1 the logits are not finite in ")
     assert in_gradient["error"].startswith("the gradient norm is ")
     for found in (in_loss, in_gradient):
         assert "at step 4, and so in each of the 3 steps up to it" in found["error"]
