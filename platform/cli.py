@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -259,8 +260,7 @@ def evaluate(
         "data_dir": data_dir,
         "heldout": {"file": heldout} if heldout else None,
     }
-    names = [name.strip() for name in benchmarks.split(",") if name.strip()]
-    spec = load_evaluation(model, names, sampling, common, settings or (), root)
+    spec = load_evaluation(model, _names(benchmarks), sampling, common, settings or (), root)
     console = RunConsole()
     if dry_run:
         console.say(spec.model_dump_json(indent=2))
@@ -367,6 +367,11 @@ def grade(
     show_counts(grade_file(benchmark, file, out, console), out, console)
 
 
+def _names(text: str) -> list[str]:
+    """Names separated by commas, those between parentheses apart: `DEFT,my.mod:own(a=1,b=2)`."""
+    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
+
+
 @app.command()
 def landscape(
     dataset: Annotated[str, typer.Option(help="See `deft list datasets`.")],
@@ -381,7 +386,9 @@ def landscape(
     """Draw how hard each objective pulls at a model's tokens, without training it."""
     from deft.platform.loading import load_spec
 
-    chosen = [name.strip() for name in objectives.split(",")]
+    chosen = _names(objectives)
+    if not chosen:
+        raise UserError("give --objectives, such as original,DEFT")
     names = {"dataset": dataset, "model": model, "objective": chosen[0]}
     spec = load_spec(None, names, [f"dataset.size={size}", "dataset.validation=0"])
     from deft.platform.landscape import draw_landscape

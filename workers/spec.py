@@ -199,6 +199,15 @@ class LoraSpec(BaseModel):
     """Names of the modules to adapt, such as q_proj; all-linear is every linear layer except the
     head, which takes part if it is named: lm_head."""
 
+    @model_validator(mode="after")
+    def require_head_without_dropout(self) -> LoraSpec:
+        if self.dropout and "lm_head" in self.targets:
+            raise ValueError(
+                "dropout and an adapted lm_head do not go together: the head multiplies by the "
+                "sum of its weight and the update; set dropout to 0 or leave lm_head out"
+            )
+        return self
+
 
 RESERVED_DEEPSPEED_KEYS = {
     "train_batch_size": "training.batch_size",

@@ -69,3 +69,20 @@ def test_landscape_command(
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "land.png").exists() == (code == 0)
+
+
+def test_landscape_of_an_objective_of_ones_own(
+    deft: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from deft.objectives import ObjectiveOutput, objective\n\n\n"
+        "@objective()\n"
+        "def blend(stats, *, a, b):\n"
+        "    gate = a + b * stats.p\n"
+        "    return ObjectiveOutput(value=-gate.detach() * stats.logp, gate=gate)\n"
+    )
+    names = ["--dataset", "figfont", "--model", "tiny"]
+    own = ["--objectives", "DEFT, mine:blend(a=0.5, b=0.5)"]
+    done = deft("landscape", *names, *own, "--size", "6", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "under 2 objectives" in done.stdout

@@ -11,10 +11,11 @@ import pytest
 import torch
 from datasets import load_from_disk
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from deft.objectives import CATALOG, get_objective
-from deft.workers.batches import step_indices
+from deft.workers.batches import cut, step_indices, token_counts
 from deft.workers.job import TrainJob
 from deft.workers.spec import LoraSpec, TrainingSpec
 
@@ -217,12 +218,39 @@ def test_parity_with_plain_pytorch(
         )
 
 
+def plain_gradient_norm(job: TrainJob) -> float:
+    """Of the first step, whose loss is the mean over micro-batches of their means of NLL."""
+    spec, rows = job.training, load_from_disk(job.rows_dir)
+    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
+    indices = step_indices(len(rows), spec.batch_size, 0, job.seed)
+    (micro_batches,) = cut(indices, token_counts(rows), spec, world_size=1)
+    for chosen in micro_batches:
+        values = []
+        for index in chosen:
+            ids, labels = (torch.tensor(rows[index][key]) for key in ("input_ids", "labels"))
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+            values.append(cross_entropy(logits, labels[1:], reduction="none")[labels[1:] != -100])
+        (torch.cat(values).mean() / len(micro_batches)).backward()
+    return float(torch.nn.utils.get_total_norm(p.grad for p in model.parameters()))
+
+
 def test_parity_on_one_worker(ray_cluster: None, job: TrainJob, tmp_path: Path) -> None:
     alone = with_training(job, num_workers=1)
     jobs = [replace(alone, objective=name) for name in ("original", "Cayley_Trans")]
     jobs += [with_training(replace(alone, objective="DEFT"), zero_stage=3, packing=False)]
-    for plain, result in zip(jobs, deepspeed_runs(jobs, tmp_path, num_workers=1), strict=True):
+    first = with_training(replace(alone, num_steps=1), packing=False, micro_batch_size=1)
+    reductions = [
+        with_training(first, reduction=name)
+        for name in ("global_tokens", "micro_batch", "micro_batch_sum")
+    ]
+    results = deepspeed_runs(jobs + reductions, tmp_path, num_workers=1)
+    for plain, result in zip(jobs, results, strict=False):
         assert result["objective"] == pytest.approx(plain_curve(plain), rel=2e-4), plain.objective
+
+    over_tokens, mean, total = (result["grad_norm"][0] for result in results[len(jobs) :])
+    assert mean == pytest.approx(plain_gradient_norm(first), rel=1e-3)
+    assert mean != pytest.approx(over_tokens, rel=3e-3)
+    assert total == pytest.approx(SPEC.batch_size * mean, rel=1e-3)
 
 
 # An untrained model gives every token about 1/1024: thresholds there split the tokens.

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from deft.workers.engine import deepspeed_config, resolve_dtype
-from deft.workers.spec import RESERVED_DEEPSPEED_KEYS, SPLITTING_DEEPSPEED_KEYS, TrainingSpec
+from deft.workers.spec import (
+    RESERVED_DEEPSPEED_KEYS,
+    SPLITTING_DEEPSPEED_KEYS,
+    LoraSpec,
+    TrainingSpec,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +71,13 @@ def test_validations_and_checkpoints_are_due() -> None:
     assert due(TrainingSpec(validate_every=3, checkpoint_every=2)) == ([0, 3, 6, 7], [2, 4, 6, 7])
     best = TrainingSpec(checkpoint_every=4, keep="best")
     assert due(best) == ([0, 4, 7], [4, 7])
+
+
+def test_adapted_head_is_refused_with_dropout() -> None:
+    LoraSpec(dropout=0.1)
+    LoraSpec(targets=("lm_head",))
+    with pytest.raises(ValueError, match="dropout and an adapted lm_head do not go together"):
+        LoraSpec(dropout=0.1, targets=("q_proj", "lm_head"))
 
 
 def test_float16_is_refused_where_deepspeed_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
