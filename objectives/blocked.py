@@ -144,7 +144,8 @@ class _Seen:
 def _sums(z: Tensor, scratch: Tensor, wanted: frozenset[str]) -> Tensor:
     """Σ e^z, Σ e^2z, Σ z e^z and max z of the rows of z [R, B], as float32 [4, R].
 
-    Sums that are not wanted are 0. Overwrites z, and scratch, which may be z without entropy.
+    Sums that are not wanted are 0. PyTorch adds in float32 and rounds a block's sum once to the
+    dtype of z. Overwrites z, and scratch, which may be z without entropy.
     """
     sums = torch.zeros(4, len(z))
     if "top_logp" in wanted:

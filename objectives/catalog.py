@@ -131,7 +131,7 @@ _SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "epsilon": "ε", "lam": 
 _FAMILY = "arXiv 2510.00526"
 _DEFT = "arXiv 2602.11424"
 _QUANTILE = "this platform, after the thresholds of arXiv 2510.00526"
-_ASFT = "code of ASFT (zhuchichi56/ASFT)"
+_ASFT = "arXiv 2509.23753, as in its code (zhuchichi56/ASFT)"
 
 
 def _table(*rows: ObjectiveInfo) -> dict[str, ObjectiveInfo]:

@@ -34,7 +34,8 @@ def gem(stats: TokenStats, *, beta: float) -> ObjectiveOutput:
 def asft(stats: TokenStats, *, lam: float) -> ObjectiveOutput:
     """−sg(p)·ℓ + λ·KL[R ‖ P]; gate sg(p), mix λ, T = R, the frozen model. Every target token.
 
-    DFT anchored by the forward KL divergence over the whole vocabulary, as in the official code.
+    DFT anchored by the forward KL divergence over the whole vocabulary: arXiv 2509.23753, as in its
+    code.
     """
     return _anchored(stats, stats.p, mix=lam)
 
@@ -43,21 +44,27 @@ def asft(stats: TokenStats, *, lam: float) -> ObjectiveOutput:
 def asft_reverse(stats: TokenStats, *, lam: float) -> ObjectiveOutput:
     """−sg(p)·ℓ + λ·KL[P ‖ R]; gate sg(p), mix λ. Every target token.
 
-    DFT anchored by the reverse KL divergence, over the whole vocabulary; λ does not carry over
-    from `ASFT`.
+    DFT anchored by the reverse KL divergence, over the whole vocabulary, which arXiv 2509.23753 has
+    the other way round; λ does not carry over from `ASFT`.
     """
     return _anchored(stats, stats.p, mix=lam)
 
 
 @objective(target=lambda lam: Target("reference"))
 def sft_kl(stats: TokenStats, *, lam: float) -> ObjectiveOutput:
-    """−ℓ + λ·KL[R ‖ P]; gate 1, mix λ, T = R, the frozen model. Every target token."""
+    """−ℓ + λ·KL[R ‖ P]; gate 1, mix λ, T = R, the frozen model. Every target token.
+
+    The baseline of that name in the code of arXiv 2509.23753.
+    """
     return _anchored(stats, torch.ones_like(stats.p), mix=lam)
 
 
 @objective(target=lambda lam: Target("reference_reverse"))
 def sft_kl_reverse(stats: TokenStats, *, lam: float) -> ObjectiveOutput:
-    """−ℓ + λ·KL[P ‖ R]; gate 1, mix λ. Every target token."""
+    """−ℓ + λ·KL[P ‖ R]; gate 1, mix λ. Every target token.
+
+    `SFT_KL` with the divergence turned round.
+    """
     return _anchored(stats, torch.ones_like(stats.p), mix=lam)
 
 

@@ -144,6 +144,26 @@ def test_any_shape_and_extreme_logits_in_float64(
     assert_matches_float64(problem, objective, torch.float64, 1e-8, floor=0.01 * max(scale, 1.0))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 60),
+    width=st.integers(1, 40),
+    vocabulary=st.integers(2, 400),
+    scale=st.sampled_from([0.0, 1e-3, 0.3, 3.0, 30.0]),
+    seed=st.integers(0, 10_000),
+    objective=st.sampled_from(["original", "p", "DEFT", "Cayley_Trans", "OnlyTopP-0.1"]),
+)
+def test_any_shape_in_bfloat16(
+    rows: int, width: int, vocabulary: int, scale: float, seed: int, objective: str
+) -> None:
+    problem = Problem(rows, width, vocabulary, scale=scale, seed=seed, dtype=torch.bfloat16)
+    # Rounding is relative to what NLL, with gates of 1, makes of the same tokens; and to the
+    # weights, where what they contribute cancels.
+    nll, gradients = problem.run("original", "reference", torch.float64)
+    floor = max(1.0, scale, *(part.norm().item() for part in (nll.value, *gradients)))
+    assert_matches_float64(problem, objective, torch.bfloat16, 2e-2, floor=floor)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.0, 30.0, 1000.0])
 def test_extreme_logits_stay_finite_and_right(dtype: torch.dtype, scale: float) -> None:
@@ -272,6 +292,16 @@ def test_without_targets_loss_and_gradients_are_zero(
         assert leaf.grad is not None
         assert leaf.grad.shape == leaf.shape
         assert not leaf.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_kept_tokens_loss_and_gradients_are_zero(dtype: torch.dtype) -> None:
+    problem = Problem(40, 16, 300, scale=0.1, dtype=dtype)
+    output, gradients = problem.run("OnlyTopP-0.5", "torch", dtype)
+    assert output.stats.mask.any()
+    assert not output.kept.any()
+    assert output.loss == 0
+    assert not any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("objective", ["DEFT", "OnlyTopP-0.2", "GEM"])
