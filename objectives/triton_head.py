@@ -66,7 +66,7 @@ from deft.objectives.triton_kernels import (
 )
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_STATISTICS = frozenset({"concentration", "entropy"})
+_STATISTICS = frozenset({"concentration", "entropy", "top_logp"})
 # Bytes for the operands of the widest products; A100, H100 and their successors have them.
 _SHARED_MEMORY = 160 * 1024
 # Tiles of the vocabulary per program of the statistics pass: with more, processors would idle at
@@ -165,6 +165,7 @@ def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats,
         mask=torch.ones_like(logp, dtype=torch.bool),
         concentration=concentration,
         entropy=entropy,
+        top_logp=-total.log() if "top_logp" in wanted else None,
         step_mean_p=inputs.step_mean_p,
     )
     return stats, largest + total.log()

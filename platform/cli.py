@@ -381,6 +381,7 @@ def landscape(
     out: Annotated[Path, typer.Option(help="Image file (PNG, SVG or PDF).")] = Path(
         "landscape.png"
     ),
+    settings: Settings = None,
     root: Root = Path("runs"),
 ) -> None:
     """Draw how hard each objective pulls at a model's tokens, without training it."""
@@ -390,7 +391,8 @@ def landscape(
     if not chosen:
         raise UserError("give --objectives, such as original,DEFT")
     names = {"dataset": dataset, "model": model, "objective": chosen[0]}
-    spec = load_spec(None, names, [f"dataset.size={size}", "dataset.validation=0"])
+    own = [f"dataset.size={size}", "dataset.validation=0"]
+    spec = load_spec(None, names, [*own, *(settings or ())])
     from deft.platform.landscape import draw_landscape
 
     draw_landscape(spec, chosen, root, out, RunConsole())

@@ -55,7 +55,7 @@ CASES = {
     "none-kept": Case("OnlyTopP-0.999999", scale=0.1, bias=True),
     "hidden-only": Case("p", wanted="hidden"),
     "weight-only": Case("p", wanted="weight entropy"),
-    "no-gradient": Case("DEFT", wanted="concentration"),
+    "no-gradient": Case("DEFT", wanted="concentration top_logp"),
     "huge-logits": Case("DEFT", scale=2000.0),
     "not-finite": Case("original", M=70, wanted="", bias=True, spoiled=(0, 13, 64)),
     "half-original": Case("original", torch.float16, bias=True),
@@ -89,7 +89,7 @@ def problem(case: Case, device: str = "cpu") -> tuple[HeadInputs, Objective, Wan
     )
     objective, asked = get_objective(case.objective), set(case.wanted.split())
     wanted = Wanted(
-        statistics=objective.needs | (asked & {"concentration", "entropy"}),
+        statistics=objective.needs | (asked & {"concentration", "entropy", "top_logp"}),
         hidden="hidden" in asked,
         weight="weight" in asked,
         bias="bias" in asked and case.bias,
@@ -118,6 +118,7 @@ def parts(result: HeadResult) -> dict[str, Tensor]:
         "logp": stats.logp,
         "concentration": stats.concentration,
         "entropy": stats.entropy,
+        "top_logp": stats.top_logp,
         "value": output.value,
         "gate": output.gate,
         "grad_hidden": result.grad_hidden,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -71,7 +72,7 @@ def test_landscape_command(
     assert (tmp_path / "land.png").exists() == (code == 0)
 
 
-def test_landscape_of_an_objective_of_ones_own(
+def test_landscape_of_an_objective_and_data_of_ones_own(
     deft: Callable[..., CompletedProcess[str]], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.py").write_text(
@@ -81,8 +82,14 @@ def test_landscape_of_an_objective_of_ones_own(
         "    gate = a + b * stats.p\n"
         "    return ObjectiveOutput(value=-gate.detach() * stats.logp, gate=gate)\n"
     )
-    names = ["--dataset", "figfont", "--model", "tiny"]
-    own = ["--objectives", "DEFT, mine:blend(a=0.5, b=0.5)"]
-    done = deft("landscape", *names, *own, "--size", "6", PYTHONPATH=str(tmp_path))
+    rows = [{"q": f"What is {n} + 1?", "a": str(n + 1)} for n in range(6)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = deft(
+        "landscape",
+        *("--dataset", "sums.jsonl", "--set", "dataset.columns={prompt: q, response: a}"),
+        *("--model", "tiny", "--size", "6"),
+        *("--objectives", "DEFT, mine:blend(a=0.5, b=0.5)"),
+        PYTHONPATH=str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     assert "under 2 objectives" in done.stdout
