@@ -67,6 +67,11 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
+def unadapted(module: nn.Module) -> nn.Module:
+    """The layer below an adapter; a layer without adapter itself."""
+    return module.get_base_layer() if isinstance(module, LoraLayer) else module
+
+
 def low_rank_update(module: nn.Module) -> LowRankUpdate | None:
     """The update of an adapted layer; None for a layer without adapter."""
     owned = getattr(module, "update", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from deft.objectives import (
     ReferenceHead,
     linear_objective,
 )
-from deft.workers.adapters import low_rank_update, without_adapters
+from deft.workers.adapters import low_rank_update, unadapted, without_adapters
 from deft.workers.attention import packed_keywords
 from deft.workers.chat import IGNORE_INDEX
 from deft.workers.logits import logit_transform
@@ -51,7 +50,7 @@ class ObjectiveHead(nn.Module):
         self, lm_head: nn.Module, objective: Objective, softcap: float | None = None
     ) -> None:
         super().__init__()
-        linear = lm_head.get_base_layer() if isinstance(lm_head, LoraLayer) else lm_head
+        linear = unadapted(lm_head)
         assert isinstance(linear, nn.Linear)
         self.weight, self.bias = linear.weight, linear.bias
         self.update = low_rank_update(lm_head)

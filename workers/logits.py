@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
+
+from deft.workers.adapters import unadapted
 
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 """Settings that hold a factor of the logits; some models multiply by theirs, others divide."""
@@ -35,7 +36,7 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
             not finite.
     """
     head, name = model.get_output_embeddings(), type(model).__name__
-    linear = head.get_base_layer() if isinstance(head, LoraLayer) else head
+    linear = unadapted(head)
     if not isinstance(linear, nn.Linear) or model.base_model is model:
         raise ValueError(f"{name} has no linear head over layers of its own")
     weight = linear.weight
@@ -59,7 +60,8 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
             expected = softcap * torch.tanh(expected / softcap)
         if expected.shape != logits.shape:
             return float("inf")
-        return float((expected - logits).abs().max() / logits.abs().max())
+        largest = logits.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        return float((expected - logits).abs().max() / largest)
 
     best = min(candidates, key=error)
     tolerance = 1e-4 if weight.dtype == torch.float32 else 3e-2
