@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -75,17 +77,13 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
 
 def _logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The logits [1, T, V] that ``model`` makes of last hidden states [1, T, D]."""
-    layers = vars(model.base_model)
-    forward = layers.get("forward")
-    layers["forward"] = lambda *_, **__: _LayersOutput(hidden)
-    try:
-        tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+    tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+    with ExitStack() as stack:
+        # Most models call the one, OPT the other.
+        for layers in {model.base_model, model.get_decoder()}:
+            returns_hidden = patch.object(layers, "forward", lambda *_, **__: _LayersOutput(hidden))
+            stack.enter_context(returns_hidden)
         logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
-    finally:
-        if forward is None:
-            del layers["forward"]
-        else:
-            layers["forward"] = forward
     return logits
 
 
