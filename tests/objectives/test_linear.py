@@ -25,6 +25,12 @@ from deft.objectives import (
 
 EXAMPLES = [*(info.example for info in CATALOG.values()), "GeneralFamily--0.5", "EAFT-2"]
 IGNORED = -100
+ANY_SHAPE = {
+    "rows": st.integers(1, 60),
+    "width": st.integers(1, 40),
+    "vocabulary": st.integers(2, 400),
+    "seed": st.integers(0, 10_000),
+}
 
 
 class Problem:
@@ -129,11 +135,8 @@ def test_torch_backend_matches_float64(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 60),
-    width=st.integers(1, 40),
-    vocabulary=st.integers(2, 400),
+    **ANY_SHAPE,
     scale=st.sampled_from([0.0, 1e-3, 0.3, 3.0, 300.0]),
-    seed=st.integers(0, 10_000),
     objective=st.sampled_from(["original", "p", "DEFT", "Cayley_Trans", "GEM", "OnlyTopP-0.1"]),
 )
 def test_any_shape_and_extreme_logits_in_float64(
@@ -146,11 +149,8 @@ def test_any_shape_and_extreme_logits_in_float64(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 60),
-    width=st.integers(1, 40),
-    vocabulary=st.integers(2, 400),
+    **ANY_SHAPE,
     scale=st.sampled_from([0.0, 1e-3, 0.3, 3.0, 30.0]),
-    seed=st.integers(0, 10_000),
     objective=st.sampled_from(["original", "p", "DEFT", "Cayley_Trans", "OnlyTopP-0.1"]),
 )
 def test_any_shape_in_bfloat16(
