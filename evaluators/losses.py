@@ -20,12 +20,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from deft.evaluators import statistics
 from deft.evaluators.actor import load_tokenizer
 from deft.evaluators.loss_table import RowLoss, summarize_losses, write_losses
-from deft.objectives import linear_objective
 from deft.workers.batches import collate
 from deft.workers.chat import IGNORE_INDEX, Example, encode_examples
 from deft.workers.datasets import read_examples
 from deft.workers.engine import resolve_dtype
-from deft.workers.head import last_hidden
+from deft.workers.head import target_statistics
 from deft.workers.logits import LogitTransform, logit_transform
 from deft.workers.records import BadRecord
 from deft.workers.rows import target_bytes
@@ -133,26 +132,14 @@ def measure_losses(
     return summarize_losses(table) | {"ece": ece}
 
 
-@torch.no_grad()
 def _token_losses(
     model: Any, transform: LogitTransform, input_ids: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
     """target, logp, entropy, confidence and correct of each target token, [N] on the CPU."""
-    head = model.get_output_embeddings()
-    targets = labels[:, 1:].flatten()
-    chosen = targets != IGNORE_INDEX
-    hidden, targets = last_hidden(model, input_ids)[chosen], targets[chosen]
-    stats = linear_objective(
-        transform.scaled(hidden),
-        head.weight,
-        targets,
-        "original",
-        bias=head.bias,
-        softcap=transform.softcap,
-        statistics=("entropy", "top_logp"),
-    ).stats
+    stats = target_statistics(model, transform, input_ids, labels, ("entropy", "top_logp"))
+    targets = labels[:, 1:]
     tokens = {
-        "target": targets,
+        "target": targets[targets != IGNORE_INDEX],
         "logp": stats.logp.double(),
         "entropy": stats.require("entropy").double(),
         "confidence": stats.require("top_logp").double().exp(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -13,12 +14,13 @@ from deft.objectives import (
     NonFiniteLogitsError,
     Objective,
     ReferenceHead,
+    TokenStats,
     linear_objective,
 )
 from deft.workers.adapters import low_rank_update, unadapted, without_adapters
 from deft.workers.attention import packed_keywords
 from deft.workers.chat import IGNORE_INDEX
-from deft.workers.logits import logit_transform
+from deft.workers.logits import LogitTransform, logit_transform
 
 LOGGED_STATISTICS = ("concentration", "entropy")
 """What is logged of every token beside what the objective itself reads."""
@@ -250,6 +252,36 @@ class ObjectiveModel(nn.Module):
             step_mean_p=step_mean_p,
         )
         return output
+
+
+@torch.no_grad()
+def target_statistics(
+    model: PreTrainedModel,
+    transform: LogitTransform,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    statistics: Collection[str],
+) -> TokenStats:
+    """Statistics of a batch's N target tokens under a model that is not trained, each [N].
+
+    Args:
+        model: with the head that it came with.
+        transform: its `logit_transform`.
+        input_ids: int64 [B, T], padded on the right.
+        labels: int64 [B, T], not shifted; `IGNORE_INDEX` where there is no target.
+        statistics: optional fields of `TokenStats` to compute.
+    """
+    head, targets = model.get_output_embeddings(), labels[:, 1:].flatten()
+    chosen = targets != IGNORE_INDEX
+    return linear_objective(
+        transform.scaled(last_hidden(model, input_ids)[chosen]),
+        head.weight,
+        targets[chosen],
+        "original",
+        bias=head.bias,
+        softcap=transform.softcap,
+        statistics=statistics,
+    ).stats
 
 
 def last_hidden(

@@ -10,17 +10,16 @@ import datasets
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deft.objectives import TokenStats, linear_objective
+from deft.objectives import TokenStats
 from deft.objectives.head import join_stats
 from deft.workers.batches import collate
 from deft.workers.engine import resolve_dtype
-from deft.workers.head import last_hidden
+from deft.workers.head import target_statistics
 from deft.workers.logits import logit_transform
 
 BATCH_SIZE = 4
 
 
-@torch.no_grad()
 def token_statistics(
     model_dir: str,
     rows_dir: str,
@@ -48,28 +47,20 @@ def token_statistics(
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=resolve_dtype("auto"), device_map=device
     ).eval()
-    head, transform = model.get_output_embeddings(), logit_transform(model)
+    transform = logit_transform(model)
     parts: list[TokenStats] = []
     for start in range(0, len(rows), BATCH_SIZE):
         chosen = [rows[i] for i in range(start, min(start + BATCH_SIZE, len(rows)))]
         batch = collate(chosen, tokenizer.pad_token_id, device, packing=False)
-        output = linear_objective(
-            transform.scaled(last_hidden(model, batch["input_ids"])),
-            head.weight,
-            batch["labels"][:, 1:].flatten(),
-            "original",
-            bias=head.bias,
-            softcap=transform.softcap,
-            statistics=statistics,
-        )
-        parts.append(_targets(output.stats))
+        stats = target_statistics(model, transform, batch["input_ids"], batch["labels"], statistics)
+        parts.append(_on_cpu(stats))
         on_progress(start + len(chosen), len(rows))
     return join_stats(parts)
 
 
-def _targets(stats: TokenStats) -> TokenStats:
+def _on_cpu(stats: TokenStats) -> TokenStats:
     columns: dict[str, Any] = {
-        field.name: None if column is None else column[stats.mask].cpu()
+        field.name: None if column is None else column.cpu()
         for field in fields(TokenStats)
         for column in [getattr(stats, field.name)]
     }

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from deft.objectives.softmax_stats import soft_cap_
 from deft.workers.adapters import unadapted
 
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
@@ -59,7 +60,7 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
     def error(transform: LogitTransform) -> float:
         expected = head(transform.scaled(hidden)).float()
         if softcap is not None:
-            expected = softcap * torch.tanh(expected / softcap)
+            soft_cap_(expected, softcap, None)
         if expected.shape != logits.shape:
             return float("inf")
         largest = logits.abs().max().clamp(min=torch.finfo(torch.float32).tiny)

@@ -214,15 +214,14 @@ def test_reference_gradients_are_autograds(objective: str) -> None:
         assert_close(gradient, leaf.grad)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    # What goes by vocabulary blocks has its e^z rounded to bfloat16.
-    [(torch.float32, 1e-4), (torch.bfloat16, 5e-3)],
-)
-def test_statistics_are_those_of_the_softmax(dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_are_those_of_the_softmax(dtype: torch.dtype) -> None:
     problem = Problem(50, 16, 300, scale=0.5, dtype=dtype)
     names = ("concentration", "entropy", "top_logp", "entropy_top20")
     for asked in (names, names[:3], names[:2], names[1:2]):
+        # What can go by vocabulary blocks has its e^z rounded to bfloat16.
+        is_rounded = dtype == torch.bfloat16 and "entropy_top20" not in asked
+        tolerance = 5e-3 if is_rounded else 1e-4
         output, _ = problem.run("original", "torch", dtype, statistics=asked)
         probs = (problem.hidden @ problem.weight.T + problem.bias).softmax(-1)
         top = probs.topk(20).values
