@@ -20,7 +20,7 @@ format: install
 
 readme: install  ## write the table of objectives from the catalog
 	.venv/bin/python -c "import re, pathlib; \
-		from deft.platform.results import objectives_markdown as table; \
+		from deft.platform.commands.show_results import objectives_markdown as table; \
 		readme = pathlib.Path('README.md'); \
 		parts = re.split('(<!-- /?objectives -->\n)', readme.read_text()); \
 		readme.write_text(''.join([*parts[:2], table(), '\n', *parts[3:]]))"

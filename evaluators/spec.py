@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from deft.evaluators.benchmark import Benchmark
-from deft.evaluators.benchmarks import get_benchmark
-from deft.objectives.strict import STRICT
-from deft.workers.chat import PROMPT_STYLES
-from deft.workers.names import unknown_name
+from deft.evaluators.benchmarks.base import Benchmark
+from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
+from deft.workers.common.names import unknown_name
+from deft.workers.common.settings import Settings
 
 Protocol = Literal["default", "paper"]
 
@@ -32,14 +32,12 @@ def heldout_table(label: str) -> str:
     return f"predictions/{label}-{HELDOUT}.parquet"
 
 
-class BenchmarkSpec(BaseModel):
+class BenchmarkSpec(Settings):
     """One benchmark. In YAML a bare string stands for ``{name: …}``.
 
     What is not given is filled in from the benchmark, so a resolved spec is complete; build one
     with ``BenchmarkSpec.model_validate("figfont")``.
     """
-
-    model_config = STRICT
 
     name: str
     """A name from `deft list benchmarks`, or ``package.module:object`` for one of your own."""
@@ -121,10 +119,8 @@ def _defaults(benchmark: Benchmark, protocol: Protocol, given: Mapping[str, Any]
     return defaults
 
 
-class HeldoutSpec(BaseModel):
+class HeldoutSpec(Settings):
     """Loss on text that was not trained on: NLL, bits per byte, calibration."""
-
-    model_config = STRICT
 
     file: str | None = None
     """A .jsonl file of lines with `prompt` and `response`; the run's validation split if not
@@ -139,10 +135,8 @@ class HeldoutSpec(BaseModel):
         return self
 
 
-class EngineSpec(BaseModel):
+class EngineSpec(Settings):
     """What generates the responses. There are as many engines as the cluster has devices for."""
-
-    model_config = STRICT
 
     type: Literal["vllm", "transformers"] = "vllm"
     """transformers is slower by far, and for models that vLLM does not serve."""
@@ -164,10 +158,8 @@ class EngineSpec(BaseModel):
     """Size of the key-value cache in GiB on CPUs; without effect on GPUs."""
 
 
-class EvaluationSpec(BaseModel):
+class EvaluationSpec(Settings):
     """What a model is evaluated on, and how."""
-
-    model_config = STRICT
 
     benchmarks: tuple[BenchmarkSpec, ...] = ()
     """Benchmarks to run, each at most once; none means that nothing is generated."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
         objective,
     )
     from deft.objectives.catalog import CATALOG
-    from deft.objectives.head import ReferenceHead
-    from deft.objectives.linear import (
+    from deft.objectives.head.interface import ReferenceHead
+    from deft.objectives.head.linear import (
         LinearObjectiveOutput,
         NonFiniteLogitsError,
         linear_objective,
@@ -40,16 +40,16 @@ __all__ = [
 
 _HOME = {
     "CATALOG": "catalog",
-    "LinearObjectiveOutput": "linear",
-    "NonFiniteLogitsError": "linear",
+    "LinearObjectiveOutput": "head.linear",
+    "NonFiniteLogitsError": "head.linear",
     "Objective": "base",
     "ObjectiveOutput": "base",
     "ObjectiveSpec": "spec",
-    "ReferenceHead": "head",
+    "ReferenceHead": "head.interface",
     "Target": "base",
     "TokenStats": "base",
     "get_objective": "base",
-    "linear_objective": "linear",
+    "linear_objective": "head.linear",
     "objective": "base",
 }
 

@@ -14,15 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
 
-from deft.objectives.strict import STRICT
+from deft.workers.common.settings import Settings
 
 
-class Parameters(BaseModel):
+class Parameters(Settings):
     """Parameters of an objective that has none; the base of all others."""
-
-    model_config = STRICT
 
 
 def _nonzero(value: float) -> float:
@@ -146,7 +144,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1",
         source="standard SFT",
         summary="Negative log-likelihood: every token weighs the same.",
-        implementation="deft.objectives.deformed:original",
+        implementation="deft.objectives.functions.deformed:original",
     ),
     ObjectiveInfo(
         name="p",
@@ -155,7 +153,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="p",
         source=_FAMILY,
         summary="Sharpens what is known; tokens of low probability hardly count.",
-        implementation="deft.objectives.deformed:probability",
+        implementation="deft.objectives.functions.deformed:probability",
     ),
     ObjectiveInfo(
         name="GeneralFamily",
@@ -164,7 +162,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="p^α",
         source=_FAMILY,
         summary="Deformed logarithm between original (α → 0) and p (α = 1), and beyond.",
-        implementation="deft.objectives.deformed:general_family",
+        implementation="deft.objectives.functions.deformed:general_family",
         parameters=Alpha,
     ),
     ObjectiveInfo(
@@ -177,7 +175,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
             "Focus α = sg(clamp(f + (1 − f)·p/(2 − p), 0.001, 1)) from the token's own p, "
             "lifted by f, half the batch's mean p."
         ),
-        implementation="deft.objectives.deformed:cayley",
+        implementation="deft.objectives.functions.deformed:cayley",
     ),
     ObjectiveInfo(
         name="DEFT",
@@ -189,7 +187,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
             "Focus α = sg(c) from the concentration of the whole prediction: confident conflicts "
             "are damped, open questions are learned."
         ),
-        implementation="deft.objectives.deformed:deft",
+        implementation="deft.objectives.functions.deformed:deft",
     ),
     ObjectiveInfo(
         name="DEFT_exact",
@@ -198,7 +196,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="p^α",
         source=f"{_DEFT}, without its 1e-6",
         summary="DEFT in the limit form: α = sg(c) and no constant beside it.",
-        implementation="deft.objectives.deformed:deft_exact",
+        implementation="deft.objectives.functions.deformed:deft_exact",
     ),
     ObjectiveInfo(
         name="OnlyTopP",
@@ -207,7 +205,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="p·1[p ≥ q]",
         source=_FAMILY,
         summary="p on the tokens that the model trusts; the others are dropped.",
-        implementation="deft.objectives.thresholds:only_top_p",
+        implementation="deft.objectives.functions.thresholds:only_top_p",
         parameters=LowerThreshold,
     ),
     ObjectiveInfo(
@@ -217,7 +215,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="p·1[p ≤ q]",
         source=_FAMILY,
         summary="p on the tokens that the model distrusts; the others are dropped.",
-        implementation="deft.objectives.thresholds:only_bottom_p",
+        implementation="deft.objectives.functions.thresholds:only_bottom_p",
         parameters=UpperThreshold,
     ),
     ObjectiveInfo(
@@ -227,7 +225,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1[p ≥ q]",
         source=_FAMILY,
         summary="NLL on the tokens that the model trusts; the others are dropped.",
-        implementation="deft.objectives.thresholds:only_top_logp",
+        implementation="deft.objectives.functions.thresholds:only_top_logp",
         parameters=LowerThreshold,
     ),
     ObjectiveInfo(
@@ -237,7 +235,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1[p ≤ q]",
         source=_FAMILY,
         summary="NLL on the tokens that the model distrusts; the others are dropped.",
-        implementation="deft.objectives.thresholds:only_bottom_logp",
+        implementation="deft.objectives.functions.thresholds:only_bottom_logp",
         parameters=UpperThreshold,
     ),
     ObjectiveInfo(
@@ -247,7 +245,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="p·1[p in the top share q]",
         source=_QUANTILE,
         summary="p on the micro-batch's share q of most trusted tokens.",
-        implementation="deft.objectives.thresholds:top_quantile_p",
+        implementation="deft.objectives.functions.thresholds:top_quantile_p",
         parameters=Share,
     ),
     ObjectiveInfo(
@@ -257,7 +255,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="p·1[p in the bottom share q]",
         source=_QUANTILE,
         summary="p on the micro-batch's share q of least trusted tokens.",
-        implementation="deft.objectives.thresholds:bottom_quantile_p",
+        implementation="deft.objectives.functions.thresholds:bottom_quantile_p",
         parameters=Share,
     ),
     ObjectiveInfo(
@@ -267,7 +265,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1[p in the top share q]",
         source=_QUANTILE,
         summary="NLL on the micro-batch's share q of most trusted tokens.",
-        implementation="deft.objectives.thresholds:top_quantile_logp",
+        implementation="deft.objectives.functions.thresholds:top_quantile_logp",
         parameters=Share,
     ),
     ObjectiveInfo(
@@ -277,7 +275,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1[p in the bottom share q]",
         source=_QUANTILE,
         summary="NLL on the micro-batch's share q of least trusted tokens.",
-        implementation="deft.objectives.thresholds:bottom_quantile_logp",
+        implementation="deft.objectives.functions.thresholds:bottom_quantile_logp",
         parameters=Share,
     ),
     ObjectiveInfo(
@@ -287,7 +285,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="sg(p)",
         source="arXiv 2508.05629",
         summary="NLL weighed by the token's probability: the gradient of p.",
-        implementation="deft.objectives.weighted:dft",
+        implementation="deft.objectives.functions.weighted:dft",
     ),
     ObjectiveInfo(
         name="DFT_floor",
@@ -296,7 +294,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="sg(max(p, f))",
         source="github.com/yongliang-wu/DFT/issues/1",
         summary="DFT in which no token weighs less than f.",
-        implementation="deft.objectives.weighted:dft_floor",
+        implementation="deft.objectives.functions.weighted:dft_floor",
         parameters=Floor,
     ),
     ObjectiveInfo(
@@ -306,7 +304,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="sg(H̃^a)",
         source="arXiv 2601.02151, LLaMA-Factory",
         summary="NLL weighed by the entropy of the top 20 logits / 3.0: open questions count most.",
-        implementation="deft.objectives.weighted:eaft",
+        implementation="deft.objectives.functions.weighted:eaft",
         parameters=EntropyExponent,
     ),
     ObjectiveInfo(
@@ -316,7 +314,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="sg(H^a)",
         source="arXiv 2601.02151, Axolotl",
         summary="EAFT with the entropy not divided: at a = 1 every gate is three times EAFT's.",
-        implementation="deft.objectives.weighted:eaft_unscaled",
+        implementation="deft.objectives.functions.weighted:eaft_unscaled",
         parameters=EntropyExponent,
     ),
     ObjectiveInfo(
@@ -326,7 +324,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="p(1 − p)",
         source="arXiv 2508.11408 (the weight φ, detached)",
         summary="NLL weighed towards tokens that the model is undecided about.",
-        implementation="deft.objectives.weighted:chord_phi",
+        implementation="deft.objectives.functions.weighted:chord_phi",
     ),
     ObjectiveInfo(
         name="Focal",
@@ -335,7 +333,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="(1 − p)^γ − γ·p·(1 − p)^(γ−1)·ℓ",
         source="arXiv 1708.02002, equation 4",
         summary="Focal loss, its weight not detached: hard tokens count most.",
-        implementation="deft.objectives.weighted:focal",
+        implementation="deft.objectives.functions.weighted:focal",
         parameters=FocusingExponent,
     ),
     ObjectiveInfo(
@@ -345,7 +343,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1 − ε; mix ε, T uniform",
         source="arXiv 1512.00567, section 7",
         summary="NLL against a target that leaves ε to the whole vocabulary.",
-        implementation="deft.objectives.mixed:label_smoothing",
+        implementation="deft.objectives.functions.mixed:label_smoothing",
         parameters=Smoothing,
     ),
     ObjectiveInfo(
@@ -355,7 +353,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1; mix −1, T = q",
         source="arXiv 2408.16673, linear h",
         summary="NLL that keeps diversity: the target competes with the sharpened prediction.",
-        implementation="deft.objectives.mixed:gem",
+        implementation="deft.objectives.functions.mixed:gem",
         parameters=Temperature,
     ),
     ObjectiveInfo(
@@ -365,7 +363,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="sg(p); mix λ, T = R",
         source=_ASFT,
         summary="DFT anchored to a frozen model R by the forward KL divergence.",
-        implementation="deft.objectives.mixed:asft",
+        implementation="deft.objectives.functions.mixed:asft",
         parameters=Anchor,
     ),
     ObjectiveInfo(
@@ -375,7 +373,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="sg(p); mix λ, T = P·(1 − log(P/R) + KL)",
         source=f"{_ASFT}, with the KL turned round",
         summary="DFT anchored to a frozen model R by the reverse KL divergence.",
-        implementation="deft.objectives.mixed:asft_reverse",
+        implementation="deft.objectives.functions.mixed:asft_reverse",
         parameters=Anchor,
     ),
     ObjectiveInfo(
@@ -385,7 +383,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1; mix λ, T = R",
         source=_ASFT,
         summary="NLL anchored to a frozen model R by the forward KL divergence.",
-        implementation="deft.objectives.mixed:sft_kl",
+        implementation="deft.objectives.functions.mixed:sft_kl",
         parameters=Anchor,
     ),
     ObjectiveInfo(
@@ -395,7 +393,7 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         gate="1; mix λ, T = P·(1 − log(P/R) + KL)",
         source=f"{_ASFT}, with the KL turned round",
         summary="NLL anchored to a frozen model R by the reverse KL divergence.",
-        implementation="deft.objectives.mixed:sft_kl_reverse",
+        implementation="deft.objectives.functions.mixed:sft_kl_reverse",
         parameters=Anchor,
     ),
 )

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import (
-    BaseModel,
     Field,
     ValidationError,
     field_validator,
@@ -21,13 +20,13 @@ from pydantic import (
 )
 
 from deft.objectives.catalog import CATALOG, ObjectiveInfo
-from deft.objectives.strict import STRICT
+from deft.workers.common.settings import Settings
 
 _IMPORT_PATH = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:[^\W\d]\w*")
 _WITH_ARGUMENTS = re.compile(r"(?P<name>[^()]+)\((?P<arguments>.*)\)", re.DOTALL)
 
 
-class ObjectiveSpec(BaseModel):
+class ObjectiveSpec(Settings):
     """One objective and its parameters.
 
     Validates from a string (`DEFT`, `deft`, `GeneralFamily-0.5`, `GeneralFamily--1`,
@@ -35,8 +34,6 @@ class ObjectiveSpec(BaseModel):
     (`{name: GeneralFamily, alpha: 0.5}`). Serialises to its canonical string, so that two
     spellings of one objective hash alike.
     """
-
-    model_config = STRICT
 
     name: str
     """Canonical name from the catalog, or the import path `package.module:attribute`."""

@@ -74,7 +74,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Train, evaluate and record one experiment, from a run file or from three names."""
-    from deft.platform.loading import load_spec
+    from deft.platform.config.loading import load_spec
 
     names = {"dataset": dataset, "model": model, "objective": objective}
     if file is None and not any(names.values()):
@@ -83,15 +83,15 @@ def run(
     console = RunConsole()
     if dry_run:
         console.say(spec.model_dump_json(indent=2))
-        from deft.platform.dry_run import show_plan
+        from deft.platform.commands.dry_run import show_plan
 
         # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
         with bad_input():
             show_plan(spec, root, RunConsole(Console(stderr=True, highlight=False)))
         return
-    from deft.platform.driver import run_experiment
-    from deft.platform.results import show_results
-    from deft.platform.tracking import default_tracking_uri
+    from deft.platform.commands.show_results import show_results
+    from deft.platform.run.driver import run_experiment
+    from deft.platform.tracking.recorder import default_tracking_uri
 
     console.stage("run", f"{spec.run_name} in {root}")
     uri = tracking_uri or default_tracking_uri(root)
@@ -121,7 +121,7 @@ def sweep(
         with bad_input():
             show_sweep(plan, root, console)
         return
-    from deft.platform.tracking import default_tracking_uri
+    from deft.platform.tracking.recorder import default_tracking_uri
     from deft.sweeps.run import run_sweep
 
     uri = tracking_uri or default_tracking_uri(root)
@@ -166,8 +166,8 @@ def submit_(
 
     Its other packages are the cluster's; a runtime_env.yaml here adds to its environment.
     """
-    from deft.platform.loading import load_spec
-    from deft.platform.yaml_file import read_yaml
+    from deft.platform.config.loading import load_spec
+    from deft.platform.config.yaml_file import read_yaml
 
     command = "sweep" if "grid" in read_yaml(file)[0] else "run"
     if command == "sweep":
@@ -177,7 +177,7 @@ def submit_(
         specs = [cell.spec for cell in (*plan.models.values(), *plan.cells)]
     else:
         specs = [load_spec(file, None, settings or ())]
-    from deft.platform import submit
+    from deft.platform.commands import submit
 
     console, working_dir = RunConsole(), Path.cwd()
     root = submit.absolute_root(root, submit.check_address(address))
@@ -247,7 +247,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Evaluate a model, trained here or not. The same command again goes on where it stopped."""
-    from deft.platform.loading import load_evaluation
+    from deft.platform.config.loading import load_evaluation
 
     sampling = {
         "samples": samples,
@@ -265,9 +265,9 @@ def evaluate(
     if dry_run:
         console.say(spec.model_dump_json(indent=2))
         return
-    from deft.platform.evaluation import run_evaluation
-    from deft.platform.results import show_evaluation
-    from deft.platform.tracking import default_tracking_uri
+    from deft.platform.commands.show_results import show_evaluation
+    from deft.platform.run.evaluation import run_evaluation
+    from deft.platform.tracking.recorder import default_tracking_uri
 
     console.stage("run", f"{spec.run_name} in {root}")
     uri = tracking_uri or default_tracking_uri(root)
@@ -284,7 +284,7 @@ def compare(
     root: Root = Path("runs"),
 ) -> None:
     """Compare runs on the items they share: intervals, differences to the first, significance."""
-    from deft.platform.comparison import compare_runs, find_run
+    from deft.platform.commands.compare import compare_runs, find_run
 
     compare_runs([find_run(name, root) for name in runs], RunConsole())
 
@@ -297,10 +297,10 @@ def report(
     root: Root = Path("runs"),
 ) -> None:
     """Write what a sweep has found so far, as a web page and as Markdown, into its directory."""
-    from deft.sweeps.results import find_sweep
+    from deft.sweeps.report.read_sweep import find_sweep
 
     directory = find_sweep(sweep, root)
-    from deft.sweeps.report import write_report
+    from deft.sweeps.report.write import write_report
 
     write_report(directory, root, RunConsole())
 
@@ -318,7 +318,7 @@ class Kind(StrEnum):
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """Explain what there is, one line each with its source."""
-    from deft.platform.results import show_catalog
+    from deft.platform.commands.show_results import show_catalog
 
     show_catalog(kind.value, RunConsole())
 
@@ -337,13 +337,13 @@ def show_data_(
     root: Root = Path("runs"),
 ) -> None:
     """Print the first examples as the model will see them, trained tokens coloured."""
-    from deft.platform.loading import load_spec
+    from deft.platform.config.loading import load_spec
 
     if file is None and not (dataset and model):
         raise UserError("give a run file, or --dataset and --model")
     names = {"dataset": dataset, "model": model, "objective": None if file else "original"}
     spec = load_spec(file, names, settings or ())
-    from deft.platform.show_data import show_data
+    from deft.platform.commands.show_data import show_data
 
     show_data(spec, root, number, RunConsole())
 
@@ -361,7 +361,7 @@ def grade(
     out: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="Where the graded lines go.")],
 ) -> None:
     """Score stored responses, without a model: adds verdict and extracted to each line."""
-    from deft.platform.grading import grade_file, show_counts
+    from deft.platform.commands.grade import grade_file, show_counts
 
     console = RunConsole()
     show_counts(grade_file(benchmark, file, out, console), out, console)
@@ -385,7 +385,7 @@ def landscape(
     root: Root = Path("runs"),
 ) -> None:
     """Draw how hard each objective pulls at a model's tokens, without training it."""
-    from deft.platform.loading import load_spec
+    from deft.platform.config.loading import load_spec
 
     chosen = _names(objectives)
     if not chosen:
@@ -393,7 +393,7 @@ def landscape(
     names = {"dataset": dataset, "model": model, "objective": chosen[0]}
     own = [f"dataset.size={size}", "dataset.validation=0"]
     spec = load_spec(None, names, [*own, *(settings or ())])
-    from deft.platform.landscape import draw_landscape
+    from deft.platform.commands.landscape import draw_landscape
 
     draw_landscape(spec, chosen, root, out, RunConsole())
 
@@ -406,9 +406,9 @@ def register(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Upload the model that a run trained to MLflow, and register it under a name."""
-    from deft.platform.comparison import find_run
-    from deft.platform.registration import register_model
-    from deft.platform.tracking import default_tracking_uri
+    from deft.platform.commands.compare import find_run
+    from deft.platform.tracking.model_registry import register_model
+    from deft.platform.tracking.recorder import default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(root)
     register_model(find_run(run, root), name, uri, RunConsole())
@@ -421,7 +421,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the runs, those that are still training included."""
-    from deft.platform.tracking import default_tracking_uri, require_tracking_uri
+    from deft.platform.tracking.recorder import default_tracking_uri, require_tracking_uri
 
     if tracking_uri is None and not (root / "mlflow.db").exists():
         raise UserError(f"{root}: no runs there yet; start one with `deft run`")
@@ -431,7 +431,7 @@ def ui(
     if uri.startswith("http"):
         console.say(f"that server has the UI itself: {uri}")
         return
-    from deft.platform.doctor import why_taken
+    from deft.platform.commands.doctor import why_taken
 
     if problem := why_taken(port):
         raise UserError(f"--port {port}: {problem}; give another port")
@@ -451,8 +451,8 @@ def doctor(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Check packages, devices, memory, disk, ports, MLflow, hub and cluster, and say what to do."""
-    from deft.platform.doctor import show_diagnosis
-    from deft.platform.tracking import default_tracking_uri
+    from deft.platform.commands.doctor import show_diagnosis
+    from deft.platform.tracking.recorder import default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(root)
     if not show_diagnosis(root, uri, RunConsole()):

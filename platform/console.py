@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from deft.workers.records import printable
+from deft.workers.common.text import printable
 
 PLAIN_LINES = 10
 """Lines that one bar becomes where there is no terminal."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from deft.workers.records import printable
-from deft.workers.secrets import without_secrets
+from deft.workers.common.secrets import without_secrets
+from deft.workers.common.text import printable
 
 
 class UserError(ValueError):

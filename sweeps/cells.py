@@ -11,17 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deft.platform.config.loading import apply_settings, merge, set_value, to_experiment, validate
+from deft.platform.config.spec import ExperimentSpec, name_of_parts
+from deft.platform.config.yaml_file import Key, read_yaml
 from deft.platform.errors import UserError
-from deft.platform.loading import (
-    apply_settings,
-    merge,
-    set_value,
-    to_experiment,
-    validate,
-)
-from deft.platform.spec import ExperimentSpec, name_of_parts
-from deft.platform.yaml_file import Key, read_yaml
-from deft.sweeps.spec import Settings, SweepSpec, label
+from deft.sweeps.spec import DottedSettings, SweepSpec, label
 from deft.workers.spec import ModelSpec
 
 
@@ -98,7 +92,9 @@ MAX_COMBINATIONS = 100_000
 """Of a grid; one value more on each axis of a few is soon millions."""
 
 
-def combinations(spec: SweepSpec) -> Iterator[tuple[dict[str, Key], Settings, Settings]]:
+def combinations(
+    spec: SweepSpec,
+) -> Iterator[tuple[dict[str, Key], DottedSettings, DottedSettings]]:
     """Every cell: where the value of each axis stands in the file, the values, further settings.
 
     Raises:
@@ -164,8 +160,8 @@ def _model_cell(
 
 def _cell(
     spec: SweepSpec,
-    values: Settings,
-    extra: Settings,
+    values: DottedSettings,
+    extra: DottedSettings,
     places: Mapping[str, Key],
     base: _Layer,
     models: Mapping[str, Cell],

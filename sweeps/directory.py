@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deft.platform.config.spec import ExperimentSpec
 from deft.platform.errors import UserError
-from deft.platform.run_directory import manifest_file
-from deft.platform.spec import ExperimentSpec
+from deft.platform.records.run_directory import manifest_file
 from deft.sweeps.cells import Cell, Plan
-from deft.workers.storage import exclusive, write_atomic
+from deft.workers.common.files import exclusive, write_atomic
 
 BASELINE = "original"
 """What the other objectives are compared with, where it is among them: NLL."""

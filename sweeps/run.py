@@ -16,19 +16,19 @@ from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from deft.evaluators.shared_pool import SharedPool
-from deft.platform.cluster import event_queue, ray_cluster, require_workers
+from deft.evaluators.generation.shared_pool import SharedPool
 from deft.platform.console import RunConsole
-from deft.platform.driver import require_importable
-from deft.platform.evaluation import require_engine
-from deft.platform.tracking import SweepRecorder, require_tracking_uri
+from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
+from deft.platform.run.driver import require_importable
+from deft.platform.run.evaluation import require_engine
+from deft.platform.tracking.recorder import SweepRecorder, require_tracking_uri
 from deft.sweeps.cells import Cell, Plan
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, place
-from deft.sweeps.report import write_report
+from deft.sweeps.progress import SweepView
+from deft.sweeps.report.write import write_report
 from deft.sweeps.spec import AshaSpec
 from deft.sweeps.trial import Trial
-from deft.sweeps.view import SweepView
 
 MAX_REPORTS = 1_000_000
 """More held-out losses than any cell reports."""

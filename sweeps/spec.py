@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from deft.objectives.strict import STRICT
+from deft.workers.common.settings import Settings
 
-Settings = dict[str, Any]
+DottedSettings = dict[str, Any]
 """Dotted keys of a run file with their values."""
 
 HIGHER_IS_BETTER = {
@@ -20,21 +20,17 @@ HIGHER_IS_BETTER = {
 """Held-out metrics to choose by. What benchmarks say is for the comparison, not for choosing."""
 
 
-class OverrideSpec(BaseModel):
+class OverrideSpec(Settings):
     """Settings of some cells only, such as a learning rate of one objective."""
 
-    model_config = STRICT
-
-    match: Settings = Field(min_length=1)
+    match: DottedSettings = Field(min_length=1)
     """Axes with the value, or a list of values, that a cell has."""
-    set: Settings = Field(min_length=1)
+    set: DottedSettings = Field(min_length=1)
     """Settings of the cells that match."""
 
 
-class SelectSpec(BaseModel):
+class SelectSpec(Settings):
     """How one value of an axis is chosen, declared before anything has run."""
-
-    model_config = STRICT
 
     over: str
     """Axis, as a rule `training.learning_rate`."""
@@ -44,23 +40,19 @@ class SelectSpec(BaseModel):
     """Metric after the last step whose mean over seeds is best for the chosen value."""
 
 
-class BudgetSpec(BaseModel):
+class BudgetSpec(Settings):
     """What every cell may spend."""
-
-    model_config = STRICT
 
     tokens: int = Field(ge=1)
     """Tokens to train on, prompts included; `training.tokens` of every cell."""
 
 
-class AshaSpec(BaseModel):
+class AshaSpec(Settings):
     """Early stopping of hopeless cells by successive halving (ASHA, arXiv 1810.05934).
 
     Cells are compared by held-out NLL while they train. A stopped cell is not evaluated, so this is
     for searching settings, not for comparing objectives.
     """
-
-    model_config = STRICT
 
     grace_steps: int = Field(ge=1)
     """Optimiser steps that every cell may take."""
@@ -68,25 +60,23 @@ class AshaSpec(BaseModel):
     """One of so many goes on at each rung."""
 
 
-class SweepSpec(BaseModel):
+class SweepSpec(Settings):
     """A grid of runs and what is to be learnt from it."""
-
-    model_config = STRICT
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")
     """What the sweep is called; the file's name if not given."""
-    base: str | dict[str, Any] = {}
+    base: str | dict[str, Any] = Field(default_factory=dict)
     """Settings that all cells share: those of a run file, or the path of one."""
-    models: dict[str, dict[str, Any]] = {}
+    models: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Runs that come first, by the name under which the axis `model` takes what they trained. Each
     is laid over `base`."""
     grid: dict[str, list[Any]] = Field(min_length=1)
     """Axes: a dotted key of a run file with its values. Cells are all combinations."""
-    exclude: list[Settings] = []
+    exclude: list[DottedSettings] = Field(default_factory=list)
     """Combinations to leave out: axes with a value, or a list of values."""
-    include: list[Settings] = []
+    include: list[DottedSettings] = Field(default_factory=list)
     """Cells beside the combinations: a value for each axis, and any other settings."""
-    overrides: list[OverrideSpec] = []
+    overrides: list[OverrideSpec] = Field(default_factory=list)
     """Settings of some cells only; later ones win."""
     budget: BudgetSpec | None = None
     """The same expense for every cell; without it each runs as its settings say."""

@@ -16,10 +16,10 @@ from ray import tune
 from ray.util.queue import Queue
 from rich.console import Console
 
-from deft.evaluators.shared_pool import SharedPool
+from deft.evaluators.generation.shared_pool import SharedPool
 from deft.platform.console import ProgressView, RunConsole
-from deft.platform.driver import run_experiment
 from deft.platform.errors import describe, root_cause
+from deft.platform.run.driver import run_experiment
 from deft.sweeps.directory import SweepDirectory
 
 PROGRESS_INTERVAL = 1.0

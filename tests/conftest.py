@@ -13,8 +13,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from deft.workers.job import TrainJob
     from deft.workers.spec import TrainingSpec
+    from deft.workers.training.job import TrainJob
 
 # The same code must pass or fail the same way every time; CI is no place to search for examples.
 # DEFT_FUZZ_EXAMPLES=10000 pytest -k hostile --hypothesis-show-statistics is the place, and says how
@@ -78,9 +78,9 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def make_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainJob]:
     """Training jobs of the tiny model on 57 figfont examples: (training, **fields) → job."""
-    from deft.workers.job import TrainJob
-    from deft.workers.prepare import prepare
+    from deft.workers.data.prepare import prepare
     from deft.workers.spec import DatasetSpec, ModelSpec
+    from deft.workers.training.job import TrainJob
 
     prepared = prepare(
         DatasetSpec(name="figfont", size=60),

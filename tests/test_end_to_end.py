@@ -18,7 +18,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from deft.workers.engine import resolve_dtype
+from deft.workers.training.engine import resolve_dtype
 
 RUN_FILE = """
 name: small

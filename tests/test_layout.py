@@ -1,4 +1,4 @@
-"""What the house rests on: the standard library's `platform`, one-way imports, light specs."""
+"""Layout of the repository: the standard library's `platform`, one-way imports, light specs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("objectives", "workers", "evaluators", "platform", "sweeps")
-"""Each room may import from those before it; `platform/cli.py` is the roof over all of them."""
+from helpers import ROOT
+
+FOLDERS = ("objectives", "workers", "evaluators", "platform", "sweeps")
+LAYERS = ("workers.common", *FOLDERS)
+"""A file imports from its own layer and from those before it."""
+COMMAND_LINE = "platform.cli"
+"""May import from every layer, and does so inside its commands."""
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "mlflow", "datasets")
+MAX_LINES = 600
+MAX_MODULES = 14
+"""Python modules that one folder shows."""
 
 
 def run_python(code: str, **environment: str) -> str:
@@ -30,7 +40,7 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def test_standard_platform_is_importable_with_the_checkout_first_on_the_path() -> None:
-    code = "import platform, deft.platform.spec; print(platform.machine(), platform.__file__)"
+    code = "import platform, deft.platform.config.spec;print(platform.machine(), platform.__file__)"
     machine, file = run_python(code, PYTHONPATH=str(ROOT)).split(" ", 1)
     assert machine == os.uname().machine
     assert not Path(file).is_relative_to(ROOT / "platform")
@@ -41,47 +51,91 @@ def test_platform_and_docker_are_no_regular_packages() -> None:
     assert not (ROOT / "docker" / "__init__.py").exists()
 
 
-def imported_rooms(file: Path) -> set[str]:
-    tree = ast.parse(file.read_text())
-    names = [
-        name
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    ]
-    return {name.split(".")[1] for name in names if name.startswith("deft.")}
+@cache
+def modules() -> dict[str, Path]:
+    """Every module outside tests by its dotted path below `deft`."""
+    files = [file for folder in FOLDERS for file in sorted((ROOT / folder).rglob("*.py"))]
+    dotted = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    return {name.removesuffix(".__init__"): file for name, file in zip(dotted, files, strict=True)}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_point_one_way(room: str) -> None:
-    allowed = set(ROOMS[: ROOMS.index(room) + 1])
-    for file in sorted((ROOT / room).rglob("*.py")):
-        if file == ROOT / "platform" / "cli.py":
+def imported_modules(file: Path) -> set[str]:
+    """Modules below `deft` that ``file`` imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            # `from deft.a import b` imports the module `deft.a.b` if there is one, else `deft.a`.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
             continue
-        assert imported_rooms(file) <= allowed, f"{file.relative_to(ROOT)} imports upwards"
+        for name in names:
+            inner = name.removeprefix("deft.")
+            if inner == name:
+                continue
+            found.add(inner if inner in modules() else inner.rpartition(".")[0])
+    return found
+
+
+@cache
+def import_graph() -> dict[str, set[str]]:
+    graph = {name: imported_modules(file) - {name} for name, file in modules().items()}
+    unknown = {target for targets in graph.values() for target in targets} - set(graph)
+    assert unknown <= {""}, unknown
+    return graph
+
+
+def layer(module: str) -> int:
+    """The layer that ``module`` belongs to: the one with the longest matching name."""
+    matching = [name for name in LAYERS if f"{module}.".startswith(f"{name}.")]
+    return LAYERS.index(max(matching, key=len))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_point_one_way(folder: str) -> None:
+    for module, targets in import_graph().items():
+        if module.split(".")[0] != folder or module == COMMAND_LINE:
+            continue
+        above = {target for target in targets if layer(target) > layer(module)}
+        assert not above, f"{module} imports from a layer above it: {above}"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    try:
+        tuple(TopologicalSorter(import_graph()).static_order())
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {error.args[1]}")
+
+
+def test_modules_and_folders_stay_small() -> None:
+    long = {
+        name: lines
+        for name, file in modules().items()
+        if (lines := len(file.read_text().splitlines())) > MAX_LINES
+    }
+    assert not long
+    folders = {file.parent for file in modules().values()}
+    full = {
+        str(folder.relative_to(ROOT)): number
+        for folder in folders
+        if (number := len([*folder.glob("[a-z]*.py")])) > MAX_MODULES
+    }
+    assert not full
 
 
 def test_every_package_is_listed_for_installation() -> None:
-    import tomllib
-
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    folders = {
-        str(file.parent.relative_to(ROOT)) for room in ROOMS for file in (ROOT / room).rglob("*.py")
-    }
-    assert set(setuptools["package-dir"].values()) == folders
-    assert set(setuptools["package-dir"]) == set(setuptools["packages"])
+    packages = {f"deft.{'.'.join(f.parent.relative_to(ROOT).parts)}" for f in modules().values()}
+    assert set(setuptools["packages"]) == packages
+    assert setuptools["package-dir"] == {f"deft.{folder}": folder for folder in FOLDERS}
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        "import deft.platform.spec",
-        "import deft.platform.loading",
+        "import deft.platform.config.spec",
+        "import deft.platform.config.loading",
         "import deft.objectives",
         "import deft.objectives.catalog",
         "from deft.platform.cli import app; app(['--help'], standalone_mode=False)",

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from deft.platform.loading import load_spec
-from deft.platform.run_directory import RunDirectory
-from deft.platform.tracking import Recorder, default_tracking_uri
+from deft.platform.config.loading import load_spec
+from deft.platform.records.run_directory import RunDirectory
+from deft.platform.tracking.recorder import Recorder, default_tracking_uri
 
 OBJECTIVES = ("original", "p", "Cayley_Trans", "DEFT")
 STEPS = range(1, 41)

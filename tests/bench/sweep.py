@@ -81,8 +81,8 @@ def measure_trials(number: int, root: Path) -> None:
     from deft.sweeps.cells import load_sweep
     from deft.sweeps.directory import SweepDirectory
     from deft.sweeps.placement import Placement
+    from deft.sweeps.progress import SweepView
     from deft.sweeps.run import run_cells
-    from deft.sweeps.view import SweepView
 
     file = root / "trials.yaml"
     base = {"dataset": "figfont", "model": "tiny", "objective": "original"}

@@ -73,7 +73,7 @@ def word_problems(size: int) -> Iterator[dict[str, str]]:
 
 def prepare_rows(options: argparse.Namespace, directory: Path) -> Any:
     """Model and exactly as many rows as the steps take."""
-    from deft.workers.prepare import prepare
+    from deft.workers.data.prepare import prepare
     from deft.workers.spec import DatasetSpec, ModelSpec
 
     size = options.steps * options.batch_size
@@ -143,12 +143,12 @@ class Stopwatch:
 
 
 def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """`deft.workers.sft_loop.train` on one Ray Train worker."""
+    """`deft.workers.training.sft_loop.train` on one Ray Train worker."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from deft.workers.job import TrainJob
     from deft.workers.spec import TrainingSpec
+    from deft.workers.training.job import TrainJob
 
     job = TrainJob(
         training=TrainingSpec(
@@ -175,11 +175,12 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
 
         import torch
 
-        from deft.workers.job import prepare_process
+        from deft.workers.training.ray_entry import prepare_process
 
         prepare_process()
         torch.set_num_threads(config["threads"])
-        from deft.workers import head, sft_loop
+        from deft.workers.modeling import objective_model as head
+        from deft.workers.training import sft_loop
 
         watch = Stopwatch()
         for module, attribute, name in (
@@ -348,7 +349,7 @@ def run_original(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def dtype_of(options: argparse.Namespace) -> Any:
     """The parameters' dtype, the same for every variant."""
-    from deft.workers.engine import resolve_dtype
+    from deft.workers.training.engine import resolve_dtype
 
     return resolve_dtype(options.dtype)
 
@@ -369,7 +370,7 @@ def measure(variant: str, options: argparse.Namespace, prepared: Any) -> dict[st
 
 def run_variant(options: argparse.Namespace) -> None:
     """What a measuring process does."""
-    from deft.workers.prepare import Prepared
+    from deft.workers.data.prepare import Prepared
 
     prepared = Prepared(**json.loads(options.prepared))
     run = {OURS: run_ours, EAGER: run_ours, ORIGINAL: run_original}.get(options.variant, run_trl)
@@ -394,8 +395,8 @@ def report(results: dict[str, dict[str, Any]]) -> None:
 
 def report_flops(ours: dict[str, Any], options: argparse.Namespace) -> None:
     """Print the model's own operations per second and their share of the possible (MFU)."""
-    from deft.platform.dry_run import architecture_of
-    from deft.platform.plan import training_flops
+    from deft.platform.commands.cost_model import training_flops
+    from deft.platform.commands.dry_run import architecture_of
     from deft.workers.spec import TrainingSpec
 
     architecture = architecture_of(options.model)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from deft.workers.figfont import TEST_START, figfont_examples
-from deft.workers.models import train_tokenizer
+from deft.workers.data.figfont import TEST_START, figfont_examples
+from deft.workers.modeling.model_files import train_tokenizer
 
 
 def save_model(

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,14 +27,9 @@ from moto.moto_server.werkzeug_app import (
 )
 from werkzeug.serving import make_server
 
-from deft.platform.loading import load_spec
-from deft.platform.run_directory import RunDirectory
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from deft.platform.config.loading import load_spec
+from deft.platform.records.run_directory import RunDirectory
+from helpers import free_port
 
 
 class S3Server:
@@ -229,8 +223,8 @@ def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
 @pytest.fixture
 def save_small_model() -> Callable[[Path], None]:
     """Save a model of random weights, with a tokenizer of its own, into a directory."""
-    from deft.workers.chat import Example
-    from deft.workers.models import build_tiny
+    from deft.workers.common.example import Example
+    from deft.workers.modeling.model_files import build_tiny
 
     def save(path: Path) -> None:
         text = "What is 1 + 2? user assistant 0123456789"

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from rich.console import Console
 
+from deft.platform.config.loading import load_spec
+from deft.platform.config.presets import PAPER_RUNS
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
-from deft.platform.loading import load_spec
-from deft.platform.presets import PAPER_RUNS
 from deft.sweeps.cells import Plan, load_sweep
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.dry_run import show_sweep
+from helpers import ROOT
 
 BASE = {
     "dataset": {"name": "figfont", "size": 400},
@@ -187,7 +188,7 @@ def test_a_thousand_cells_are_planned_in_seconds_and_live_in_files(tmp_path: Pat
 
 
 def test_the_papers_grid_is_its_tables(tmp_path: Path) -> None:
-    file = Path(__file__).parents[2] / "sweeps" / "paper.yaml"
+    file = ROOT / "sweeps" / "paper.yaml"
     plan = load_sweep(file, tmp_path)
     pairs = {(cell.spec.dataset.name, cell.spec.model.name) for cell in plan.cells}
     assert pairs == {(dataset, model) for dataset, model, _ in PAPER_RUNS}
@@ -199,7 +200,7 @@ def test_the_papers_grid_is_its_tables(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["quickstart", "continuum", "paper"])
 def test_ready_grids_are_planned(tmp_path: Path, name: str) -> None:
-    plan = load_sweep(Path(__file__).parents[2] / "sweeps" / f"{name}.yaml", tmp_path)
+    plan = load_sweep(ROOT / "sweeps" / f"{name}.yaml", tmp_path)
     console = RunConsole(Console(file=StringIO(), width=200))
     show_sweep(plan, tmp_path, console)
     file = console.console.file

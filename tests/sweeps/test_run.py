@@ -23,8 +23,9 @@ from deft.platform.console import RunConsole
 from deft.sweeps.cells import Plan, load_sweep
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement
+from deft.sweeps.progress import SweepView
 from deft.sweeps.run import run_cells
-from deft.sweeps.view import SweepView
+from helpers import wait_until
 
 BASE = {
     "dataset": {"name": "figfont", "size": 60},
@@ -60,13 +61,6 @@ def taken_placement_groups() -> list[str]:
         for found in placement_group_table().values()
         if found["state"] != "REMOVED"
     ]
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -142,7 +136,9 @@ def kill_after_a_cell(file: Path, root: Path, ray_address: str) -> dict[Path, in
         stderr=subprocess.DEVNULL,
     ) as driver:
         found = lambda: list(root.glob("*/stages/record.json"))  # noqa: E731
-        wait_until(lambda: bool(found()) or driver.poll() is not None, "a finished cell", 300)
+        wait_until(
+            lambda: bool(found()) or driver.poll() is not None, "a finished cell", seconds=300
+        )
         time.sleep(random.Random(str(file)).uniform(0, 5))
         driver.kill()
     assert found()

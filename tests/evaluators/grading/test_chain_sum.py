@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from deft.evaluators.grading.chain_sum import grade
-from deft.evaluators.grading.pool import GraderPool
-from deft.workers.chain_sum import chain_sum_examples
+from deft.evaluators.grading.sandbox.pool import GraderPool
+from deft.workers.data.chain_sum import chain_sum_examples
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sympy.parsing import sympy_parser
 
-from deft.evaluators.grading import medical
-from deft.evaluators.grading.math import grade
-from deft.evaluators.grading.pool import GraderPool
+from deft.evaluators.grading.choice import grader as medical
+from deft.evaluators.grading.math.grader import grade
+from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Verdict
 
 NINES = "9" * 100_000

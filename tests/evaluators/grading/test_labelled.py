@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
+FILES = {"math": "math/labelled.txt", "medical": "choice/labelled.txt"}
 
 
 class Row(NamedTuple):
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 def read_labelled(grader: str) -> list[Row]:
     """The labelled rows for ``math`` or ``medical``."""
-    text = (HERE / f"{grader}_labelled.txt").read_text()
+    text = (Path(__file__).parent / FILES[grader]).read_text()
     return [read_row(grader, block) for block in re.split("^%%% ", text, flags=re.MULTILINE)[1:]]
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: items, prompts, sampling and graders. Add yours here."""

@@ -1,0 +1,55 @@
+"""The benchmarks there are. Importing this module loads no model, data or engine library."""
+
+from __future__ import annotations
+
+import importlib
+
+from deft.evaluators.benchmarks.base import Benchmark
+from deft.evaluators.benchmarks.chain_sum import CHAIN_SUM
+from deft.evaluators.benchmarks.figfont import FIGFONT
+from deft.evaluators.benchmarks.general import GENERAL
+from deft.evaluators.benchmarks.math import (
+    AIME24,
+    AIME25,
+    AMC23,
+    GSM8K,
+    MATH500,
+    MINERVA_MATH,
+    OLYMPIADBENCH,
+)
+from deft.evaluators.benchmarks.medical import MEDICAL
+from deft.workers.common.names import unknown_name
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "math500": MATH500,
+    "minerva_math": MINERVA_MATH,
+    "olympiadbench": OLYMPIADBENCH,
+    "aime24": AIME24,
+    "aime25": AIME25,
+    "amc23": AMC23,
+    "gsm8k": GSM8K,
+    "medical": MEDICAL,
+    "figfont": FIGFONT,
+    "chain_sum": CHAIN_SUM,
+    "general": GENERAL,
+}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name, or the one at an import path ``package.module:object``.
+
+    Raises:
+        ValueError: there is none; the message says which there are.
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(unknown_name("benchmark", name, BENCHMARKS))
+    try:
+        benchmark = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"benchmark {name!r} cannot be imported: {error}") from error
+    if not isinstance(benchmark, Benchmark):
+        raise ValueError(f"benchmark {name!r} is no Benchmark: {benchmark!r:.80}")
+    return benchmark

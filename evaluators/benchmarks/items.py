@@ -1,0 +1,149 @@
+"""The items of a benchmark: read from a local file, the hub or its generator, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+from deft.evaluators.benchmarks.base import Benchmark, HubTable, Item, Record
+from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.spec import BenchmarkSpec
+from deft.workers.common.files import write_atomic
+from deft.workers.data.readers import BadRecord, read_records
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Path:
+    """Write the items that ``spec`` names to a file in ``cache``, named by its content.
+
+    Raises:
+        ValueError: there is no data, or a row of it cannot be read; the message says what to do.
+    """
+    items = load_items(spec, data_dir)
+    text = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in items)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    path = cache / "items" / f"{get_benchmark(spec.name).name}-{digest}.jsonl"
+    if not path.exists():
+        write_atomic(path, text)
+    return path
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items in a file that `prepare_items` wrote."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = map(json.loads, lines)
+    return [Item(**{**row, "prompt": tuple(row["prompt"])}) for row in rows]
+
+
+def load_items(spec: BenchmarkSpec, data_dir: str | None) -> list[Item]:
+    """The items that ``spec`` names; see `prepare_items`."""
+    benchmark = get_benchmark(spec.name)
+    records, where = _records(benchmark, spec, data_dir)
+    items = _read(benchmark, records, where)
+    if benchmark.several_sources:
+        chosen = take_in_turn(list(items), spec.size)
+    else:
+        chosen = list(islice(items, spec.size))
+    if not chosen or (spec.size is not None and len(chosen) < spec.size):
+        wanted = "" if spec.size is None else f", and {spec.size} are asked for"
+        raise ValueError(f"{benchmark.name}: there are {len(chosen)} items in {where}{wanted}")
+    seen: set[str] = set()
+    for item in chosen:
+        if item.id in seen:
+            raise ValueError(f"{benchmark.name}: the id {item.id!r} is twice in {where}")
+        seen.add(item.id)
+    return chosen
+
+
+def take_in_turn(items: Sequence[Item], size: int | None) -> list[Item]:
+    """The first ``size`` items, one of each source after the other, in the order of ``items``."""
+    rank: dict[str, int] = {}
+    places = []
+    for position, item in enumerate(items):
+        rank[item.source] = rank.get(item.source, -1) + 1
+        places.append((rank[item.source], position))
+    return [items[position] for position in sorted(p for _, p in sorted(places)[:size])]
+
+
+def _read(benchmark: Benchmark, records: Iterable[Record], where: str) -> Iterator[Item]:
+    for number, record in enumerate(records):
+        try:
+            item = benchmark.read(record, number)
+        except KeyError as error:
+            raise ValueError(
+                f"{benchmark.name}: row {number + 1} of {where} has no field {error}; "
+                f"there are: {', '.join(map(str, record))}"
+            ) from None
+        except (TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{benchmark.name}: row {number + 1} of {where} cannot be read: {error}"
+            ) from None
+        if item is not None:
+            yield item
+
+
+def _records(
+    benchmark: Benchmark, spec: BenchmarkSpec, data_dir: str | None
+) -> tuple[Iterable[Record], str]:
+    """The rows of a benchmark, and where they are."""
+    if spec.file is not None:
+        return read_file(Path(spec.file)), spec.file
+    table = benchmark.records
+    if not isinstance(table, HubTable):
+        return table(), benchmark.source
+    if data_dir is None:
+        return _read_hub(benchmark.name, table), table.repo
+    for suffix in SUFFIXES:
+        path = Path(data_dir, benchmark.name + suffix)
+        if path.is_file():
+            return read_file(path), str(path)
+    raise ValueError(
+        f"{benchmark.name}: there is no {benchmark.name}{'|'.join(SUFFIXES)} in the data folder "
+        f"{data_dir}; put the rows of {table.repo} there, or leave data_dir out to load them "
+        "from the Hugging Face hub"
+    )
+
+
+def read_file(path: Path) -> Iterator[Record]:
+    """The rows of a JSONL or Parquet file, or of a JSON file that holds a list.
+
+    A JSON object of lists is read as one list, each row with its key as `source`.
+
+    Raises:
+        ValueError: the file or a row of it is not what its suffix says.
+    """
+    if path.suffix == ".json" and path.read_bytes().lstrip()[:1] == b"{":
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
+        for source, rows in content.items():
+            yield from ({"source": source, **row} for row in rows)
+        return
+    for found in read_records(path, str(path), ()):
+        if isinstance(found, BadRecord):
+            raise ValueError(f"{found.where}: {found.message}")
+        yield found.fields
+
+
+def _read_hub(name: str, table: HubTable) -> Iterable[Record]:
+    import datasets
+    from huggingface_hub import hf_hub_download
+
+    try:
+        if table.file is not None:
+            return read_file(Path(hf_hub_download(table.repo, table.file, repo_type="dataset")))
+        rows: Iterable[Record] = datasets.load_dataset(table.repo, table.subset, split=table.split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{name}: {table.repo} could not be had from the Hugging Face hub ({reason:.200}). "
+            f"Without it, put its rows as {name}.jsonl or {name}.parquet into a folder and name "
+            "that folder: evaluation.data_dir in a run file, --data-dir on the command line"
+        ) from None
+    return rows

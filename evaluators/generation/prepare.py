@@ -1,0 +1,66 @@
+"""Everything an evaluation needs on disk, and proof that it can be done, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.items import prepare_items, read_items
+from deft.evaluators.generation.actor import load_tokenizer
+from deft.evaluators.generation.prompts import encode_item, resolve_style
+from deft.evaluators.spec import EvaluationSpec
+
+
+def prepare_benchmarks(spec: EvaluationSpec, cache: Path) -> dict[str, str]:
+    """Write the items of every benchmark to ``cache``.
+
+    Returns:
+        Name of a benchmark in the spec → file of its items.
+
+    Raises:
+        ValueError: data is missing or bad; the message says what to do.
+    """
+    return {
+        benchmark.name: str(prepare_items(benchmark, spec.data_dir, cache))
+        for benchmark in spec.suite
+    }
+
+
+def require_prompts(
+    spec: EvaluationSpec, items: Mapping[str, str], model_dir: str, trained_style: str
+) -> None:
+    """Render a prompt of every benchmark for a model that is going to be asked.
+
+    Args:
+        spec: the evaluation.
+        items: what `prepare_benchmarks` returned.
+        model_dir: directory of the model.
+        trained_style: prompt style it is trained with.
+
+    Raises:
+        ValueError: a prompt style does not fit the model.
+    """
+    if not spec.suite:
+        return
+    tokenizer = load_tokenizer(Path(model_dir))
+    for benchmark_spec in spec.suite:
+        benchmark = get_benchmark(benchmark_spec.name)
+        item = read_items(Path(items[benchmark_spec.name]))[0]
+        try:
+            style = resolve_style(benchmark_spec, benchmark, tokenizer, trained_style)
+            encode_item(tokenizer, item, benchmark, style)
+        except ValueError as error:
+            raise ValueError(f"{benchmark.name}: {error}") from None
+
+
+def absolute(spec: EvaluationSpec) -> EvaluationSpec:
+    """``spec`` with local paths made absolute: Ray's processes work in other directories."""
+    benchmarks = tuple(
+        benchmark.model_copy(update={"file": str(Path(benchmark.file).absolute())})
+        if benchmark.file
+        else benchmark
+        for benchmark in spec.benchmarks
+    )
+    folder = str(Path(spec.data_dir).absolute()) if spec.data_dir else None
+    return spec.model_copy(update={"benchmarks": benchmarks, "data_dir": folder})

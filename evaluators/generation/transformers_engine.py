@@ -1,0 +1,147 @@
+"""Generation by transformers, for models that vLLM does not serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from deft.evaluators.generation.engine import Decoding, Generation, Request, Start
+from deft.evaluators.generation.model_dir import Architecture
+from deft.evaluators.spec import EngineSpec
+
+BATCH_SIZE = 8
+
+
+class TransformersEngine:
+    """See `Engine`. Batches of requests of similar length, padded on the left."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model: Any = None
+
+    def load(self, model_path: Path, architecture: Architecture) -> Start:
+        """See `Engine`; loading is all there is to a start."""
+        self._model = None
+        dtype = self._spec.dtype
+        if dtype == "auto":
+            dtype = "bfloat16" if self._device.type == "cuda" else "float32"
+        try:
+            self._model = AutoModelForCausalLM.from_pretrained(
+                model_path, dtype=getattr(torch, dtype), device_map=self._device
+            ).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RuntimeError(
+                f"transformers could not load the model at {model_path}: {error}"
+            ) from error
+        # Sampling is what the benchmark says, never what a model directory suggests.
+        self._model.generation_config = type(self._model.generation_config)()
+        return "started"
+
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding
+    ) -> Iterator[tuple[int, Generation]]:
+        """See `Engine`."""
+        if self._model is None:
+            raise RuntimeError("no model is loaded")
+        context = self._model.config.get_text_config().max_position_embeddings
+        context = min(context, self._spec.max_model_len or context)
+        fitting = []
+        for index, request in enumerate(requests):
+            if len(request.prompt) >= context:
+                yield index, Generation([], "prompt_too_long")
+            else:
+                fitting.append(index)
+        fitting.sort(key=lambda index: len(requests[index].prompt))
+        size = 1 if self._spec.batch_invariant else BATCH_SIZE
+        for start in range(0, len(fitting), size):
+            chosen = fitting[start : start + size]
+            rooms = [
+                min(decoding.max_tokens, context - len(requests[index].prompt)) for index in chosen
+            ]
+            batch = self._generate_batch([requests[index] for index in chosen], rooms, decoding)
+            yield from zip(chosen, batch, strict=True)
+
+    @torch.no_grad()
+    def _generate_batch(
+        self, requests: Sequence[Request], rooms: Sequence[int], decoding: Decoding
+    ) -> list[Generation]:
+        width = max(len(request.prompt) for request in requests)
+        pads = [width - len(request.prompt) for request in requests]
+        ids = torch.tensor(
+            [[0] * pad + request.prompt for pad, request in zip(pads, requests, strict=True)]
+        )
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+        processors = LogitsProcessorList()
+        if decoding.temperature > 0:
+            processors.append(TemperatureLogitsWarper(decoding.temperature))
+            if decoding.top_p < 1:
+                processors.append(TopPLogitsWarper(decoding.top_p))
+            seeds = [request.seed for request in requests]
+            processors.append(GumbelNoise(seeds, self._device))
+        criteria = StoppingCriteriaList()
+        if decoding.reached_stop is not None:
+            criteria.append(ReachedStop(decoding.reached_stop, width))
+        output = self._model.generate(
+            ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            max_new_tokens=max(rooms),
+            do_sample=False,
+            eos_token_id=decoding.stop_token_ids or None,
+            pad_token_id=0,
+            logits_processor=processors,
+            stopping_criteria=criteria,
+        )
+        rows = output[:, width:].tolist()
+        return [_cut(row, room, decoding) for row, room in zip(rows, rooms, strict=True)]
+
+
+class GumbelNoise(LogitsProcessor):
+    """Turns the arg max into a draw from the softmax, each row from a generator of its own.
+
+    arg max(z + g) with Gumbel noise g is distributed as softmax(z) (Gumbel 1954; Maddison et al.
+    2014, arXiv 1411.0030), so greedy decoding over it samples, and rows do not depend on others.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.log()
+
+
+class ReachedStop(StoppingCriteria):
+    """Ends the rows whose text is over."""
+
+    def __init__(self, reached: Callable[[Sequence[int]], bool], width: int) -> None:
+        self._reached = reached
+        self._width = width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        done = [self._reached(row) for row in input_ids[:, self._width :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _cut(tokens: list[int], room: int, decoding: Decoding) -> Generation:
+    """A row of a batch up to where it ends: what follows belongs to longer rows."""
+    stops = set(decoding.stop_token_ids)
+    for length, token in enumerate(tokens[:room], start=1):
+        seen = tokens[:length]
+        if token in stops or (decoding.reached_stop is not None and decoding.reached_stop(seen)):
+            return Generation(seen, "stop")
+    return Generation(tokens[:room], "length")

@@ -1,0 +1,168 @@
+"""A vLLM engine that stays warm: weights are exchanged in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import nn
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+)
+from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
+
+from deft.evaluators.generation.engine import Decoding, Generation, Request, Start
+from deft.evaluators.generation.model_dir import Architecture
+from deft.evaluators.spec import EngineSpec
+
+WAITING = 256
+"""Requests that wait beyond those being generated; the rest stays outside the engine."""
+
+
+class VllmEngine:
+    """See `Engine`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._engine: LLMEngine | None = None
+        self._architecture: Architecture | None = None
+
+    def load(self, model_path: Path, architecture: Architecture) -> Start:
+        """See `Engine`; an engine of another architecture is closed before."""
+        fits = self._engine is not None and architecture == self._architecture
+        # Whatever fails from here on leaves no engine that another model would be swapped into.
+        self._architecture = None
+        try:
+            if fits:
+                self._swap(model_path)
+            else:
+                self._start(model_path)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or repr(error)
+            raise RuntimeError(
+                f"vLLM could not load the model at {model_path}: {reason}"
+            ) from error
+        self._architecture = architecture
+        return "swapped" if fits else "started"
+
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding
+    ) -> Iterator[tuple[int, Generation]]:
+        """See `Engine`."""
+        if self._engine is None:
+            raise RuntimeError("no model is loaded")
+        engine = self._engine
+        max_model_len = engine.vllm_config.model_config.max_model_len
+        window = engine.vllm_config.scheduler_config.max_num_seqs + WAITING
+        # Whole outputs at the end are cheaper, unless every token must be looked at.
+        streams = decoding.reached_stop is not None
+        running: dict[int, list[int]] = {}
+        waiting = iter(enumerate(requests))
+        exhausted = False
+        try:
+            while running or not exhausted:
+                while not exhausted and len(running) < window:
+                    following = next(waiting, None)
+                    if following is None:
+                        exhausted = True
+                        break
+                    index, request = following
+                    if len(request.prompt) >= max_model_len:
+                        yield index, Generation([], "prompt_too_long")
+                        continue
+                    running[index] = []
+                    self._add(engine, index, request, decoding, streams)
+                if not running:
+                    continue
+                for output in engine.step():
+                    assert isinstance(output, RequestOutput)
+                    index, completion = int(output.request_id), output.outputs[0]
+                    tokens = running[index]
+                    tokens += completion.token_ids
+                    if output.finished:
+                        del running[index]
+                        yield index, Generation(tokens, str(completion.finish_reason))
+                    elif decoding.reached_stop is not None and decoding.reached_stop(tokens):
+                        engine.abort_request([output.request_id])
+                        del running[index]
+                        yield index, Generation(tokens, "stop")
+        finally:
+            # A caller that stops listening must not leave its requests to the next one.
+            engine.abort_request([str(index) for index in running])
+
+    @staticmethod
+    def _add(
+        engine: LLMEngine, index: int, request: Request, decoding: Decoding, streams: bool
+    ) -> None:
+        engine.add_request(
+            str(index),
+            {"prompt_token_ids": request.prompt},
+            SamplingParams(
+                max_tokens=decoding.max_tokens,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                seed=request.seed if decoding.temperature > 0 else None,
+                stop_token_ids=decoding.stop_token_ids,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
+            ),
+        )
+
+    def _start(self, model_path: Path) -> None:
+        self._engine = None
+        cleanup_dist_env_and_memory()
+        on_cpu = current_platform.is_cpu()
+        dtype = self._spec.dtype
+        if dtype == "auto":
+            dtype = "float32" if on_cpu else "bfloat16"
+        max_model_len = self._spec.max_model_len
+        # On CPUs kernels round differently for every shape of a batch, so the shape is held fixed.
+        alone = self._spec.batch_invariant and on_cpu
+        args = EngineArgs(
+            model=str(model_path),
+            skip_tokenizer_init=True,
+            # Sampling is what the benchmark says, never what a model directory suggests.
+            generation_config="vllm",
+            dtype=dtype,
+            max_model_len=-1 if max_model_len is None else max_model_len,  # -1: what fits
+            gpu_memory_utilization=self._spec.gpu_memory_utilization,
+            kv_cache_memory_bytes=int(self._spec.kv_cache_gib * 2**30) if on_cpu else None,
+            # Compiling pays off only where a GPU would wait for Python.
+            enforce_eager=on_cpu,
+            tensor_parallel_size=self._spec.tensor_parallel,
+            # Its workers are children of this process then, on the devices that it has reserved.
+            distributed_executor_backend="mp" if self._spec.tensor_parallel > 1 else None,
+            max_num_seqs=1 if alone else None,
+            enable_prefix_caching=False if alone else None,
+            # Where a prompt is cut, vLLM 0.32 rewinds the request's generator, which no CPU's can.
+            enable_chunked_prefill=False if on_cpu else None,
+            use_tqdm_on_load=False,
+            disable_log_stats=True,
+        )
+        self._engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
+
+    def _swap(self, model_path: Path) -> None:
+        assert self._engine is not None
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(model_path)})
+        self._engine.apply_model(_repack_head)
+        # Cached keys and values belong to the former weights.
+        self._engine.reset_prefix_cache()
+
+
+def _repack_head(model: nn.Module) -> None:
+    """Make the head's packed copy, which CPU kernels multiply with, from its current weight.
+
+    vLLM 0.32 packs while it loads, and reloading skips a head that is tied to the embedding: it
+    would go on with the former model's copy. Where nothing is packed this changes nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and isinstance(
+            module.quant_method, UnquantizedEmbeddingMethod
+        ):
+            module.quant_method.process_weights_after_loading(module)

@@ -1,0 +1,1 @@
+"""Grade a response to a multiple-choice question."""

@@ -1,0 +1,533 @@
+"""Grading multiple choice: which option does a response name as its final answer, if any?
+
+The last explicit statement decides: a box, "the answer is …", "**Answer: (B) …**", "option B is
+correct", a correction ("wait, it is C"). Without one, a response whose last or first line is
+nothing but an option has answered too; last of all, one that settles on an option in free prose
+(`medical_prose`). A discussion of options is no answer, nor are two options at once, a letter that
+is not among the options, or a refusal: the verdict is then ``no_answer``, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from deft.evaluators.grading.choice.prose import abridged, concluded
+from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
+from deft.evaluators.grading.verdicts import Grade, Verdict
+
+MAX_VERBS = 3
+"""Verbs that a question may have before "… is" leads to its answer."""
+MAX_STATEMENTS = 50
+"""Statements of one kind that are looked at, from the last one back."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a response says at one place: an option, or nothing that is one of them."""
+
+    position: int
+    letter: str | None
+    binding: bool = True
+    """Whether it is a final answer even if it names no single option."""
+
+
+def grade(record: Mapping[str, Any]) -> Grade:
+    """Grade ``response`` against the letter ``gold`` of ``options`` (letter to text).
+
+    ``extracted`` is the letter of the chosen option. A response that was cut off is graded if it
+    had made its choice explicit by then, else it is ``truncated``.
+    """
+    options = {letter.upper(): text for letter, text in record["options"].items()}
+    finish_reason = record.get("finish_reason")
+    chooser = Chooser(options)
+    text = _STYLE_TAG.sub("", _ANSWER_TAG.sub(_tagged, answer_part(record["response"])))
+    text = _SNAKE.sub(" ", text)
+    text = final_section(_lettered(text, options))
+    letter = None
+    for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
+        letter = letter or chooser.explicit(part)
+        if letter is None and finish_reason != "length":
+            letter = chooser.implied(part)
+    if not letter:
+        return no_answer(finish_reason)
+    correct = letter == record["gold"].strip().upper()
+    return Grade(Verdict.correct if correct else Verdict.wrong, letter)
+
+
+_SECTION = re.compile(
+    r"^[#*\s]*(?:final response|final answer|final choice|conclusion|answer)[*:\s]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def final_section(text: str) -> str:
+    """What follows the last heading that announces the answer; all of it if there is none."""
+    headings = [m for m in _SECTION.finditer(text) if text[m.end() :].strip()]
+    return text[headings[-1].end() :].strip() if headings else text
+
+
+_ANSWER_TAG = re.compile(r"[<\[](/?)(?:final|(?:final[_ ]?)?answer)[>\]]", re.IGNORECASE)
+_STYLE_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|span)>", re.IGNORECASE)
+_SNAKE = re.compile(r"(?<=[a-z])_(?=[a-z])")
+_NUMBERED = re.compile(
+    r"\b(?:(?P<noun>option|choice|answer)\s+(?:number\s+)?(?P<number>[1-9])(?![\d.,%]*\d|\s*%)"
+    r"|(?P<ordinal>first|second|third|fourth|fifth|last)\s+(?:option|choice|answer))\b",
+    re.IGNORECASE,
+)
+_ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": 0}
+
+
+def _tagged(tag: re.Match[str]) -> str:
+    return "\n" if tag[1] else "\nAnswer: "
+
+
+def _lettered(text: str, options: Mapping[str, str]) -> str:
+    """With "option 3" and "the third option" called by the option's letter."""
+    letters = sorted(options)
+
+    def letter(match: re.Match[str]) -> str:
+        number = int(match["number"] or _ORDINALS[match["ordinal"].lower()])
+        return f"option {letters[number - 1]}" if number <= len(letters) else match.group()
+
+    return _NUMBERED.sub(letter, text)
+
+
+_BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
+_IS = (
+    r"\b(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|seems\s+to\s+be|appears\s+to\s+be"
+    r"|remains|becomes)"
+)
+_KIND = (
+    r"(?:final|correct|best|right|most\s+likely|most\s+appropriate|most\s+accurate|likely|single|"
+    r"probable|appropriate|only|overall|proper|my|ideal|preferred)"
+)
+_ADVERBS = (
+    r"(?:(?:therefore|thus|then|clearly|probably|likely|indeed|definitely|most\s+likely)\b\W*)*"
+)
+_NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
+_LEADS = re.compile(
+    rf"""
+    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=-])|conclusion(?=\W{{0,4}}:|\s+is\b)|{_KIND}\s+{_NOUN})
+        (?:\s+(?:choice|option|letter|idx))?
+        (?P<about>\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
+        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)[.-]|→|->|\s[-–—]\s)
+    | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to|am|'m)?\s*(?:therefore\s+|thus\s+)?
+        (?:choose|choosing|chose|select|pick|(?:go|going|went)\s+with|switch\s+to|opt\s+for|answer
+           |settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
+        (?:\s+(?:with|for|that))?\s*:?
+    | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection
+           |on\s+second\s+thought)\s*[,.:;—–-]*\s*
+        (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
+        (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
+           |the\s+\w+\s+{_IS})\s*:?
+    | (?:答案|选项)\s*(?:应该?)?(?:是|为|选)?\s*[：:]?|选(?=\s*[A-Z])
+    | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option|statement)\s+{_IS}\s*:?
+    | \b(?:so|thus|therefore|hence)\s*,?\s+
+        (?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_TRAILS = re.compile(
+    r"""
+    \b(?P<letter>[A-Z])\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
+    \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
+    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
+    (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
+         (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
+       |(?:only|ideal|preferred|proper|appropriate)\s+(?:option|choice|answer|one|correct)\b)
+    """,
+    re.VERBOSE,
+)
+_BAD_AHEAD = re.compile(
+    r"(?:n't|\b(?:not|never|if|whether|why|would\s+have\s+been|unless|could|might|may|cannot|suppose"
+    r"|which|neither)\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*)"
+    r"\s*(?:\w+\s+){0,2}$",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(r"\b[Ii]f\s[^.?!\n]+$|\bHad\s[^.?!\n]+$")
+_NEGATED = re.compile(
+    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|neither\b"
+    r"|going\s+to\b|unlikely|incorrect|wrong|un\w*clear|uncertain|unknown|none\b|impossible"
+    r"|difficult|hard\b|beyond|depend)",
+    re.IGNORECASE,
+)
+_CUT = re.compile(
+    r"\s*(?:,?\s*\b(?:rather\s+than|and\s+not|not|instead\s+of|as\s+opposed\s+to|because|since|"
+    r"unlike|but|due\s+to|given|while|whereas|although|though|over|as\s+(?:it|this|the)|so\s+that|"
+    r"which(?!\s+(?:is|are|points?|suggests?|indicates?|means?|leads?|fits|matches))|based\s+on|"
+    r"considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+_EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
+_FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
+_BARE = re.compile(
+    r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
+    r"|hence|(?:looks|sounds|seems)\s+like|probably|definitely|i\s+(?:think|believe|guess)"
+    r"|i(?:'d|\s+would)\s+say|(?:^|(?<=[.!?]\s))it(?:'s|\s+is)"
+    r"|chang(?:e|ing)\s+(?:that|it|my\s+answer)(?:\s+to)?)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
+    r"(?:$|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A letter that is all a sentence says: "Correction: C."; but not "so B. subtilis"."""
+_SHARED = re.compile(
+    r"\b(?:and|or|nor|both|to|through)\s*$|\b(?-i:[A-Z])\s*[,/&–-]\s*$", re.IGNORECASE
+)
+_ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
+
+
+class Chooser:
+    """Finds the option that a text names."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self.options = dict(options)
+        self.texts = {letter: _folded(text) for letter, text in options.items()}
+
+    def explicit(self, text: str) -> str | None:
+        """The option that the last explicit statement names; "" if it names none, or several.
+
+        None if there is no explicit statement at all.
+        """
+        statements = sorted(
+            (*self._boxes(text), *self._leading(text), *self._trailing(text)),
+            key=lambda statement: statement.position,
+        )
+        for statement in reversed(statements):
+            if statement.letter or statement.binding:
+                return statement.letter or ""
+        return None
+
+    def before_options(self, text: str) -> str:
+        """What stands before a next problem: the options once more, or a question with others."""
+        lines = text.split("\n")
+        whole = [self._whole_line(line) for line in lines]
+        items = [m[1] if (m := _ITEM_LETTER.match(line)) else None for line in lines]
+        first = list(self.options)[:3]
+        for at in range(1, len(lines) - 2):
+            if first not in (whole[at : at + 3], items[at : at + 3]):
+                continue
+            ahead = "\n".join(lines[:at])
+            if whole[at : at + 3] == first or ahead.rstrip(" *\n").endswith("?"):
+                return ahead
+        return text
+
+    def implied(self, text: str) -> str | None:
+        """The option that a text without explicit statement consists of, or ends in."""
+        lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
+        copy = _folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
+        lines = [line for line in lines if _folded(line) != copy]
+        if not lines:
+            return None
+        whole = [self._whole_line(line) for line in lines]
+        marked = self._marked(lines)
+        if marked:
+            return marked
+        if len(lines) > 1 and re.match(r"\W*[Oo]ption\s+[A-Z]\W*:", lines[-1]):
+            whole[-1] = None  # it was about to discuss the options
+        copied = len(lines) > 1 and None not in whole[-2:] and whole[-2] != whole[-1]
+        if whole[-1] and (not copied or re.fullmatch(r"\W*[A-Za-z]\W*", lines[-1])):
+            return whole[-1]
+        closing = _CLOSING_LETTER.search(lines[-1])
+        if closing and closing[1] in self.options:
+            return closing[1]
+        if whole[0] and not any(letter not in (None, whole[0]) for letter in whole):
+            return whole[0]
+        named = {
+            letter
+            for ahead, letter in zip(lines, whole[1:], strict=False)
+            if letter and _ANNOUNCED.search(ahead)
+        }
+        if len(named) == 1:
+            return named.pop()
+        if copied:
+            return None  # the options, repeated
+        if len(lines) == 1 and (said := abridged(lines[0], self.options)):
+            return said
+        return self._set_off(lines) or self._leading_mark(lines) or concluded(text, self.options)
+
+    def _leading_mark(self, lines: list[str]) -> str | None:
+        """``B. It lowers the afterload``: a marked letter that opens the text, and no other."""
+        marks = {m[1] for line in lines for m in _MARK.finditer(line)} & set(self.options)
+        first = _MARK.match(lines[0])
+        return first[1] if first and marks == {first[1]} else None
+
+    def _set_off(self, lines: list[str]) -> str | None:
+        """``No, there was no effect``; ``judging by these results, yes, the test is useful``."""
+        ends = "\n".join(_plain(line).lower() for line in (lines[0], lines[-1]))
+        said = set(_SET_OFF.findall(ends))
+        return self._exact(said.pop()) if len(said) == 1 else None
+
+    def _marked(self, lines: list[str]) -> str | None:
+        """The one option of a list of several that is marked as correct."""
+        marks: dict[str, bool] = {}
+        named = None
+        for item in (part for line in lines for part in _ITEMS_APART.split(line)):
+            letter = _ITEM_LETTER.match(item)
+            said = letter[1] if letter else self._by_text(re.split(r":|\s[–—-]\s", item)[0])
+            if said in self.options:
+                named = said
+            elif named is None or not _VERDICT.match(item):
+                continue
+            assert named is not None
+            marks[named] = _MARKED_CORRECT.search(item) is not None
+        correct = [letter for letter, right in marks.items() if right]
+        return correct[0] if len(correct) == 1 and len(marks) > 1 else None
+
+    def _boxes(self, text: str) -> Iterator[Statement]:
+        for match in list(_BOX.finditer(text))[-MAX_STATEMENTS:]:
+            content = _group(text, match.end() - 1)
+            if content.strip():
+                yield Statement(match.start(), self.resolve(content))
+
+    def _leading(self, text: str) -> Iterator[Statement]:
+        for match in list(_LEADS.finditer(text))[-MAX_STATEMENTS:]:
+            if _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
+                continue
+            if "would" in match.group().lower() and _SUPPOSED.search(
+                text, max(0, match.start() - 200), match.start()
+            ):
+                continue
+            rest = text[match.end() : match.end() + 300].lstrip(" *_:\"'`")
+            if rest.startswith("\n"):
+                rest = rest.lstrip("\n *_:#")
+            fragment = _sentence(rest)
+            contrast = _NOT_BUT.match(fragment)
+            fragment = contrast[1] if contrast else fragment
+            exact = self._exact(fragment)
+            if exact:
+                yield Statement(match.start(), exact)
+                continue
+            if not fragment or _NEGATED.match(fragment):
+                yield Statement(match.start(), None, binding=bool(_NONE_OF.match(fragment)))
+                continue
+            letter = self.resolve(fragment)
+            # "The answer to whether X is Y is …": the question has a verb of its own.
+            verbs = list(_FURTHER.finditer(fragment))[:MAX_VERBS] if match["about"] else ()
+            for verb in verbs:
+                letter = letter or self.resolve(fragment[verb.end() :])
+            yield Statement(match.start(), letter, binding=letter == "")
+        for match in list(_BARE.finditer(text))[-MAX_STATEMENTS:]:
+            if match[1] in self.options:
+                yield Statement(match.start(), match[1])
+
+    def _trailing(self, text: str) -> Iterator[Statement]:
+        position = 0
+        while match := _TRAILS.search(text, position):
+            position = match.start("letter") + 1
+            letter, said = match["letter"], match["text"].strip(" .:,()*_-–—")
+            # "B cells … so D is correct": what stands between must be the option's own text.
+            if letter not in self.options or (said and self._by_text(said) != letter):
+                continue
+            if re.search(r"\b[A-Z]$", said):
+                continue  # "D (its text) is tempting, but B is correct"
+            position = match.end()
+            before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
+            if _BAD_AHEAD.search(before):
+                continue
+            shared = _SHARED.search(before)
+            yield Statement(match.start(), "" if shared else letter)
+
+    def resolve(self, fragment: str) -> str | None:
+        """The option that a fragment names; "" for several at once, None for none."""
+        fragment = _plain(fragment)
+        if _NONE_OF.match(fragment) and not self._by_text(fragment):
+            return None
+        whole = self._exact(fragment) or self._exact(_EXPLAINED.split(fragment)[0])
+        if whole:
+            return whole
+        otherwise = _OTHERWISE.search(fragment)
+        if otherwise and otherwise[1] in self.options:
+            return ""
+        several = _SEVERAL.match(fragment)
+        if several and {several[1], several[2]} <= set(self.options):
+            return ""
+        if re.match(r"(?:either|both)\b", fragment, re.IGNORECASE):
+            return abridged(fragment, self.options) or ""
+        letter = self._leading_letter(fragment)
+        if letter is not None:
+            return letter or None
+        said = self._by_text(_CUT.sub("", fragment))
+        if said is None:
+            said = abridged(fragment, self.options) or concluded(fragment, self.options)
+        return said
+
+    def _exact(self, fragment: str) -> str | None:
+        """The option that a fragment is, in its words or as a number."""
+        for same in (_folded, _value):
+            said = same(fragment)
+            found = [c for c, text in self.options.items() if said and same(text) == said]
+            if len(found) == 1:
+                return found[0]
+        return None
+
+    def _leading_letter(self, fragment: str) -> str | None:
+        """The letter at the start; "" if it is no option's, None if there is no letter."""
+        match = _LETTER.match(fragment)
+        if match is None:
+            return None
+        labelled, letter, rest = match["label"], match["letter"], fragment[match.end() :]
+        bracketed = match["open"] and match["close"]
+        if not letter.isupper() and not (labelled or bracketed or not rest.strip(" .)*")):
+            return None
+        if letter.upper() not in self.options:
+            alone = labelled or bracketed or not rest.strip() or match["close"] or match["stop"]
+            return "" if alone else None
+        if labelled or bracketed or match["close"] or match["stop"] or not rest.strip():
+            return letter.upper()
+        follows = re.match(r"\s*([A-Za-z]+)?", rest)
+        word = (follows[1] or "").lower() if follows else ""
+        if word in _AFTER_LETTER or not word:
+            return letter.upper()
+        if self._starts_with_text(rest) == letter.upper():
+            return letter.upper()
+        return None
+
+    def _starts_with_text(self, rest: str) -> str | None:
+        folded = _folded(rest)
+        found = [c for c, text in self.texts.items() if text and folded.startswith(text)]
+        return max(found, key=lambda c: len(self.texts[c])) if found else None
+
+    def _by_text(self, fragment: str) -> str | None:
+        """The option whose text a fragment holds; "" for several, None for none."""
+        folded = f" {_folded(fragment)} "
+        spans = []
+        for letter, text in self.texts.items():
+            if not text:
+                continue
+            if len(text) < 2 or text in ("all", "none", "both", "neither", "other", "any"):
+                continue  # in a sentence these mean something else
+            if text in _ANSWER_WORDS:
+                if re.match(rf" {text}(?: |$)", folded):
+                    spans.append((0, len(text), letter))
+                continue
+            start = folded.find(f" {text} ")
+            if start >= 0 and not (text[0].isdigit() and _BOUND.search(folded[: start + 1])):
+                spans.append((start, start + len(text), letter))
+        # An option text within another option's text is not meant when the longer one stands there.
+        kept = {
+            letter
+            for start, end, letter in spans
+            if not any(s <= start and end <= e and (s, e) != (start, end) for s, e, _ in spans)
+        }
+        if len(kept) == 1:
+            return kept.pop()
+        return "" if kept else None
+
+    def _whole_line(self, line: str) -> str | None:
+        plain = _plain(line).strip("'‘’")
+        whole = self._exact(plain)
+        if whole:
+            return whole
+        match = _LETTER.match(plain)
+        if match is None:
+            return None
+        letter, rest = match["letter"], plain[match.end() :].strip(" .*?!")
+        marked = match["close"] or match["stop"] or match["label"]
+        if letter.upper() not in self.options or not (letter.isupper() or marked or not rest):
+            return None
+        if not rest:
+            return letter.upper()
+        if (marked or letter.isupper()) and self._starts_with_text(rest) == letter.upper():
+            return letter.upper()
+        return None
+
+
+_CLOSING_LETTER = re.compile(r"(?:\*\*|__|\w\w[.!:]\s)\(?([A-Z])\)?\.?(?:\*\*|__)?[\s.]*$")
+_SET_OFF = re.compile(r"(?:^|[,;:.?!]|\bso)\s*(yes|no|maybe|true|false)\s*[,.;:!—–]", re.MULTILINE)
+_ANNOUNCED = re.compile(r"\b(?:is|are|be|answer)\W*:\W*$", re.IGNORECASE)
+_BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
+"""Ahead of a number: it is the end of a range, or a bound."""
+_MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
+_ITEM_LETTER = re.compile(
+    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b)"
+)
+_ITEMS_APART = re.compile(r"[;,.]\s*(?=\W*[A-Z](?:\s+is\b|\W{0,2}:))")
+_VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
+_MARKED_CORRECT = re.compile(
+    r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
+    r"[✓✔✅]|(?:\bis|:|\s[–—-])[\s*]*(?:yes|true)\b",
+    re.IGNORECASE,
+)
+_NOT_BUT = re.compile(
+    r"\W*not\s+[^.,;]{1,60}?\s*[,;]?\s+(?:but|it's|it\s+is|rather)\s+(?:rather\s+)?(.+)$",
+    re.IGNORECASE | re.DOTALL,
+)
+_NONE_OF = re.compile(
+    r"\W*(?:none|neither|no\s+(?:option|choice|answer))\b|\W*(?:can(?:not|'t)|unable)",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(
+    r"\W*?(?P<label>(?:option|choice|letter|"
+    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]+\s*)?(?P<letter>[A-Za-z])"
+    r"(?P<close>\s*[)\]】]+)?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
+    re.IGNORECASE,
+)
+_SEVERAL = re.compile(
+    r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|"
+    r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
+)
+_OTHERWISE = re.compile(
+    r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
+)
+_AFTER_LETTER_TEXT = (
+    "because since as which for due given is and but that this in with based although while so "
+    "here then now instead over rather not"
+)
+_AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
+
+
+@lru_cache(maxsize=1_000)
+def _plain(text: str) -> str:
+    """Without LaTeX and Markdown."""
+    text = re.sub(
+        r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boldsymbol|mathit|mbox)(?![a-z])\s*", "", text
+    )
+    text = re.sub(r"\\(?:boxed|fbox)", "", text)
+    text = re.sub(r"\\[()\[\],;! ]|[${}*_`\"“”]", " ", text)
+    return " ".join(text.split())
+
+
+@lru_cache(maxsize=1_000)
+def _folded(text: str) -> str:
+    """Lower case, words and numbers only: how option texts are compared."""
+    spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
+    return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
+
+
+@lru_cache(maxsize=1_000)
+def _value(text: str) -> float | None:
+    """The number that a text is: 25 %, 0.25, 1/4, \\frac{1}{4}."""
+    number = _FRACTION.fullmatch(_FRAC.sub(r"\1/\2", text))
+    if number is None or not float(number[2] or 1):
+        return None
+    return float(number[1]) / float(number[2] or 1) / (100 if number[3] else 1)
+
+
+_FRAC = re.compile(r"\\[dt]?frac[{\s]*(\d+)[}{\s]+(\d+)[}\s]*")
+_FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\s$).\\]*")
+
+
+def _sentence(text: str) -> str:
+    """Up to the end of the sentence or line; a full stop behind an option letter ends nothing."""
+    text = text.split("\n", 1)[0]
+    for end in re.finditer(r"[.!?](?=\s|$)", text):
+        if not re.fullmatch(r"\W*(?:[Oo]ption\s+)?\(?[A-Za-z]", text[: end.start()]):
+            return text[: end.start()]
+    return text
+
+
+def _group(text: str, start: int) -> str:
+    depth = 0
+    for position in range(start, min(len(text), start + 2000)):
+        if text[position] == "{":
+            depth += 1
+        elif text[position] == "}":
+            depth -= 1
+            if depth == 0:
+                return text[start + 1 : position]
+    return text[start + 1 : start + 200].split("\n")[0]

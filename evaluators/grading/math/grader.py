@@ -1,0 +1,58 @@
+"""Grading mathematics: `math_extraction` finds the answer, `math_comparison` compares it.
+
+The gold answer may be bare, in dollars, in a box, or a whole solution that ends in a box or in
+``#### n``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from deft.evaluators.grading.math.equality import same_answer
+from deft.evaluators.grading.math.expressions import warm_up as warm_up
+from deft.evaluators.grading.math.extraction import find_answer
+from deft.evaluators.grading.math.structure import Group, Union, Words, readings
+from deft.evaluators.grading.responses import answer_part, no_answer
+from deft.evaluators.grading.verdicts import Grade, Verdict
+
+
+def grade(record: Mapping[str, Any]) -> Grade:
+    """Grade ``response`` against ``gold``.
+
+    A response that was cut off (``finish_reason`` is ``length``) is graded if it had stated its
+    answer in full by then; whatever it rambled on about, the answer was given. Otherwise it is
+    ``truncated``: the last number of an unfinished thought is no answer.
+    """
+    finish_reason = record.get("finish_reason")
+    gold = gold_answer(str(record["gold"]))
+    worded = isinstance(readings(gold)[0], Words)
+    found = find_answer(answer_part(record["response"]), parts=_parts(gold), worded=worded)
+    if found is None or (finish_reason == "length" and not found.explicit):
+        return no_answer(finish_reason)
+    correct = same_answer(gold, found.text)
+    return Grade(Verdict.correct if correct else Verdict.wrong, found.text.strip())
+
+
+def gold_answer(gold: str) -> str:
+    """The answer itself, out of a gold field that may hold a whole solution."""
+    if "####" in gold:
+        return gold.rpartition("####")[2].strip()
+    if "boxed" in gold or "fbox" in gold:
+        found = find_answer(gold, parts=1)
+        gold = found.text if found else gold
+    gold = gold.strip()
+    # A letter or a comma that was left standing before an interval or behind the answer.
+    gold = re.sub(r"^\$?\s*[a-z](?=\s*(?:\(.*\]|\[.*\))\s*\$?$)", "", gold)
+    return gold.rstrip(",; ").strip("$").strip(",; ")
+
+
+def _parts(gold: str) -> int:
+    """How many answers a gold answer consists of."""
+    match readings(gold)[0]:
+        case Group(kind="list" | "set", items=items):
+            return len(items)
+        case Union(parts=parts):
+            return len(parts)
+    return 1

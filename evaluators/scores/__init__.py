@@ -1,0 +1,1 @@
+"""From graded responses to metrics, intervals and comparisons."""

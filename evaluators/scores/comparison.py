@@ -1,0 +1,140 @@
+"""Two or more runs on the same items: which differences are more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from deft.evaluators.scores import statistics
+from deft.evaluators.scores.heldout_table import read_losses, text_bits
+from deft.evaluators.scores.statistics import Difference, Floats, Interval
+
+LEVEL = 0.05
+"""Chance of at least one false alarm in a whole comparison."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run says about each item of a benchmark."""
+
+    ids: Sequence[str]
+    values: Floats
+    """The headline value of each item, mean over its samples, [I]."""
+    weights: Floats
+    """Of the items, [I]: bytes for a rate per byte, ones otherwise."""
+    single: NDArray[np.bool_] | None
+    """Whether the one sample of an item is correct, [I]; None with several or for other scores."""
+    rates: Mapping[str, float]
+    """Shares of responses: truncated, missing EOS, no answer, grader error."""
+
+    def mean(self) -> float:
+        return float((self.values * self.weights).sum() / self.weights.sum())
+
+    def interval(self) -> Interval:
+        return statistics.bootstrap_interval(self.values, weights=self.weights)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run against the first on one benchmark."""
+
+    benchmark: str
+    run: str
+    difference: Difference
+    p_value: float
+    """McNemar's exact where both runs have one right or wrong response an item, else that of the
+    paired bootstrap."""
+    adjusted_p: float
+    """Holm's, over all comparisons that are made together."""
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the difference is told from noise at `LEVEL`."""
+        return self.adjusted_p < LEVEL
+
+
+def read_predictions(path: Path, headline: str) -> Measured:
+    """The items of a predictions table; ``headline`` as in `Benchmark`."""
+    columns = ["id", "sample", "verdict", "finish_reason", "scores"]
+    rows = pq.read_table(path, columns=columns).to_pylist()
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        score = dict(row["scores"] or []).get(headline, 0.0)
+        value = float(row["verdict"] == "correct") if headline == "avg" else score
+        values.setdefault(row["id"], []).append(value)
+    verdicts = [row["verdict"] for row in rows]
+    rates = {
+        name: verdicts.count(verdict) / len(rows)
+        for name, verdict in (
+            ("truncated", "truncated"),
+            ("no answer", "no_answer"),
+            ("grader error", "grader_error"),
+        )
+    }
+    rates["no EOS"] = [row["finish_reason"] for row in rows].count("length") / len(rows)
+    means = np.array([np.mean(samples) for samples in values.values()])
+    one_each = headline == "avg" and len(rows) == len(values)
+    return Measured(
+        ids=list(values),
+        values=means,
+        weights=np.ones(len(means)),
+        single=means.astype(bool) if one_each else None,
+        rates=rates,
+    )
+
+
+def read_heldout(path: Path) -> Measured:
+    """The rows of a table of losses, measured in bits per byte."""
+    losses = read_losses(path)
+    bits, sizes = text_bits(losses)
+    ids = [f"{loss.row}/{loss.n_bytes}" for loss in losses]
+    return Measured(ids=ids, values=bits / sizes, weights=sizes, single=None, rates={})
+
+
+def compare(
+    measured: Mapping[str, Mapping[str, Measured]], first: str
+) -> dict[tuple[str, str], Comparison]:
+    """Compare every run with the run ``first`` on every benchmark that both have.
+
+    Args:
+        measured: benchmark → run → what was measured.
+        first: the run to compare with.
+
+    Returns:
+        (benchmark, run) → comparison, over the items that both runs have; where they share none
+        there is no entry.
+    """
+    found: list[tuple[str, str, Difference, float]] = []
+    for benchmark, runs in measured.items():
+        if first not in runs:
+            continue
+        for name, run in runs.items():
+            if name == first:
+                continue
+            mine, theirs = _common_rows(runs[first].ids, run.ids)
+            if not mine:
+                continue
+            base = runs[first]
+            difference = statistics.paired_difference(
+                base.values[mine], run.values[theirs], weights=base.weights[mine]
+            )
+            p_value = difference.p_value
+            if base.single is not None and run.single is not None:
+                p_value = statistics.mcnemar(base.single[mine], run.single[theirs])
+            found.append((benchmark, name, difference, p_value))
+    adjusted = statistics.holm([p_value for *_, p_value in found])
+    return {
+        (benchmark, name): Comparison(benchmark, name, difference, p_value, corrected)
+        for (benchmark, name, difference, p_value), corrected in zip(found, adjusted, strict=True)
+    }
+
+
+def _common_rows(first: Sequence[str], second: Sequence[str]) -> tuple[list[int], list[int]]:
+    place = {id: row for row, id in enumerate(second)}
+    shared = [(row, place[id]) for row, id in enumerate(first) if id in place]
+    return [mine for mine, _ in shared], [theirs for _, theirs in shared]

@@ -1,0 +1,149 @@
+"""Loss on held-out text: the one yardstick that every training objective can be held to.
+
+Runs through transformers and the platform's fused head, one forward pass over each row. Shapes: N
+target tokens of one batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from deft.evaluators.generation.actor import load_tokenizer
+from deft.evaluators.scores import statistics
+from deft.evaluators.scores.heldout_table import RowLoss, summarize_losses, write_losses
+from deft.workers.common.example import IGNORE_INDEX, Example
+from deft.workers.data.chat import encode_examples
+from deft.workers.data.datasets import read_examples
+from deft.workers.data.readers import BadRecord
+from deft.workers.data.tokenization import target_bytes
+from deft.workers.modeling.logit_transform import LogitTransform, logit_transform
+from deft.workers.modeling.objective_model import target_statistics
+from deft.workers.spec import DatasetSpec
+from deft.workers.training.batches import collate
+from deft.workers.training.engine import resolve_dtype
+
+BATCH_SIZE = 4
+
+Row = Mapping[str, Any]
+"""input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
+there is no target; target_bytes, UTF-8 bytes of the text that the targets spell."""
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str
+) -> list[Row]:
+    """Examples as rows; see `encode_examples` for what is raised."""
+    encoded = list(encode_examples(tokenizer, examples, style=style))
+    sizes = target_bytes(tokenizer, [labels for _, labels in encoded])
+    return [
+        {"input_ids": ids, "labels": labels, "target_bytes": size}
+        for (ids, labels), size in zip(encoded, sizes, strict=True)
+    ]
+
+
+def read_rows(
+    model_dir: Path, *, file: str | None, rows_dir: str | None, style: str, size: int | None
+) -> Sequence[Row]:
+    """The first ``size`` rows of a file of prompts and responses, or of a prepared directory.
+
+    Raises:
+        ValueError: the file cannot be read, or the prompt style does not fit the model.
+    """
+    if file is not None:
+        examples = []
+        for found in read_examples(DatasetSpec(name=file, size=size)):
+            if isinstance(found, BadRecord):
+                raise ValueError(f"heldout: {found.where}: {found.message}")
+            examples.append(found)
+        return encode_rows(load_tokenizer(model_dir), examples, style)
+    assert rows_dir is not None
+    return list(islice(datasets.load_from_disk(rows_dir), size))
+
+
+def measure_losses(
+    model_dir: Path,
+    rows: Sequence[Row],
+    out: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """Loss and calibration of a model on rows, and a Parquet table of `RowLoss`.
+
+    Args:
+        model_dir: directory of the model and its tokenizer.
+        rows: encoded with that tokenizer.
+        out: the table.
+        on_progress: told how many rows of how many are done.
+
+    Returns:
+        ``nll`` (mean over target tokens, nats) and ``bits_per_byte`` (the same sum in bits, for
+        each byte of text: comparable across tokenizers), both with standard error and 95 %
+        interval over rows; ``control_nll``, the mean over EOS and its like; ``token_accuracy``;
+        ``ece``, the expected calibration error of the most likely token; ``entropy_gap``, nll minus
+        mean entropy: 0 for a model as certain as it should be on average, positive for an
+        overconfident one (Braverman et al. 2020, arXiv 1906.05664); the counts ``num_items`` and
+        ``num_tokens``.
+    """
+    tokenizer = load_tokenizer(model_dir)
+    control = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=resolve_dtype("auto"), device_map=device
+    ).eval()
+    transform = logit_transform(model)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    losses: dict[int, RowLoss] = {}
+    confidences, hits = [], []
+    for start in range(0, len(order), BATCH_SIZE):
+        chosen = order[start : start + BATCH_SIZE]
+        batch = collate(
+            [dict(rows[i]) for i in chosen], tokenizer.pad_token_id or 0, device, packing=False
+        )
+        tokens = _token_losses(model, transform, batch["input_ids"], batch["labels"])
+        is_control = torch.isin(tokens["target"], control)
+        confidences.append(tokens["confidence"].numpy())
+        hits.append(tokens["correct"].numpy())
+        sizes = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1).tolist()
+        ends = np.cumsum(sizes).tolist()
+        for i, size, end in zip(chosen, sizes, ends, strict=True):
+            mine = slice(end - size, end)
+            nll = -tokens["logp"][mine]
+            losses[i] = RowLoss(
+                row=i,
+                nll=float(nll.sum()),
+                control_nll=float(nll[is_control[mine]].sum()),
+                entropy=float(tokens["entropy"][mine].sum()),
+                n_tokens=size,
+                n_control=int(is_control[mine].sum()),
+                n_bytes=int(rows[i]["target_bytes"]),
+                num_correct=int(tokens["correct"][mine].sum()),
+            )
+        on_progress(len(losses), len(rows))
+    table = [losses[i] for i in range(len(rows))]
+    write_losses(table, out)
+    ece = statistics.expected_calibration_error(np.concatenate(confidences), np.concatenate(hits))
+    return summarize_losses(table) | {"ece": ece}
+
+
+def _token_losses(
+    model: Any, transform: LogitTransform, input_ids: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """target, logp, entropy, confidence and correct of each target token, [N] on the CPU."""
+    stats = target_statistics(model, transform, input_ids, labels, ("entropy", "top_logp"))
+    targets = labels[:, 1:]
+    tokens = {
+        "target": targets[targets != IGNORE_INDEX],
+        "logp": stats.logp.double(),
+        "entropy": stats.require("entropy").double(),
+        "confidence": stats.require("top_logp").double().exp(),
+        "correct": stats.correct,
+    }
+    return {name: column.cpu() for name, column in tokens.items()}

@@ -1,0 +1,137 @@
+"""From graded responses to the numbers of a benchmark.
+
+A metric is a function from `Outcomes` to named values; `avg_at_16` stands for what papers call
+avg@16, because MLflow takes no @ in a name. Everything is a mean over all items, so that a model
+gains nothing by failing: a response that was cut off, left empty or never asked for counts as not
+correct, and its score is that of the text there is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deft.evaluators.scores.statistics import Floats
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of S samples of each of I items."""
+
+    ids: Sequence[str]
+    """[I]."""
+    sources: Sequence[str]
+    """[I]."""
+    verdicts: Sequence[Sequence[str]]
+    """[I][S], values of `Verdict`."""
+    answers: Sequence[Sequence[str | None]]
+    """[I][S], the answer that was found in a response."""
+    scores: Mapping[str, Floats]
+    """[I, S] by name."""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.verdicts[0])
+
+    def correct(self) -> Floats:
+        """1 where the response is correct and 0 elsewhere, float64 [I, S]."""
+        import numpy as np
+
+        return np.array([[v == "correct" for v in row] for row in self.verdicts], dtype=np.float64)
+
+    def only(self, source: str) -> Outcomes:
+        """The items of one source."""
+        rows = [i for i, name in enumerate(self.sources) if name == source]
+        return Outcomes(
+            ids=[self.ids[i] for i in rows],
+            sources=[source] * len(rows),
+            verdicts=[self.verdicts[i] for i in rows],
+            answers=[self.answers[i] for i in rows],
+            scores={name: values[rows] for name, values in self.scores.items()},
+        )
+
+
+Metric = Callable[[Outcomes], dict[str, float]]
+
+
+def accuracy(outcomes: Outcomes) -> dict[str, float]:
+    """``avg_at_n``: mean over samples of the mean over items of being correct, with its error."""
+    return _mean(f"avg_at_{outcomes.num_samples}", outcomes.correct())
+
+
+def pass_at_k(outcomes: Outcomes) -> dict[str, float]:
+    """``pass_at_k`` for k = 2, 4, 8, … up to the number of samples, see `statistics.pass_at_k`."""
+    from deft.evaluators.scores import statistics
+
+    counts, n = outcomes.correct().sum(1).astype(int), outcomes.num_samples
+    return {f"pass_at_{k}": statistics.pass_at_k(counts, n, k) for k in _powers_of_two(n)}
+
+
+def majority(outcomes: Outcomes) -> dict[str, float]:
+    """``maj_at_k`` for k = 4, 8, … up to the number of samples, see `statistics.majority_at_k`."""
+    from deft.evaluators.scores import statistics
+
+    correct = outcomes.correct().astype(bool)
+    return {
+        f"maj_at_{k}": statistics.majority_at_k(outcomes.answers, correct, k)
+        for k in _powers_of_two(outcomes.num_samples)
+        if k > 2  # of two answers that differ, either may win
+    }
+
+
+def score_means(outcomes: Outcomes) -> dict[str, float]:
+    """The mean of every score that the grader gives, with its error."""
+    means: dict[str, float] = {}
+    for name, values in outcomes.scores.items():
+        means |= _mean(name, values)
+    return means
+
+
+def by_source(outcomes: Outcomes) -> dict[str, float]:
+    """``<source>/avg_at_n`` of every source and ``macro_avg_at_n``, the plain mean over them."""
+    name = f"avg_at_{outcomes.num_samples}"
+    means: dict[str, float] = {}
+    for source in sorted(set(outcomes.sources)):
+        # MLflow takes letters, digits and a few signs in a name.
+        prefix = re.sub(r"[^\w. -]+", "-", source)
+        of_source = _mean(name, outcomes.only(source).correct())
+        means |= {f"{prefix}/{key}": value for key, value in of_source.items()}
+    each = [value for key, value in means.items() if key.endswith(f"/{name}")]
+    return means | {f"macro_{name}": sum(each) / len(each)}
+
+
+def mean_over_benchmarks(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """``avg_at_n``: the plain mean over the benchmarks that have it, as papers report it.
+
+    Only where there are at least two. ``num_benchmarks`` says of how many.
+    """
+    values: dict[str, list[float]] = {}
+    for metrics in results.values():
+        for name, value in metrics.items():
+            if re.fullmatch(r"avg_at_\d+", name):
+                values.setdefault(name, []).append(value)
+    means = {name: sum(found) / len(found) for name, found in values.items() if len(found) > 1}
+    if not means:
+        return {}
+    return means | {"num_benchmarks": float(sum(len(values[name]) for name in means))}
+
+
+def _powers_of_two(n: int) -> list[int]:
+    return [2**e for e in range(1, n.bit_length()) if 2**e <= n]
+
+
+def _mean(name: str, values: Floats) -> dict[str, float]:
+    """The mean of ``values`` [I, S], its standard error and 95 % interval, both over items."""
+    from deft.evaluators.scores import statistics
+
+    items = values.mean(1)
+    interval = statistics.bootstrap_interval(items)
+    return {
+        name: float(items.mean()),
+        f"{name}_stderr": statistics.standard_error(items),
+        f"{name}_ci_low": interval.low,
+        f"{name}_ci_high": interval.high,
+    }

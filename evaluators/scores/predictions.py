@@ -1,0 +1,114 @@
+"""The table of a benchmark's predictions, and the metrics over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deft.evaluators.benchmarks.base import Benchmark
+from deft.evaluators.scores.metrics import Outcomes, by_source
+from deft.workers.common.files import atomic_file
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("sample", pa.int32()),
+        ("source", pa.string()),
+        ("prompt", pa.string()),
+        ("num_bos", pa.int32()),
+        ("response", pa.string()),
+        ("gold", pa.string()),
+        ("finish_reason", pa.string()),
+        ("n_tokens", pa.int32()),
+        ("verdict", pa.string()),
+        ("extracted", pa.string()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+"""One row for each item and sample, items in their order and samples from 0."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One response, graded; the columns of `SCHEMA`."""
+
+    id: str
+    sample: int
+    source: str
+    prompt: str
+    """The text the model saw, control tokens included."""
+    num_bos: int
+    """BOS tokens it starts with."""
+    response: str
+    """The text it answered, control tokens left out."""
+    gold: str
+    finish_reason: str
+    """See `Response`."""
+    n_tokens: int
+    verdict: str
+    extracted: str | None
+    scores: dict[str, float]
+
+
+def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
+    """Write the Parquet table. It appears whole or not at all; directories are made as needed."""
+    table = pa.Table.from_pylist([asdict(prediction) for prediction in predictions], SCHEMA)
+    with atomic_file(path) as file:
+        pq.write_table(table, file)
+
+
+def summarize(predictions: Sequence[Prediction], benchmark: Benchmark) -> dict[str, float]:
+    """The benchmark's metrics, and how often each thing happened that is no answer.
+
+    ``truncated_rate``, ``no_answer_rate`` and ``grader_error_rate`` are shares of verdicts;
+    ``missing_eos_rate`` is the share of responses that met the length limit, with an answer or
+    without; ``prompt_too_long_rate`` the share that was never asked for.
+
+    Raises:
+        ValueError: there are no predictions.
+    """
+    if not predictions:
+        raise ValueError("no predictions to summarize")
+    outcomes = to_outcomes(predictions)
+    metrics = {"num_items": float(len(outcomes.ids)), "num_samples": float(outcomes.num_samples)}
+    for metric in (*benchmark.metrics, *([by_source] if benchmark.several_sources else [])):
+        metrics |= metric(outcomes)
+    return metrics | rates(predictions)
+
+
+def rates(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """See `summarize`."""
+    n = len(predictions)
+    verdicts = [prediction.verdict for prediction in predictions]
+    reasons = [prediction.finish_reason for prediction in predictions]
+    return {
+        "mean_tokens": sum(prediction.n_tokens for prediction in predictions) / n,
+        "truncated_rate": verdicts.count("truncated") / n,
+        "missing_eos_rate": reasons.count("length") / n,
+        "no_answer_rate": verdicts.count("no_answer") / n,
+        "grader_error_rate": verdicts.count("grader_error") / n,
+        "prompt_too_long_rate": reasons.count("prompt_too_long") / n,
+    }
+
+
+def to_outcomes(predictions: Sequence[Prediction]) -> Outcomes:
+    """Predictions as arrays of items and samples; every item has the same number of samples."""
+    num_samples = 1 + max(prediction.sample for prediction in predictions)
+    rows = [predictions[i : i + num_samples] for i in range(0, len(predictions), num_samples)]
+    names = sorted({name for prediction in predictions for name in prediction.scores})
+    return Outcomes(
+        ids=[row[0].id for row in rows],
+        sources=[row[0].source for row in rows],
+        verdicts=[[prediction.verdict for prediction in row] for row in rows],
+        answers=[[prediction.extracted for prediction in row] for row in rows],
+        scores={
+            # What was never graded has no score, and counts as the worst.
+            name: np.array([[p.scores.get(name, 0.0) for p in row] for row in rows])
+            for name in names
+        },
+    )

@@ -1,1 +1,0 @@
-"""The benchmarks that come with the platform, one module for each kind of task."""

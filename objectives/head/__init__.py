@@ -1,0 +1,1 @@
+"""The fused linear head: statistics and gradients of an objective without the logits."""

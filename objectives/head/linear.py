@@ -1,0 +1,281 @@
+"""`linear_objective`: from hidden states to an objective's loss, without the [N, V] logits.
+
+Every objective here has the logit gradient gate · (P − e_y), so a backend computes value, gate and
+all gradients while the weight is at hand, in the forward; autograd then multiplies them by the
+upstream gradient. Nothing is kept of the weight, neither saved tensor nor view: under DeepSpeed's
+ZeRO-3 its storage is gone after the forward of the module that owns it.
+
+Shapes: N rows, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deft.objectives.base import STATISTICS, Objective, TokenStats, get_objective
+from deft.objectives.head.interface import Backend, HeadInputs, HeadResult, ReferenceHead, Wanted
+from deft.objectives.spec import ObjectiveSpec
+
+BackendName = Literal["auto", "reference", "torch", "triton"]
+
+
+class NonFiniteLogitsError(FloatingPointError):
+    """Some logits, or some objective's value or gate, are NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class LinearObjectiveOutput:
+    """The loss, and what was learned about every token on the way; only `loss` has a gradient."""
+
+    loss: Tensor
+    """Scalar: Σ value over kept tokens / normalizer."""
+    stats: TokenStats
+    """[N]; zero where the label is ignored."""
+    value: Tensor
+    """[N]; zero where not kept."""
+    gate: Tensor
+    """[N]; zero where not kept."""
+    focus: Tensor | None
+    """[N], for objectives that have a focus; zero where not kept."""
+    kept: Tensor
+    """bool [N]: rows with a target that the objective did not drop."""
+
+
+def linear_objective(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    objective: str | Mapping[str, Any] | ObjectiveSpec | Objective,
+    *,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    normalizer: float | Tensor | None = None,
+    softcap: float | None = None,
+    reference: ReferenceHead | None = None,
+    step_mean_p: float | Tensor | None = None,
+    statistics: Collection[str] = (),
+    backend: BackendName = "auto",
+) -> LinearObjectiveOutput:
+    """The objective of `hidden @ weight.T + bias` against `labels`.
+
+    Args:
+        hidden: last hidden states [N, D], floating point.
+        weight: head weight [V, D], in the same dtype (or any, under autocast).
+        labels: int64 [N], each in [0, V) or `ignore_index`.
+        objective: a name, a spec, or what `get_objective` returned.
+        bias: [V].
+        ignore_index: label of rows without a target; they have no part in anything.
+        normalizer: what the sum of values is divided by; the number of kept tokens if not given.
+        softcap: logits are softcap · tanh(z / softcap).
+        reference: the frozen model's last layer, for objectives that are anchored to one.
+        step_mean_p: mean p over the optimiser step, for objectives that read a batch mean
+            (Cayley_Trans) and should not depend on how the step was cut.
+        statistics: statistics to compute for logging, beyond those that the objective needs.
+        backend: `reference` materialises the logits, `torch` works in chunks on any device,
+            `triton` in tiles on CUDA; `auto` takes the best that the device has.
+
+    Gradients flow to hidden, weight and bias. With no kept token the loss is 0 and so are they.
+
+    Raises:
+        ValueError: shapes, dtypes, labels or options that do not fit together.
+        NonFiniteLogitsError: naming the rows.
+    """
+    objective = get_objective(objective)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    _check(hidden, weight, labels, bias, softcap, statistics)
+    if objective.needs_reference and reference is None:
+        raise ValueError(f"{objective.spec} is anchored to a frozen model: give `reference`")
+
+    target_rows = (labels != ignore_index).nonzero().squeeze(-1)
+    _check_labels(labels[target_rows], weight.shape[0], ignore_index)
+    all_targets = len(target_rows) == len(labels)
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.detach() if all_targets else tensor.detach()[target_rows]
+
+    inputs = HeadInputs(
+        hidden=rows(hidden),
+        weight=weight.detach(),
+        bias=None if bias is None else bias.detach(),
+        labels=rows(labels),
+        softcap=softcap,
+        reference=_reference_rows(reference, rows) if objective.needs_reference else None,
+        step_mean_p=None if step_mean_p is None else torch.as_tensor(step_mean_p).to(hidden.device),
+    )
+    grad = torch.is_grad_enabled()
+    wanted = Wanted(
+        statistics=objective.needs | frozenset(statistics),
+        hidden=grad and hidden.requires_grad,
+        weight=grad and weight.requires_grad,
+        bias=grad and bias is not None and bias.requires_grad,
+    )
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        result = _backend(backend, inputs, objective, wanted)(inputs, objective, wanted)
+        _require_finite(result, target_rows, objective)
+        value_sum = result.output.value.sum()
+    total = _AttachGradients.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, value_sum, target_rows, result
+    )
+
+    def spread(tensor: Tensor) -> Tensor:
+        if all_targets:
+            return tensor
+        return tensor.new_zeros(len(labels)).index_copy_(0, target_rows, tensor)
+
+    kept = spread(result.stats.mask if result.output.keep is None else result.output.keep)
+    if normalizer is None:
+        normalizer = kept.sum().clamp(min=1)
+    return LinearObjectiveOutput(
+        loss=total / normalizer,
+        stats=_map_stats(result.stats, spread),
+        value=spread(result.output.value),
+        gate=spread(result.output.gate),
+        focus=None if result.output.focus is None else spread(result.output.focus),
+        kept=kept,
+    )
+
+
+class _AttachGradients(torch.autograd.Function):
+    """Gives a number that was computed with its gradients its place in the autograd graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        value_sum: Tensor,
+        target_rows: Tensor,
+        result: HeadResult,
+    ) -> Tensor:
+        ctx.gradients = (result.grad_hidden, result.grad_weight, result.grad_bias)
+        ctx.target_rows, ctx.num_rows = target_rows, hidden.shape[0]
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return value_sum.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of linear_objective can be taken only once")
+        grad_hidden, grad_weight, grad_bias = (
+            None if gradient is None else gradient.mul_(upstream).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        )
+        # Dropping the last reference lets autograd hand the tensors on without copying them.
+        ctx.gradients = None
+        if grad_hidden is not None and len(grad_hidden) != ctx.num_rows:
+            shape = (ctx.num_rows, grad_hidden.shape[1])
+            grad_hidden = grad_hidden.new_zeros(shape).index_copy_(0, ctx.target_rows, grad_hidden)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _backend(
+    name: BackendName, inputs: HeadInputs, objective: Objective, wanted: Wanted
+) -> Backend:
+    if name == "auto":
+        name = "triton" if _triton_fits(inputs, objective, wanted) else "torch"
+    if name == "reference":
+        from deft.objectives.head.reference import reference_head
+
+        return reference_head
+    if name == "torch":
+        from deft.objectives.head.chunked import chunked_head
+
+        return chunked_head
+    if name == "triton":
+        from deft.objectives.head.triton_head import triton_head
+
+        return triton_head
+    raise ValueError(f"unknown backend {name!r}; expected auto, reference, torch or triton")
+
+
+def _triton_fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
+    """Whether the tile-wise kernels can run here and support everything that is asked."""
+    if not inputs.hidden.is_cuda or find_spec("triton") is None:
+        return False
+    from deft.objectives.head.triton_head import unsupported
+
+    return unsupported(inputs, objective, wanted) is None
+
+
+def _map_stats(stats: TokenStats, spread: Any) -> TokenStats:
+    mapped: dict[str, Tensor | None] = {}
+    for field in fields(stats):
+        tensor = getattr(stats, field.name)
+        per_token = tensor is not None and field.name != "step_mean_p"
+        mapped[field.name] = spread(tensor) if per_token else tensor
+    return TokenStats(**mapped)  # type: ignore[arg-type]
+
+
+def _reference_rows(reference: ReferenceHead | None, rows: Any) -> ReferenceHead | None:
+    if reference is None:
+        return None
+    bias = None if reference.bias is None else reference.bias.detach()
+    return ReferenceHead(rows(reference.hidden), reference.weight.detach(), bias)
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    statistics: Collection[str],
+) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            "hidden must be [N, D] and weight [V, D]; "
+            f"got {list(hidden.shape)} and {list(weight.shape)}"
+        )
+    if labels.shape != hidden.shape[:1]:
+        raise ValueError(f"labels must be [{hidden.shape[0]}], got {list(labels.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+    if hidden.dtype != weight.dtype or not hidden.is_floating_point():
+        raise ValueError(
+            "hidden and weight must have one floating-point dtype outside autocast; "
+            f"got {hidden.dtype} and {weight.dtype}"
+        )
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap must be positive, got {softcap}")
+    if unknown := sorted(set(statistics) - set(STATISTICS[:-1])):
+        raise ValueError(
+            f"unknown statistic {unknown[0]!r}; expected some of {', '.join(STATISTICS[:-1])}"
+        )
+
+
+def _check_labels(targets: Tensor, vocabulary: int, ignore_index: int) -> None:
+    if len(targets) == 0:
+        return
+    lowest, highest = (int(extreme) for extreme in targets.aminmax())
+    if lowest < 0 or highest >= vocabulary:
+        raise ValueError(
+            f"labels must lie in [0, {vocabulary}) or be ignore_index = {ignore_index}; "
+            f"got values from {lowest} to {highest}"
+        )
+
+
+def _require_finite(result: HeadResult, target_rows: Tensor, objective: Objective) -> None:
+    stats, output = result.stats, result.output
+    for what, tensor in (
+        ("logits are", stats.logp),
+        (f"value of {objective.spec} is", output.value),
+        (f"gate of {objective.spec} is", output.gate),
+    ):
+        finite = tensor.isfinite()
+        if not bool(finite.all()):
+            rows = target_rows[~finite].tolist()
+            shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
+            raise NonFiniteLogitsError(
+                f"the {what} not finite in {len(rows)} of {len(target_rows)} rows: {shown}"
+            )

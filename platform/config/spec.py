@@ -1,0 +1,141 @@
+"""`ExperimentSpec`: one experiment, composed of what each room needs; loads no torch and no ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from deft.evaluators.generation.model_dir import content_digest, fingerprint
+from deft.evaluators.spec import EvaluationSpec
+from deft.objectives.spec import ObjectiveSpec
+from deft.workers.catalogs.datasets import SUFFIXES
+from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
+from deft.workers.common.names import unknown_name
+from deft.workers.common.settings import Settings
+from deft.workers.data.datasets import digest_files
+from deft.workers.spec import DatasetField, ModelField, ModelSpec, TrainingSpec
+
+
+class ExperimentSpec(Settings):
+    """One training run, its evaluation, and the name both are recorded under."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """What the run is called; dataset-model-objective if not given."""
+    dataset: DatasetField
+    """What to train on."""
+    model: ModelField
+    """What to train."""
+    objective: ObjectiveSpec
+    """The token-level training objective."""
+    training: TrainingSpec = TrainingSpec()
+    """How to train."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    """What to measure afterwards, on the base model and on the trained one."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of everything random: initial weights, order of the data, sampling."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_after_the_parts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("name") is None:
+            parts = [data.get("dataset"), data.get("model"), _canonical(data.get("objective"))]
+            data = {**data, "name": name_of_parts(*parts)}
+        return data
+
+    def content_hash(self) -> str:
+        """Ten hexadecimal digits that change with any setting, and with a data file's content.
+
+        Where a local model lies does not count, see `model_identity`.
+        """
+        settings = self.model_dump(mode="json")
+        settings["model"]["name"] = model_identity(self.model)
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        if (path := self.dataset.local_path) is not None:
+            digest.update(digest_files(path).encode())
+        digest.update(self.evaluation.data_digest().encode())
+        return digest.hexdigest()[:10]
+
+    @property
+    def run_name(self) -> str:
+        """The run directory's name: the same spec is the same run."""
+        return f"{self.name}-{self.content_hash()}"
+
+
+class ModelEvaluationSpec(Settings):
+    """The evaluation of a model as it is: what `deft evaluate` does."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """What the evaluation is called; evaluation-model if not given."""
+    model: ModelField
+    """What to evaluate."""
+    prompt_style: str = "chat"
+    """Prompt style that the model was trained with, a name from `deft list prompts`."""
+    evaluation: EvaluationSpec
+    """What to measure, and how."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_after_the_model(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("name") is None:
+            data = {**data, "name": f"evaluation-{_short_name(data.get('model'))}"[:80]}
+        return data
+
+    @model_validator(mode="after")
+    def require_known_style(self) -> ModelEvaluationSpec:
+        if self.prompt_style not in PROMPT_STYLES:
+            known = unknown_name("prompt style", self.prompt_style, PROMPT_STYLES)
+            raise ValueError(f"prompt_style: {known}")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """The directory's name: it changes with any setting, and with the model in a directory."""
+        digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
+        digest.update(self.evaluation.data_digest().encode())
+        if Path(self.model.name).is_dir():
+            digest.update(fingerprint(Path(self.model.name)).encode())
+        return f"{self.name}-{digest.hexdigest()[:10]}"
+
+
+def model_identity(model: ModelSpec) -> str:
+    """What tells a model from others, wherever it lies.
+
+    The model of a run, ``…/<run>/model``, is known by the run's name, which holds the hash of all
+    that made it; the run need not have finished, nor even begun. Any other directory is known by
+    its content, a name of the catalog or the hub by itself.
+    """
+    path = Path(model.name).absolute()
+    is_run = path.name == "model" and re.fullmatch(r".+-[0-9a-f]{10}", path.parent.name)
+    if is_run and (not path.exists() or (path.parent / "spec.json").is_file()):
+        return f"{path.parent.name}/model"
+    return content_digest(path) if model.local_path is not None else model.name
+
+
+def _canonical(objective: Any) -> Any:
+    """The objective's canonical name, so that all its spellings are the same run."""
+    try:
+        return str(ObjectiveSpec.model_validate(objective))
+    except ValidationError:  # reported when the field itself is validated
+        return objective
+
+
+def name_of_parts(dataset: Any, model: Any, objective: Any) -> str:
+    """What a run is called that has no name of its own."""
+    return "-".join(map(_short_name, (dataset, model, objective)))[:80]
+
+
+def _short_name(part: Any) -> str:
+    """The last component of a name or path, odd characters replaced by dashes.
+
+    The model of a run, ``…/<run>/model``, is called after the run.
+    """
+    name = part.get("name") if isinstance(part, dict) else part
+    path = re.sub(r"(?<=[^/])/model$", "", str(name).rstrip("/"))
+    stem = path.rsplit("/", 1)[-1].rsplit(":", 1)[-1]
+    stem = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", stem)
+    return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "run"

@@ -1,0 +1,1 @@
+"""Run a spec: prepare, train, evaluate and record."""

@@ -1,0 +1,204 @@
+"""The Ray cluster a command runs on, and events that come back from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, TypeVar
+
+import ray
+from ray.exceptions import RayError
+from ray.util.queue import Queue
+from rich.console import Console
+
+from deft.platform.errors import StageError, UserError, describe, print_error, root_cause
+from deft.workers.common.ray_placement import on_this_node
+
+Result = TypeVar("Result")
+
+ANYWHERE: Literal["DEFAULT"] = "DEFAULT"
+"""Scheduling strategy of tasks that would else be confined to what a Ray Tune trial reserves."""
+
+HEAD_INTERVAL = 5.0
+"""Seconds between looks at the cluster's head."""
+
+HEAD_SILENCE = 40.0
+"""Seconds after which a head that does not answer is given up; Ray does so after 60."""
+
+
+@contextmanager
+def ray_cluster(*, verbose: bool) -> Iterator[None]:
+    """Use the cluster this process is connected to or RAY_ADDRESS names; else start a local one.
+
+    A local cluster stops with the block.
+
+    Raises:
+        UserError: no cluster answers at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    if not verbose:
+        # Read by Ray's processes when they start; errors reach the user as exceptions.
+        os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    # A process that has loaded torch is worth keeping for the next task or actor.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        # Nobody takes this machine away, and a watcher is a process for every training run.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    given = re.fullmatch(r"(?:ray://)?(.+:\d+)", address)
+    if given is not None:
+        # Ray itself would try for a quarter of an hour.
+        try:
+            _knock(given[1])
+        except OSError as error:
+            raise UserError(
+                f"RAY_ADDRESS={address}: no Ray cluster there ({describe(error)}); without "
+                "RAY_ADDRESS, one starts here"
+            ) from None
+    try:
+        ray.init(
+            # Without one, Ray takes what cluster was last started on this machine, dead or alive.
+            address=address,
+            include_dashboard=False,
+            log_to_driver=verbose,
+            logging_level=logging.INFO if verbose else logging.ERROR,
+        )
+    except ConnectionError:
+        raise UserError(
+            f"RAY_ADDRESS={address}: what listens there is no Ray cluster, or one that wants a "
+            "token: set RAY_AUTH_MODE=token"
+        ) from None
+    try:
+        with _watched_head(given[1] if given else ray.get_runtime_context().gcs_address):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at ``address``, host:port."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), HEAD_INTERVAL).close()
+
+
+@contextmanager
+def _watched_head(address: str) -> Iterator[None]:
+    """End this process with a message when the cluster's head has been silent for `HEAD_SILENCE`.
+
+    Ray ends it some time later, from a thread of its own and with no message at this level of logs;
+    until then whatever waits for Ray cannot be interrupted.
+    """
+    block_left = threading.Event()
+
+    def watch() -> None:
+        heard_at = time.monotonic()
+        while not block_left.wait(HEAD_INTERVAL):
+            try:
+                _knock(address)
+                heard_at = time.monotonic()
+            except OSError as error:
+                if time.monotonic() > heard_at + HEAD_SILENCE:
+                    print_error(
+                        f"the head of the Ray cluster ({address}) has not answered for "
+                        f"{HEAD_SILENCE:.0f} s ({describe(error)}); what was finished is kept, and "
+                        "the same command goes on from there"
+                    )
+                    Console(stderr=True).show_cursor()  # which a progress bar has hidden
+                    os._exit(1)
+
+    threading.Thread(target=watch, name="head", daemon=True).start()
+    try:
+        yield
+    finally:
+        block_left.set()
+
+
+def require_workers(num_workers: int) -> bool:
+    """Check that the cluster can hold the training workers; returns whether they get GPUs.
+
+    Raises:
+        UserError: the cluster has fewer GPUs, or without GPUs fewer cores, than workers.
+    """
+    resources: dict[str, float] = ray.cluster_resources()
+    use_gpu = resources.get("GPU", 0) > 0
+    kind = "GPU" if use_gpu else "CPU"
+    available = int(resources.get(kind, 0))
+    if num_workers > available:
+        raise UserError(
+            f"training.num_workers: {num_workers} workers need as many {kind}s, "
+            f"the Ray cluster has {available}"
+        )
+    return use_gpu
+
+
+def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Result:
+    """What ``work`` returns, as a Ray task: it loads what a driver has no need of.
+
+    Args:
+        work: what it raises as ValueError or FileNotFoundError is the user's to mend.
+        stage: what failed if it raises anything else.
+        refusal: ahead of what the user is told to mend.
+
+    Raises:
+        UserError: the input cannot be used.
+        StageError: something else went wrong.
+    """
+    try:
+        result: Result = ray.get(
+            ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(work).remote()
+        )
+    except ray.exceptions.RayTaskError as error:
+        cause = root_cause(error)
+        if isinstance(cause, (ValueError, FileNotFoundError)):
+            raise UserError(f"{refusal}{cause}") from None
+        raise StageError(f"{stage}: {describe(cause)}") from error
+    return result
+
+
+@contextmanager
+def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
+    """A queue that Ray workers put events on; ``handle`` gets them one by one, in a thread.
+
+    All events put before the block ends are handled before it is left. What ``handle`` raises is
+    raised then, unless the block itself raised.
+    """
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
+    failures: list[BaseException] = []
+
+    def pump() -> None:
+        while True:
+            try:
+                event = queue.get()
+            except RayError as error:  # this node, or the cluster, is no more
+                failures.append(error)
+                return
+            if event is None:
+                return
+            try:
+                if not failures:
+                    handle(event)
+            except Exception as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=pump, name="events", daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        with suppress(RayError):
+            queue.put(None)
+        thread.join()
+        with suppress(RayError):
+            queue.shutdown(force=True)
+    if failures:
+        raise failures[0]

@@ -1,0 +1,113 @@
+"""Ray Train as the driver sees it: start a training run, outlive its workers, fetch its model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from deft.platform.errors import describe, lost_worker
+from deft.workers.common.checksums import FOLDER, damaged_file
+from deft.workers.common.files import atomic_directory
+from deft.workers.common.ray_placement import give_back_placement_group
+from deft.workers.training.job import TrainJob
+from deft.workers.training.ray_entry import run_job
+
+MAX_RESTARTS = 3
+"""Times in a row that lost workers are replaced without a new checkpoint in between."""
+
+
+def fit(
+    job: TrainJob, *, name: str, storage: str, use_gpu: bool, on_restart: Callable[[str], None]
+) -> ray.train.Result:
+    """Train ``job``, from its last checkpoint if there is one.
+
+    A worker that dies (out of memory, a node that goes) is replaced and training goes on from the
+    last checkpoint; an error that a worker raises would come again and ends the run.
+
+    Args:
+        job: what to train.
+        name: the run's directory under ``storage``; the same name continues the same run.
+        storage: directory or URI.
+        use_gpu: whether every worker gets a GPU.
+        on_restart: told why, each time workers are replaced.
+
+    Raises:
+        Exception: what a worker raised, wrapped by Ray; see `deft.platform.errors.root_cause`.
+    """
+    spec, run = job.training, uuid.uuid4().hex
+    elastic: Any = spec.num_workers
+    if spec.min_workers is not None:
+        elastic = (spec.min_workers, spec.num_workers)
+    trainer = TorchTrainer(
+        run_job,
+        train_loop_config={"job": job, "run": run},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=elastic,
+            use_gpu=use_gpu,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage,
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=spec.keep_checkpoints or 2,
+                checkpoint_score_attribute="validation/nll" if spec.keep == "best" else None,
+                checkpoint_score_order="min",
+            ),
+        ),
+    )
+    restarts = 0
+    while True:
+        try:
+            return trainer.fit()
+        except Exception as error:
+            cause = lost_worker(error)
+            restarts += 1
+            if cause is None or restarts > MAX_RESTARTS:
+                raise
+            on_restart(describe(cause))
+        finally:
+            give_back_placement_group(run)
+
+
+def chosen_checkpoint(result: ray.train.Result, keep: str) -> ray.train.Checkpoint:
+    """The checkpoint whose model a run ends in: the last, or the one of lowest held-out NLL."""
+    checkpoint: ray.train.Checkpoint | None = result.checkpoint
+    if keep == "best":
+        checkpoint = result.get_best_checkpoint("validation/nll", "min")
+    assert checkpoint is not None
+    return checkpoint
+
+
+def fetch_model(checkpoint: ray.train.Checkpoint, directory: Path) -> None:
+    """Copy the exported model of a checkpoint, wherever it is stored, to a local directory.
+
+    Raises:
+        OSError: what arrived is not what was stored.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    storage = checkpoint.filesystem
+    assert storage is not None
+    with storage.open_input_file(f"{checkpoint.path}/{FOLDER}/0.json") as record:
+        digests = json.loads(record.read())
+    with atomic_directory(directory) as aside:
+        pyarrow.fs.copy_files(
+            f"{checkpoint.path}/model",
+            str(aside),
+            source_filesystem=storage,
+            destination_filesystem=pyarrow.fs.LocalFileSystem(),
+        )
+        exported = {
+            name.removeprefix("model/"): digest
+            for name, digest in digests.items()
+            if name.startswith("model/")
+        }
+        if (name := damaged_file(aside, exported)) is not None:
+            raise OSError(f"{checkpoint.path}/model/{name} is not what was stored there")

@@ -1,0 +1,106 @@
+"""What a person sees of a running sweep: one bar for all cells, one for each that is at work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from deft.platform.commands.compare import headline_metric
+from deft.platform.console import ProgressView, RunConsole
+from deft.platform.records.run_directory import read_manifest
+from deft.sweeps.cells import Cell
+from deft.sweeps.directory import SweepDirectory
+from deft.sweeps.spec import label
+
+
+class SweepView:
+    """Turns events of trials into bars and lines. Used by two threads: events, and Ray Tune's."""
+
+    def __init__(
+        self, directory: SweepDirectory, cells: Mapping[str, Cell], console: RunConsole
+    ) -> None:
+        """Count what is finished already.
+
+        Args:
+            directory: the sweep.
+            cells: all its runs, by their names.
+            console: where.
+        """
+        self.directory = directory
+        self.cells = cells
+        self.console = console
+        self.bars: ProgressView | None = None
+        self._done = sum(directory.is_finished(run) for run in cells)
+        self._started: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Show an event that a cell sent."""
+        with self._lock:
+            run = event["run"]
+            name = describe(self.cells[run])
+            if event["event"] == "warning":
+                self.console.say(f"warning: {name}: {event['text']}")
+            elif event["event"] == "stage" and run not in self._started | self._seconds:
+                self._started[run] = time.monotonic()
+                self.console.say(f"          started   {name}")
+            elif event["event"] == "progress" and self._has_bars:
+                assert self.bars is not None
+                self.bars.update(name, event["done"], event["total"], event["name"])
+
+    def finished(self, run: str) -> None:
+        """A cell is through with everything."""
+        self._ended(run, "finished", headline(self.directory, run))
+
+    def failed(self, run: str, cause: str) -> None:
+        """A cell failed for good."""
+        self._ended(run, "FAILED", cause)
+
+    def retried(self, run: str) -> None:
+        """A cell, or its process, failed and is tried again."""
+        self.console.say(f"warning: {describe(self.cells[run])}: trying again")
+
+    def _ended(self, run: str, how: str, what: str) -> None:
+        with self._lock:
+            self._done += 1
+            # Events of a cell may still be on their way when Ray Tune knows that it is over.
+            seconds = time.monotonic() - self._started.pop(run, self._began)
+            self._seconds[run] = seconds
+            name = describe(self.cells[run])
+            self.console.say(f"          {how:<9} {name} ({seconds:.0f} s)  {what}".rstrip())
+            if self.bars is not None:
+                self.bars.remove(name)
+                self.bars.update("cells", self._done, len(self.cells))
+
+    @property
+    def _has_bars(self) -> bool:
+        return self.bars is not None and self.bars.bars is not None
+
+
+def describe(cell: Cell) -> str:
+    """A cell by its values on the axes."""
+    if not cell.settings:
+        return f"model {cell.spec.name}"
+    named = [
+        label(value) if axis in ("objective", "model", "dataset") else f"{axis} {label(value)}"
+        for axis, value in cell.settings.items()
+    ]
+    return ", ".join(named)
+
+
+def headline(directory: SweepDirectory, run: str) -> str:
+    """What a finished cell measured, in a few words."""
+    manifest = read_manifest(directory.root / run, "evaluate")
+    assert manifest is not None
+    found = manifest["results"]["eval"]
+    words = [f"{name} {found[name]['nll']:.3f} nll" for name in ("heldout",) if name in found]
+    for name in manifest["tables"]["eval"]:
+        metric = headline_metric(manifest, "eval", name)
+        key = metric.replace("@", "_at_")
+        if key in found[name]:
+            words.append(f"{name} {found[name][key]:.3f} {metric}")
+    return "  ".join(words)

@@ -1,0 +1,1 @@
+"""The report of a sweep: scores, comparisons, figures and the page that shows them."""

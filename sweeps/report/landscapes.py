@@ -1,0 +1,105 @@
+"""Token landscapes of a sweep's base models, computed once for each and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deft.evaluators.generation.model_dir import fingerprint
+from deft.platform.errors import StageError, UserError
+from deft.sweeps.report.read_sweep import Cell
+from deft.workers.common.files import atomic_file
+
+NUM_ROWS = 48
+"""Examples that are looked at."""
+PATIENCE = 600
+"""Seconds for a device to be free and the model to be read."""
+
+
+class LandscapeError(Exception):
+    """Why there is no landscape."""
+
+
+def token_landscapes(
+    cell: Cell, objectives: Sequence[str], cache: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """What objectives would make of the base model's tokens, on examples of the cell's data.
+
+    Args:
+        cell: one that is finished.
+        objectives: names.
+        cache: where statistics of tokens are kept.
+
+    Returns:
+        Objective → `TokenLandscape`; and those that are not described by a gate alone.
+
+    Raises:
+        LandscapeError: model or data are gone, or cannot be used.
+    """
+    from deft.objectives import get_objective
+    from deft.objectives.base import TokenStats
+    from deft.objectives.diagnostics import LANDSCAPE_STATISTICS, landscapes
+
+    try:
+        found = [get_objective(name) for name in objectives]
+    except ValueError as error:
+        raise LandscapeError(str(error)) from None
+    drawn = [objective for objective in found if objective.target is None]
+    needs = LANDSCAPE_STATISTICS.union(*(objective.needs for objective in drawn))
+    manifest = cell.manifest("prepare")
+    rows_dir = manifest["validation_dir" if manifest["num_validation_examples"] else "rows_dir"]
+    columns = _statistics(manifest["model_dir"], rows_dir, sorted(needs), cache)
+    stats = TokenStats(**columns)
+    others = [str(objective.spec) for objective in found if objective.target is not None]
+    return landscapes(stats, drawn), others
+
+
+def _statistics(model_dir: str, rows_dir: str, needs: Sequence[str], cache: Path) -> dict[str, Any]:
+    """The fields of `TokenStats` of the first `NUM_ROWS` examples, by a Ray task if not cached."""
+    import torch
+
+    try:
+        # A model of one's own may be written anew in place; rows are named after their content.
+        parts = "\0".join([fingerprint(Path(model_dir)), rows_dir, *needs, str(NUM_ROWS)])
+    except FileNotFoundError:
+        raise LandscapeError(f"{model_dir} is gone") from None
+    file = cache / "landscapes" / f"{hashlib.sha256(parts.encode()).hexdigest()[:12]}.npz"
+    if not file.is_file():
+        if not Path(rows_dir).is_dir():
+            raise LandscapeError(f"{rows_dir} is gone")
+        found = _compute(model_dir, rows_dir, needs)
+        with atomic_file(file) as out:
+            np.savez(out, **found)
+    with np.load(file) as kept:
+        return {name: torch.from_numpy(kept[name]) for name in kept.files}
+
+
+def _compute(model_dir: str, rows_dir: str, needs: Sequence[str]) -> dict[str, Any]:
+    import ray
+
+    from deft.platform.run.cluster import ray_cluster, require_workers
+
+    def work() -> dict[str, Any]:
+        from deft.workers.modeling.token_statistics import token_statistics
+
+        stats = token_statistics(model_dir, rows_dir, needs, num_rows=NUM_ROWS)
+        columns = {field.name: getattr(stats, field.name) for field in fields(stats)}
+        return {name: column.numpy() for name, column in columns.items() if column is not None}
+
+    try:
+        with ray_cluster(verbose=False):
+            gpus = 1 if require_workers(0) else 0
+            task = ray.remote(num_gpus=gpus)(work).remote()
+            try:
+                result: dict[str, Any] = ray.get(task, timeout=PATIENCE)
+            except ray.exceptions.GetTimeoutError:
+                ray.cancel(task, force=True)
+                raise LandscapeError(f"no free device within {PATIENCE} s") from None
+            return result
+    except (UserError, StageError, OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise LandscapeError(" ".join(str(error).split())[:300]) from error

@@ -1,0 +1,311 @@
+"""What a sweep has on disk: its cells, what became of each, and which learning rate was chosen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from deft.evaluators.spec import HELDOUT, heldout_table
+from deft.objectives.spec import ObjectiveSpec
+from deft.platform.errors import UserError
+from deft.platform.records.run_directory import read_manifest
+from deft.sweeps.directory import read_failure
+from deft.sweeps.spec import HIGHER_IS_BETTER, label
+
+State = Literal["finished", "failed", "not run yet"]
+
+BY_SEEDS = ("objective", "seed")
+"""Axes that a setting leaves open: objectives are compared in it, over seeds."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What objectives are compared in: every axis but objective, seed and the one to choose on."""
+
+    dataset: str
+    model: str
+    others: tuple[tuple[str, str], ...] = ()
+    """The other axes and their values."""
+
+    @property
+    def title(self) -> str:
+        others = (f"{axis} = {value}" for axis, value in self.others)
+        return " · ".join((self.dataset, self.model, *others))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the sweep."""
+
+    directory: Path
+    objective: str
+    """Its canonical name."""
+    seed: int
+    setting: Setting
+    choice: str
+    """Value on the axis that is chosen on; empty if there is none."""
+    spec: Mapping[str, Any]
+    state: State
+    cause: str = ""
+    """Why it failed."""
+    attempts: int = 0
+
+    @property
+    def run(self) -> str:
+        return self.directory.name
+
+    def manifest(self, stage: str) -> dict[str, Any]:
+        """What ``stage`` left; empty if it has not finished."""
+        return read_manifest(self.directory, stage) or {}
+
+    def series(self, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+        """Steps and values of event metrics, float64 [2, T], by name; without those not logged."""
+        points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        try:
+            with (self.directory / "events.jsonl").open(encoding="utf-8") as file:
+                for line in file:
+                    event = json.loads(line)
+                    for name in points.keys() & event["metrics"].keys():
+                        points[name].append((event["step"], event["metrics"][name]))
+        except FileNotFoundError:
+            return {}
+        return {name: np.array(found, float).T for name, found in points.items() if found}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One value on the axis that is chosen on, for one objective in one setting."""
+
+    setting: Setting
+    objective: str
+    value: str
+    score: float
+    """Mean over the finished seeds; NaN where there is none."""
+    num_finished: int
+    num_cells: int
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it is on disk now."""
+
+    directory: Path
+    name: str
+    file: str
+    """The YAML as its author wrote it."""
+    baseline: str
+    """The objective that others are compared with, by its canonical name."""
+    over: str | None
+    """Axis on which a value is chosen for each objective."""
+    by: str | None
+    """Event metric that it is chosen by."""
+    cells: Sequence[Cell]
+    candidates: Sequence[Candidate]
+
+    @property
+    def objectives(self) -> list[str]:
+        """Every objective, the baseline first, then in the order of the cells."""
+        names = dict.fromkeys(cell.objective for cell in self.cells)
+        return [self.baseline, *(name for name in names if name != self.baseline)]
+
+    @property
+    def settings(self) -> list[Setting]:
+        return list(dict.fromkeys(cell.setting for cell in self.cells))
+
+    def chosen(self, setting: Setting, objective: str) -> list[Cell]:
+        """The finished cells that stand for an objective in a setting, in the order of seeds."""
+        values = {
+            candidate.value
+            for candidate in self.candidates
+            if (candidate.setting, candidate.objective) == (setting, objective) and candidate.chosen
+        }
+        found = [
+            cell
+            for cell in self.cells
+            if (cell.setting, cell.objective, cell.state) == (setting, objective, "finished")
+            and (self.over is None or cell.choice in values)
+        ]
+        return sorted(found, key=lambda cell: cell.seed)
+
+    def count(self, state: State) -> int:
+        return sum(cell.state == state for cell in self.cells)
+
+
+def find_sweep(name: str, root: Path) -> Path:
+    """The directory of a sweep: a path, its name under ``root``, or the beginning of that name.
+
+    Raises:
+        UserError: there is no such sweep, or several names start so.
+    """
+    folder = root / "sweeps"
+    for path in (Path(name), folder / name):
+        if (path / "sweep.json").is_file():
+            return path
+    there = sorted(path.parent.name for path in folder.glob("*/sweep.json"))
+    found = [known for known in there if name and known.startswith(name)]
+    if len(found) > 1:
+        raise UserError(f"{name}: several sweeps start so: {', '.join(found)}")
+    if not found:
+        choice = f"there are: {', '.join(there)}" if there else "there is none yet"
+        raise UserError(f"{name}: no such sweep in {folder}; {choice}")
+    return folder / found[0]
+
+
+def read_sweep(directory: Path, root: Path) -> Sweep:
+    """The sweep in ``directory`` and the state of its cells under ``root``.
+
+    Raises:
+        UserError: a file of the sweep is missing or damaged.
+    """
+    try:
+        head = json.loads((directory / "sweep.json").read_text())
+        lines = (directory / "cells.jsonl").read_text().splitlines()
+        select = head["select"] or {"over": None, "by": None}
+        over, by = select["over"], select["by"]
+        cells = [_read_cell(json.loads(line), directory, root, over) for line in lines]
+        if not cells:
+            raise UserError(f"{directory / 'cells.jsonl'}: the sweep has no cells")
+        cells = _without_constant_axes(cells)
+        baseline = _canonical(head["baseline"])
+        if baseline not in {cell.objective for cell in cells}:
+            baseline = cells[0].objective
+        return Sweep(
+            directory=directory,
+            name=head["name"],
+            file=head["file"],
+            baseline=baseline,
+            over=over,
+            by=by,
+            cells=cells,
+            candidates=choose(cells, by) if by else (),
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: there is no such file; is this a sweep?") from None
+    except (KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{directory}: damaged: {error!r}") from None
+
+
+def _read_cell(line: Mapping[str, Any], directory: Path, root: Path, over: str | None) -> Cell:
+    spec, settings = line["spec"], line["settings"]
+    run = root / line["run"]
+    state: State = "not run yet"
+    failure: Mapping[str, Any] = {}
+    manifest = read_manifest(run, "evaluate")
+    if manifest is not None:
+        lost = _lost_table(run, manifest)
+        state, failure = ("failed", {"cause": f"{lost} is gone"}) if lost else ("finished", {})
+    elif found := read_failure(directory, run.name):
+        state, failure = "failed", found
+    apart = (*BY_SEEDS, over, "dataset", "model")
+    return Cell(
+        directory=run,
+        objective=_canonical(spec["objective"]),
+        seed=spec["seed"],
+        setting=Setting(
+            dataset=label(settings.get("dataset", spec["dataset"]["name"])),
+            model=label(settings.get("model", spec["model"]["name"])),
+            others=tuple(
+                (axis, label(value)) for axis, value in settings.items() if axis not in apart
+            ),
+        ),
+        choice=label(settings[over]) if over else "",
+        spec=spec,
+        state=state,
+        cause=failure.get("cause", ""),
+        attempts=failure.get("attempts", 0),
+    )
+
+
+def _without_constant_axes(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells whose settings name only what differs between settings, beside dataset and model."""
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for axis, value in cell.setting.others:
+            values.setdefault(axis, set()).add(value)
+    return [
+        replace(
+            cell,
+            setting=replace(
+                cell.setting,
+                others=tuple(pair for pair in cell.setting.others if len(values[pair[0]]) > 1),
+            ),
+        )
+        for cell in cells
+    ]
+
+
+def _lost_table(run: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """A table that the evaluation wrote and that is no longer there."""
+    paths = [table["path"] for tables in manifest["tables"].values() for table in tables.values()]
+    paths += [
+        heldout_table(name) for name, found in manifest["results"].items() if HELDOUT in found
+    ]
+    return next((run / path for path in paths if not (run / path).is_file()), None)
+
+
+def _canonical(objective: Any) -> str:
+    """An objective's canonical name; one whose module is not here goes by the name it has."""
+    try:
+        return str(ObjectiveSpec.model_validate(objective))
+    except ValidationError:
+        return label(objective)
+
+
+def choose(cells: Sequence[Cell], by: str) -> list[Candidate]:
+    """The values on the axis that is chosen on, and which of them each objective goes by.
+
+    It is the one of best mean of ``by`` over seeds, at the end of training; of values of which not
+    all seeds have finished, only those with the most are looked at, or one that breaks down for
+    some seeds would be chosen by the others. The first of equals.
+
+    Args:
+        cells: of the whole sweep.
+        by: a metric of `HIGHER_IS_BETTER`.
+    """
+    groups: dict[tuple[Setting, str], dict[str, list[Cell]]] = {}
+    for cell in cells:
+        values = groups.setdefault((cell.setting, cell.objective), {})
+        values.setdefault(cell.choice, []).append(cell)
+    sign = -1.0 if HIGHER_IS_BETTER[by] else 1.0
+    candidates = []
+    for (setting, objective), values in groups.items():
+        scores = {value: _scores(found, by) for value, found in values.items()}
+        best = min(scores, key=_rank(scores, sign))
+        candidates += [
+            Candidate(
+                setting=setting,
+                objective=objective,
+                value=value,
+                score=float(np.mean(found)) if found else math.nan,
+                num_finished=len(found),
+                num_cells=len(values[value]),
+                chosen=value == best and bool(found),
+            )
+            for value, found in scores.items()
+        ]
+    return candidates
+
+
+def _scores(cells: Iterable[Cell], by: str) -> list[float]:
+    """The last value of ``by`` of every finished cell."""
+    found = [cell.series([by]).get(by) for cell in cells if cell.state == "finished"]
+    return [float(series[1, -1]) for series in found if series is not None]
+
+
+def _rank(
+    scores: Mapping[str, Sequence[float]], sign: float
+) -> Callable[[str], tuple[float, float]]:
+    def rank(value: str) -> tuple[float, float]:
+        mean = sign * float(np.mean(scores[value])) if scores[value] else math.inf
+        return -len(scores[value]), mean if math.isfinite(mean) else math.inf
+
+    return rank

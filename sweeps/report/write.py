@@ -1,0 +1,223 @@
+"""`deft report`: what a sweep has found so far, as one page of HTML and as Markdown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from deft.evaluators.scores.comparison import LEVEL
+from deft.evaluators.spec import HELDOUT
+from deft.platform.console import RunConsole
+from deft.sweeps.report import (
+    formatting,
+    section_figures,
+    section_provenance,
+    section_results,
+)
+from deft.sweeps.report.comparisons import num_resamples
+from deft.sweeps.report.document import Block, Document, Points, Section, Table, Text
+from deft.sweeps.report.findings import Findings, gather
+from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
+from deft.workers.common.files import atomic_file, write_atomic
+
+FEW_SEEDS = 5
+"""Below this many, a resample of seeds says too little about them."""
+FEW_ITEMS = 30
+"""Below this many, a bootstrap is not to be trusted far."""
+
+
+def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
+    """Write `report.html`, `report.md` and `figures/*.png`; prints the main tables.
+
+    Unfinished sweeps are reported too: what failed or is missing is named.
+
+    Args:
+        sweep_dir: directory of the sweep.
+        root: run root.
+        console: where tables and paths are shown.
+
+    Returns:
+        The directory of the report.
+
+    Raises:
+        UserError: it is no sweep, or damaged.
+    """
+    sweep = read_sweep(sweep_dir, root)
+    console.stage("report", f"{sweep.count('finished')} of {len(sweep.cells)} cells have finished")
+    findings = gather(sweep)
+    document = compose(findings, root.resolve() / "cache")
+    out = sweep_dir / "report"
+    for picture in document.pictures:
+        with atomic_file(out / "figures" / f"{picture.name}.png") as file:
+            file.write(picture.png)
+    write_atomic(out / "report.html", document.to_html())
+    write_atomic(out / "report.md", document.to_markdown())
+    _remove_old_figures(out / "figures", {f"{picture.name}.png" for picture in document.pictures})
+    _show(findings, console)
+    console.say(f"report: {out / 'report.html'}, {out / 'report.md'}")
+    return out
+
+
+def _remove_old_figures(folder: Path, current: set[str]) -> None:
+    for file in folder.glob("*.png"):
+        if file.name not in current:
+            file.unlink()
+
+
+def _show(findings: Findings, console: RunConsole) -> None:
+    """The answer, and the table behind it."""
+    for table in _tables(findings, section_results.brief_table):
+        rows = [[entry.text for entry in row] for row in table.entries]
+        console.table(table.caption, table.columns, rows)
+    for item in section_results.answers(findings).items:
+        console.say(f"{item.lead} {item.text}")
+
+
+def compose(findings: Findings, cache: Path) -> Document:
+    """The report of what was gathered."""
+    sweep = findings.sweep
+    sections = [
+        Section("Answer", _answer(findings)),
+        Section("Scores by seed", _by_seed(findings)),
+        Section("Learning curves", _each(findings, section_figures.curves)),
+        Section("Gate dynamics", _each(findings, section_figures.gate_dynamics)),
+        Section("Token landscape", section_figures.landscapes(findings, cache)),
+        Section("Gain and forgetting", _forgetting(findings)),
+        Section("What became of responses", _tables(findings, section_results.rates_table)),
+        Section("Cost", section_provenance.cost(findings)),
+        Section("Choice among values", section_provenance.choice(findings) if sweep.over else []),
+        Section("Failed and missing cells", section_provenance.unfinished(findings)),
+        Section("Every comparison", _tables(findings, section_results.comparison_table)),
+        Section("How this was measured", [_methods(findings)]),
+        Section("To reproduce", section_provenance.reproduction(findings)),
+    ]
+    return Document(
+        title=f"Sweep {sweep.name}",
+        subtitle=_subtitle(sweep),
+        sections=[section for section in sections if section.blocks],
+    )
+
+
+def _subtitle(sweep: Sweep) -> str:
+    parts = [f"{sweep.count('finished')} of {formatting.plural(len(sweep.cells), 'cell')} finished"]
+    parts += [
+        f"{count} {state}" for state in ("failed", "not run yet") if (count := sweep.count(state))
+    ]
+    parts.append(f"compared with {sweep.baseline}")
+    ends = [cell.manifest("evaluate").get("finished_at", 0) for cell in sweep.cells]
+    if last := max(ends):
+        parts.append(time.strftime("last result %Y-%m-%d %H:%M UTC", time.gmtime(last / 1000)))
+    return " · ".join(parts)
+
+
+def _answer(findings: Findings) -> list[Block]:
+    tables: list[Block] = [
+        section_results.main_table(findings, setting)
+        for setting, results in findings.results.items()
+        if results.primary is not None
+    ]
+    legend = Text(
+        "In brackets the 95 % interval over seeds and items; below the difference to "
+        f"{findings.baseline}, and whether it is told from noise: ▲ better, ▼ worse, ≈ not "
+        f"distinguishable, corrected for all "
+        f"{formatting.plural(findings.num_comparisons, 'comparison')} of this report. The best "
+        "score of a column is set in bold, be it by chance or not."
+    )
+    return [section_results.answers(findings), *tables, *([legend] if tables else [])]
+
+
+def _by_seed(findings: Findings) -> list[Block]:
+    return [*section_figures.bars(findings), *_tables(findings, section_results.seeds_table)]
+
+
+def _forgetting(findings: Findings) -> list[Block]:
+    return [
+        *section_figures.forgetting(findings),
+        *_tables(findings, section_results.forgetting_table),
+    ]
+
+
+def _each(findings: Findings, draw: Callable[[Findings, Setting, int], list[Block]]) -> list[Block]:
+    return [
+        block
+        for number, setting in enumerate(findings.results, 1)
+        for block in draw(findings, setting, number)
+    ]
+
+
+def _tables(findings: Findings, make: Callable[[Findings, Setting], Table | None]) -> list[Table]:
+    found = [make(findings, setting) for setting in findings.results]
+    return [table for table in found if table is not None]
+
+
+def _methods(findings: Findings) -> Points:
+    count = findings.num_comparisons
+    resamples = f"{num_resamples(count):,}"
+    items = [
+        Text(
+            "avg@n is the share of correct responses, mean over n responses an item and over "
+            "items; other metrics are means likewise. A response that was cut off, left empty or "
+            "never asked for counts as not correct.",
+            lead="Scores.",
+        ),
+        Text(
+            "Percentile intervals of the hierarchical bootstrap: a resample draws seeds, then "
+            "items, the same for all seeds. A mean over benchmarks gives each the same weight and "
+            "resamples their items together.",
+            lead="Intervals.",
+        ),
+        Text(
+            f"Objectives are compared with {findings.baseline} on the same items and, where both "
+            "have them, with the same seeds. p is that of the paired bootstrap with "
+            f"{resamples} resamples, or of McNemar's exact test for a single seed with one right "
+            "or wrong response an item. p (Holm) is corrected for all "
+            f"{formatting.plural(count, 'comparison')}; below {LEVEL} a difference is called "
+            "better or worse.",
+            lead="Differences.",
+        ),
+        Text(
+            "The true difference that a single comparison of this size finds with a chance of 80 % "
+            "at the 5 % level, from the variance of the paired differences over items and over "
+            "seeds. Where nothing is distinguishable, smaller differences than this are neither "
+            "shown nor ruled out.",
+            lead="Found from.",
+        ),
+    ]
+    fewest = min(
+        (
+            len(findings.sweep.chosen(s, o))
+            for s, r in findings.results.items()
+            for o in r.objectives
+        ),
+        default=0,
+    )
+    if 0 < fewest < FEW_SEEDS:
+        items.append(
+            Text(
+                f"Some objectives have {formatting.plural(fewest, 'seed')}. Resampling so few "
+                "understates how much seeds differ: read intervals as too narrow rather than too "
+                "wide, and look at the single seeds.",
+                lead="Few seeds.",
+            )
+        )
+    smallest = min(
+        (c.num_items for r in findings.results.values() for c in r.contrasts.values()), default=0
+    )
+    if 0 < smallest < FEW_ITEMS:
+        items.append(
+            Text(
+                f"The smallest comparison has {formatting.plural(smallest, 'item')}. With fewer "
+                f"than {FEW_ITEMS} the bootstrap's p is too small more often than it says.",
+                lead="Few items.",
+            )
+        )
+    if any(m.benchmark == HELDOUT for r in findings.results.values() for m in r.measures):
+        items.append(
+            Text(
+                "Bits per byte is comparable across tokenizers; lower is better. Where each seed "
+                "holds out other examples, they are pooled, and the interval is over examples.",
+                lead="Held out.",
+            )
+        )
+    return Points(items)

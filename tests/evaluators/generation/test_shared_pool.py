@@ -1,0 +1,68 @@
+"""Engines lent to several runs at once, on a real Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import ray
+from ray.util import placement_group_table
+
+from deft.evaluators.benchmarks.items import prepare_items
+from deft.evaluators.generation.actor import Job
+from deft.evaluators.generation.shared_pool import SharedPool
+from deft.evaluators.spec import BenchmarkSpec, EngineSpec
+
+
+def evaluators() -> int:
+    """Evaluator actors of this session's cluster that are alive."""
+    found = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += "ray::Evaluator" in " ".join(process.cmdline())
+    return found
+
+
+def test_runs_share_one_engine_which_takes_no_devices(
+    ray_cluster: None, model_paths: dict[str, str], tmp_path: Path
+) -> None:
+    benchmark = BenchmarkSpec.model_validate({"name": "figfont", "size": 4, "max_tokens": 8})
+    items = prepare_items(benchmark, None, tmp_path / "cache")
+    spec = EngineSpec(type="transformers", cpus=1)
+    groups = len(placement_group_table())
+    free = ray.available_resources()
+
+    def evaluate(pool: SharedPool, model: str) -> tuple[list[str], list[str]]:
+        out = tmp_path / model
+        jobs = [
+            Job(label, model_paths[model], benchmark, str(items), "chat", str(out))
+            for label in ("base", "eval")
+        ]
+        done = list(pool.run(jobs))
+        tables = [pq.read_table(job.predictions).to_pydict()["response"] for job, _ in done]
+        return tables[0], tables[1]
+
+    with SharedPool(spec, 1, use_gpu=False, reserve=False) as pool:
+        with ThreadPoolExecutor() as threads:
+            found = dict(
+                zip(
+                    ("first", "second"),
+                    threads.map(lambda model: evaluate(pool, model), ("first", "second")),
+                    strict=True,
+                )
+            )
+        assert evaluators() == 1
+        assert len(placement_group_table()) == groups
+        assert ray.available_resources()["CPU"] == free["CPU"]
+    for base, trained in found.values():
+        assert base == trained
+        assert any(base)
+    assert found["first"] != found["second"]
+    deadline = time.monotonic() + 60
+    while evaluators() > 0:
+        assert time.monotonic() < deadline, "an engine is left over"
+        time.sleep(0.1)

@@ -1,0 +1,93 @@
+"""Runs on the same items: what is called a difference, and what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deft.evaluators.scores.comparison import Measured, compare, read_predictions
+from deft.evaluators.scores.predictions import Prediction, write_predictions
+
+
+def measured(values: np.ndarray, *, single: bool = True, ids: list[str] | None = None) -> Measured:
+    return Measured(
+        ids=ids or [str(i) for i in range(len(values))],
+        values=values.astype(float),
+        weights=np.ones(len(values)),
+        single=values.astype(bool) if single else None,
+        rates={},
+    )
+
+
+def test_differences_are_told_from_noise_over_the_whole_grid() -> None:
+    first = np.array([0] * 40 + [1] * 20)
+    clear = np.array([1] * 20 + [0] * 20 + [1] * 20)
+    slight = np.array([1] * 6 + [0] * 34 + [1] * 20)
+    found = compare(
+        {"math": {"a": measured(first), "b": measured(clear), "c": measured(slight)}}, "a"
+    )
+    assert list(found) == [("math", "b"), ("math", "c")]
+    # 20 and 6 items that only the other run has right: 2/2²⁰ and 2/2⁶ by McNemar's exact test.
+    assert found["math", "b"].p_value == pytest.approx(2 / 2**20)
+    assert found["math", "c"].p_value == pytest.approx(2 / 2**6)
+    assert found["math", "c"].adjusted_p == pytest.approx(2 / 2**6)
+    assert found["math", "b"].distinguishable
+    assert found["math", "b"].difference.mean == pytest.approx(20 / 60)
+    assert found["math", "c"].distinguishable
+
+    grid = {name: {"a": measured(first), "c": measured(slight)} for name in ("x", "y", "z")}
+    # The same three times over: each p of 0.03 counts three times, and is noise.
+    assert [c.adjusted_p for c in compare(grid, "a").values()] == pytest.approx([6 / 64] * 3)
+    assert not any(c.distinguishable for c in compare(grid, "a").values())
+
+
+def test_only_shared_items_are_compared() -> None:
+    first = measured(np.array([0, 1, 1]), ids=["a", "b", "c"])
+    second = measured(np.array([1, 1, 0]), ids=["c", "b", "d"])
+    found = compare({"math": {"one": first, "two": second}}, "one")
+    assert found["math", "two"].difference.num_items == 2
+    assert found["math", "two"].difference.mean == 0
+    apart = measured(np.array([1]), ids=["z"])
+    assert compare({"math": {"one": first, "two": apart}}, "one") == {}
+    assert compare({"math": {"two": second}}, "one") == {}
+
+
+def test_several_samples_are_compared_by_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    first = rng.random(200)
+    second = first + 0.1 + rng.normal(0, 0.1, 200)
+    found = compare(
+        {"m": {"a": measured(first, single=False), "b": measured(second, single=False)}}, "a"
+    )
+    assert found["m", "b"].p_value == pytest.approx(1 / 10_001)
+    low, high = found["m", "b"].difference.interval
+    assert low < 0.1 < high
+
+
+def test_predictions_are_read_as_means_over_samples(tmp_path: Path) -> None:
+    def prediction(item: str, sample: int, verdict: str, score: float) -> Prediction:
+        reason = "length" if verdict == "truncated" else "stop"
+        return Prediction(
+            item, sample, "s", "p", 0, "r", "g", reason, 1, verdict, None, {"similarity": score}
+        )
+
+    path = tmp_path / "p.parquet"
+    rows = [
+        prediction("a", 0, "correct", 1.0),
+        prediction("a", 1, "truncated", 0.5),
+        prediction("b", 0, "no_answer", 0.0),
+        prediction("b", 1, "grader_error", 0.2),
+    ]
+    write_predictions(rows, path)
+    found = read_predictions(path, "avg")
+    assert (found.ids, found.values.tolist(), found.single) == (["a", "b"], [0.5, 0.0], None)
+    quarter = {"truncated": 0.25, "no EOS": 0.25, "no answer": 0.25, "grader error": 0.25}
+    assert found.rates == quarter
+    assert read_predictions(path, "similarity").values.tolist() == [0.75, 0.1]
+    write_predictions(rows[::2], path)
+    single = read_predictions(path, "avg").single
+    assert single is not None
+    assert single.tolist() == [True, False]
+    assert read_predictions(path, "similarity").single is None

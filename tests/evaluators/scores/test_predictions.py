@@ -1,0 +1,94 @@
+"""The table of predictions and the rates over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from deft.evaluators.benchmarks.catalog import BENCHMARKS
+from deft.evaluators.scores.predictions import Prediction, summarize, write_predictions
+
+
+def prediction(
+    item: str, sample: int, verdict: str, finish_reason: str = "stop", response: str = "MAD"
+) -> Prediction:
+    return Prediction(
+        id=item,
+        sample=sample,
+        source="figfont",
+        prompt="<|user|>?",
+        num_bos=0,
+        response=response,
+        gold="MAD",
+        finish_reason=finish_reason,
+        n_tokens=4,
+        verdict=verdict,
+        extracted=response,
+        scores={} if finish_reason == "prompt_too_long" else {"jaro_winkler": 0.5},
+    )
+
+
+def test_every_way_to_fail_has_its_rate_and_counts_as_wrong() -> None:
+    metrics = summarize(
+        [
+            prediction("a", 0, "correct"),
+            # Cut off after its answer: right, and yet without an end.
+            prediction("a", 1, "correct", "length"),
+            prediction("b", 0, "truncated", "length"),
+            prediction("b", 1, "no_answer"),
+            prediction("c", 0, "grader_error"),
+            prediction("c", 1, "no_answer", "prompt_too_long"),
+            prediction("d", 0, "wrong"),
+            prediction("d", 1, "wrong"),
+        ],
+        BENCHMARKS["figfont"],
+    )
+    assert (metrics["num_items"], metrics["num_samples"]) == (4, 2)
+    assert metrics["avg_at_2"] == 2 / 8
+    assert metrics["pass_at_2"] == 1 / 4
+    assert metrics["truncated_rate"] == 1 / 8
+    assert metrics["missing_eos_rate"] == 2 / 8
+    assert metrics["no_answer_rate"] == 2 / 8
+    assert metrics["grader_error_rate"] == 1 / 8
+    assert metrics["prompt_too_long_rate"] == 1 / 8
+    assert metrics["jaro_winkler"] == pytest.approx(7 * 0.5 / 8)
+    assert metrics["mean_tokens"] == 4
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_nothing_to_summarize_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no predictions"):
+        summarize([], BENCHMARKS["figfont"])
+
+
+def test_table_has_a_row_per_response_and_replaces_the_former_one(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "figfont.parquet"
+    write_predictions([prediction("a", 0, "wrong")], path)
+    write_predictions([prediction("b", 0, "correct", response="ΩX")], path)
+    (row,) = pq.read_table(path).to_pylist()
+    assert row == {
+        "id": "b",
+        "sample": 0,
+        "source": "figfont",
+        "prompt": "<|user|>?",
+        "num_bos": 0,
+        "response": "ΩX",
+        "gold": "MAD",
+        "finish_reason": "stop",
+        "n_tokens": 4,
+        "verdict": "correct",
+        "extracted": "ΩX",
+        "scores": [("jaro_winkler", 0.5)],
+    }
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_table_that_cannot_be_written_leaves_the_former_one(tmp_path: Path) -> None:
+    path = tmp_path / "figfont.parquet"
+    write_predictions([prediction("a", 0, "wrong")], path)
+    with pytest.raises(UnicodeEncodeError):
+        write_predictions([prediction("b", 0, "wrong", response="\ud800")], path)
+    assert pq.read_table(path)["id"].to_pylist() == ["a"]
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,212 @@
+"""Estimates and tests against cases worked out by hand, and against SciPy."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from deft.evaluators.scores import statistics
+from deft.evaluators.scores.statistics import (
+    bootstrap_interval,
+    detectable_effect,
+    expected_calibration_error,
+    holm,
+    majority_at_k,
+    mcnemar,
+    paired_difference,
+    pass_at_k,
+    standard_error,
+)
+
+RNG = np.random.default_rng(5)
+
+
+def test_pass_at_k_by_hand() -> None:
+    # 2 of 4 right: 1 − C(2, 2)/C(4, 2) = 5/6; none right: 0; all right: 1.
+    assert pass_at_k(np.array([2]), 4, 2) == pytest.approx(5 / 6)
+    assert pass_at_k(np.array([2, 0, 4]), 4, 2) == pytest.approx((5 / 6 + 0 + 1) / 3)
+    assert pass_at_k(np.array([1, 3]), 4, 1) == pytest.approx(0.5)
+
+
+def test_pass_at_k_is_the_mean_over_all_choices() -> None:
+    correct = RNG.random((5, 6)) < 0.4
+    for k in range(1, 7):
+        tried = [any(row[i] for i in c) for row in correct for c in combinations(range(6), k)]
+        assert pass_at_k(correct.sum(1), 6, k) == pytest.approx(np.mean(tried))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_pass_at_k_needs_k_samples(k: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and 4"):
+        pass_at_k(np.array([1]), 4, k)
+
+
+def test_majority_by_hand() -> None:
+    answers = [["7", "7.0", "8", "8", "9"], ["1", None, None, None, None], [None] * 5]
+    correct = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=bool)
+    # Two right answers (spelt differently) against two 8s: a tie, so half; then wrong; then none.
+    assert majority_at_k(answers, correct, 5) == pytest.approx(0.5 / 3)
+    # One response is the majority of itself: plain accuracy.
+    assert majority_at_k(answers, correct, 1) == pytest.approx(correct.mean())
+
+
+def test_majority_of_fewer_is_the_mean_over_all_choices() -> None:
+    # Pairs of (right, right, wrong): one both right, two ties: (1 + ½ + ½)/3.
+    answers, correct = [["a", "b", "c"]], np.array([[True, True, False]])
+    assert majority_at_k(answers, correct, 2) == pytest.approx(2 / 3)
+    many = [["a"] * 12 + ["b"] * 8]
+    right = np.array([[True] * 12 + [False] * 8])
+    # C(20, 9) subsets are drawn from; hypergeometric chance of at least 5 right among 9.
+    expected = stats.hypergeom(20, 12, 9).sf(4)
+    assert majority_at_k(many, right, 9, max_subsets=4000) == pytest.approx(expected, abs=0.03)
+
+
+def test_interval_agrees_with_scipys() -> None:
+    values = RNG.normal(2.0, 1.0, size=80)
+    ours = bootstrap_interval(values, resamples=20_000)
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert ours.low == pytest.approx(theirs.low, abs=0.02)
+    assert ours.high == pytest.approx(theirs.high, abs=0.02)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    covered = 0
+    for trial in range(400):
+        values = np.random.default_rng(trial).random(60) < 0.3
+        low, high = bootstrap_interval(values.astype(float), resamples=400, seed=trial)
+        covered += low <= 0.3 <= high
+    # 95 % less what the percentile bootstrap is known to lack on 60 coin flips.
+    assert 0.90 <= covered / 400 <= 0.98
+
+
+def test_weighted_interval_is_that_of_the_ratio() -> None:
+    sizes = RNG.integers(1, 40, size=60).astype(float)
+    values = RNG.normal(1.0, 0.3, size=60)
+    ours = bootstrap_interval(values, weights=sizes, resamples=20_000)
+
+    def ratio(v: np.ndarray, w: np.ndarray, axis: int) -> np.ndarray:
+        return np.asarray((v * w).sum(axis) / w.sum(axis))
+
+    theirs = stats.bootstrap(
+        (values, sizes),
+        ratio,
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    assert ours.low == pytest.approx(theirs.low, abs=0.01)
+    assert ours.high == pytest.approx(theirs.high, abs=0.01)
+
+
+def test_seeds_add_their_own_uncertainty() -> None:
+    """Runs that differ as wholes: items alone say nothing of how far apart other seeds are."""
+    items = RNG.normal(0, 0.01, size=500)
+    runs = np.stack([items + shift for shift in (-0.2, 0.0, 0.3)])
+    alone = bootstrap_interval(runs.mean(0))
+    hierarchical = bootstrap_interval(runs)
+    assert hierarchical.high - hierarchical.low > 50 * (alone.high - alone.low)
+    # Three runs, all drawn alike: the extremes have a chance of 1/27 each.
+    assert hierarchical.low == pytest.approx(-0.2, abs=0.01)
+    assert hierarchical.high == pytest.approx(0.3, abs=0.01)
+
+
+def test_paired_difference_against_the_t_test() -> None:
+    first = RNG.normal(0, 1, size=200)
+    second = first + RNG.normal(0.05, 0.4, size=200)
+    found = paired_difference(first, second, resamples=20_000)
+    expected = stats.ttest_rel(second, first)
+    assert found.mean == pytest.approx((second - first).mean())
+    assert found.p_value == pytest.approx(expected.pvalue, abs=0.02)
+    low, high = expected.confidence_interval(0.95)
+    assert found.interval.low == pytest.approx(low, abs=0.01)
+    assert found.interval.high == pytest.approx(high, abs=0.01)
+    assert found.num_items == 200
+
+
+def test_pairing_sees_what_unpaired_intervals_hide() -> None:
+    first = RNG.normal(0, 1, size=100)
+    second = first + 0.05 + RNG.normal(0, 0.01, size=100)
+    found = paired_difference(first, second)
+    assert found.p_value == pytest.approx(1 / 10_001)
+    apart = bootstrap_interval(second).low > bootstrap_interval(first).high
+    assert not apart
+
+
+def test_equal_runs_do_not_differ() -> None:
+    values = RNG.random(30)
+    found = paired_difference(values, values)
+    assert (found.mean, found.p_value, found.detectable) == (0.0, 1.0, 0.0)
+    assert found.interval == (0.0, 0.0)
+
+
+def test_false_alarms_are_as_rare_as_the_level_says() -> None:
+    alarms = 0
+    for trial in range(400):
+        rng = np.random.default_rng([9, trial])
+        first, second = rng.random((2, 50))
+        alarms += paired_difference(first, second, resamples=500, seed=trial).p_value < 0.05
+    assert 0.02 <= alarms / 400 <= 0.09
+
+
+def test_different_items_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected the same items"):
+        paired_difference(np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="expected the same items"):
+        mcnemar(np.zeros(3, dtype=bool), np.zeros(4, dtype=bool))
+
+
+def test_mcnemar_by_hand() -> None:
+    # 1 item only the first has right, 6 only the second: 2·(1 + 7)/2⁷ = 0.125.
+    first = np.array([1] + [0] * 6 + [1] * 5 + [0] * 3, dtype=bool)
+    second = np.array([0] + [1] * 6 + [1] * 5 + [0] * 3, dtype=bool)
+    assert mcnemar(first, second) == pytest.approx(0.125)
+    assert mcnemar(first, first) == 1.0
+
+
+def test_detectable_effect_by_hand_and_by_simulation() -> None:
+    differences = np.array([1.0, -1.0] * 50)
+    # s² = 100/99, I = 100, z(0.975) + z(0.8) = 1.959964 + 0.841621.
+    effect = detectable_effect(differences)
+    assert effect == pytest.approx(2.801585 * math.sqrt(100 / 99 / 100), rel=1e-5)
+    found = [
+        stats.ttest_1samp(np.random.default_rng(t).normal(effect, 1.0, 100), 0).pvalue < 0.05
+        for t in range(500)
+    ]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.03, 0.04 times 3, 2, 1 is 0.03, 0.06, 0.04; the last may not fall below 0.06.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_standard_error() -> None:
+    values = np.array([1.0, 0, 0, 1, 1])
+    assert standard_error(values) == pytest.approx(stats.sem(values))
+    assert math.isnan(standard_error(values[:1]))
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
+    correct = np.array([1, 1, 1, 0, 1, 0], dtype=bool)
+    # Bin of 0.95: accuracy 0.75, four of six; bin of 0.55: accuracy 0.5, two of six.
+    expected = 4 / 6 * 0.2 + 2 / 6 * 0.05
+    assert expected_calibration_error(confidence, correct, bins=10) == pytest.approx(expected)
+    assert expected_calibration_error(np.ones(3), np.ones(3, dtype=bool)) == 0
+
+
+def test_draws_that_are_kept_are_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = RNG.random((2, 40))
+    kept = bootstrap_interval(values), bootstrap_interval(values)
+    monkeypatch.setattr(statistics, "_CELLS_TO_KEEP", 0)
+    assert (bootstrap_interval(values), bootstrap_interval(values)) == kept
+    assert bootstrap_interval(values, seed=1) != kept[0]

@@ -1,0 +1,200 @@
+"""The command as a person runs it: exit codes, one message, nothing written on bad input."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from deft.objectives.catalog import CATALOG
+from deft.platform.config.loading import load_spec
+from deft.platform.records.run_directory import RunDirectory
+from deft.workers.catalogs.models import MODELS
+
+Deft = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def refused(deft: Deft, tmp_path: Path) -> Callable[..., str]:
+    """Run a command that must end as bad input does, and return what it says."""
+
+    def run(*arguments: str, **environment: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        done = deft(*arguments, **environment)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+        return done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run"], "give a run file"),
+        (["run", "none.yaml"], "none.yaml: No such file"),
+        (["run", "--dataset", "figfont", "--model", "tiny"], "objective: is missing"),
+        (["run", "--dataset", "figfon", "--model", "tiny", "--objective", "p"], "figfont"),
+        (["run", "--objektive", "p"], "No such option"),
+        (["walk"], "No such command"),
+        (["list", "objektives"], "objectives"),
+        (["ui"], "no runs there yet"),
+        (["ui", "--tracking-uri", "sqlite:///a.db", "--port", "99999"], "give another port"),
+        (
+            [
+                *("run", "--dataset", "figfont", "--model", "tiny", "--objective", "p"),
+                *("--tracking-uri", "htp://localhost:5000"),
+            ],
+            "Did you mean http?",
+        ),
+        (["evaluate"], "Missing option '--model'"),
+        (["evaluate", "--model", "smollm2-135m"], "give --benchmarks or --heldout"),
+        (["evaluate", "--model", "smollm2", "--benchmarks", "gsm8k"], "Did you mean smollm2-135m?"),
+        (["evaluate", "--model", "smollm2-135m", "--benchmarks", "gsm8"], "Did you mean gsm8k?"),
+        (
+            ["evaluate", "--model", "smollm2-135m", "--benchmarks", "gsm8k", "--data-dir", "no"],
+            "data_dir: there is no folder no",
+        ),
+        (
+            [
+                "evaluate",
+                "--model",
+                "smollm2-135m",
+                "--benchmarks",
+                "gsm8k",
+                "--set",
+                "evaluation.engine.cpu=2",
+            ],
+            "--set evaluation.engine.cpu=2: evaluation.engine.cpu: unknown key; did you mean cpus?",
+        ),
+        (["compare", "nowhere"], "nowhere: there is no such run"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    refused: Callable[..., str], arguments: list[str], expected: str
+) -> None:
+    assert expected in refused(*arguments)
+
+
+def test_secrets_and_escape_sequences_in_bad_input_are_not_shown(
+    refused: Callable[..., str],
+) -> None:
+    names = ["run", "--dataset", "figfont", "--model", "tiny", "--objective", "p"]
+    said = refused(*names, "--set", "training.checkpoint_storage=s3://key:hunter2@bucket")
+    assert "AWS_SECRET_ACCESS_KEY" in said
+    said += refused(*names, "--tracking-uri", "postgresql://user:hunter2@host/db")
+    said += refused(*names, MLFLOW_TRACKING_URI="https://user:hunter2@host")
+    assert "hunter2" not in said
+    said = refused(*names, "--set", "dataset.\x1b]0;owned\x07=\x1b[2J")
+    assert "\x1b" not in said
+    assert "\\x1b]0;owned\\x07" in said
+
+
+def test_lists_name_everything_with_its_source(deft: Deft) -> None:
+    listed = deft("list", "objectives", COLUMNS="200").stdout
+    assert all(name in listed for name in CATALOG)
+    assert "2602.11424" in listed
+    listed = deft("list", "models", COLUMNS="200").stdout
+    assert all(name in listed and info.source in listed for name, info in MODELS.items())
+    assert "reasoning-gym" in deft("list", "datasets", COLUMNS="200").stdout
+    assert "figfont" in deft("list", "benchmarks", COLUMNS="200").stdout
+
+
+def test_dry_run_prints_a_spec_that_means_the_same_run(deft: Deft, tmp_path: Path) -> None:
+    names = ["--dataset", "figfont", "--model", "tiny", "--objective", "DEFT"]
+    printed = deft("run", *names, "--dry-run").stdout
+    (tmp_path / "again.yaml").write_text(printed)  # JSON is YAML
+    assert deft("run", "again.yaml", "--dry-run").stdout == printed
+
+
+SMALL = """
+model: tiny
+objective: DEFT
+training: {batch_size: 2, micro_batch_size: 1, num_workers: 1}
+"""
+
+
+def test_a_cluster_that_is_not_there_is_named(refused: Callable[..., str]) -> None:
+    names = ("--dataset", "figfont", "--model", "tiny", "--objective", "DEFT")
+    said = refused("run", *names, RAY_ADDRESS="127.0.0.1:9")
+    assert "RAY_ADDRESS=127.0.0.1:9: no Ray cluster there (ConnectionRefusedError" in said
+
+
+def test_bad_line_in_a_data_file_is_named(
+    refused: Callable[..., str], tmp_path: Path, ray_address: str
+) -> None:
+    lines = ['{"prompt": "1 + 1", "response": "2"}'] * 6 + ['{"promt": "2 + 2", "response": "4"}']
+    (tmp_path / "sums.jsonl").write_text("\n".join(lines))
+    (tmp_path / "run.yaml").write_text("dataset: sums.jsonl" + SMALL)
+    said = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
+    assert "sums.jsonl: 1 bad record (1 missing field)" in said
+    assert "sums.jsonl:7: key 'prompt' is missing; did you mean promt? There are:" in said
+    assert "dataset.bad_records=drop" in said
+
+
+def test_dataset_that_the_hub_does_not_give_is_said_with_a_way_out(
+    refused: Callable[..., str], ray_address: str
+) -> None:
+    # There is none of this name, and without a network there is none at all.
+    names = ["--dataset", "nobody/nothing", "--model", "tiny", "--objective", "DEFT"]
+    said = refused("run", *names, RAY_ADDRESS=ray_address)
+    assert "dataset 'nobody/nothing' (split train) could not be had from the Hugging" in said
+    assert "give their directory" in said
+
+
+def test_empty_dataset_is_refused(
+    refused: Callable[..., str], tmp_path: Path, ray_address: str
+) -> None:
+    (tmp_path / "none.jsonl").write_text("\n")
+    (tmp_path / "run.yaml").write_text("dataset: none.jsonl" + SMALL)
+    said = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
+    assert "there is no example in it" in said
+
+
+def test_more_workers_than_the_cluster_has_are_refused(
+    refused: Callable[..., str], tmp_path: Path, ray_address: str
+) -> None:
+    names = ["--dataset", "figfont", "--model", "tiny", "--objective", "DEFT"]
+    workers = ["training.num_workers=64", "training.batch_size=64", "training.micro_batch_size=1"]
+    settings = [part for setting in workers for part in ("--set", setting)]
+    said = refused("run", *names, *settings, RAY_ADDRESS=ray_address)
+    assert "64 workers need as many CPUs, the Ray cluster has 4" in said
+
+
+def test_dropped_records_are_said_and_listed(
+    deft: Deft, tmp_path: Path, ray_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f'{{"prompt": "{n} + 1", "response": "{n + 1}"}}' for n in range(40)]
+    lines[6] = '{"promt": "2 + 2", "response": "4"}'
+    (tmp_path / "sums.jsonl").write_text("\n".join(lines))
+    (tmp_path / "run.yaml").write_text("dataset: {name: sums.jsonl, bad_records: drop}" + SMALL)
+    monkeypatch.chdir(tmp_path)
+    # It stops after the data: somebody else is at work on the run.
+    with RunDirectory(tmp_path / "runs", load_spec(Path("run.yaml"))).locked():
+        done = deft("run", "run.yaml", RAY_ADDRESS=ray_address)
+    assert done.returncode == 2
+    assert "another process is at work on this run" in done.stderr
+    assert "38 examples, 1 held out, 1 bad" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "warning: left out 1 missing field; listed in" in said
+    (listed,) = tmp_path.glob("runs/cache/rows/*/bad_records.jsonl")
+    assert json.loads(listed.read_text())["where"] == "sums.jsonl:7"
+
+
+def test_ui_says_that_its_port_is_taken_and_where_a_server_has_its_own(deft: Deft) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = deft("ui", "--tracking-uri", "sqlite:///a.db", "--port", port)
+    assert done.returncode == 2
+    assert f"--port {port}" in done.stderr
+    assert "in use" in done.stderr
+    done = deft("ui", "--tracking-uri", "http://mlflow.example.org:5000")
+    assert done.returncode == 0
+    assert "http://mlflow.example.org:5000" in done.stdout

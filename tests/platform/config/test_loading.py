@@ -1,0 +1,199 @@
+"""Run files: what becomes of them, and what a person is told about mistakes in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deft.platform.config.loading import load_spec, merge
+from deft.platform.config.spec import ExperimentSpec, model_identity
+from deft.platform.errors import UserError
+from deft.workers.spec import ModelSpec
+from helpers import ROOT
+
+QUICKSTART = "dataset: figfont\nmodel: tiny\nobjective: DEFT\n"
+EXAMPLES = ROOT / "examples"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    return file
+
+
+def message(tmp_path: Path, text: str, *settings: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_spec(write(tmp_path, text), settings=settings)
+    return str(caught.value).replace(str(tmp_path), "DIR")
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_example_is_valid(file: Path) -> None:
+    assert load_spec(file).run_name
+
+
+def test_names_alone_mean_the_same_run_as_the_quickstart_file() -> None:
+    by_names = load_spec(None, {"dataset": "figfont", "model": "tiny", "objective": "deft"})
+    assert by_names == load_spec(EXAMPLES / "quickstart.yaml")
+    assert by_names.run_name == load_spec(EXAMPLES / "quickstart.yaml").run_name
+    assert by_names.name == "figfont-tiny-DEFT"
+
+
+def test_names_override_the_file_and_settings_override_both(tmp_path: Path) -> None:
+    spec = load_spec(
+        write(tmp_path, QUICKSTART + "training: {learning_rate: 0.1}\n"),
+        {"objective": "original"},
+        ["training.learning_rate=0.2", "objective=p", "dataset.size=64"],
+    )
+    assert str(spec.objective) == "p"
+    assert spec.training.learning_rate == 0.2
+    assert spec.dataset.name == "figfont"
+    assert spec.dataset.size == 64
+
+
+def test_preset_fills_in_only_what_is_not_said(tmp_path: Path) -> None:
+    quickstart = load_spec(write(tmp_path, QUICKSTART))
+    spec = load_spec(write(tmp_path, QUICKSTART + "training: {batch_size: 32}\n"))
+    assert spec.training.batch_size == 32
+    assert spec.training.max_length == quickstart.training.max_length
+    assert spec.evaluation == quickstart.evaluation
+
+
+def test_merge_reads_a_bare_string_as_a_name() -> None:
+    assert merge({"dataset": {"size": 3}}, {"dataset": "a"}) == {
+        "dataset": {"size": 3, "name": "a"}
+    }
+    assert merge({"a": {"b": 1}}, {"a": None}) == {"a": None}
+
+
+def test_hash_changes_with_any_setting_and_with_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n')
+    file = write(tmp_path, f"dataset: {data}\nmodel: tiny\nobjective: DEFT\n")
+    first = load_spec(file).content_hash()
+    assert first == load_spec(file).content_hash()
+    assert first != load_spec(file, settings=["seed=1"]).content_hash()
+    data.write_text('{"prompt": "a", "response": "c"}\n')
+    assert first != load_spec(file).content_hash()
+
+
+def with_model(model: Path) -> ExperimentSpec:
+    return load_spec(None, {"dataset": "figfont", "model": str(model), "objective": "DEFT"})
+
+
+def test_hash_follows_the_content_of_a_model_and_not_its_place(tmp_path: Path) -> None:
+    models = [tmp_path / place / "strong" for place in ("here", "there")]
+    for model in models:
+        model.mkdir(parents=True)
+        (model / "model.safetensors").write_bytes(b"weights")
+    here, there = (with_model(model).run_name for model in models)
+    assert here == there
+    (models[1] / "model.safetensors").write_bytes(b"Weights")
+    assert here == with_model(models[0]).run_name != with_model(models[1]).run_name
+
+
+def test_model_of_a_run_is_known_by_the_run_before_it_is_there(tmp_path: Path) -> None:
+    runs = [tmp_path / root / "strong-0123456789" for root in ("here", "there")]
+    planned = {model_identity(ModelSpec.model_construct(name=str(r / "model"))) for r in runs}
+    assert planned == {"strong-0123456789/model"}
+    for run, weights in zip(runs, (b"weights", b"others"), strict=True):
+        (run / "model").mkdir(parents=True)
+        (run / "model" / "model.safetensors").write_bytes(weights)
+        (run / "spec.json").write_text("{}")
+    here, there = (with_model(run / "model") for run in runs)
+    assert {model_identity(here.model), model_identity(there.model)} == planned
+    assert here.run_name == there.run_name
+    assert here.name == "figfont-strong-0123456789-DEFT"
+    # It is no run's if there is no run: then its content counts.
+    (runs[0] / "spec.json").unlink()
+    assert model_identity(here.model) not in planned
+
+
+def test_noise_is_part_of_the_hash(tmp_path: Path) -> None:
+    file = write(tmp_path, QUICKSTART)
+    hashes = {
+        load_spec(file, settings=[f"dataset.noise={noise}"]).content_hash()
+        for noise in (0, 0.3, 0.4)
+    }
+    assert len(hashes) == 3
+    said = message(tmp_path, QUICKSTART, "dataset.noise=30")
+    assert said.startswith("--set dataset.noise=30: dataset.noise: ")
+
+
+def test_unknown_key_names_line_and_nearest_key(tmp_path: Path) -> None:
+    text = QUICKSTART + "training:\n  lerning_rate: 0.1\n"
+    assert message(tmp_path, text).startswith(
+        "DIR/run.yaml:5: training.lerning_rate: unknown key; did you mean learning_rate?"
+    )
+
+
+def test_wrong_type_names_line_expectation_and_value(tmp_path: Path) -> None:
+    said = message(tmp_path, QUICKSTART + "training:\n  batch_size: many\n")
+    assert said.startswith("DIR/run.yaml:5: training.batch_size: ")
+    assert "valid integer" in said
+    assert "'many'" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [
+        ("objective", "DEFFT", "'DEFT'"),
+        ("model", "tinny", "tiny"),
+        ("dataset", "figfnt", "figfont"),
+    ],
+)
+def test_unknown_name_says_the_nearest(tmp_path: Path, key: str, value: str, nearest: str) -> None:
+    lines = dict(line.split(": ") for line in QUICKSTART.splitlines()) | {key: value}
+    said = message(tmp_path, "".join(f"{k}: {v}\n" for k, v in lines.items()))
+    line = list(lines).index(key) + 1
+    assert said.startswith(f"DIR/run.yaml:{line}: {key}")
+    assert nearest in said
+
+
+def test_unknown_benchmark_says_the_nearest(tmp_path: Path) -> None:
+    said = message(tmp_path, QUICKSTART + "evaluation:\n  benchmarks:\n    - figfonts\n")
+    assert said.startswith("DIR/run.yaml:6: evaluation.benchmarks.0")
+    assert "figfont" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dataset: figfont\nmodel: tiny\n", "DIR/run.yaml: objective: is missing"),
+        (QUICKSTART + "seed: 1\nseed: 2\n", "DIR/run.yaml:5: seed is given twice"),
+        (QUICKSTART + "training: [\n", "DIR/run.yaml:5: not valid YAML"),
+        ("- figfont\n", "DIR/run.yaml: expected a mapping of settings, got a list"),
+        ("", "DIR/run.yaml: expected a mapping of settings, got nothing"),
+        ("{a: !!python/object/apply:os.system [true]}", "DIR/run.yaml:1: not valid YAML"),
+        (QUICKSTART.replace("figfont", "none.jsonl"), "DIR/run.yaml:1: dataset: there is no file"),
+        (QUICKSTART.replace("tiny", "./none"), "DIR/run.yaml:2: model: there is no directory"),
+        (QUICKSTART + "name: ../../etc\n", "DIR/run.yaml:4: name: "),
+        (
+            QUICKSTART + "training: {batch_size: 10, packing: false}\n",
+            "DIR/run.yaml:4: training: batch_size must be a multiple of",
+        ),
+    ],
+)
+def test_bad_files_say_where_and_what(tmp_path: Path, text: str, expected: str) -> None:
+    assert message(tmp_path, text).startswith(expected)
+
+
+def test_bad_settings_are_named_as_they_were_given(tmp_path: Path) -> None:
+    assert message(tmp_path, QUICKSTART, "seed").startswith("--set seed: expected key=value")
+    assert message(tmp_path, QUICKSTART, "seed=-1").startswith("--set seed=-1: seed: ")
+    assert message(tmp_path, QUICKSTART, "training.x=1").startswith("--set training.x=1: ")
+
+
+def test_missing_file_and_bad_encoding(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        load_spec(tmp_path / "none.yaml")
+    file = tmp_path / "latin.yaml"
+    file.write_bytes(b"name: \xe9\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_spec(file)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    said = message(tmp_path, QUICKSTART + "seed: x\nfoo: 1\n")
+    assert len(said.splitlines()) == 2

@@ -1,0 +1,63 @@
+"""A run's model in MLflow's registry is the model that the run trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+from transformers import Qwen2ForCausalLM
+
+from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
+from deft.platform.records.run_directory import RunDirectory
+from deft.platform.tracking.model_registry import register_model
+from deft.platform.tracking.recorder import Recorder, default_tracking_uri
+
+
+@pytest.fixture
+def run(
+    make_run: Callable[..., RunDirectory], save_small_model: Callable[[Path], None]
+) -> RunDirectory:
+    """A run that trained a model and has been recorded."""
+    run = make_run()
+    save_small_model(run.path / "model")
+    run.finish("train", {"model": "model", "metrics": {"step": 7}})
+    return run
+
+
+@pytest.fixture
+def own_tracking_uri() -> Iterator[None]:
+    """MLflow's tracking URI belongs to the process: other tests shall not see this one's."""
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+def test_registered_model_is_the_one_that_was_trained(
+    run: RunDirectory,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    own_tracking_uri: None,
+) -> None:
+    uri = default_tracking_uri(tmp_path)
+    with pytest.raises(UserError, match="not recorded in MLflow yet"):
+        register_model(run.path, "reader", uri, RunConsole())
+    with Recorder(run, uri, print) as recorder:
+        recorder.log_model()
+        run.finish("record", {"mlflow_run_id": recorder.finish()})
+    for _ in range(2):
+        register_model(run.path, "reader", uri, RunConsole())
+    assert capfd.readouterr().out.count("upload") == 1
+    client = MlflowClient(uri)
+    (version,) = client.search_model_versions("name = 'reader'")
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert model.source_run_id == version.run_id == run.manifest("record")["mlflow_run_id"]
+
+    loaded = mlflow.transformers.load_model("models:/reader/1", return_type="components")
+    ids = torch.tensor([[1, 2, 3]])
+    trained = Qwen2ForCausalLM.from_pretrained(run.path / "model")
+    assert torch.equal(loaded["model"](ids).logits, trained(ids).logits)
+    assert not list(run.path.glob(".register-*"))

@@ -1,0 +1,51 @@
+"""Damage of every kind is found, in the part that it is in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deft.workers.common.checksums import damaged_file_of, write_checksums
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Two parts, merged."""
+    for part in (0, 1):
+        folder = tmp_path / f"part-{part}"
+        (folder / "state").mkdir(parents=True)
+        (folder / "state" / f"{part}.pt").write_bytes(bytes([part]) * 1000)
+        write_checksums(folder, part)
+    merged = tmp_path / "merged"
+    for folder in ("state", "checksums"):
+        (merged / folder).mkdir(parents=True)
+        for file in tmp_path.glob(f"part-*/{folder}/*"):
+            file.rename(merged / folder / file.name)
+    return merged
+
+
+def test_what_is_whole_is_said_to_be(directory: Path) -> None:
+    assert damaged_file_of(directory, 0) is None
+    assert damaged_file_of(directory, 1) is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\1" * 999, b"\1" * 999 + b"\0"])
+def test_damage_is_found_by_its_part_alone(directory: Path, content: bytes | None) -> None:
+    file = directory / "state" / "1.pt"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    assert damaged_file_of(directory, 0) is None
+    assert damaged_file_of(directory, 1) == "state/1.pt"
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_checksums_that_cannot_be_read_are_damage(directory: Path, content: str | None) -> None:
+    record = directory / "checksums" / "1.json"
+    if content is None:
+        record.unlink()
+    else:
+        record.write_text(content)
+    assert damaged_file_of(directory, 1) == "checksums/1.json"

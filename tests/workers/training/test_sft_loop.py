@@ -1,0 +1,316 @@
+"""Real DeepSpeed on Ray Train workers against a plain PyTorch loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import load_from_disk
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+
+from deft.objectives import CATALOG, get_objective
+from deft.workers.spec import LoraSpec, TrainingSpec
+from deft.workers.training.batches import cut, step_indices, token_counts
+from deft.workers.training.job import TrainJob
+
+STEPS = 20
+SPEC = TrainingSpec(
+    batch_size=8,
+    micro_batch_size=2,
+    max_length=256,
+    learning_rate=2e-3,
+    dtype="float32",
+    floor_scope="step",
+)
+
+
+@pytest.fixture(scope="module")
+def job(make_job: Callable[..., TrainJob]) -> TrainJob:
+    return make_job(SPEC, objective="original", num_steps=STEPS)
+
+
+def with_training(job: TrainJob, **changes: Any) -> TrainJob:
+    return replace(job, training=TrainingSpec(**{**dict(job.training), **changes}))
+
+
+def nll(logp: Tensor, p: Tensor, probs: Tensor) -> Tensor:
+    return -logp
+
+
+def prob(logp: Tensor, p: Tensor, probs: Tensor) -> Tensor:
+    return 1 - p
+
+
+def deft(logp: Tensor, p: Tensor, probs: Tensor) -> Tensor:
+    focus = probs.square().sum(-1).detach()
+    return -((focus * logp).exp() - 1) / (focus + 1e-6)
+
+
+def cayley(logp: Tensor, p: Tensor, probs: Tensor) -> Tensor:
+    floor, distance = 0.5 * p.detach().mean(), 1 - p.detach() + 1e-8
+    focus = floor + (1 - floor) * (1 - distance) / (1 + distance + 1e-8)
+    focus = focus.clamp(0.001, 1)
+    return -((focus * logp).exp() - 1) / (focus + 1e-8)
+
+
+PLAIN: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "original": nll,
+    "p": prob,
+    "Cayley_Trans": cayley,
+    "DEFT": deft,
+}
+"""Objectives written on materialised probabilities: (log p [N], p [N], P [N, V]) → values [N]."""
+
+
+def plain_curve(job: TrainJob) -> list[float]:
+    """Objective per step of a single-process float32 trainer, one example at a time: the yardstick.
+
+    It shares no code with what it is compared to, but for the order of the examples.
+    """
+    spec, value = job.training, PLAIN[job.objective]
+    rows = load_from_disk(job.rows_dir)
+    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), spec.learning_rate, spec.betas, weight_decay=spec.weight_decay
+    )
+    warmup = int(spec.warmup_ratio * job.num_steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, job.num_steps)
+    curve = []
+    for step in range(job.num_steps):
+        logits, targets = [], []
+        for index in step_indices(len(rows), spec.batch_size, step, job.seed):
+            ids, labels = (torch.tensor(rows[index][key]) for key in ("input_ids", "labels"))
+            trained = labels[1:] != -100
+            logits.append(model(input_ids=ids[None]).logits[0, :-1][trained])
+            targets.append(labels[1:][trained])
+        log_probs = torch.cat(logits).log_softmax(-1)
+        logp = log_probs.gather(1, torch.cat(targets)[:, None])[:, 0]
+        loss = value(logp, logp.exp(), log_probs.exp()).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        curve.append(loss.item())
+    return curve
+
+
+def deepspeed_runs(
+    jobs: list[TrainJob], storage: Path, num_workers: int = 2
+) -> list[dict[str, Any]]:
+    """Train several jobs in one group of workers; the last step of each exports the model.
+
+    Returns for each job its objective per step, its gradient norms, and its exported weights.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    def run_all(config: dict[str, Any]) -> None:
+        import tempfile
+
+        from deft.workers.training.ray_entry import prepare_process
+
+        prepare_process()
+        from deft.workers.training import sft_loop
+        from deft.workers.training.engine import export_model
+
+        class Events:
+            def __init__(self) -> None:
+                self.seen: list[dict[str, Any]] = []
+
+            def put(self, event: dict[str, Any]) -> None:
+                self.seen.append(event)
+
+            def curve(self, kind: str, name: str) -> list[float]:
+                return [e["metrics"][name] for e in self.seen if e["event"] == kind]
+
+        results = []
+        for job in config["jobs"]:
+            events = Events()
+            with tempfile.TemporaryDirectory() as directory:
+
+                def export(
+                    engine: Any, tokenizer: Any, *_: Any, directory: str = directory
+                ) -> None:
+                    export_model(engine, tokenizer, Path(directory))
+
+                # One Ray Train run stands for many here: none has a checkpoint.
+                sft_loop.save_checkpoint = export
+                sft_loop.train(replace(job, events=events))
+                if ray.train.get_context().get_world_rank() == 0:
+                    exported = AutoModelForCausalLM.from_pretrained(directory)
+                    results.append(
+                        {
+                            "objective": events.curve("train", "objective"),
+                            "grad_norm": events.curve("train", "grad_norm"),
+                            "validation": events.curve("validation", "nll"),
+                            "metrics": events.seen[-2]["metrics"],
+                            "weights": exported.state_dict(),
+                        }
+                    )
+        with tempfile.TemporaryDirectory() as directory:
+            torch.save(results, Path(directory, "results.pt"))
+            rank = ray.train.get_context().get_world_rank()
+            checkpoint = ray.train.Checkpoint.from_directory(directory) if rank == 0 else None
+            ray.train.report({}, checkpoint=checkpoint)
+
+    result = TorchTrainer(
+        run_all,
+        train_loop_config={"jobs": jobs},
+        scaling_config=ray.train.ScalingConfig(num_workers=num_workers),
+        run_config=ray.train.RunConfig(storage_path=str(storage)),
+    ).fit()
+    assert result.checkpoint is not None
+    loaded: list[dict[str, Any]] = torch.load(Path(result.checkpoint.path, "results.pt"))
+    return loaded
+
+
+CUTS: tuple[dict[str, Any], ...] = (
+    {"zero_stage": 0},
+    {"zero_stage": 1, "micro_batch_size": 1},
+    {"zero_stage": 3, "packing": False, "micro_batch_size": 1},
+    {"zero_stage": 2, "packing": False, "offload_optimizer": True},
+    {"zero_stage": 3, "compile": True, "gradient_checkpointing": True},
+)
+MORE_CUTS: tuple[dict[str, Any], ...] = (
+    {"zero_stage": 3},
+    {"zero_stage": 2, "packing": False},
+    {"zero_stage": 2, "offload_optimizer": True},
+    {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
+    {"zero_stage": 2, "micro_batch_size": 4, "gradient_checkpointing": True},
+    {"zero_stage": 2, "compile": True},
+)
+
+
+@pytest.mark.parametrize(
+    "cuts", [CUTS, pytest.param(MORE_CUTS, marks=pytest.mark.slow)], ids=["some", "more"]
+)
+def test_parity_with_plain_pytorch(
+    ray_cluster: None, job: TrainJob, tmp_path: Path, cuts: tuple[dict[str, Any], ...]
+) -> None:
+    """Every ZeRO stage, two workers, packed and padded, with and without accumulation."""
+    by_objective = [replace(job, objective=name) for name in PLAIN]
+    by_cut = [with_training(replace(job, objective="DEFT"), **changes) for changes in cuts]
+    results = deepspeed_runs(by_objective + by_cut, tmp_path)
+    curves = {}
+    for name, plain, result in zip(PLAIN, by_objective, results, strict=False):
+        curves[name] = plain_curve(plain)
+        assert result["objective"] == pytest.approx(curves[name], rel=2e-4), name
+        assert curves[name][-1] < 0.99 * curves[name][0], f"{name} did not train"
+        assert result["validation"][-1] < result["validation"][0]
+
+    packed = results[list(PLAIN).index("DEFT")]
+    assert packed["metrics"]["padding_share"] == 0
+    for changes, result in zip(cuts, results[len(PLAIN) :], strict=True):
+        assert result["objective"] == pytest.approx(curves["DEFT"], rel=2e-4), changes
+        assert result["grad_norm"] == pytest.approx(packed["grad_norm"], rel=2e-3), changes
+        assert result["validation"] == pytest.approx(packed["validation"], rel=1e-3), changes
+        for name, weight in packed["weights"].items():
+            torch.testing.assert_close(result["weights"][name], weight, rtol=1e-2, atol=1e-4)
+        assert (result["metrics"]["padding_share"] > 0) == (
+            not changes.get("packing", True) and changes.get("micro_batch_size") != 1
+        )
+
+
+def plain_gradient_norm(job: TrainJob) -> float:
+    """Of the first step, whose loss is the mean over micro-batches of their means of NLL."""
+    spec, rows = job.training, load_from_disk(job.rows_dir)
+    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
+    indices = step_indices(len(rows), spec.batch_size, 0, job.seed)
+    (micro_batches,) = cut(indices, token_counts(rows), spec, world_size=1)
+    for chosen in micro_batches:
+        values = []
+        for index in chosen:
+            ids, labels = (torch.tensor(rows[index][key]) for key in ("input_ids", "labels"))
+            logits = model(input_ids=ids[None]).logits[0, :-1]
+            values.append(cross_entropy(logits, labels[1:], reduction="none")[labels[1:] != -100])
+        (torch.cat(values).mean() / len(micro_batches)).backward()
+    return float(torch.nn.utils.get_total_norm(p.grad for p in model.parameters()))
+
+
+def test_parity_on_one_worker(ray_cluster: None, job: TrainJob, tmp_path: Path) -> None:
+    alone = with_training(job, num_workers=1)
+    jobs = [replace(alone, objective=name) for name in ("original", "Cayley_Trans")]
+    jobs += [with_training(replace(alone, objective="DEFT"), zero_stage=3, packing=False)]
+    first = with_training(replace(alone, num_steps=1), packing=False, micro_batch_size=1)
+    reductions = [
+        with_training(first, reduction=name)
+        for name in ("global_tokens", "micro_batch", "micro_batch_sum")
+    ]
+    results = deepspeed_runs(jobs + reductions, tmp_path, num_workers=1)
+    for plain, result in zip(jobs, results, strict=False):
+        assert result["objective"] == pytest.approx(plain_curve(plain), rel=2e-4), plain.objective
+
+    over_tokens, mean, total = (result["grad_norm"][0] for result in results[len(jobs) :])
+    assert mean == pytest.approx(plain_gradient_norm(first), rel=1e-3)
+    assert mean != pytest.approx(over_tokens, rel=3e-3)
+    assert total == pytest.approx(SPEC.batch_size * mean, rel=1e-3)
+
+
+# An untrained model gives every token about 1/1024: thresholds there split the tokens.
+TOKEN_LOCAL = [
+    info.example.replace("-0.5", "-0.00098") if info.name.startswith("Only") else info.example
+    for info in CATALOG.values()
+    if get_objective(info.example).token_local
+]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["DEFT", "OnlyTopP-0.00098", "EAFT", "GEM", "SFT_KL-0.1"], id="some"),
+        pytest.param(TOKEN_LOCAL, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_gradient_does_not_depend_on_the_cut(
+    ray_cluster: None, job: TrainJob, tmp_path: Path, names: list[str]
+) -> None:
+    """Objectives that read one token at a time, under two cuts and two ZeRO stages."""
+    changes: tuple[dict[str, Any], ...] = (
+        {"micro_batch_size": 4, "zero_stage": 2},
+        {"micro_batch_size": 1, "zero_stage": 3, "packing": False},
+    )
+    jobs = [
+        with_training(replace(job, objective=name, num_steps=2), **change)
+        for name in names
+        for change in changes
+    ]
+    results = deepspeed_runs(jobs, tmp_path)
+    for name, coarse, fine in zip(names, results[::2], results[1::2], strict=True):
+        # The second step's objective is measured after an update by the first step's gradient.
+        assert fine["objective"] == pytest.approx(coarse["objective"], rel=1e-4, abs=1e-9), name
+        assert fine["grad_norm"] == pytest.approx(coarse["grad_norm"], rel=2e-3, abs=1e-9), name
+
+
+def test_adapters_train_alone_and_are_merged_on_export(
+    ray_cluster: None, job: TrainJob, tmp_path: Path
+) -> None:
+    lora = LoraSpec(rank=4, alpha=8, targets=("q_proj", "down_proj"))
+    stages = [
+        with_training(replace(job, objective=name), lora=lora, zero_stage=stage)
+        for name, stage in (("DEFT", 0), ("DEFT", 2), ("DEFT", 3), ("SFT_KL-0.1", 2))
+    ]
+    results = deepspeed_runs(stages, tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(job.model_dir).state_dict()
+    first = results[0]
+    assert first["weights"].keys() == base.keys()
+    for name, weight in base.items():
+        adapted = name.endswith(("q_proj.weight", "down_proj.weight"))
+        assert torch.equal(first["weights"][name], weight) != adapted, name
+    assert first["objective"][-1] < 0.99 * first["objective"][0]
+    for result in results[1:3]:
+        assert result["objective"] == pytest.approx(first["objective"], rel=2e-4)
+        for name, weight in first["weights"].items():
+            torch.testing.assert_close(result["weights"][name], weight, rtol=1e-2, atol=1e-4)
+    # Before the first update the model is its own reference, and the divergence is zero.
+    assert results[3]["objective"][0] == pytest.approx(first_nll(job), rel=1e-4)
+
+
+def first_nll(job: TrainJob) -> float:
+    return plain_curve(replace(job, objective="original", num_steps=1))[0]

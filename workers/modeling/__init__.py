@@ -1,0 +1,1 @@
+"""The model to train: its files, its head, LoRA adapters and attention."""

@@ -1,0 +1,101 @@
+"""What a model does to the product of its hidden states and its head: nothing, scale it, cap it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from deft.objectives.head.softmax_stats import soft_cap_
+from deft.workers.modeling.lora import unadapted
+
+_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Settings that hold a factor of the logits; some models multiply by theirs, others divide."""
+
+
+class LogitTransform(NamedTuple):
+    """logits = softcap · tanh(head(scale · hidden) / softcap), or head(scale · hidden)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def scaled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [..., D] of which the head makes logits that are still to be capped."""
+        return hidden if self.scale == 1 else hidden * self.scale
+
+
+@torch.no_grad()
+def logit_transform(model: PreTrainedModel) -> LogitTransform:
+    """How ``model`` gets from hidden states to logits, as its settings say and its forward shows.
+
+    The layers below the head are not run: they are made to return random hidden states.
+
+    Raises:
+        ValueError: its logits are something else than a known transform of its head's product, or
+            not finite.
+    """
+    head, name = model.get_output_embeddings(), type(model).__name__
+    linear = unadapted(head)
+    if not isinstance(linear, nn.Linear) or model.base_model is model:
+        raise ValueError(f"{name} has no linear head over layers of its own")
+    weight = linear.weight
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
+    logits = _logits_of(model, hidden).float()
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"{name}: the weights of its head are not finite")
+
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    settings = [getattr(config, name, None) for name in _SCALES]
+    scales = [float(value) for value in settings if value]
+    candidates = [
+        LogitTransform(scale, softcap) for scale in (1.0, *scales, *(1 / scale for scale in scales))
+    ]
+
+    def error(transform: LogitTransform) -> float:
+        expected = head(transform.scaled(hidden)).float()
+        if softcap is not None:
+            soft_cap_(expected, softcap, None)
+        if expected.shape != logits.shape:
+            return float("inf")
+        largest = logits.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        return float((expected - logits).abs().max() / largest)
+
+    best = min(candidates, key=error)
+    tolerance = 1e-4 if weight.dtype == torch.float32 else 3e-2
+    if not error(best) <= tolerance:
+        raise ValueError(
+            f"{name} makes its logits in a way of its own, which no objective would see; known are "
+            f"a linear head, final_logit_softcapping, and a factor given as {', '.join(_SCALES)}"
+        )
+    return best
+
+
+def _logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The logits [1, T, V] that ``model`` makes of last hidden states [1, T, D]."""
+    tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+    with ExitStack() as stack:
+        # Most models call the one, OPT the other.
+        for layers in {model.base_model, model.get_decoder()}:
+            returns_hidden = patch.object(layers, "forward", lambda *_, **__: _LayersOutput(hidden))
+            stack.enter_context(returns_hidden)
+        logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+class _LayersOutput:
+    """What layers return, by attribute or position; all but the hidden states is None."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.last_hidden_state
+
+    def __getattr__(self, name: str) -> Any:
+        return None

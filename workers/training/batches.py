@@ -1,0 +1,164 @@
+"""Which examples go into which micro-batch, and how they lie in it.
+
+The cut is a pure function of seed, step and example lengths, so every rank knows all of it and a
+resumed run continues at the exact example.
+
+Shapes: B examples of a padded micro-batch, T positions of a row.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deft.workers.common.example import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+    from deft.workers.spec import TrainingSpec
+
+Cut = list[list[list[int]]]
+"""Indices of examples, by rank and micro-batch; every rank has the same number of micro-batches."""
+
+
+def token_counts(rows: Dataset) -> list[int]:
+    """Tokens of each example, without making Python lists of them."""
+    import pyarrow.compute as pc
+
+    counts: list[int] = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+    return counts
+
+
+def step_indices(num_examples: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """Indices of the ``batch_size`` examples of optimiser step ``step`` (from 0).
+
+    Each epoch is a fresh permutation of all examples; those that fill no batch are left out.
+    """
+    steps_per_epoch = num_examples // batch_size
+    epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+    start = step_in_epoch * batch_size
+    return [int(index) for index in order[start : start + batch_size]]
+
+
+def cut(indices: Sequence[int], lengths: Sequence[int], spec: TrainingSpec, world_size: int) -> Cut:
+    """Cut examples into micro-batches as ``spec`` says; ``lengths`` are tokens by index."""
+    if spec.cuts_by_tokens:
+        capacity = spec.micro_batch_size * spec.max_length
+        return cut_by_tokens(indices, lengths, capacity=capacity, world_size=world_size)
+    return cut_by_count(indices, lengths, size=spec.micro_batch_size, world_size=world_size)
+
+
+def cut_by_count(
+    indices: Sequence[int], lengths: Sequence[int], *, size: int, world_size: int
+) -> Cut:
+    """Micro-batches of ``size`` examples of similar length, so that little of them is padding."""
+    by_length = sorted(indices, key=lambda index: (lengths[index], index))
+    shares = [by_length[rank::world_size] for rank in range(world_size)]
+    return [[share[i : i + size] for i in range(0, len(share), size)] for share in shares]
+
+
+def cut_by_tokens(
+    indices: Sequence[int], lengths: Sequence[int], *, capacity: int, world_size: int
+) -> Cut:
+    """Micro-batches of at most ``capacity`` tokens, packed best-fit decreasing.
+
+    The longest example goes first, each into the fullest micro-batch that still has room. So that
+    every rank gets the same number of micro-batches, the fullest are halved until the number
+    divides; a rank left without an example gets an empty micro-batch. Micro-batches of similar size
+    run at the same time.
+    """
+    bins = _best_fit_decreasing(indices, lengths, capacity)
+    while len(bins) % world_size:
+        divisible = [bin_ for bin_ in bins if len(bin_) > 1]
+        if not divisible:
+            bins.append([])
+            continue
+        fullest = max(divisible, key=lambda bin_: sum(lengths[i] for i in bin_))
+        bins.remove(fullest)
+        bins += [fullest[::2], fullest[1::2]]
+    bins.sort(key=lambda bin_: (-sum(lengths[i] for i in bin_), bin_))
+    return [bins[rank::world_size] for rank in range(world_size)]
+
+
+def _best_fit_decreasing(
+    indices: Sequence[int], lengths: Sequence[int], capacity: int
+) -> list[list[int]]:
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, bin), ascending
+    for index in sorted(indices, key=lambda index: (-lengths[index], index)):
+        at = bisect_left(room, (lengths[index], -1))
+        if at == len(room):
+            bins.append([index])
+            insort(room, (capacity - lengths[index], len(bins) - 1))
+        else:
+            left, chosen = room.pop(at)
+            bins[chosen].append(index)
+            insort(room, (left - lengths[index], chosen))
+    return bins
+
+
+def padding_share(cuts: Cut, lengths: Sequence[int], *, packing: bool) -> float:
+    """Share of the positions in micro-batches that hold no token."""
+    if packing:
+        return 0.0
+    micro_batches = [[lengths[i] for i in chosen] for rank in cuts for chosen in rank if chosen]
+    positions = sum(max(sizes) * len(sizes) for sizes in micro_batches)
+    return 1 - sum(map(sum, micro_batches)) / positions
+
+
+def collate(
+    rows: Sequence[dict[str, list[int]]], pad_token_id: int, device: torch.device, *, packing: bool
+) -> dict[str, torch.Tensor]:
+    """One micro-batch as tensors; without rows, a single token that has no target.
+
+    Returns:
+        input_ids and labels, int64 [B, T]. With packing B is 1, the examples stand one after the
+        other, and there are position_ids [1, T], which start anew with each, and cu_seq_lens, int32
+        [examples + 1], where each begins and the last ends. Without, they are padded on the right;
+        there is no attention mask, since under causal attention no token sees what is to its right.
+    """
+    if not rows:
+        rows = [{"input_ids": [pad_token_id], "labels": [IGNORE_INDEX]}]
+    return _packed(rows, device) if packing else _padded(rows, pad_token_id, device)
+
+
+def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[str, torch.Tensor]:
+    import torch
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    input_ids = [token for row in rows for token in row["input_ids"]]
+    # An example's first token has no position before it that could predict it.
+    labels = [label for row in rows for label in (IGNORE_INDEX, *row["labels"][1:])]
+    positions = [position for length in lengths for position in range(length)]
+    return {
+        "input_ids": torch.tensor([input_ids], device=device),
+        "labels": torch.tensor([labels], device=device),
+        "position_ids": torch.tensor([positions], device=device),
+        "cu_seq_lens": torch.tensor(
+            [0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=device
+        ),
+    }
+
+
+def _padded(
+    rows: Sequence[dict[str, list[int]]], pad_token_id: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def padded(key: str, fill: int) -> torch.Tensor:
+        return torch.tensor(
+            [row[key] + [fill] * (width - len(row[key])) for row in rows], device=device
+        )
+
+    return {
+        "input_ids": padded("input_ids", pad_token_id),
+        "labels": padded("labels", IGNORE_INDEX),
+    }

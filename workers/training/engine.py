@@ -1,0 +1,220 @@
+"""The DeepSpeed engine: precision, ZeRO stage, optimiser, schedule, and getting the model out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_cosine_schedule_with_warmup,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from deft.workers.modeling.attention import (
+    attention_implementation,
+    require_packable,
+    require_supported,
+)
+from deft.workers.modeling.lora import add_adapters, merged_parameters
+from deft.workers.modeling.objective_model import ObjectiveModel
+from deft.workers.spec import TrainingSpec
+from deft.workers.training.deepspeed_build import load_collectives
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """The dtype that ``name`` (auto, float32, bfloat16 or float16) stands for on this machine.
+
+    Raises:
+        ValueError: DeepSpeed has no float16 on it.
+    """
+    if name == "float16" and not deepspeed.get_accelerator().is_fp16_supported():
+        raise ValueError(
+            "training.dtype: DeepSpeed has no float16 on this device; give bfloat16 or float32"
+        )
+    if name != "auto":
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+        }[name]
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTrainedModel:
+    """The model to train: attention, kernels, gradient checkpointing and adapters as ``spec`` says.
+
+    Raises:
+        ValueError: the model's layers do not go with packing, or have no module to adapt.
+    """
+    if spec.packing:
+        require_packable(AutoConfig.from_pretrained(model_dir))
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=dtype, attn_implementation=attention_implementation(packing=spec.packing)
+    )
+    require_supported(model)
+    if torch.cuda.is_available() and find_spec("liger_kernel") is not None:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        # RMSNorm, RoPE and SwiGLU. The head and its loss are this platform's own.
+        _apply_liger_kernel_to_instance(
+            model=model, cross_entropy=False, fused_linear_cross_entropy=False
+        )
+    if spec.lora is not None:
+        add_adapters(model, spec.lora)
+    if spec.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if spec.compile:
+        compile_layers(model)
+    return model
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile every decoder layer for any length; they share one compilation."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
+
+
+def deepspeed_config(
+    spec: TrainingSpec, dtype: torch.dtype, *, load_universal: bool = False
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for ``spec``.
+
+    Args:
+        spec: how to train.
+        dtype: of the parameters.
+        load_universal: whether the checkpoint to resume from is in DeepSpeed's universal format.
+    """
+    zero: dict[str, Any] = {"stage": spec.resolved_zero_stage}
+    if spec.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if spec.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    config = {
+        # The loop says itself when a step is complete; these two only have to be valid.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": max(spec.batch_size // spec.num_workers, 1),
+        "gradient_clipping": spec.max_grad_norm,
+        "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
+        "fp16": {"enabled": dtype is torch.float16},
+        "zero_optimization": zero,
+        "checkpoint": {"use_node_local_storage": True, "load_universal": load_universal},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": spec.learning_rate,
+                "betas": list(spec.betas),
+                "weight_decay": spec.weight_decay,
+                "torch_adam": True,
+                "fused": True,
+            },
+        },
+        "steps_per_print": None,
+    }
+    return _merge(config, spec.deepspeed)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            value = _merge(under, value)
+        merged[key] = value
+    return merged
+
+
+def build_engine(
+    model: ObjectiveModel, spec: TrainingSpec, num_steps: int, *, load_universal: bool = False
+) -> deepspeed.DeepSpeedEngine:
+    """Wrap ``model``: AdamW, linear warm-up and cosine decay over ``num_steps`` steps."""
+
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        cosine: torch.optim.lr_scheduler.LRScheduler = get_cosine_schedule_with_warmup(
+            optimizer,
+            num_warmup_steps=int(spec.warmup_ratio * num_steps),
+            num_training_steps=num_steps,
+        )
+        return cosine
+
+    load_collectives()
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        config=deepspeed_config(spec, model.model.dtype, load_universal=load_universal),
+        lr_scheduler=schedule,
+    )
+    if engine.zero_optimization_stage() == 3:
+        _skip_steps_without_finite_gradient(engine.optimizer)
+    return engine
+
+
+def _skip_steps_without_finite_gradient(optimizer: Any) -> None:
+    """Make ZeRO-3 look for inf and NaN in every dtype, as the other stages do.
+
+    DeepSpeed 0.19 looks only under float16 there; elsewhere NaN would enter weights and moments.
+    """
+
+    def check(update_scale: bool = True) -> bool:
+        optimizer.overflow = False
+        optimizer.check_overflow()
+        if not update_scale:
+            return bool(optimizer.overflow)
+        return bool(optimizer._loss_scale_update_and_overflow_cleanup())
+
+    optimizer._overflow_check_and_loss_scale_update = check
+
+
+def take_step(engine: deepspeed.DeepSpeedEngine) -> float:
+    """Update the parameters, unless a gradient is not finite: then the step is skipped.
+
+    Returns:
+        The global gradient norm before clipping; inf or NaN where the step was skipped.
+    """
+    if engine.zero_optimization_stage() == 0 and engine.module.model.dtype is torch.float32:
+        # DeepSpeed neither checks nor measures a gradient here, which every rank holds whole.
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if math.isfinite(norm):
+            engine.step()
+        else:
+            engine.zero_grad()
+            engine.skipped_steps += 1
+        return norm
+    engine.step()
+    return float(engine.get_global_grad_norm())
+
+
+def export_model(
+    engine: deepspeed.DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, directory: Path
+) -> None:
+    """Write Hugging Face safetensors and tokenizer on rank 0; every rank must call this.
+
+    Adapters are merged into the weights that they adapt. Under ZeRO-3 parameters are gathered a few
+    at a time, so no device ever holds the whole model.
+    """
+    writes = torch.distributed.get_rank() == 0
+    sharded = engine.zero_optimization_stage() == 3
+    model: PreTrainedModel = engine.module.model
+    # Tied parameters appear once here, under their first name, as in a Hugging Face checkpoint.
+    state: dict[str, torch.Tensor] = {}
+    for parameter in merged_parameters(model):
+        with deepspeed.zero.GatheredParameters(parameter.parts, enabled=sharded):
+            if writes:
+                state[parameter.name] = parameter.value().detach().cpu().clone()
+    if writes:
+        model.save_pretrained(directory, state_dict=state)
+        tokenizer.save_pretrained(directory)

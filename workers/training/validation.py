@@ -1,0 +1,74 @@
+"""Held-out examples during training, on the yardstick that all objectives share."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from deft.workers.training.batches import collate, cut, token_counts
+
+if TYPE_CHECKING:
+    import datasets
+    import deepspeed
+
+    from deft.workers.spec import TrainingSpec
+
+
+@torch.no_grad()
+def validate(
+    engine: deepspeed.DeepSpeedEngine,
+    rows: datasets.Dataset,
+    spec: TrainingSpec,
+    pad_token_id: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Evaluate the model on ``rows``, every rank a share of them; every rank must call this.
+
+    Args:
+        engine: the model and its objective.
+        rows: examples as prepared, with `target_bytes`.
+        spec: how examples are cut into micro-batches.
+        pad_token_id: what an empty micro-batch holds.
+        device: where the model is.
+
+    Returns:
+        `objective` is the mean value over kept tokens; `nll` (nats) and `token_accuracy`, the share
+        of tokens that are the most probable, are means over target tokens; `bits_per_byte` is the
+        NLL in bits per UTF-8 byte of the responses, comparable across tokenizers. All but the
+        accuracy are infinite if some logits are not finite.
+    """
+    engine.eval()
+    lengths = token_counts(rows)
+    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    even = len(rows) + -len(rows) % (world_size * spec.micro_batch_size)
+    # Without packing every rank needs as many whole micro-batches as the others: the missing
+    # examples are empty ones.
+    padded = [*lengths, *[1] * (even - len(rows))]
+    indices = range(len(rows) if spec.cuts_by_tokens else even)
+    totals = torch.zeros(5, dtype=torch.float64, device=device)
+    for chosen in cut(indices, padded, spec, world_size)[rank]:
+        real = [rows[index] for index in chosen if index < len(rows)]
+        _, tokens = engine(**collate(real, pad_token_id, device, packing=spec.packing))
+        target = tokens["target"]
+        totals += torch.stack(
+            [
+                tokens["value"].double().sum(),
+                tokens["kept"].double().sum(),
+                -tokens["logp"][target].double().sum(),
+                tokens["correct"][target].double().sum(),
+                target.double().sum(),
+            ]
+        )
+    torch.distributed.all_reduce(totals)
+    # What was wrong here is no reason for a step that training skips later.
+    engine.module.model.get_output_embeddings().problem = None
+    engine.train()
+    value, kept, nll, correct, targets = totals.tolist()
+    return {
+        "objective": value / max(kept, 1),
+        "nll": nll / targets,
+        "bits_per_byte": nll / math.log(2) / sum(rows["target_bytes"]),
+        "token_accuracy": correct / targets,
+    }
