@@ -24,7 +24,7 @@ from itertools import pairwise
 
 import mpmath
 
-from deft.evaluators.grading.math import expressions as expressions
+from deft.evaluators.grading.math import expressions
 from deft.evaluators.grading.math.expressions import NotComputedError, NotParsedError
 from deft.evaluators.grading.math.structure import (
     Choice,

@@ -63,7 +63,7 @@ def pids_of(marker: str) -> set[int]:
                 command = (folder / "cmdline").read_bytes()
             except OSError:
                 continue
-            if marker.encode() in command and b"grading.worker" in command:
+            if marker.encode() in command and b"grading.sandbox.worker" in command:
                 found.add(int(folder.name))
     return found
 
