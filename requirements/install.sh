@@ -43,7 +43,7 @@ fi
 
 # Type checkers do not follow setuptools' import hook; a tree of links shows them the import root.
 mkdir -p .cache/typing/deft
-for room in objectives workers evaluators platform sweeps; do
-    ln -sfn "../../../$room" ".cache/typing/deft/$room"
+for package in objectives workers evaluators platform sweeps; do
+    ln -sfn "../../../$package" ".cache/typing/deft/$package"
 done
 echo "$digest" > "$stamp"
