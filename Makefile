@@ -1,4 +1,4 @@
-.PHONY: install run test check format readme lock
+.PHONY: install run test check format readme lock gpu-wheels
 
 install:  ## set up .venv from the lock
 	bash requirements/install.sh
@@ -30,3 +30,17 @@ lock:  ## resolve requirements/*.in anew; needs uv, and UV_FIND_LINKS or an inde
 		--python-platform x86_64-manylinux_2_28 --no-emit-find-links --no-emit-index-url -o cpu.lock
 	cd requirements && uv pip compile gpu.in --python-version 3.11 \
 		--python-platform x86_64-manylinux_2_28 --no-emit-find-links --no-emit-index-url -o gpu.lock
+
+# For a GPU machine without network whose Python 3.12 has PyTorch, Triton and transformers already.
+GPU_WHEELS = annotated-types cut-cross-entropy datasets dill hjson liger-kernel multiprocess pydantic \
+	pydantic-core typing-inspection
+PLATFORMS = $(addprefix --platform ,manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64)
+
+gpu-wheels: install  ## gather in .wheels what tests/gpu/check.sh needs there (WHEELS=.wheels)
+	rm -rf .wheels
+	for name in $(GPU_WHEELS); do grep -h "^$$name==" requirements/gpu.lock requirements/cpu.lock | head -1; done \
+		| .venv/bin/pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+		--implementation cp $(PLATFORMS) -d .wheels -r /dev/stdin
+	DS_BUILD_OPS=0 .venv/bin/pip wheel --quiet --no-deps --no-build-isolation -w .wheels \
+		"$$(grep '^deepspeed==' requirements/gpu.lock)"
+	du -sh .wheels
