@@ -19,7 +19,13 @@ from deft.workers.common.example import IGNORE_INDEX
 from deft.workers.data.prepare import training_example_ids
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.spec import TrainingSpec
-from deft.workers.training.batches import collate, cut, padding_share, step_indices, token_counts
+from deft.workers.training.batches import (
+    collate,
+    padding_share,
+    split_into_micro_batches,
+    step_indices,
+    token_counts,
+)
 from deft.workers.training.checkpoints import Resumption, save_checkpoint
 from deft.workers.training.engine import build_engine, load_model, resolve_dtype, take_step
 from deft.workers.training.job import TrainJob
@@ -103,7 +109,7 @@ def train(job: TrainJob) -> None:
         # Dropout depends on the step, not on the way there: a resumed run repeats it.
         torch.manual_seed(_step_seed(job.seed, step, rank))
         indices = step_indices(len(rows), spec.batch_size, step, job.seed)
-        cuts = cut(indices, lengths, spec, world_size)
+        cuts = split_into_micro_batches(indices, lengths, spec, world_size)
         batches = [
             collate(
                 [rows[index] for index in chosen],
