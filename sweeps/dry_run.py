@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deft.platform.commands.cost_model import CARDS, MFU, gpu_hours, trained_tokens, training_flops
-from deft.platform.commands.dry_run import architecture_of, data_size
+from deft.platform.commands.dry_run import data_size, dimensions_of
 from deft.platform.console import RunConsole
 from deft.sweeps.cells import Cell, Plan
 from deft.sweeps.directory import SweepDirectory
@@ -80,7 +80,7 @@ def cost_rows(
         key = spec.model_dump_json(include={"dataset", "model", "training"})
         if key not in known:
             name = trained_from[cell.after] if cell.after else spec.model.name
-            data, model = data_size(spec, root), architecture_of(name)
+            data, model = data_size(spec, root), dimensions_of(name)
             known[key] = None
             if data is not None and model is not None:
                 count = trained_tokens(spec.training, data)

@@ -312,10 +312,10 @@ class TrainingSpec(Settings):
 
     @model_validator(mode="after")
     def require_an_example_for_every_worker(self) -> TrainingSpec:
-        rows = self.num_workers * (1 if self.cuts_by_tokens else self.micro_batch_size)
-        if self.cuts_by_tokens and self.batch_size < rows:
+        rows = self.num_workers * (1 if self.splits_by_tokens else self.micro_batch_size)
+        if self.splits_by_tokens and self.batch_size < rows:
             raise ValueError(f"batch_size must be at least num_workers = {rows}")
-        if not self.cuts_by_tokens and self.batch_size % rows:
+        if not self.splits_by_tokens and self.batch_size % rows:
             raise ValueError(
                 f"batch_size must be a multiple of num_workers × micro_batch_size = {rows}, "
                 f"got {self.batch_size}"
@@ -328,7 +328,7 @@ class TrainingSpec(Settings):
             return self
         if self.min_workers > self.num_workers:
             raise ValueError(f"min_workers must be at most num_workers = {self.num_workers}")
-        if not self.cuts_by_tokens:
+        if not self.splits_by_tokens:
             raise ValueError(
                 "min_workers needs packing and the reduction global_tokens: with the others the "
                 "result depends on the number of workers"
@@ -371,7 +371,7 @@ class TrainingSpec(Settings):
         return self
 
     @property
-    def cuts_by_tokens(self) -> bool:
+    def splits_by_tokens(self) -> bool:
         """Whether micro-batches are filled up to a number of tokens instead of examples."""
         return self.packing and self.reduction == "global_tokens"
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deft.workers.catalogs.models import Architecture
+from deft.workers.catalogs.models import ModelDimensions
 from deft.workers.spec import LoraSpec, TrainingSpec
 
 GIB = 2**30
@@ -92,7 +92,7 @@ class Memory:
         )
 
 
-def trained_parameters(model: Architecture, lora: LoraSpec | None) -> int:
+def trained_parameters(model: ModelDimensions, lora: LoraSpec | None) -> int:
     """How many parameters get a gradient: all, or those of the adapters."""
     if lora is None:
         return model.num_parameters
@@ -108,7 +108,7 @@ def trained_parameters(model: Architecture, lora: LoraSpec | None) -> int:
     return model.num_layers * in_layers + in_head
 
 
-def linear_shapes(model: Architecture) -> dict[str, tuple[int, int]]:
+def linear_shapes(model: ModelDimensions) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the linear layers in one decoder layer."""
     width, inner = model.hidden_size, model.intermediate_size
     query, key_value = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
@@ -123,7 +123,9 @@ def linear_shapes(model: Architecture) -> dict[str, tuple[int, int]]:
     }
 
 
-def activation_bytes(model: Architecture, tokens: int, *, itemsize: int, checkpointed: bool) -> int:
+def activation_bytes(
+    model: ModelDimensions, tokens: int, *, itemsize: int, checkpointed: bool
+) -> int:
     """Bytes that a forward pass over ``tokens`` tokens keeps for the backward pass, about.
 
     Per token and layer: the inputs of both norms and of all linear layers, the attention's inputs
@@ -140,7 +142,7 @@ def activation_bytes(model: Architecture, tokens: int, *, itemsize: int, checkpo
 
 
 def memory_per_device(
-    model: Architecture, spec: TrainingSpec, *, stage: int, checkpointed: bool, itemsize: int
+    model: ModelDimensions, spec: TrainingSpec, *, stage: int, checkpointed: bool, itemsize: int
 ) -> Memory:
     """What training keeps on each device.
 
@@ -172,7 +174,7 @@ def memory_per_device(
     )
 
 
-def training_flops(model: Architecture, spec: TrainingSpec, num_tokens: int) -> float:
+def training_flops(model: ModelDimensions, spec: TrainingSpec, num_tokens: int) -> float:
     """Floating-point operations of training on ``num_tokens`` tokens.
 
     6 for each parameter that multiplies and each token; with adapters 4, since frozen weights get

@@ -25,7 +25,7 @@ from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.catalogs.datasets import DATASETS, local_files
-from deft.workers.catalogs.models import MODELS, Architecture
+from deft.workers.catalogs.models import MODELS, ModelDimensions
 from deft.workers.common.example import Example
 from deft.workers.data.datasets import read_examples
 from deft.workers.data.prepare import known_counts
@@ -44,7 +44,7 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
         ValueError: a local file of data cannot be read.
     """
     training = spec.training
-    model = architecture_of(spec.model.name)
+    model = dimensions_of(spec.model.name)
     data = data_size(spec, root)
     rows = [["run", f"{spec.run_name} in {root}"]]
     if data is None:
@@ -86,7 +86,7 @@ def placement(spec: ExperimentSpec) -> list[list[str]]:
     return [*rows, ["evaluate", where if names else "no benchmark"]]
 
 
-def show_memory(spec: ExperimentSpec, model: Architecture, console: RunConsole) -> None:
+def show_memory(spec: ExperimentSpec, model: ModelDimensions, console: RunConsole) -> None:
     """Print the memory on each device for every ZeRO stage."""
     training = spec.training
     chosen, other = (
@@ -112,7 +112,9 @@ def show_memory(spec: ExperimentSpec, model: Architecture, console: RunConsole) 
     console.table(title, ["", *(f"ZeRO-{s}{mark.get(s, '')}" for s in range(4))], rows)
 
 
-def show_time(spec: ExperimentSpec, model: Architecture, tokens: int, console: RunConsole) -> None:
+def show_time(
+    spec: ExperimentSpec, model: ModelDimensions, tokens: int, console: RunConsole
+) -> None:
     """Print GPU-hours on cards by name."""
     training = spec.training
     flops = training_flops(model, training, tokens)
@@ -194,13 +196,13 @@ def count_records(file: Path, characters: int) -> int:
         return sum(block.count(b"\n") for block in iter(lambda: content.read(2**20), b""))
 
 
-def architecture_of(name: str) -> Architecture | None:
+def dimensions_of(name: str) -> ModelDimensions | None:
     """The sizes of a model from the catalog or from its config.json, here or on the hub."""
     if name in MODELS:
-        return MODELS[name].architecture
+        return MODELS[name].dimensions
     file = Path(name) / "config.json"
     config = json.loads(file.read_text()) if file.is_file() else _hub_config(name)
-    return read_architecture(config)
+    return read_dimensions(config)
 
 
 def _hub_config(name: str) -> dict[str, Any]:
@@ -223,12 +225,12 @@ def _hub_config(name: str) -> dict[str, Any]:
         return {}
 
 
-def read_architecture(config: dict[str, Any]) -> Architecture | None:
+def read_dimensions(config: dict[str, Any]) -> ModelDimensions | None:
     """The sizes in a Hugging Face configuration; None if its kind of model is not known here."""
     if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
         return None
     heads = config["num_attention_heads"]
-    return Architecture(
+    return ModelDimensions(
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],

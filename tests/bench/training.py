@@ -396,10 +396,10 @@ def report(results: dict[str, dict[str, Any]]) -> None:
 def report_flops(ours: dict[str, Any], options: argparse.Namespace) -> None:
     """Print the model's own operations per second and their share of the possible (MFU)."""
     from deft.platform.commands.cost_model import training_flops
-    from deft.platform.commands.dry_run import architecture_of
+    from deft.platform.commands.dry_run import dimensions_of
     from deft.workers.spec import TrainingSpec
 
-    architecture = architecture_of(options.model)
+    architecture = dimensions_of(options.model)
     if architecture is None:
         return
     head = 6.0 * architecture.vocab_size * architecture.hidden_size  # for targets alone

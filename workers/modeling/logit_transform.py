@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -79,13 +79,26 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
 def _logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The logits [1, T, V] that ``model`` makes of last hidden states [1, T, D]."""
     tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
-    with ExitStack() as stack:
-        # Most models call the one, OPT the other.
-        for layers in {model.base_model, model.get_decoder()}:
-            returns_hidden = patch.object(layers, "forward", lambda *_, **__: _LayersOutput(hidden))
-            stack.enter_context(returns_hidden)
+    # Most models call the one, OPT the other.
+    with _forward_replaced({model.base_model, model.get_decoder()}, _LayersOutput(hidden)):
         logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits
+
+
+@contextmanager
+def _forward_replaced(modules: Iterable[nn.Module], output: Any) -> Iterator[None]:
+    """Make ``modules`` return ``output`` instead of being run, while the block lasts."""
+    earlier = {module: vars(module).get("forward") for module in modules}
+    for module in earlier:
+        module.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        for module, forward in earlier.items():
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
 
 
 class _LayersOutput:

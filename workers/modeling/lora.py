@@ -14,6 +14,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from transformers import PreTrainedModel
 
+from deft.workers.common.compat import disable_adapters
 from deft.workers.spec import LoraSpec
 
 _ADAPTER = "default"
@@ -88,15 +89,14 @@ def low_rank_update(module: nn.Module) -> LowRankUpdate | None:
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """Run the block with the model as it was before training."""
-    # peft's own switch also changes requires_grad, which would unhook DeepSpeed's reduction.
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
-        layer._disable_adapters = True
+        disable_adapters(layer, True)
     try:
         yield
     finally:
         for layer in layers:
-            layer._disable_adapters = False
+            disable_adapters(layer, False)
 
 
 class MergedParameter(NamedTuple):

@@ -110,7 +110,9 @@ class ObjectiveHead(nn.Module):
             output, loss_scale = compute(torch.full_like(labels, IGNORE_INDEX)), math.nan
         else:
             if self.training and torch.is_grad_enabled() and not self.verified:
-                self.verified = self.is_live(output, weight, hidden, labels, reference, step_mean_p)
+                self.verified = self.verify_against_reference(
+                    output, weight, hidden, labels, reference, step_mean_p
+                )
         stats = output.stats
         tokens = {
             "value": output.value,
@@ -133,7 +135,7 @@ class ObjectiveHead(nn.Module):
         return output.loss * loss_scale, tokens
 
     @torch.no_grad()
-    def is_live(
+    def verify_against_reference(
         self,
         output: LinearObjectiveOutput,
         weight: torch.Tensor,

@@ -1,6 +1,6 @@
-"""Which examples go into which micro-batch, and how they lie in it.
+"""Micro-batch planning and collation.
 
-The cut is a pure function of seed, step and example lengths, so every rank knows all of it and a
+The plan is a pure function of seed, step and example lengths, so every rank knows all of it and a
 resumed run continues at the exact example.
 
 Shapes: B examples of a padded micro-batch, T positions of a row.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from deft.workers.spec import TrainingSpec
 
-Cut = list[list[list[int]]]
+MicroBatchPlan = list[list[list[int]]]
 """Indices of examples, by rank and micro-batch; every rank has the same number of micro-batches."""
 
 
 def token_counts(rows: Dataset) -> list[int]:
-    """Tokens of each example, without making Python lists of them."""
+    """Count the tokens of each example, without making Python lists of them."""
     import pyarrow.compute as pc
 
     counts: list[int] = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
@@ -35,7 +35,7 @@ def token_counts(rows: Dataset) -> list[int]:
 
 
 def step_indices(num_examples: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Indices of the ``batch_size`` examples of optimiser step ``step`` (from 0).
+    """Return the indices of the ``batch_size`` examples of optimizer step ``step`` (from 0).
 
     Each epoch is a fresh permutation of all examples; those that fill no batch are left out.
     """
@@ -46,68 +46,70 @@ def step_indices(num_examples: int, batch_size: int, step: int, seed: int) -> li
     return [int(index) for index in order[start : start + batch_size]]
 
 
-def cut(indices: Sequence[int], lengths: Sequence[int], spec: TrainingSpec, world_size: int) -> Cut:
-    """Cut examples into micro-batches as ``spec`` says; ``lengths`` are tokens by index."""
-    if spec.cuts_by_tokens:
+def split_into_micro_batches(
+    indices: Sequence[int], lengths: Sequence[int], spec: TrainingSpec, world_size: int
+) -> MicroBatchPlan:
+    """Split examples into micro-batches as ``spec`` says; ``lengths`` are tokens by index."""
+    if spec.splits_by_tokens:
         capacity = spec.micro_batch_size * spec.max_length
-        return cut_by_tokens(indices, lengths, capacity=capacity, world_size=world_size)
-    return cut_by_count(indices, lengths, size=spec.micro_batch_size, world_size=world_size)
+        return split_by_tokens(indices, lengths, capacity=capacity, world_size=world_size)
+    return split_by_count(indices, lengths, size=spec.micro_batch_size, world_size=world_size)
 
 
-def cut_by_count(
+def split_by_count(
     indices: Sequence[int], lengths: Sequence[int], *, size: int, world_size: int
-) -> Cut:
-    """Micro-batches of ``size`` examples of similar length, so that little of them is padding."""
+) -> MicroBatchPlan:
+    """Group ``size`` examples of similar length to a micro-batch, so that little is padding."""
     by_length = sorted(indices, key=lambda index: (lengths[index], index))
     shares = [by_length[rank::world_size] for rank in range(world_size)]
     return [[share[i : i + size] for i in range(0, len(share), size)] for share in shares]
 
 
-def cut_by_tokens(
+def split_by_tokens(
     indices: Sequence[int], lengths: Sequence[int], *, capacity: int, world_size: int
-) -> Cut:
-    """Micro-batches of at most ``capacity`` tokens, packed best-fit decreasing.
+) -> MicroBatchPlan:
+    """Pack examples best-fit decreasing into micro-batches of at most ``capacity`` tokens.
 
-    The longest example goes first, each into the fullest micro-batch that still has room. So that
+    The longest example goes first, each into the fullest micro-batch that still has space. So that
     every rank gets the same number of micro-batches, the fullest are halved until the number
     divides; a rank left without an example gets an empty micro-batch. Micro-batches of similar size
     run at the same time.
     """
-    bins = _best_fit_decreasing(indices, lengths, capacity)
-    while len(bins) % world_size:
-        divisible = [bin_ for bin_ in bins if len(bin_) > 1]
+    micro_batches = _best_fit_decreasing(indices, lengths, capacity)
+    while len(micro_batches) % world_size:
+        divisible = [chosen for chosen in micro_batches if len(chosen) > 1]
         if not divisible:
-            bins.append([])
+            micro_batches.append([])
             continue
-        fullest = max(divisible, key=lambda bin_: sum(lengths[i] for i in bin_))
-        bins.remove(fullest)
-        bins += [fullest[::2], fullest[1::2]]
-    bins.sort(key=lambda bin_: (-sum(lengths[i] for i in bin_), bin_))
-    return [bins[rank::world_size] for rank in range(world_size)]
+        fullest = max(divisible, key=lambda chosen: sum(lengths[i] for i in chosen))
+        micro_batches.remove(fullest)
+        micro_batches += [fullest[::2], fullest[1::2]]
+    micro_batches.sort(key=lambda chosen: (-sum(lengths[i] for i in chosen), chosen))
+    return [micro_batches[rank::world_size] for rank in range(world_size)]
 
 
 def _best_fit_decreasing(
     indices: Sequence[int], lengths: Sequence[int], capacity: int
 ) -> list[list[int]]:
     bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, bin), ascending
+    free_tokens: list[tuple[int, int]] = []  # (tokens left, bin), ascending
     for index in sorted(indices, key=lambda index: (-lengths[index], index)):
-        at = bisect_left(room, (lengths[index], -1))
-        if at == len(room):
+        position = bisect_left(free_tokens, (lengths[index], -1))
+        if position == len(free_tokens):
             bins.append([index])
-            insort(room, (capacity - lengths[index], len(bins) - 1))
+            insort(free_tokens, (capacity - lengths[index], len(bins) - 1))
         else:
-            left, chosen = room.pop(at)
+            tokens_left, chosen = free_tokens.pop(position)
             bins[chosen].append(index)
-            insort(room, (left - lengths[index], chosen))
+            insort(free_tokens, (tokens_left - lengths[index], chosen))
     return bins
 
 
-def padding_share(cuts: Cut, lengths: Sequence[int], *, packing: bool) -> float:
-    """Share of the positions in micro-batches that hold no token."""
+def padding_share(plan: MicroBatchPlan, lengths: Sequence[int], *, packing: bool) -> float:
+    """Return the share of the positions in micro-batches that hold no token."""
     if packing:
         return 0.0
-    micro_batches = [[lengths[i] for i in chosen] for rank in cuts for chosen in rank if chosen]
+    micro_batches = [[lengths[i] for i in chosen] for rank in plan for chosen in rank if chosen]
     positions = sum(max(sizes) * len(sizes) for sizes in micro_batches)
     return 1 - sum(map(sum, micro_batches)) / positions
 
@@ -115,7 +117,7 @@ def padding_share(cuts: Cut, lengths: Sequence[int], *, packing: bool) -> float:
 def collate(
     rows: Sequence[dict[str, list[int]]], pad_token_id: int, device: torch.device, *, packing: bool
 ) -> dict[str, torch.Tensor]:
-    """One micro-batch as tensors; without rows, a single token that has no target.
+    """Collate a micro-batch; without rows, a single token that has no target.
 
     Returns:
         input_ids and labels, int64 [B, T]. With packing B is 1, the examples stand one after the

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: precision, ZeRO stage, optimiser, schedule, and getting the model out."""
+"""The DeepSpeed engine: precision, ZeRO stage, optimizer, schedule, and getting the model out."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from deft.workers.common.compat import (
+    apply_liger_kernels,
+    attention_of,
+    skip_steps_without_finite_gradient,
+)
 from deft.workers.modeling.attention import (
     attention_implementation,
     require_packable,
@@ -31,7 +36,7 @@ from deft.workers.training.deepspeed_build import load_collectives
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """The dtype that ``name`` (auto, float32, bfloat16 or float16) stands for on this machine.
+    """Return the dtype that ``name`` (auto, float32, bfloat16 or float16) means on this machine.
 
     Raises:
         ValueError: DeepSpeed has no float16 on it.
@@ -54,7 +59,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTrainedModel:
-    """The model to train: attention, kernels, gradient checkpointing and adapters as ``spec`` says.
+    """Load the model to train, with attention, kernels and adapters as ``spec`` says.
 
     Raises:
         ValueError: the model's layers do not go with packing, or have no module to adapt.
@@ -66,12 +71,7 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
     )
     require_supported(model)
     if torch.cuda.is_available() and find_spec("liger_kernel") is not None:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-        # RMSNorm, RoPE and SwiGLU. The head and its loss are this platform's own.
-        _apply_liger_kernel_to_instance(
-            model=model, cross_entropy=False, fused_linear_cross_entropy=False
-        )
+        apply_liger_kernels(model)
     if spec.lora is not None:
         add_adapters(model, spec.lora)
     if spec.gradient_checkpointing:
@@ -79,6 +79,17 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
     if spec.compile:
         compile_layers(model)
     return model
+
+
+def load_reference(model_dir: str, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Load a frozen copy of the model that is trained, with its dtype and attention."""
+    reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        dtype=model.dtype,
+        device_map=device,
+        attn_implementation=attention_of(model),
+    )
+    return reference
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -91,7 +102,7 @@ def compile_layers(model: PreTrainedModel) -> None:
 def deepspeed_config(
     spec: TrainingSpec, dtype: torch.dtype, *, load_universal: bool = False
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration for ``spec``.
+    """Build DeepSpeed's configuration for ``spec``.
 
     Args:
         spec: how to train.
@@ -104,7 +115,7 @@ def deepspeed_config(
     if spec.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
     config = {
-        # The loop says itself when a step is complete; these two only have to be valid.
+        # The loop marks the boundary of a step itself; these two only have to be valid.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": max(spec.batch_size // spec.num_workers, 1),
         "gradient_clipping": spec.max_grad_norm,
@@ -127,12 +138,12 @@ def deepspeed_config(
     return _merge(config, spec.deepspeed)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if isinstance(under, Mapping) and isinstance(value, Mapping):
-            value = _merge(under, value)
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _merge(old, value)
         merged[key] = value
     return merged
 
@@ -158,24 +169,8 @@ def build_engine(
         lr_scheduler=schedule,
     )
     if engine.zero_optimization_stage() == 3:
-        _skip_steps_without_finite_gradient(engine.optimizer)
+        skip_steps_without_finite_gradient(engine.optimizer)
     return engine
-
-
-def _skip_steps_without_finite_gradient(optimizer: Any) -> None:
-    """Make ZeRO-3 look for inf and NaN in every dtype, as the other stages do.
-
-    DeepSpeed 0.19 looks only under float16 there; elsewhere NaN would enter weights and moments.
-    """
-
-    def check(update_scale: bool = True) -> bool:
-        optimizer.overflow = False
-        optimizer.check_overflow()
-        if not update_scale:
-            return bool(optimizer.overflow)
-        return bool(optimizer._loss_scale_update_and_overflow_cleanup())
-
-    optimizer._overflow_check_and_loss_scale_update = check
 
 
 def take_step(engine: deepspeed.DeepSpeedEngine) -> float:

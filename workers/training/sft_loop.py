@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
 
 import datasets
 import ray.train
 import ray.train.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from deft.objectives import TokenStats, get_objective
-from deft.objectives.diagnostics import summarize
-from deft.workers.common.example import IGNORE_INDEX
+from deft.objectives import get_objective
 from deft.workers.data.prepare import training_example_ids
 from deft.workers.modeling.objective_model import ObjectiveModel
-from deft.workers.spec import TrainingSpec
-from deft.workers.training.batches import collate, cut, padding_share, step_indices, token_counts
+from deft.workers.training.batches import (
+    MicroBatchPlan,
+    collate,
+    padding_share,
+    split_into_micro_batches,
+    step_indices,
+    token_counts,
+)
 from deft.workers.training.checkpoints import Resumption, save_checkpoint
-from deft.workers.training.engine import build_engine, load_model, resolve_dtype, take_step
+from deft.workers.training.engine import build_engine, load_model, load_reference, resolve_dtype
 from deft.workers.training.job import TrainJob
+from deft.workers.training.metrics import gather_targets, step_metrics
 from deft.workers.training.preemption import PreemptionNotice
-from deft.workers.training.reduction import loss_factor
+from deft.workers.training.step import MicroBatch, TokenColumns, find_problem, train_step
 from deft.workers.training.validation import validate
 
 if TYPE_CHECKING:
     import deepspeed
-
-MicroBatch = dict[str, torch.Tensor]
-"""What `deft.workers.training.batches.collate` returns."""
-TokenColumns = dict[str, torch.Tensor]
-"""One value per token and statistic, as `ObjectiveHead.forward` returns them."""
 
 MAX_SKIPPED_STEPS = {torch.float32: 3, torch.bfloat16: 3, torch.float16: 20}
 """Steps in a row without finite loss and gradient after which training stops; float16 finds its
@@ -48,223 +48,189 @@ def train(job: TrainJob) -> None:
     Raises:
         FloatingPointError: loss or gradient were not finite for several steps in a row.
     """
-    spec = job.training
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-
-    torch.manual_seed(job.seed)
-    rows = datasets.load_from_disk(job.rows_dir)
-    held_out = datasets.load_from_disk(job.validation_dir)
-    lengths = token_counts(rows)
-    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
-    dtype, objective = resolve_dtype(spec.dtype), get_objective(job.objective)
-    model = load_model(job.model_dir, spec, dtype)
-    reference = (
-        AutoModelForCausalLM.from_pretrained(
-            job.model_dir,
-            dtype=dtype,
-            device_map=device,
-            attn_implementation=model.config._attn_implementation,
-        )
-        if objective.needs_reference and spec.lora is None
-        else None
-    )
-
-    def report(kind: str, step: int, metrics: Mapping[str, float | str]) -> None:
-        if rank == 0 and job.events is not None:
-            job.events.put({"event": kind, "step": step, "metrics": metrics})
-
-    def report_damage(step: int, file: str) -> None:
-        report("damaged_checkpoint", step, {"file": file})
-
-    with Resumption(rank, world_size, report_damage) as resumption:
-        engine = build_engine(
-            ObjectiveModel(model, objective, reference),
-            spec,
-            job.num_steps,
-            load_universal=resumption.is_universal,
-        )
-        first_step = resumption.load(engine)
-
-    def report_validation(step: int) -> dict[str, float]:
-        if not (len(held_out) and spec.is_validated(step, job.num_steps)):
-            return {}
-        metrics = validate(engine, held_out, spec, tokenizer.pad_token_id, device)
-        report("validation", step, metrics)
-        return {f"validation/{name}": value for name, value in metrics.items()}
-
+    worker = setup_worker(job)
+    data = setup_data(job)
+    engine, first_step = setup_engine(job, worker)
+    notice = PreemptionNotice(worker.device)
     if first_step == 0:
-        report_validation(0)
-    notice = PreemptionNotice(device)
+        validate_if_due(job, worker, engine, data, step=0)
+
     skipped_in_a_row = 0
     for step in range(first_step, job.num_steps):
         started = time.perf_counter()
-        # Dropout depends on the step, not on the way there: a resumed run repeats it.
-        torch.manual_seed(_step_seed(job.seed, step, rank))
-        indices = step_indices(len(rows), spec.batch_size, step, job.seed)
-        cuts = cut(indices, lengths, spec, world_size)
-        batches = [
-            collate(
-                [rows[index] for index in chosen],
-                tokenizer.pad_token_id,
-                device,
-                packing=spec.packing,
-            )
-            for chosen in cuts[rank]
-        ]
+        seed_dropout(job.seed, step, worker.rank)
+        batch = fetch(job, worker, data, step)
         learning_rate = engine.get_lr()[0]
-        columns, grad_norm = train_step(engine, batches, spec, world_size)
-        problem = find_problem(engine, grad_norm)
-        if problem is None:
-            skipped_in_a_row = 0
-        else:
-            skipped_in_a_row += 1
-            report("skipped_step", step + 1, {"problem": problem})
-            if skipped_in_a_row >= MAX_SKIPPED_STEPS[dtype]:
-                names = training_example_ids(job.examples_dir, job.rows_dir, indices)
-                raise FloatingPointError(
-                    f"{problem} at step {step + 1}, and so in each of the {skipped_in_a_row} steps "
-                    f"up to it; a lower learning rate may help. The examples of this step: "
-                    f"{', '.join(sorted(names))}"
-                )
-        targets = gather_targets(columns, batches, tokenizer.eos_token_id)
-        seconds = time.perf_counter() - started
-        metrics = step_metrics(targets) | {
-            "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
-            "padding_share": padding_share(cuts, lengths, packing=spec.packing),
-            "skipped_steps": engine.skipped_steps,
-            "target_tokens": len(targets["p"]),
-            "tokens_per_second": sum(lengths[i] for i in indices) / seconds,
-            "target_tokens_per_second": len(targets["p"]) / seconds,
-        }
-        if problem is None:
-            report("train", step + 1, metrics)
-        metrics |= report_validation(step + 1)
-        is_preempted = notice.arrived()
-        if is_preempted:
-            report("preemption", step + 1, {})
-        if is_preempted or spec.is_saved(step + 1, job.num_steps):
-            is_last = step + 1 == job.num_steps
-            export = is_last or spec.keep == "best"
-            save_checkpoint(engine, tokenizer if export else None, step + 1, metrics)
-
-
-def train_step(
-    engine: deepspeed.DeepSpeedEngine,
-    batches: Sequence[MicroBatch],
-    spec: TrainingSpec,
-    world_size: int,
-) -> tuple[list[TokenColumns], float]:
-    """One optimiser step over this rank's micro-batches.
-
-    Returns what the head said about their tokens, and the gradient norm before clipping, which is
-    inf or NaN if the step was skipped.
-    """
-    engine.train()
-    kept_in_step, mean_p = look_ahead(engine, batches, spec)
-    columns = []
-    for index, batch in enumerate(batches):
-        engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-        loss, tokens = engine(**batch, step_mean_p=mean_p)
-        factor = loss_factor(
-            spec.reduction,
-            kept_in_step=kept_in_step,
-            kept_in_micro_batch=int(tokens["kept"].sum()),
-            num_micro_batches=len(batches),
-            world_size=world_size,
+        columns, grad_norm = train_step(
+            engine, batch.micro_batches, job.training, worker.world_size
         )
-        engine.backward(loss * factor, scale_wrt_gas=False)
-        columns.append(tokens)
-    return columns, take_step(engine)
+        problem = find_problem(engine, grad_norm)
+        skipped_in_a_row = 0 if problem is None else skipped_in_a_row + 1
+        metrics = measure_step(job, engine, data, batch, columns, started)
+        metrics |= {"learning_rate": learning_rate, "grad_norm": grad_norm}
+        if problem is None:
+            worker.report("train", step + 1, metrics)
+        else:
+            worker.report("skipped_step", step + 1, {"problem": problem})
+            if skipped_in_a_row >= MAX_SKIPPED_STEPS[engine.module.model.dtype]:
+                stop_training(job, step, batch, problem, skipped_in_a_row)
+        metrics |= validate_if_due(job, worker, engine, data, step=step + 1)
+        save_if_due(job, worker, engine, data, notice, metrics, step=step + 1)
 
 
-def look_ahead(
-    engine: deepspeed.DeepSpeedEngine, batches: Sequence[MicroBatch], spec: TrainingSpec
-) -> tuple[int, torch.Tensor | None]:
-    """What a step must know of all its tokens, on all ranks, before its first backward pass.
+@dataclass(frozen=True)
+class Worker:
+    """This process among the data-parallel workers, and where it reports."""
 
-    Returns the number of tokens that the objective keeps, and the mean p of all target tokens if
-    `floor_scope` asks for it. Both may take a pass without gradients: an objective that drops
-    tokens by their probability must be asked which.
-    """
-    objective = engine.module.objective
-    wants_mean_p = spec.floor_scope == "step" and not objective.token_local
-    if not (objective.drops_tokens or wants_mean_p):
-        kept = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batches)
-        torch.distributed.all_reduce(kept)
-        return int(kept), None
-    with torch.no_grad():
-        tokens = [engine(**batch)[1] for batch in batches]
-    sums = torch.stack(
-        [
-            torch.stack([seen["kept"].sum(), seen["target"].sum(), seen["p"].double().sum()])
-            for seen in tokens
-        ]
-    ).sum(0)
-    torch.distributed.all_reduce(sums)
-    kept, targets, p = sums
-    return int(kept), (p / targets.clamp(min=1)).float() if wants_mean_p else None
+    job: TrainJob
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def report(self, event: str, step: int, metrics: Mapping[str, float | str]) -> None:
+        """Send an event to the driver; only rank 0 does."""
+        if self.rank == 0 and self.job.events is not None:
+            self.job.events.put({"event": event, "step": step, "metrics": metrics})
 
 
-def find_problem(engine: deepspeed.DeepSpeedEngine, grad_norm: float) -> str | None:
-    """Why the step was skipped, on every rank the same; None if it was not."""
-    if math.isfinite(grad_norm):
-        return None
-    head = engine.module.model.get_output_embeddings()
-    problems: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, head.problem)
-    head.problem = None
-    found = (f"on rank {rank} {problem}" for rank, problem in enumerate(problems) if problem)
-    return next(found, f"the gradient norm is {grad_norm}")
+@dataclass(frozen=True)
+class Data:
+    """The prepared rows and their tokenizer."""
+
+    rows: datasets.Dataset
+    held_out: datasets.Dataset
+    lengths: list[int]
+    """Tokens of each of the rows."""
+    tokenizer: PreTrainedTokenizerBase
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return hash((seed, step, rank)) % 2**63
+@dataclass(frozen=True)
+class Batch:
+    """The examples of one optimizer step."""
+
+    indices: list[int]
+    """Rows of the step, on all ranks."""
+    plan: MicroBatchPlan
+    micro_batches: list[MicroBatch]
+    """This rank's part of the plan, as tensors."""
 
 
-def gather_targets(
-    columns: Sequence[TokenColumns], batches: Sequence[MicroBatch], eos_token_id: int
-) -> TokenColumns:
-    """The step's target tokens of all ranks, so that means and quantiles over them are exact.
+def setup_worker(job: TrainJob) -> Worker:
+    """Find this worker's rank and device, and seed it."""
+    torch.manual_seed(job.seed)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    return Worker(job, rank, world_size, ray.train.torch.get_device())
 
-    Adds the column `eos`, which marks the tokens that end a response.
-    """
-    target = torch.cat([tokens["target"] for tokens in columns])
-    labels = torch.cat([batch["labels"][:, 1:].flatten() for batch in batches])
-    local = {
-        name: torch.cat([tokens[name] for tokens in columns])[target]
-        for name in columns[0]
-        if name != "target"
+
+def setup_data(job: TrainJob) -> Data:
+    """Open the prepared rows and the tokenizer."""
+    rows = datasets.load_from_disk(job.rows_dir)
+    held_out = datasets.load_from_disk(job.validation_dir)
+    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
+    return Data(rows, held_out, token_counts(rows), tokenizer)
+
+
+def setup_engine(job: TrainJob, worker: Worker) -> tuple[deepspeed.DeepSpeedEngine, int]:
+    """Build the engine and load the last whole checkpoint; returns it and the steps done."""
+    dtype, objective = resolve_dtype(job.training.dtype), get_objective(job.objective)
+    model = load_model(job.model_dir, job.training, dtype)
+    needs_copy = objective.needs_reference and job.training.lora is None
+    reference = load_reference(job.model_dir, model, worker.device) if needs_copy else None
+
+    def report_damage(step: int, file: str) -> None:
+        worker.report("damaged_checkpoint", step, {"file": file})
+
+    with Resumption(worker.rank, worker.world_size, report_damage) as resumption:
+        engine = build_engine(
+            ObjectiveModel(model, objective, reference),
+            job.training,
+            job.num_steps,
+            load_universal=resumption.is_universal,
+        )
+        return engine, resumption.load(engine)
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Make dropout depend on the step, not on the way there: a resumed run repeats it."""
+    torch.manual_seed(hash((seed, step, rank)) % 2**63)
+
+
+def fetch(job: TrainJob, worker: Worker, data: Data, step: int) -> Batch:
+    """Choose the examples of a step and collate this rank's micro-batches."""
+    spec = job.training
+    indices = step_indices(len(data.rows), spec.batch_size, step, job.seed)
+    plan = split_into_micro_batches(indices, data.lengths, spec, worker.world_size)
+    micro_batches = [
+        collate(
+            [data.rows[index] for index in chosen],
+            data.tokenizer.pad_token_id,
+            worker.device,
+            packing=spec.packing,
+        )
+        for chosen in plan[worker.rank]
+    ]
+    return Batch(indices, plan, micro_batches)
+
+
+def measure_step(
+    job: TrainJob,
+    engine: deepspeed.DeepSpeedEngine,
+    data: Data,
+    batch: Batch,
+    columns: list[TokenColumns],
+    started: float,
+) -> dict[str, float]:
+    """Return the metrics of a step that began at ``started``; every rank must call this."""
+    targets = gather_targets(columns, batch.micro_batches, data.tokenizer.eos_token_id)
+    seconds = time.perf_counter() - started
+    return step_metrics(targets) | {
+        "padding_share": padding_share(batch.plan, data.lengths, packing=job.training.packing),
+        "skipped_steps": engine.skipped_steps,
+        "target_tokens": len(targets["p"]),
+        "tokens_per_second": sum(data.lengths[index] for index in batch.indices) / seconds,
+        "target_tokens_per_second": len(targets["p"]) / seconds,
     }
-    local["eos"] = labels[target] == eos_token_id
-    stacked = torch.stack([column.float() for column in local.values()])
-    ranks = range(torch.distributed.get_world_size())
-    sizes = [torch.zeros(1, dtype=torch.int64, device=stacked.device) for _ in ranks]
-    torch.distributed.all_gather(sizes, torch.full_like(sizes[0], stacked.shape[1]))
-    widest = max(map(int, sizes))
-    padded = torch.nn.functional.pad(stacked, (0, widest - stacked.shape[1]))
-    parts = [torch.empty_like(padded) for _ in ranks]
-    torch.distributed.all_gather(parts, padded)
-    joined = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)
-    return dict(zip(local, joined, strict=True))
 
 
-def step_metrics(tokens: TokenColumns) -> dict[str, float]:
-    """What is logged of a step: the objective's mean over kept tokens, the rest over targets."""
-    kept, eos = tokens["kept"].bool(), tokens["eos"].bool()
-    stats = TokenStats(
-        logp=tokens["logp"],
-        p=tokens["p"],
-        mask=torch.ones_like(kept),
-        concentration=tokens["concentration"],
-        entropy=tokens["entropy"],
+def stop_training(
+    job: TrainJob, step: int, batch: Batch, problem: str, skipped_in_a_row: int
+) -> NoReturn:
+    """Raise FloatingPointError with the examples of the step that could not be taken."""
+    names = training_example_ids(job.examples_dir, job.rows_dir, batch.indices)
+    raise FloatingPointError(
+        f"{problem} at step {step + 1}, and so in each of the {skipped_in_a_row} steps up to it; "
+        f"a lower learning rate may help. The examples of this step: {', '.join(sorted(names))}"
     )
-    summary = summarize(stats, gate=tokens["gate"], kept=kept, focus=tokens.get("focus"))
-    averaged = {"p", "gate", "focus", "concentration", "entropy"}
-    metrics = {"objective": float(tokens["value"].double().sum() / kept.sum().clamp(min=1))}
-    metrics |= {f"mean_{k}" if k in averaged else k: value for k, value in summary.items()}
-    if eos.any():
-        metrics["eos_logp"] = float(tokens["logp"][eos].double().mean())
-    return metrics
+
+
+def validate_if_due(
+    job: TrainJob, worker: Worker, engine: deepspeed.DeepSpeedEngine, data: Data, *, step: int
+) -> dict[str, float]:
+    """Evaluate the held-out rows if it is time to; returns metrics named `validation/…`."""
+    if not (len(data.held_out) and job.training.is_validated(step, job.num_steps)):
+        return {}
+    metrics = validate(
+        engine, data.held_out, job.training, data.tokenizer.pad_token_id, worker.device
+    )
+    worker.report("validation", step, metrics)
+    return {f"validation/{name}": value for name, value in metrics.items()}
+
+
+def save_if_due(
+    job: TrainJob,
+    worker: Worker,
+    engine: deepspeed.DeepSpeedEngine,
+    data: Data,
+    notice: PreemptionNotice,
+    metrics: dict[str, float],
+    *,
+    step: int,
+) -> None:
+    """Save a checkpoint if it is time to or this node is about to go away."""
+    is_preempted = notice.arrived()
+    if is_preempted:
+        worker.report("preemption", step, {})
+    if is_preempted or job.training.is_saved(step, job.num_steps):
+        is_exported = step == job.num_steps or job.training.keep == "best"
+        save_checkpoint(engine, data.tokenizer if is_exported else None, step, metrics)

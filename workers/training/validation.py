@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from deft.workers.training.batches import collate, cut, token_counts
+from deft.workers.training.batches import collate, split_into_micro_batches, token_counts
 
 if TYPE_CHECKING:
     import datasets
@@ -46,9 +46,9 @@ def validate(
     # Without packing every rank needs as many whole micro-batches as the others: the missing
     # examples are empty ones.
     padded = [*lengths, *[1] * (even - len(rows))]
-    indices = range(len(rows) if spec.cuts_by_tokens else even)
+    indices = range(len(rows) if spec.splits_by_tokens else even)
     totals = torch.zeros(5, dtype=torch.float64, device=device)
-    for chosen in cut(indices, padded, spec, world_size)[rank]:
+    for chosen in split_into_micro_batches(indices, padded, spec, world_size)[rank]:
         real = [rows[index] for index in chosen if index < len(rows)]
         _, tokens = engine(**collate(real, pad_token_id, device, packing=spec.packing))
         target = tokens["target"]

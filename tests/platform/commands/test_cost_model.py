@@ -29,12 +29,12 @@ from deft.platform.commands.cost_model import (
     trained_tokens,
     training_flops,
 )
-from deft.platform.commands.dry_run import read_architecture
-from deft.workers.catalogs.models import MODELS, Architecture
+from deft.platform.commands.dry_run import read_dimensions
+from deft.workers.catalogs.models import MODELS, ModelDimensions
 from deft.workers.spec import LoraSpec, TrainingSpec
 
 
-def config_of(model: Architecture) -> PreTrainedConfig:
+def config_of(model: ModelDimensions) -> PreTrainedConfig:
     """A configuration of the same sizes, of the kind that the sizes say."""
     kind = Qwen3Config if model.qk_norm else Qwen2Config if model.qkv_bias else LlamaConfig
     return kind(
@@ -56,10 +56,10 @@ def on_meta(config: PreTrainedConfig) -> Any:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_the_real_architecture(name: str) -> None:
-    model = MODELS[name].architecture
+    model = MODELS[name].dimensions
     real = on_meta(config_of(model))
     assert model.num_parameters == real.num_parameters()
-    assert read_architecture(real.config.to_dict()) == model
+    assert read_dimensions(real.config.to_dict()) == model
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,20 @@ def test_parameters_are_those_of_the_real_architecture(name: str) -> None:
     ],
 )
 def test_parameters_are_the_published_ones(name: str, billions: float) -> None:
-    assert MODELS[name].architecture.num_parameters / 1e9 == pytest.approx(billions, abs=0.005)
+    assert MODELS[name].dimensions.num_parameters / 1e9 == pytest.approx(billions, abs=0.005)
 
 
 def test_other_configurations_are_read_or_said_to_be_unknown() -> None:
     qwen3 = Qwen3Config(num_hidden_layers=2, vocab_size=1000, tie_word_embeddings=True)
-    model = read_architecture(qwen3.to_dict())
+    model = read_dimensions(qwen3.to_dict())
     assert model is not None
     assert model.num_parameters == on_meta(qwen3).num_parameters()
-    assert read_architecture({"model_type": "mamba"}) is None
+    assert read_dimensions({"model_type": "mamba"}) is None
 
 
 # L 2, width 8, feed-forward 16, 2 heads of 4, 1 key-value head, vocabulary 32, tied, no bias:
 # embedding 256; a layer 8·8 + 2·8·4 + 8·8 + 3·8·16 + 2·8 = 592; last norm 8; together 1,448.
-SMALL = Architecture(2, 8, 16, 2, 1, 4, 32, True, False)
+SMALL = ModelDimensions(2, 8, 16, 2, 1, 4, 32, True, False)
 SPEC = TrainingSpec(num_workers=2, batch_size=4, micro_batch_size=2, max_length=10)
 
 
@@ -120,7 +120,7 @@ def test_float32_has_no_master_weights_without_zero() -> None:
 
 
 def test_buffers_of_large_models_are_deepspeeds() -> None:
-    model = MODELS["qwen-2.5-math-7b"].architecture
+    model = MODELS["qwen-2.5-math-7b"].dimensions
     spec = TrainingSpec(num_workers=64)
     for stage, size in ((2, BUCKET), (3, MAX_LIVE)):
         memory = memory_per_device(model, spec, stage=stage, checkpointed=True, itemsize=2)
@@ -149,7 +149,7 @@ def test_adapters_have_the_parameters_that_peft_gives_them() -> None:
 
 def test_activations_are_of_the_size_that_autograd_keeps() -> None:
     """Plain PyTorch modules keep what is counted, and float32 copies in the norms besides."""
-    model = Architecture(4, 64, 256, 4, 2, 16, 128, True, False)
+    model = ModelDimensions(4, 64, 256, 4, 2, 16, 128, True, False)
     real = AutoModelForCausalLM.from_config(config_of(model), dtype=torch.bfloat16)
     parameters = {p.untyped_storage().data_ptr() for p in real.parameters()}
     kept: dict[int, int] = {}
@@ -176,7 +176,7 @@ def test_operations_tokens_and_hours_worked_out_by_hand() -> None:
     again = TrainingSpec(gradient_checkpointing=True)
     assert training_flops(SMALL, again, 800) == 8 * 1448 * 800
     assert training_flops(SMALL, TrainingSpec(lora=LoraSpec()), 800) == 4 * 1448 * 800
-    untied = Architecture(2, 8, 16, 2, 1, 4, 32, False, False)
+    untied = ModelDimensions(2, 8, 16, 2, 1, 4, 32, False, False)
     assert untied.num_parameters == 1448 + 256
     assert training_flops(untied, SPEC, 800) == 6 * 1448 * 800
     # 40 % of 989e12 operations a second for an hour.

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deft.platform.commands.dry_run import architecture_of, data_size
+from deft.platform.commands.dry_run import data_size, dimensions_of
 from deft.platform.config.loading import load_spec
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.data.prepare import prepare
@@ -132,10 +132,10 @@ def test_sizes_of_local_models_come_from_their_configuration(
     LlamaConfig(num_hidden_layers=3, hidden_size=64, num_attention_heads=4).save_pretrained(
         tmp_path
     )
-    model = architecture_of(str(tmp_path))
+    model = dimensions_of(str(tmp_path))
     assert model is not None
     assert (model.num_layers, model.num_kv_heads, model.head_dim) == (3, 4, 16)
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert architecture_of("nobody/nothing") is None
+    assert dimensions_of("nobody/nothing") is None

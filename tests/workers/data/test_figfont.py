@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deft.workers.data.figfont import TEST_START, figfont_examples
-from deft.workers.training.batches import collate, cut_by_count, padding_share, step_indices
+from deft.workers.training.batches import collate, padding_share, split_by_count, step_indices
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_every_epoch_shows_each_example_at_most_once() -> None:
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 4), (2, 4), (2, 2), (4, 1)])
 def test_ranks_share_a_step_without_gap_or_overlap(world_size: int, micro_batch_size: int) -> None:
     indices, lengths = [7, 1, 4, 2, 9, 8, 0, 3], [5, 3, 8, 1, 9, 2, 7, 4, 6, 10]
-    cut = cut_by_count(indices, lengths, size=micro_batch_size, world_size=world_size)
+    cut = split_by_count(indices, lengths, size=micro_batch_size, world_size=world_size)
     assert sorted(i for rank in cut for batch in rank for i in batch) == sorted(indices)
     assert {len(batch) for rank in cut for batch in rank} == {micro_batch_size}
     assert len({len(rank) for rank in cut}) == 1

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 LOAD = """
-from deft.workers.job import prepare_process
+from deft.workers.training.ray_entry import prepare_process
 prepare_process()
-from deft.workers.extensions import load_collectives
+from deft.workers.training.deepspeed_build import load_collectives
 load_collectives()
 """
 
@@ -44,12 +44,12 @@ def test_a_worker_killed_while_it_compiles_leaves_nothing_to_wait_for(
             time.sleep(0.01)
         killed.kill()
     assert guard.exists()
-    began = time.monotonic()
+    started = time.monotonic()
     load(environment)
     assert not guard.exists()
     assert (guard.parent / "deepspeed_shm_comm.so").is_file()
     fault(
         "kill -9 of a worker that compiles DeepSpeed's extension",
         "the next one compiles it",
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - started,
     )

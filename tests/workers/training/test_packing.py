@@ -24,7 +24,7 @@ from transformers import (
 from deft.objectives import get_objective
 from deft.workers.modeling.attention import PACKED_SDPA, require_packable, require_supported
 from deft.workers.modeling.objective_model import ObjectiveModel
-from deft.workers.training.batches import collate, cut_by_tokens, padding_share
+from deft.workers.training.batches import collate, padding_share, split_by_tokens
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -143,7 +143,7 @@ def test_attention_of_a_models_own_is_refused() -> None:
 def test_cut_by_tokens_loses_nothing_and_overflows_nothing(
     lengths: list[int], world_size: int
 ) -> None:
-    cut = cut_by_tokens(range(len(lengths)), lengths, capacity=64, world_size=world_size)
+    cut = split_by_tokens(range(len(lengths)), lengths, capacity=64, world_size=world_size)
     assert len(cut) == world_size
     assert len({len(rank) for rank in cut}) == 1
     micro_batches = [chosen for rank in cut for chosen in rank]
@@ -157,8 +157,8 @@ def test_cut_by_tokens_loses_nothing_and_overflows_nothing(
 
 def test_best_fit_decreasing_fills_micro_batches() -> None:
     lengths = [50, 14, 30, 34, 20, 44]
-    (rank,) = cut_by_tokens(range(6), lengths, capacity=64, world_size=1)
+    (rank,) = split_by_tokens(range(6), lengths, capacity=64, world_size=1)
     assert sorted(map(sorted, rank)) == [[0, 1], [2, 3], [4, 5]]
     # The fullest is halved where the ranks do not divide them.
-    first, second = cut_by_tokens(range(6), lengths, capacity=64, world_size=2)
+    first, second = split_by_tokens(range(6), lengths, capacity=64, world_size=2)
     assert [len(first), len(second)] == [2, 2]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from deft.objectives import CATALOG, get_objective
 from deft.workers.spec import LoraSpec, TrainingSpec
-from deft.workers.training.batches import cut, step_indices, token_counts
+from deft.workers.training.batches import split_into_micro_batches, step_indices, token_counts
 from deft.workers.training.job import TrainJob
 
 STEPS = 20
@@ -223,7 +223,7 @@ def plain_gradient_norm(job: TrainJob) -> float:
     spec, rows = job.training, load_from_disk(job.rows_dir)
     model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
     indices = step_indices(len(rows), spec.batch_size, 0, job.seed)
-    (micro_batches,) = cut(indices, token_counts(rows), spec, world_size=1)
+    (micro_batches,) = split_into_micro_batches(indices, token_counts(rows), spec, world_size=1)
     for chosen in micro_batches:
         values = []
         for index in chosen:
