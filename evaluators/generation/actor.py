@@ -2,166 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray.util.queue import Queue
 
-from deft.evaluators.benchmarks.base import Benchmark, Item
-from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.benchmarks.items import read_items
+from deft.evaluators.generation.benchmark_prompts import render_prompts
 from deft.evaluators.generation.engine import Decoding, Engine, Generation, Request
 from deft.evaluators.generation.engines import create_engine
+from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.generation.journal import Response, ResponseJournal, read_responses
-from deft.evaluators.generation.model_dir import fingerprint, read_architecture, read_stop_token_ids
-from deft.evaluators.generation.prompts import (
-    Stops,
-    cut_at,
-    describe_format,
-    encode_item,
-    request_seed,
-    resolve_stops,
-    resolve_style,
-    stop_check,
-)
+from deft.evaluators.generation.model_dir import fingerprint, read_architecture
+from deft.evaluators.generation.prompts import request_seed
 from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
-from deft.evaluators.scores.predictions import Prediction, summarize, write_predictions
-from deft.evaluators.spec import BenchmarkSpec, EngineSpec
-from deft.workers.data.chat import count_bos
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from deft.evaluators.scores.predictions import summarize, write_predictions
+from deft.evaluators.spec import EngineSpec
 
 GRADING_WORKERS = 2
 """Grading processes beside each engine."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One benchmark for one model."""
-
-    label: str
-    """What the model is called in progress events and results."""
-    model: str
-    """Its directory."""
-    benchmark: BenchmarkSpec
-    items: str
-    """File of the benchmark's items, see `prepare_items`."""
-    trained_style: str
-    """Prompt style the model was trained with."""
-    out: str
-    """Folder of the results: `responses/` while they come, `predictions/` at the end."""
-
-    @property
-    def name(self) -> str:
-        """What the benchmark is called."""
-        return get_benchmark(self.benchmark.name).name
-
-    @property
-    def predictions(self) -> Path:
-        """The Parquet table at the end."""
-        return Path(self.out, "predictions", f"{self.label}-{_file_name(self.name)}.parquet")
-
-    @property
-    def responses(self) -> Path:
-        """The journal of responses.
-
-        Its name holds a hash of everything that they depend on, so that none is ever taken for
-        another's. Grading and engine are not part of that.
-        """
-        parts = [self.benchmark.model_dump_json(), Path(self.items).name, self.trained_style]
-        digest = hashlib.sha256("\0".join([*parts, fingerprint(Path(self.model))]).encode())
-        name = f"{self.label}-{_file_name(self.name)}-{digest.hexdigest()[:8]}.jsonl"
-        return Path(self.out, "responses", name)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A benchmark as one model is asked it."""
-
-    benchmark: Benchmark
-    tokenizer: PreTrainedTokenizerBase
-    style: str
-    stops: Stops
-    items: dict[str, Item]
-    """By id, in their order."""
-    prompts: dict[str, list[int]]
-    """Token ids, by the item's id."""
-
-    def decoding(self, spec: BenchmarkSpec) -> Decoding:
-        """How to sample."""
-        return Decoding(
-            max_tokens=spec.max_tokens,
-            temperature=spec.temperature,
-            top_p=spec.top_p,
-            stop_token_ids=self.stops.token_ids,
-            reached_stop=stop_check(self.tokenizer, self.stops.strings),
-        )
-
-    def grader(self, id: str) -> str:
-        """The grader of an item."""
-        return self.items[id].grader or self.benchmark.grader
-
-    def response(self, id: str, sample: int, generation: Generation) -> Response:
-        """What was generated, as text up to where it is over."""
-        tokens = generation.token_ids
-        # A model may stop at a token that its tokenizer does not count among the special ones.
-        if tokens and tokens[-1] in self.stops.token_ids:
-            tokens = tokens[:-1]
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-        options = self.items[id].options
-        return Response(
-            id=id,
-            sample=sample,
-            response=cut_at(text, self.stops.strings),
-            gold=self.items[id].gold,
-            options=None if options is None else dict(options),
-            finish_reason=generation.finish_reason,
-            n_tokens=len(generation.token_ids),
-        )
-
-    def prediction(self, response: Response, grade: Grade) -> Prediction:
-        """A row of the table at the end."""
-        prompt = self.prompts[response.id]
-        return Prediction(
-            id=response.id,
-            sample=response.sample,
-            source=self.items[response.id].source or self.benchmark.name,
-            prompt=str(self.tokenizer.decode(prompt)),
-            num_bos=count_bos(self.tokenizer, prompt),
-            response=response.response,
-            gold=response.gold,
-            finish_reason=response.finish_reason,
-            n_tokens=response.n_tokens,
-            verdict=str(grade.verdict),
-            extracted=grade.extracted,
-            scores=dict(grade.scores),
-        )
-
-    def format(self) -> dict[str, Any]:
-        """How prompts were rendered and what ended responses."""
-        prompt = next(iter(self.prompts.values()))
-        described = describe_format(self.tokenizer, self.benchmark, self.style, prompt)
-        return {**asdict(described), "stop": asdict(self.stops)}
-
-
-def read_asked(job: Job) -> Asked:
-    """What ``job`` asks; see `Evaluator.run` for what is raised."""
-    spec, benchmark = job.benchmark, get_benchmark(job.benchmark.name)
-    tokenizer = load_tokenizer(Path(job.model))
-    style = resolve_style(spec, benchmark, tokenizer, job.trained_style)
-    items = {item.id: item for item in read_items(Path(job.items))}
-    prompts = {id: encode_item(tokenizer, item, benchmark, style) for id, item in items.items()}
-    declared = read_stop_token_ids(Path(job.model), tokenizer.eos_token_id)
-    stops = resolve_stops(tokenizer, style, declared, spec.stop)
-    return Asked(benchmark, tokenizer, style, stops, items, prompts)
 
 
 class Evaluator:
@@ -177,16 +41,11 @@ class Evaluator:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._engine: Engine | None = None
-        self._loaded = ""
+        self._loaded_model = ""
         self._graders: dict[str, GraderPool] = {}
 
-    def run(self, job: Job, progress: Queue | None = None) -> dict[str, Any]:
-        """Ask the model every item that has no response yet, and grade all responses.
-
-        Returns:
-            ``metrics`` (see `summarize`), ``prompt`` (see `PromptFormat`) with what ends a
-            response, ``num_generated`` and ``num_resumed`` responses, ``start_seconds`` until the
-            engine served the model, and ``work_seconds`` for everything else.
+    def run(self, job: EvaluationJob, progress: Queue | None = None) -> JobResult:
+        """Generate every response that is not in the journal yet, and grade all of them.
 
         Raises:
             FileNotFoundError: the model is no directory with safetensors weights.
@@ -194,52 +53,54 @@ class Evaluator:
             RuntimeError: the engine could not load the model.
         """
         began = time.monotonic()
-        spec, asked = job.benchmark, read_asked(job)
-        name = asked.benchmark.name
-        wanted = [(id, sample) for id in asked.items for sample in range(spec.samples)]
+        spec, rendered = job.benchmark, render_prompts(job)
+        name = rendered.benchmark.name
+        keys = [(item_id, sample) for item_id in rendered.items for sample in range(spec.samples)]
         responses = read_responses(job.responses)
         num_resumed = len(responses)
-        missing = [key for key in wanted if key not in responses]
+        missing = [key for key in keys if key not in responses]
         start_seconds = self._load(Path(job.model), progress) if missing else 0.0
 
-        report = _every_percent(progress, job.label, name, len(wanted))
+        report = _every_percent(progress, job.label, name, len(keys))
         grades: dict[tuple[str, int], Future[Grade]] = {}
 
         def add(response: Response) -> None:
             responses[response.key] = response
             if response.finish_reason != "prompt_too_long":
-                grader = self._grader(asked.grader(response.id))
+                grader = self._grader(rendered.grader(response.id))
                 grades[response.key] = grader.submit(asdict(response))
 
         for response in list(responses.values()):
             add(response)
         report(len(responses))
         requests = [
-            Request(asked.prompts[id], request_seed(spec.seed, name, id, sample))
-            for id, sample in missing
+            Request(rendered.prompts[item_id], request_seed(spec.seed, name, item_id, sample))
+            for item_id, sample in missing
         ]
         with ResponseJournal(job.responses) as journal:
-            for index, generation in self._generate(requests, asked.decoding(spec)):
-                id, sample = missing[index]
-                response = asked.response(id, sample, generation)
+            for index, generation in self._generate(requests, rendered.decoding(spec)):
+                item_id, sample = missing[index]
+                response = rendered.response(item_id, sample, generation)
                 journal.append(response)
                 add(response)
                 report(len(responses))
 
-        never_asked = Grade(Verdict.no_answer)
+        not_asked = Grade(Verdict.no_answer)
         predictions = [
-            asked.prediction(responses[key], grades[key].result() if key in grades else never_asked)
-            for key in wanted
+            rendered.prediction(
+                responses[key], grades[key].result() if key in grades else not_asked
+            )
+            for key in keys
         ]
         write_predictions(predictions, job.predictions)
-        return {
-            "metrics": summarize(predictions, asked.benchmark),
-            "prompt": asked.format(),
-            "num_generated": len(missing),
-            "num_resumed": num_resumed,
-            "start_seconds": start_seconds,
-            "work_seconds": time.monotonic() - began - start_seconds,
-        }
+        return JobResult(
+            metrics=summarize(predictions, rendered.benchmark),
+            prompt=rendered.record(),
+            num_generated=len(missing),
+            num_resumed=num_resumed,
+            start_seconds=start_seconds,
+            work_seconds=time.monotonic() - began - start_seconds,
+        )
 
     def _generate(
         self, requests: Sequence[Request], decoding: Decoding
@@ -249,7 +110,7 @@ class Evaluator:
             yield from self._engine.generate(requests, decoding)
 
     def _grader(self, name: str) -> GraderPool:
-        """The grading processes of ``name``: they end with this one, and take seconds to start."""
+        """Return the grading processes of ``name``, started once: that takes seconds."""
         if name not in self._graders:
             self._graders[name] = GraderPool(name, workers=GRADING_WORKERS).__enter__()
         return self._graders[name]
@@ -257,41 +118,19 @@ class Evaluator:
     def _load(self, model: Path, progress: Queue | None) -> float:
         """Have the engine serve ``model``; returns the seconds that took."""
         identity = f"{model}\0{fingerprint(model)}"
-        if identity == self._loaded:
+        if identity == self._loaded_model:
             return 0.0
         began = time.monotonic()
-        self._loaded = ""
+        self._loaded_model = ""
         architecture = read_architecture(model)
         _report(progress, event="engine_start", model=str(model), pid=os.getpid())
         if self._engine is None:
             self._engine = create_engine(self._spec)
         how = self._engine.load(model, architecture)
-        self._loaded = identity
+        self._loaded_model = identity
         seconds = time.monotonic() - began
         _report(progress, event="engine_ready", model=str(model), how=how, seconds=seconds)
         return seconds
-
-
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a model directory.
-
-    Raises:
-        FileNotFoundError: there is no such model directory.
-        ValueError: its tokenizer cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is no model directory: it has no config.json")
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the tokenizer in {path} cannot be read: {error}") from error
-    return tokenizer
-
-
-def _file_name(benchmark: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in benchmark)
 
 
 def _report(progress: Queue | None, **event: Any) -> None:
@@ -302,13 +141,13 @@ def _report(progress: Queue | None, **event: Any) -> None:
 def _every_percent(
     progress: Queue | None, label: str, benchmark: str, total: int
 ) -> Callable[[int], None]:
-    """A callback that reports the first count, the last, and one per percent between them."""
-    reported = -1
+    """Return a callback that reports the first count, the last, and one per percent between."""
+    last_reported = -1
 
     def report(done: int) -> None:
-        nonlocal reported
-        if reported < 0 or done == total or done - reported >= max(1, total // 100):
-            reported = done
+        nonlocal last_reported
+        if last_reported < 0 or done == total or done - last_reported >= max(1, total // 100):
+            last_reported = done
             _report(
                 progress,
                 event="eval_progress",

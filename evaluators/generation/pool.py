@@ -13,7 +13,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from deft.evaluators.generation.actor import Evaluator, Job
+from deft.evaluators.generation.actor import Evaluator
+from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.spec import EngineSpec
 
 MAX_DEATHS = 3
@@ -51,7 +52,7 @@ class _Slot:
     """The model it was last given."""
     waiting_for: Any = None
     """What Ray will announce: the reservation, or the end of a job."""
-    job: Job | None = None
+    job: EvaluationJob | None = None
     journal_size: int | None = None
     """Bytes of responses when it was looked at last."""
     moved_at: float = 0.0
@@ -62,8 +63,8 @@ class Pool(Protocol):
     """What evaluates jobs."""
 
     def run(
-        self, jobs: Sequence[Job], progress: Queue | None = None
-    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        self, jobs: Sequence[EvaluationJob], progress: Queue | None = None
+    ) -> Iterator[tuple[EvaluationJob, JobResult]]:
         """Yield each job with what `Evaluator.run` returned for it, as soon as it is done."""
 
 
@@ -101,8 +102,8 @@ class EvaluatorPool:
         self._num_engines = min(fitting, self.max_engines or fitting)
 
     def run(
-        self, jobs: Sequence[Job], progress: Queue | None = None
-    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        self, jobs: Sequence[EvaluationJob], progress: Queue | None = None
+    ) -> Iterator[tuple[EvaluationJob, JobResult]]:
         """Yield each job with what `Evaluator.run` returned for it, as soon as it is done.
 
         Args:
@@ -116,7 +117,7 @@ class EvaluatorPool:
             RuntimeError: actors died over a job, one after the other.
         """
         pending = list(jobs)
-        deaths: Counter[Job] = Counter()
+        deaths: Counter[EvaluationJob] = Counter()
         while len(self._slots) < min(self._num_engines, len(pending)):
             if self.reserve:
                 group = placement_group([self._bundle], strategy="STRICT_PACK")
@@ -166,7 +167,7 @@ class EvaluatorPool:
                 ray.kill(slot.actor)
                 slot.actor, slot.model, slot.job, slot.waiting_for = None, "", None, None
 
-    def _assign(self, slot: _Slot, pending: list[Job], progress: Queue | None) -> None:
+    def _assign(self, slot: _Slot, pending: list[EvaluationJob], progress: Queue | None) -> None:
         job = next((job for job in pending if job.model == slot.model), pending[0])
         pending.remove(job)
         if slot.actor is None:

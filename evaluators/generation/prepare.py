@@ -7,9 +7,9 @@ from pathlib import Path
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.items import prepare_items, read_items
-from deft.evaluators.generation.actor import load_tokenizer
 from deft.evaluators.generation.prompts import encode_item, resolve_style
 from deft.evaluators.spec import EvaluationSpec
+from deft.workers.modeling.tokenizer import load_tokenizer
 
 
 def prepare_benchmarks(spec: EvaluationSpec, cache: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.util.queue import Queue
 
-from deft.evaluators.generation.actor import Job
+from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.generation.pool import EvaluatorPool
 from deft.evaluators.spec import EngineSpec
 from deft.workers.common.ray_placement import on_this_node
@@ -33,8 +33,8 @@ class EngineLender:
             self._free.put(pool)
 
     def run(
-        self, jobs: Sequence[Job], progress: Queue | None
-    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        self, jobs: Sequence[EvaluationJob], progress: Queue | None
+    ) -> Iterator[tuple[EvaluationJob, JobResult]]:
         """As `EvaluatorPool.run`, on one engine."""
         pool = self._free.get()
         try:
@@ -80,8 +80,8 @@ class SharedPool:
         ).remote(spec, num_engines, use_gpu=use_gpu, reserve=reserve, verbose=verbose)
 
     def run(
-        self, jobs: Sequence[Job], progress: Queue | None = None
-    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        self, jobs: Sequence[EvaluationJob], progress: Queue | None = None
+    ) -> Iterator[tuple[EvaluationJob, JobResult]]:
         """See `EvaluatorPool.run`."""
         for result in self._lender.run.remote(list(jobs), progress):
             yield ray.get(result)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from deft.evaluators.generation.actor import load_tokenizer
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.heldout_table import RowLoss, summarize_losses, write_losses
 from deft.workers.common.example import IGNORE_INDEX, Example
@@ -27,6 +26,7 @@ from deft.workers.data.readers import BadRecord
 from deft.workers.data.tokenization import target_bytes
 from deft.workers.modeling.logit_transform import LogitTransform, logit_transform
 from deft.workers.modeling.objective_model import target_statistics
+from deft.workers.modeling.tokenizer import load_tokenizer
 from deft.workers.spec import DatasetSpec
 from deft.workers.training.batches import collate
 from deft.workers.training.engine import resolve_dtype

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import ray
 from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.generation.actor import Job
+from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.generation.pool import EvaluatorPool, Pool, count_engines
 from deft.evaluators.generation.prepare import absolute, prepare_benchmarks, require_prompts
@@ -72,8 +72,8 @@ class _NoPool:
     """For evaluations that generate nothing, which no cluster is too small for."""
 
     def run(
-        self, jobs: Sequence[Job], progress: Queue | None = None
-    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+        self, jobs: Sequence[EvaluationJob], progress: Queue | None = None
+    ) -> Iterator[tuple[EvaluationJob, JobResult]]:
         raise AssertionError("there is nothing to generate")
 
 
@@ -162,14 +162,14 @@ def evaluate_models(
     for label, measured in losses.items():
         results[label][HELDOUT] = dict(measured)
     for job, result in generate(evaluation, items, events):
-        results[job.label][job.name] = result["metrics"]
-        prompts[job.label][job.name] = result["prompt"]
+        results[job.label][job.name] = dict(result.metrics)
+        prompts[job.label][job.name] = asdict(result.prompt)
         tables[job.label][job.name] = {
             "path": str(job.predictions.relative_to(evaluation.out)),
             "headline": get_benchmark(job.benchmark.name).headline,
         }
         for name in totals:
-            totals[name] += result[name]
+            totals[name] += getattr(result, name)
     named = {get_benchmark(benchmark.name).name for benchmark in evaluation.spec.benchmarks}
     means = {
         label: mean_over_benchmarks({name: found[name] for name in found if name in named})
@@ -211,10 +211,10 @@ def shown_events(console: RunConsole) -> Iterator[Queue]:
 
 def generate(
     evaluation: Evaluation, items: Mapping[str, str], events: Queue
-) -> Iterator[tuple[Job, dict[str, Any]]]:
+) -> Iterator[tuple[EvaluationJob, JobResult]]:
     """Yield each benchmark of each model as soon as it is done, with what the evaluator found."""
     jobs = [
-        Job(
+        EvaluationJob(
             label=label,
             model=model,
             benchmark=benchmark,

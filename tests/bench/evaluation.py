@@ -99,9 +99,9 @@ def measure_raw(arguments: argparse.Namespace, items: dict[str, str]) -> dict[st
     """`raw` in a process of its own, on the prompts that the evaluation asks."""
     from deft.evaluators.benchmarks.catalog import get_benchmark
     from deft.evaluators.benchmarks.items import read_items
-    from deft.evaluators.generation.actor import load_tokenizer
     from deft.evaluators.generation.model_dir import read_stop_token_ids
     from deft.evaluators.generation.prompts import encode_item, resolve_stops
+    from deft.workers.modeling.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(arguments.model))
     prompts = [
@@ -138,7 +138,7 @@ def measure_pool(arguments: argparse.Namespace, items: dict[str, str]) -> dict[s
     """A whole evaluation, and that of a second model on the warm engine."""
     import ray
 
-    from deft.evaluators.generation.actor import Job
+    from deft.evaluators.generation.job import EvaluationJob
     from deft.evaluators.generation.pool import EvaluatorPool
     from deft.evaluators.spec import EngineSpec
 
@@ -151,15 +151,15 @@ def measure_pool(arguments: argparse.Namespace, items: dict[str, str]) -> dict[s
         with EvaluatorPool(EngineSpec(), use_gpu, max_engines=1) as pool:
             for label, model in (("first", arguments.model), ("second", str(second))):
                 jobs = [
-                    Job(label, model, spec, items[spec.name], "chat", folder)
+                    EvaluationJob(label, model, spec, items[spec.name], "chat", folder)
                     for spec in specs(arguments)
                 ]
                 results = [result for _, result in pool.run(jobs)]
                 done = time.perf_counter()
                 measured[f"{label} wall"] = done - began
-                measured[f"{label} start"] = sum(result["start_seconds"] for result in results)
+                measured[f"{label} start"] = sum(result.start_seconds for result in results)
                 began = done
-        measured["responses"] = sum(result["num_generated"] for result in results)
+        measured["responses"] = sum(result.num_generated for result in results)
     return measured
 
 

@@ -13,7 +13,7 @@ import ray
 from ray.util import placement_group_table
 
 from deft.evaluators.benchmarks.items import prepare_items
-from deft.evaluators.generation.actor import Job
+from deft.evaluators.generation.job import EvaluationJob
 from deft.evaluators.generation.shared_pool import SharedPool
 from deft.evaluators.spec import BenchmarkSpec, EngineSpec
 
@@ -39,7 +39,7 @@ def test_runs_share_one_engine_which_takes_no_devices(
     def evaluate(pool: SharedPool, model: str) -> tuple[list[str], list[str]]:
         out = tmp_path / model
         jobs = [
-            Job(label, model_paths[model], benchmark, str(items), "chat", str(out))
+            EvaluationJob(label, model_paths[model], benchmark, str(items), "chat", str(out))
             for label in ("base", "eval")
         ]
         done = list(pool.run(jobs))

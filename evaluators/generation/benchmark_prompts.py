@@ -1,0 +1,122 @@
+"""A benchmark rendered for one model: prompts in, responses and predictions out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deft.evaluators.benchmarks.base import Benchmark, Item
+from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.items import read_items
+from deft.evaluators.generation.engine import Decoding, Generation
+from deft.evaluators.generation.job import EvaluationJob, PromptRecord
+from deft.evaluators.generation.journal import Response
+from deft.evaluators.generation.model_dir import read_stop_token_ids
+from deft.evaluators.generation.prompts import (
+    Stops,
+    cut_at,
+    describe_format,
+    encode_item,
+    resolve_stops,
+    resolve_style,
+    stop_check,
+)
+from deft.evaluators.grading.verdicts import Grade
+from deft.evaluators.scores.predictions import Prediction
+from deft.evaluators.spec import BenchmarkSpec
+from deft.workers.data.chat import count_bos
+from deft.workers.modeling.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class BenchmarkPrompts:
+    """A benchmark's items and their prompts for one model."""
+
+    benchmark: Benchmark
+    tokenizer: PreTrainedTokenizerBase
+    style: str
+    """Name of the prompt style."""
+    stops: Stops
+    items: dict[str, Item]
+    """Item id → item, in the benchmark's order."""
+    prompts: dict[str, list[int]]
+    """Item id → token ids of its prompt."""
+
+    def decoding(self, spec: BenchmarkSpec) -> Decoding:
+        """Return the sampling parameters for the engine."""
+        return Decoding(
+            max_tokens=spec.max_tokens,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+            stop_token_ids=self.stops.token_ids,
+            reached_stop=stop_check(self.tokenizer, self.stops.strings),
+        )
+
+    def grader(self, item_id: str) -> str:
+        """Return the name of the grader of an item."""
+        return self.items[item_id].grader or self.benchmark.grader
+
+    def response(self, item_id: str, sample: int, generation: Generation) -> Response:
+        """Decode what was generated, as text up to where the response ends."""
+        token_ids = generation.token_ids
+        # A model may stop at a token that its tokenizer does not count among the special ones.
+        if token_ids and token_ids[-1] in self.stops.token_ids:
+            token_ids = token_ids[:-1]
+        text = str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        item = self.items[item_id]
+        return Response(
+            id=item_id,
+            sample=sample,
+            response=cut_at(text, self.stops.strings),
+            gold=item.gold,
+            options=None if item.options is None else dict(item.options),
+            finish_reason=generation.finish_reason,
+            n_tokens=len(generation.token_ids),
+        )
+
+    def prediction(self, response: Response, grade: Grade) -> Prediction:
+        """Join a response and its grade to a row of the predictions table."""
+        prompt = self.prompts[response.id]
+        return Prediction(
+            id=response.id,
+            sample=response.sample,
+            source=self.items[response.id].source or self.benchmark.name,
+            prompt=str(self.tokenizer.decode(prompt)),
+            num_bos=count_bos(self.tokenizer, prompt),
+            response=response.response,
+            gold=response.gold,
+            finish_reason=response.finish_reason,
+            n_tokens=response.n_tokens,
+            verdict=str(grade.verdict),
+            extracted=grade.extracted,
+            scores=dict(grade.scores),
+        )
+
+    def record(self) -> PromptRecord:
+        """Describe how prompts were rendered and what ended responses."""
+        prompt = next(iter(self.prompts.values()))
+        rendered = describe_format(self.tokenizer, self.benchmark, self.style, prompt)
+        return PromptRecord(**asdict(rendered), stop=self.stops)
+
+
+def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
+    """Render the prompts of ``job``.
+
+    Raises:
+        FileNotFoundError: the model is no directory with a configuration.
+        ValueError: it has no readable tokenizer, or the prompt style does not fit it.
+    """
+    spec, benchmark = job.benchmark, get_benchmark(job.benchmark.name)
+    tokenizer = load_tokenizer(Path(job.model))
+    style = resolve_style(spec, benchmark, tokenizer, job.trained_style)
+    items = {item.id: item for item in read_items(Path(job.items))}
+    prompts = {
+        item_id: encode_item(tokenizer, item, benchmark, style) for item_id, item in items.items()
+    }
+    declared = read_stop_token_ids(Path(job.model), tokenizer.eos_token_id)
+    stops = resolve_stops(tokenizer, style, declared, spec.stop)
+    return BenchmarkPrompts(benchmark, tokenizer, style, stops, items, prompts)
