@@ -1,4 +1,4 @@
-"""Checksums of stored files: what was damaged on disk or on the way must not be used."""
+"""Checksums: names made from content, and proof that stored files are what was written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from pathlib import Path
 
 FOLDER = "checksums"
 """Where a directory keeps them: one file for each of the parts that it was merged from."""
+HASH_DIGITS = 12
+"""Hexadecimal digits of a name that `hash_parts` makes."""
+
+
+def hash_parts(*parts: str | bytes) -> str:
+    """Return `HASH_DIGITS` digits of the SHA-256 of ``parts``, each ended by a zero byte."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def file_names(directory: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.catalogs.models import MODELS
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.example import Example
 from deft.workers.common.files import atomic_directory, write_atomic
 from deft.workers.data.chat import count_bos, format_hash
@@ -119,7 +119,7 @@ def _plan_key(dataset: DatasetSpec, model: ModelSpec, max_length: int, seed: int
     content = digest_files(path) if path is not None else dataset.name
     settings = dataset.model_dump_json(exclude={"name", "data_dir"})
     name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
-    return _hash(
+    return hash_parts(
         content, dataset.name if path is None else "", settings, name, str((max_length, seed))
     )
 
@@ -163,7 +163,7 @@ def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
     # Files are named by their content, wherever they are; which columns are read by default by the
     # name of a dataset.
     name = dataset.name if dataset.name in DATASETS or dataset.local_path is None else ""
-    directory = cache / _hash(name, json.dumps(settings), content_digest(dataset))
+    directory = cache / hash_parts(name, json.dumps(settings), content_digest(dataset))
     if not directory.is_dir():
         entry = DATASETS.get(dataset.name)
         if entry is None or entry.generate is None:  # in generated data nothing can be bad
@@ -236,8 +236,8 @@ def prepare_rows(
     prompt_hash = format_hash(tokenizer, dataset.prompt_style, examples[0]["instruction"])
     rule = ("prompt_style", "bad_records", "too_long", "validation", "noise")
     settings = [*(getattr(dataset, key) for key in rule), max_length, seed, prompt_hash]
-    tokenizer_hash = _hash(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
-    directory = cache / _hash(examples_dir.name, tokenizer_hash, json.dumps(settings))
+    tokenizer_hash = hash_parts(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
+    directory = cache / hash_parts(examples_dir.name, tokenizer_hash, json.dumps(settings))
     if directory.is_dir():
         return directory
     source = dataset.data_dir or dataset.name
@@ -341,7 +341,7 @@ def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache:
         return resolve_directory(model.name)
     if model.name == "tiny":
         assert examples_dir is not None
-        directory = cache / f"tiny-{_hash(examples_dir.name, str(seed))}"
+        directory = cache / f"tiny-{hash_parts(examples_dir.name, str(seed))}"
         examples = open_examples(examples_dir / EXAMPLES_FILE)
         return _built(directory, lambda aside: build_tiny(aside, iterate_examples(examples), seed))
     return _built(cache / model.name, build_smollm2)
@@ -368,11 +368,3 @@ def _silence_libraries() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-
-
-def _hash(*parts: str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode())
-        digest.update(b"\0")
-    return digest.hexdigest()[:12]

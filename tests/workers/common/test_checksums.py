@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deft.workers.common.checksums import damaged_file_of, write_checksums
+from deft.workers.common.checksums import damaged_file_of, hash_parts, write_checksums
 
 
 @pytest.fixture
@@ -49,3 +49,8 @@ def test_checksums_that_cannot_be_read_are_damage(directory: Path, content: str 
     else:
         record.write_text(content)
     assert damaged_file_of(directory, 1) == "checksums/1.json"
+
+
+def test_hash_of_parts_tells_where_one_part_ends() -> None:
+    assert hash_parts("ab", "c") == hash_parts(b"ab", b"c")
+    assert len({hash_parts(), hash_parts(""), hash_parts("ab", "c"), hash_parts("a", "bc")}) == 4
