@@ -20,7 +20,7 @@ from deft.workers.common.files import atomic_directory, write_atomic
 from deft.workers.data.chat import count_bos, format_hash
 from deft.workers.data.datasets import content_digest, digest_files, read_examples
 from deft.workers.data.example_store import iterate_examples, open_examples, write_examples
-from deft.workers.data.readers import BadRecord, Tally
+from deft.workers.data.readers import BadRecord, BadRecordLog
 from deft.workers.modeling.model_files import (
     build_smollm2,
     build_tiny,
@@ -170,7 +170,7 @@ def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
             require_usable(dataset)
         with atomic_directory(directory) as aside:
             with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
-                tally = Tally(file)
+                tally = BadRecordLog(file)
                 good = _without_bad(read_examples(dataset), tally)
                 write_examples(good, aside / EXAMPLES_FILE)
             write_atomic(aside / COUNTS_FILE, json.dumps(tally.counts))
@@ -185,7 +185,7 @@ def require_usable(dataset: DatasetSpec) -> None:
     Raises:
         ValueError: there is no example in it, or a bad record and those are refused.
     """
-    tally = Tally()
+    tally = BadRecordLog()
     num_examples = sum(1 for _ in _without_bad(read_examples(dataset), tally))
     source = dataset.data_dir or dataset.name
     if tally.counts and (dataset.bad_records == "refuse" or num_examples == 0):
@@ -198,7 +198,7 @@ def require_usable(dataset: DatasetSpec) -> None:
         raise ValueError(f"{source}: there is no example in it")
 
 
-def _without_bad(found: Iterable[Example | BadRecord], tally: Tally) -> Iterator[Example]:
+def _without_bad(found: Iterable[Example | BadRecord], tally: BadRecordLog) -> Iterator[Example]:
     for item in found:
         if isinstance(item, BadRecord):
             tally.add(item)
@@ -244,7 +244,7 @@ def prepare_rows(
     with atomic_directory(directory) as aside:
         shutil.copyfile(examples_dir / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
         with (aside / BAD_RECORDS_FILE).open("a", encoding="utf-8") as file:
-            bad, long = Tally(file), Tally(file)
+            bad, long = BadRecordLog(file), BadRecordLog(file)
             rows, lengths = tokenize(
                 examples,
                 tokenizer,

@@ -43,7 +43,7 @@ class BadRecord:
     """What is wrong, and what was expected."""
 
 
-class Tally:
+class BadRecordLog:
     """Counts bad records by kind, remembers the first of each, and writes all of them to a file."""
 
     def __init__(self, file: TextIO | None = None) -> None:

@@ -19,7 +19,7 @@ from deft.workers.data.chat import (
     special_tokens,
 )
 from deft.workers.data.example_store import BATCH_SIZE, map_batches, to_examples
-from deft.workers.data.readers import BadRecord, Tally
+from deft.workers.data.readers import BadRecord, BadRecordLog
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,8 +46,8 @@ def tokenize(
     style: str,
     max_length: int,
     too_long: Literal["drop", "truncate", "refuse"],
-    bad: Tally,
-    long: Tally,
+    bad: BadRecordLog,
+    long: BadRecordLog,
     cache_file: str,
 ) -> tuple[Dataset, Lengths]:
     """Encode ``examples``, rows of `deft.workers.data.example_store`.
@@ -140,7 +140,7 @@ def spelled_token(example: Example, control: re.Pattern[str]) -> str:
 
 
 def encode_each(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str, bad: Tally
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str, bad: BadRecordLog
 ) -> list[Encoded | None]:
     """`encode_examples`, with None for those that cannot be rendered, of which ``bad`` is told."""
     if not examples:

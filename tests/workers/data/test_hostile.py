@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deft.workers.common.example import Example
 from deft.workers.data.datasets import read_examples
-from deft.workers.data.readers import BadRecord, Tally
+from deft.workers.data.readers import BadRecord, BadRecordLog
 from deft.workers.spec import ColumnsSpec, DatasetSpec
 
 GOOD = {
@@ -54,7 +54,7 @@ def read_all(file: Path, **settings: object) -> tuple[list[Example], list[BadRec
     found = list(read_examples(spec))
     examples = [item for item in found if isinstance(item, Example)]
     bad = [item for item in found if isinstance(item, BadRecord)]
-    tally = Tally((file.parent / "bad_records.jsonl").open("w", encoding="utf-8"))
+    tally = BadRecordLog((file.parent / "bad_records.jsonl").open("w", encoding="utf-8"))
     for item in bad:
         assert item.where.startswith(file.name)
         tally.add(item)

@@ -21,7 +21,7 @@ from deft.workers.data.example_store import (
     write_examples,
 )
 from deft.workers.data.prepare import Prepared, noisy_rows, prepare, training_examples
-from deft.workers.data.readers import Tally
+from deft.workers.data.readers import BadRecordLog
 from deft.workers.data.tokenization import Lengths, add_target_bytes, hold_out, tokenize
 from deft.workers.modeling.model_files import train_tokenizer
 from deft.workers.spec import DatasetSpec, ModelSpec
@@ -42,9 +42,9 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def run_tokenize(
     tmp_path: Path, examples: list[Example], tokenizer: PreTrainedTokenizerBase, **options: Any
-) -> tuple[datasets.Dataset, Lengths, Tally, Tally]:
+) -> tuple[datasets.Dataset, Lengths, BadRecordLog, BadRecordLog]:
     write_examples(examples, tmp_path / "examples.arrow")
-    bad, long = Tally(), Tally()
+    bad, long = BadRecordLog(), BadRecordLog()
     rows, lengths = tokenize(
         open_examples(tmp_path / "examples.arrow"),
         tokenizer,

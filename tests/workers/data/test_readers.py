@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deft.workers.common.text import printable
-from deft.workers.data.readers import BadRecord, Record, Tally, read_records
+from deft.workers.data.readers import BadRecord, BadRecordLog, Record, read_records
 
 GOOD = b'{"prompt": "a", "response": "b"}'
 
@@ -131,7 +131,7 @@ def test_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
 
 
 def test_tally_names_the_first_of_each_kind_and_counts_the_rest() -> None:
-    tally = Tally()
+    tally = BadRecordLog()
     for number in range(5):
         tally.add(BadRecord(f"a:{number}", "empty text", "is empty"))
     tally.add(BadRecord("a:9", "wrong type", "is a list"))
@@ -147,6 +147,6 @@ def test_nothing_in_the_data_acts_on_the_terminal() -> None:
     assert printable("\x1b[31m\x07\r\t\u202e\u200b\x9b") == (
         "\\x1b[31m\\x07\\r\\t\\u202e\\u200b\\x9b"
     )
-    tally = Tally()
+    tally = BadRecordLog()
     tally.add(BadRecord("a:1", "missing field", "There are: \x1b[2J."))
     assert "\x1b" not in tally.message("data", "")
