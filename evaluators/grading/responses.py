@@ -10,7 +10,6 @@ MAX_TAIL = 60_000
 """Characters from the end of a response in which the answer is looked for."""
 MAX_BOX = 2_000
 """Characters that are kept of a box further up, in a response that rambled on after it."""
-
 _THINK_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _THINK_START = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(

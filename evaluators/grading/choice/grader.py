@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from deft.evaluators.grading.brackets import read_group
 from deft.evaluators.grading.choice.prose import abridged, concluded
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
@@ -162,8 +163,6 @@ _CUT = re.compile(
     r"considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
     re.IGNORECASE | re.DOTALL,
 )
-
-
 _EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
 _FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
 _BARE = re.compile(
@@ -280,7 +279,7 @@ class Chooser:
 
     def _boxes(self, text: str) -> Iterator[Statement]:
         for match in list(_BOX.finditer(text))[-MAX_STATEMENTS:]:
-            content = _group(text, match.end() - 1)
+            content = _box_content(text, match.end() - 1)
             if content.strip():
                 yield Statement(match.start(), self.resolve(content))
 
@@ -521,13 +520,8 @@ def _sentence(text: str) -> str:
     return text
 
 
-def _group(text: str, start: int) -> str:
-    depth = 0
-    for position in range(start, min(len(text), start + 2000)):
-        if text[position] == "{":
-            depth += 1
-        elif text[position] == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : position]
-    return text[start + 1 : start + 200].split("\n")[0]
+def _box_content(text: str, start: int) -> str:
+    content, end = read_group(text, start, 2000)
+    if end > start + 1 and text[end - 1] == "}":
+        return content
+    return content[:200].split("\n")[0]  # a box that never closes ends with its line

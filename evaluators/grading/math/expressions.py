@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,13 @@ import mpmath
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from math_verify.grader import sympy_expr_eq
+
+from deft.evaluators.grading.math.interpreter import (
+    DIGITS,
+    MpmathInterpreter,
+    NotComputedError,
+    TooLargeError,
+)
 
 MAX_LENGTH = 600
 """Characters of an expression that is parsed; longer ones are compared as text alone."""
@@ -31,24 +38,12 @@ MAX_BARS = 6
 """Vertical bars, whose pairing the parser has to guess."""
 MAX_DIGITS = 1200
 """Decimal digits of the largest number that is compared digit for digit."""
-DIGITS = 40
-"""Digits computed of anything smaller."""
-MAX_TERMS = 300
-"""Terms of a sum or product that are computed one by one."""
 POINTS = 3
 """Points at which two expressions with variables must agree."""
 
 
 class NotParsedError(ValueError):
     """The text is no expression of the grammar, or too large to look at."""
-
-
-class NotComputedError(ValueError):
-    """The expression has no value that can be computed, or none of manageable size."""
-
-
-class TooLargeError(NotComputedError):
-    """The value could be computed, but not in reasonable time or space."""
 
 
 class _ExactConverter(_Latex2Sympy):  # type: ignore[misc]
@@ -133,8 +128,8 @@ def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
         with mpmath.workdps(DIGITS):
             for trial in range(POINTS):
                 point = _point(names, trial, whole=False)
-                below = Evaluator(point).value(gold)
-                above = Evaluator(point).value(answer)
+                below = MpmathInterpreter(point).value(gold)
+                above = MpmathInterpreter(point).value(answer)
                 if abs(below) < 1e-25 or abs(above) < 1e-25:
                     return None
                 ratios.append(above / below)
@@ -154,7 +149,7 @@ def value(expression: sympy.Expr) -> mpmath.mpc:
     if symbols_of(expression):
         raise NotComputedError("variables")
     with mpmath.workdps(DIGITS):
-        return Evaluator({}).value(expression)
+        return MpmathInterpreter({}).value(expression)
 
 
 def _imaginary_aliases(gold: sympy.Expr, answer: sympy.Expr) -> dict[str, mpmath.mpc]:
@@ -216,7 +211,7 @@ def _same_at(point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Ex
 def _values(
     point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Expr
 ) -> tuple[mpmath.mpc, mpmath.mpc, mpmath.mpf]:
-    left, right = Evaluator(point), Evaluator(point)
+    left, right = MpmathInterpreter(point), MpmathInterpreter(point)
     return left.value(gold), right.value(answer), max(left.scale, right.scale)
 
 
@@ -246,160 +241,6 @@ def _symbolically_equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
         raise
     except Exception:
         return False
-
-
-class Evaluator:
-    """Computes expressions with mpmath at its current precision, and refuses unwieldy ones."""
-
-    def __init__(self, point: Mapping[str, mpmath.mpc]) -> None:
-        self.point = {"i": mpmath.mpc(0, 1), **point}
-        self.scale = mpmath.mpf(0)
-        """The largest magnitude among the terms of all sums so far."""
-
-    def value(self, expression: sympy.Basic) -> mpmath.mpc:
-        """The number that ``expression`` stands for.
-
-        Raises:
-            NotComputedError: it is infinite, undefined, too large or of an unknown kind.
-        """
-        try:
-            number = self._value(expression)
-        except NotComputedError:
-            raise
-        except (ValueError, ZeroDivisionError, OverflowError, TypeError, RecursionError) as error:
-            raise NotComputedError(str(expression.func)) from error
-        except mpmath.NoConvergence as error:
-            raise NotComputedError("no convergence") from error
-        if not mpmath.isfinite(number):
-            raise NotComputedError("infinite")
-        return number
-
-    def _value(self, node: sympy.Basic) -> mpmath.mpc:
-        match node:
-            case sympy.Integer():
-                return mpmath.mpc(int(node))
-            case sympy.Rational():
-                return mpmath.mpc(mpmath.mpf(node.p) / mpmath.mpf(node.q))
-            case sympy.Symbol():
-                if node.name not in self.point:
-                    raise NotComputedError(node.name)
-                return self.point[node.name]
-            case sympy.Add():
-                return self._sum(node)
-            case sympy.Mul():
-                return mpmath.fprod(self._value(factor) for factor in node.args)
-            case sympy.Pow():
-                return self._power(self._value(node.base), self._value(node.exp))
-            case sympy.Sum() | sympy.Product():
-                return self._series(node)
-        if node in _CONSTANTS:
-            return mpmath.mpc(_CONSTANTS[node]())
-        if isinstance(node, sympy.UnevaluatedExpr):
-            return self._value(node.args[0])
-        function = _FUNCTIONS.get(type(node).__name__)
-        if function is None:
-            raise NotComputedError(type(node).__name__)
-        return mpmath.mpc(function(*map(self._value, node.args)))
-
-    def _sum(self, node: sympy.Add) -> mpmath.mpc:
-        terms = [self._value(term) for term in node.args]
-        self.scale = max(self.scale, *map(abs, terms))
-        return mpmath.fsum(terms)
-
-    def _power(self, base: mpmath.mpc, exponent: mpmath.mpc) -> mpmath.mpc:
-        if base == 0:
-            if exponent.real <= 0 and exponent != 0:
-                raise NotComputedError("division by zero")
-            return mpmath.mpc(1 if exponent == 0 else 0)
-        if abs(exponent) * (abs(mpmath.log(abs(base))) + 4) > 1e5:
-            raise TooLargeError("too large a power")
-        root = _odd_root(exponent)
-        if root is not None and base.imag == 0 and base.real < 0:
-            # The real cube root of −8 is what an answer means.
-            numerator, denominator = root
-            return mpmath.mpc(mpmath.power(-mpmath.power(-base.real, 1 / denominator), numerator))
-        return mpmath.mpc(mpmath.power(base, exponent))
-
-    def _series(self, node: sympy.Sum | sympy.Product) -> mpmath.mpc:
-        (variable, first, last), *others = node.limits
-        if others:
-            raise NotComputedError("nested series")
-        low, high = self._value(first), self._value(last)
-        if low.imag or high.imag or low.real % 1 or high.real % 1:
-            raise NotComputedError("limits are no integers")
-        if high.real - low.real > MAX_TERMS:
-            raise TooLargeError("too many terms")
-        terms = []
-        for index in range(int(low.real), int(high.real) + 1):
-            inner = Evaluator({**self.point, str(variable): mpmath.mpc(index)})
-            terms.append(inner.value(node.function))
-        return mpmath.fsum(terms) if isinstance(node, sympy.Sum) else mpmath.fprod(terms)
-
-
-def _odd_root(exponent: mpmath.mpc) -> tuple[int, mpmath.mpf] | None:
-    """Numerator and odd denominator of a fraction such as 2/3; None if the exponent is none."""
-    if exponent.imag:
-        return None
-    for denominator in (3, 5, 7):
-        numerator = exponent.real * denominator
-        if abs(numerator - mpmath.nint(numerator)) < mpmath.mpf(10) ** (-DIGITS + 8):
-            if int(mpmath.nint(numerator)) % denominator == 0:
-                return None
-            return int(mpmath.nint(numerator)), mpmath.mpf(denominator)
-    return None
-
-
-def _factorial(argument: mpmath.mpc) -> mpmath.mpc:
-    if abs(argument) > 3000:
-        raise TooLargeError("too large a factorial")
-    return mpmath.factorial(argument)
-
-
-def _binomial(above: mpmath.mpc, below: mpmath.mpc) -> mpmath.mpc:
-    if max(abs(above), abs(below)) > 3000:
-        raise TooLargeError("too large a binomial")
-    return mpmath.binomial(above, below)
-
-
-def _log(argument: mpmath.mpc, base: mpmath.mpc | None = None) -> mpmath.mpc:
-    return mpmath.log(argument) if base is None else mpmath.log(argument) / mpmath.log(base)
-
-
-def _real(function: Callable[[Any], Any]) -> Callable[[mpmath.mpc], Any]:
-    def of_real(argument: mpmath.mpc) -> Any:
-        if argument.imag:
-            raise NotComputedError("complex argument")
-        return function(argument.real)
-
-    return of_real
-
-
-def _modulo(left: mpmath.mpc, right: mpmath.mpc) -> mpmath.mpf:
-    if left.imag or right.imag:
-        raise NotComputedError("complex argument")
-    return left.real % right.real
-
-
-_CONSTANTS: dict[sympy.Basic, Callable[[], Any]] = {
-    sympy.pi: lambda: +mpmath.pi,
-    sympy.E: lambda: +mpmath.e,
-    sympy.I: lambda: mpmath.mpc(0, 1),
-    sympy.EulerGamma: lambda: +mpmath.euler,
-    sympy.GoldenRatio: lambda: +mpmath.phi,
-}
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(mpmath, name) for name in ("sin", "cos", "tan", "sec", "csc", "cot")},
-    **{name: getattr(mpmath, name) for name in ("asin", "acos", "atan", "asec", "acsc", "acot")},
-    **{name: getattr(mpmath, name) for name in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh")},
-    "exp": mpmath.exp,
-    "log": _log,
-    "Abs": abs,
-    "factorial": _factorial,
-    "binomial": _binomial,
-    "floor": _real(mpmath.floor),
-    "ceiling": _real(mpmath.ceil),
-    "Mod": _modulo,
-}
 
 
 def warm_up() -> None:

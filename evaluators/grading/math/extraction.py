@@ -19,7 +19,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from deft.evaluators.grading.math.text import MAX_ANSWER, read_group
+from deft.evaluators.grading.brackets import read_group
+from deft.evaluators.grading.math.latex import MAX_ANSWER
 from deft.evaluators.grading.math.units import is_unit, number_word
 from deft.evaluators.grading.responses import before_next_problem
 
@@ -188,8 +189,6 @@ _REFUSAL = re.compile(
     r"i would need|i need more|uncertain)\b",
     re.IGNORECASE,
 )
-
-
 _CHECKING = re.compile(
     r"\b(?:check|checking|verify|verifying|confirm|confirming)\b[^.\n]*$", re.IGNORECASE
 )
@@ -228,8 +227,6 @@ def _says_a_value(content: str) -> bool:
 
 
 _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
-
-
 _LEAD = re.compile(
     r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|"
     r"probably|approximately|"
@@ -348,16 +345,12 @@ _CIRCUMSTANCE = re.compile(
     re.IGNORECASE,
 )
 _DISPLAY_END = re.compile(r"\$\$|\\\]|\\end\{(?:align|equation|gather)\w*\*?\}(?:\s*\$\$)?")
-
-
 _UNFINISHED = re.compile(
     r"[:,+*/=(?]$|\b(?:and|or|until|the|an?|of|is|to|that|with|by|we|so|which|then|for|in|as|if|"
     r"are|have|from|because|but|get|where|when|since|let|equals|gives|yields|obtain)$",
     re.IGNORECASE,
 )
 """It was about to go on, or asks."""
-
-
 _YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?=\W*[*,.:])", re.IGNORECASE)
 _BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)\W*$")
 _PREDICATE = re.compile(
@@ -365,8 +358,6 @@ _PREDICATE = re.compile(
     r"the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
     re.IGNORECASE,
 )
-
-
 _DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+)\W*$")
 
 
@@ -557,8 +548,6 @@ def _unit_behind(sentence: str, position: int) -> str:
 
 
 _NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
-
-
 _POINT = re.compile(
     rf"(?<![a-zA-Z])([(\[]\s*{_NUMBER.pattern}(?:\s*,\s*{_NUMBER.pattern}){{1,10}}\s*[)\]])\W*$"
 )

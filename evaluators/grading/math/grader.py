@@ -13,7 +13,8 @@ from typing import Any
 from deft.evaluators.grading.math.equality import same_answer
 from deft.evaluators.grading.math.expressions import warm_up as warm_up
 from deft.evaluators.grading.math.extraction import find_answer
-from deft.evaluators.grading.math.structure import Group, Union, Words, readings
+from deft.evaluators.grading.math.nodes import Group, Union, Words
+from deft.evaluators.grading.math.reading import readings
 from deft.evaluators.grading.responses import answer_part, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 

@@ -6,7 +6,6 @@ import re
 
 UNIT_LETTERS = "mgsLJNWVAKh"
 """Letters that are read as a unit behind a number when the gold answer has no variables."""
-
 _SPELLINGS = {
     "cm": "centimeter centimeters centimetre centimetres cm cms",
     "mm": "millimeter millimeters millimetre millimetres mm",
@@ -62,7 +61,6 @@ _POWERS = {"square": "^2", "squared": "^2", "sq": "^2", "cubic": "^3", "cubed": 
 _FILLER = frozenset(
     ("of", "the", "a", "an", "in", "long", "total", "approximately", "about", "each")
 )
-
 _ONES_TEXT = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"

@@ -22,7 +22,6 @@ from typing import IO, Any
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
 Grader = Callable[[Mapping[str, Any]], Grade]
-
 WALL_SECONDS_PER_CPU_SECOND = 20
 """A child that waits instead of computing is killed after this many times its CPU limit."""
 MAX_EXTRACTED = 2000

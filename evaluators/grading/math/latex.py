@@ -1,16 +1,17 @@
 """One spelling for the many ways in which people and models write the same mathematics.
 
-`normalize` turns Unicode, plain text, Python spellings and LaTeX's synonyms into one small LaTeX
-without spacing, sizing or font commands. Words survive only inside ``\\text{…}``.
+`normalize_latex` turns Unicode, plain text, Python spellings and LaTeX's synonyms into one small
+LaTeX without spacing, sizing or font commands. Words survive only inside ``\\text{…}``.
 """
 
 from __future__ import annotations
 
 import re
 
+from deft.evaluators.grading.brackets import closing_position, read_group
+
 MAX_ANSWER = 5000
 """Characters of an answer that is looked at; whatever is longer is nobody's answer."""
-
 _UNICODE = str.maketrans(
     {
         "−": "-",
@@ -108,7 +109,6 @@ _UNICODE = str.maketrans(
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₋₊ₙ", "0123456789-+n")
-
 _SPACING = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|allowbreak|noindent|hfill|centering)"
     r"(?![a-zA-Z])|\\(?:quad|qquad|enspace|thinspace|hspace\*?\{[^{}]*\})(?![a-zA-Z])"
@@ -189,7 +189,7 @@ _CONTINUED = re.compile(
 )
 
 
-def normalize(text: str, *, thousands: bool = True) -> str:
+def normalize_latex(text: str, *, thousands: bool = True) -> str:
     """The normal spelling of one answer; text inside ``\\text{…}`` keeps its case and spaces.
 
     Args:
@@ -259,29 +259,6 @@ def _one_text(inner: str, command: str) -> str:
     ):
         return f" {bare} " if len(bare) > 1 else bare
     return rf"\text{{{bare}}}"
-
-
-def read_group(text: str, start: int, limit: int = 100_000) -> tuple[str, int]:
-    """The content of the brace group that opens at ``start``, and the position after it.
-
-    A group that does not close within ``limit`` characters goes that far, or to the end.
-    """
-    depth = 0
-    position = start
-    stop = min(len(text), start + limit)
-    while position < stop:
-        character = text[position]
-        if character == "\\":
-            position += 2
-            continue
-        if character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : position], position + 1
-        position += 1
-    return text[start + 1 : stop], stop
 
 
 def _normalize_formula(text: str, thousands: bool) -> str:
@@ -384,7 +361,7 @@ def _argument(text: str, position: int, *, parenthesis: bool) -> tuple[str, int]
         content, after = read_group(text, position)
         return _roots_and_fractions(content).strip(), after
     if parenthesis and text.startswith("(", position):
-        end = matching_parenthesis(text, position)
+        end = closing_position(text, position)
         if end is not None:
             return _roots_and_fractions(text[position + 1 : end]), end + 1
     digits = re.compile(r"\d+").match(text, position) if parenthesis else None
@@ -402,16 +379,3 @@ def _argument(text: str, position: int, *, parenthesis: bool) -> tuple[str, int]
             _, end = read_group(inner, end)
         return inner[:end], position + len(text[position:]) - len(inner[end:])
     return token[0], token.end()
-
-
-def matching_parenthesis(text: str, start: int) -> int | None:
-    """Where the parenthesis that opens at ``start`` closes."""
-    depth = 0
-    for position in range(start, len(text)):
-        if text[position] == "(":
-            depth += 1
-        elif text[position] == ")":
-            depth -= 1
-            if depth == 0:
-                return position
-    return None

@@ -1,0 +1,88 @@
+"""The kinds of answers: what `reading` makes of a text and `equality` compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number or an expression."""
+
+    latex: str
+    """Normalised LaTeX without units, percent sign and words."""
+    unit: str = ""
+    """Canonical unit or counted thing; empty if none was given."""
+    percent: bool = False
+    degree: bool = False
+    base: str = ""
+    """The base that a numeral is written in, if it says so."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """A name, a word, a phrase."""
+
+    text: str
+    """Lower case, single spaces, without articles and punctuation."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A letter of a multiple choice, and what stands behind it."""
+
+    letter: str
+    rest: Node | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Several answers, or the coordinates of one."""
+
+    kind: str
+    """``list`` (no brackets), ``set`` {}, ``vector`` ⟨⟩, or the two brackets: ``()``, ``[)``…"""
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Union:
+    """A union of sets, or alternatives given as inequalities."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """All of the first set but the second."""
+
+    whole: Node
+    removed: Node
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A chain such as ``0 < x ≤ 1`` or ``y = 2x + 1 ≈ 3``."""
+
+    sides: tuple[Node, ...]
+    signs: tuple[str, ...]
+    names: tuple[str, ...]
+    """The normalised LaTeX of each side."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Numbers in proportion, or a time of day."""
+
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of cells; ``determinant`` if between vertical bars."""
+
+    rows: tuple[tuple[Node, ...], ...]
+    determinant: bool
+
+
+Node = Scalar | Words | Choice | Group | Union | Difference | Relation | Ratio | Matrix
+FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}

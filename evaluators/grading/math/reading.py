@@ -1,0 +1,402 @@
+"""The structure of an answer: lists, tuples, intervals, equations, matrices, words, numbers.
+
+`readings` gives what a text can mean; most texts have one reading, ``1,234`` has two.
+"""
+
+from __future__ import annotations
+
+import re
+
+from deft.evaluators.grading.brackets import (
+    is_balanced,
+    read_group,
+    separator_positions,
+    split_outside_brackets,
+)
+from deft.evaluators.grading.math.latex import MAX_ANSWER, normalize_latex
+from deft.evaluators.grading.math.nodes import (
+    Choice,
+    Difference,
+    Group,
+    Matrix,
+    Node,
+    Ratio,
+    Relation,
+    Scalar,
+    Union,
+    Words,
+)
+from deft.evaluators.grading.math.numbers import NUMERIC, POWER
+from deft.evaluators.grading.math.units import canonical_unit, is_unit, number_word
+from deft.evaluators.grading.math.words import NEGATIONS, mark_words, plain_words
+
+MAX_ITEMS = 200
+"""Items of a list that are compared; longer ones are compared as text alone."""
+MAX_LEVELS = 8
+"""Levels of lists within lists."""
+
+
+def readings(text: str) -> list[Node]:
+    """What ``text`` can mean, likeliest first; text too long for an answer means itself."""
+    if len(text) > MAX_ANSWER:
+        return [Words(text.strip())]
+    try:
+        normal = [normalize_latex(text, thousands=True), normalize_latex(text, thousands=False)]
+        nodes = [read_node(form, 0) for form in dict.fromkeys(normal)]
+    except RecursionError:
+        return [Words(text.strip())]
+    decimal = re.fullmatch(r"-?\d+,\d+", normal[1])
+    if decimal:
+        nodes.append(Scalar(normal[1].replace(",", ".")))
+    return nodes
+
+
+def read_node(text: str, level: int) -> Node:
+    text = _unwrap(text)
+    if level > MAX_LEVELS:
+        return Words(text)
+    whole = _read_phrase(text)
+    if whole is not None:
+        return whole
+    choice = _read_choice(text, level)
+    if choice is not None:
+        return choice
+    text = re.sub(r"_\{\s*\\text\{(?:base )?(\w+)\}\s*\}", r"_{\1}", text)
+    text = _without_label(mark_words(text))
+    matrix = _read_matrix(text, level)
+    if matrix is not None:
+        return matrix
+    parts, word = _split_list(text)
+    if len(parts) > MAX_ITEMS:
+        return Words(text)
+    if len(parts) > 1:
+        return _read_list(parts, word, level)
+    return _read_one(text, level)
+
+
+def _read_one(text: str, level: int) -> Node:
+    member = _read_relation(text, level) if r"\in" in text else None
+    if member is not None and r"\in" in member.signs:
+        return member
+    parts = split_outside_brackets(text, (r"\cup",))
+    if len(parts) > 1:
+        return Union(tuple(read_node(part, level + 1) for part in parts))
+    parts = split_outside_brackets(text, (r"\setminus",))
+    if len(parts) == 2:
+        return Difference(read_node(parts[0], level + 1), read_node(parts[1], level + 1))
+    relation = _read_relation(text, level)
+    if relation is not None:
+        return relation
+    group = _read_group(text, level)
+    if group is not None:
+        return group
+    ratio = re.split(r":|\\text\{to\}", text)
+    if len(ratio) in (2, 3) and all(re.fullmatch(_RATIO_TERM, part.strip()) for part in ratio):
+        return Ratio(tuple(read_node(part, level + 1) for part in ratio))
+    if r"\pm" in text or r"\mp" in text:
+        plus = text.replace(r"\pm", "+").replace(r"\mp", "-")
+        minus = text.replace(r"\pm", "-").replace(r"\mp", "+")
+        both = tuple(read_node(re.sub(r"^\s*\+", "", side), level + 1) for side in (plus, minus))
+        return Group("list", both)
+    return _read_scalar(text)
+
+
+_RATIO_TERM = r"(?:\d+(?:\.\d+)?|[a-zA-Z]|\d*\\sqrt\{\d+\}|\\frac\{\d+\}\{\d+\}|\\pi)"
+
+
+def _unwrap(text: str) -> str:
+    """Strip punctuation, markdown and braces that hold the whole."""
+    while True:
+        before = text
+        text = re.sub(r"\\(?:boxed|fbox|framebox)(?=\s*\{)", "", text)
+        text = re.sub(r"\*\*|__|`|^\s*[=:]\s*", "", text)
+        text = text.strip().strip('"').rstrip(".,;:").strip()
+        text = re.sub(r"(?:\\\\)+$", "", text)
+        if text.startswith("{"):
+            content, end = read_group(text, 0)
+            if end == len(text) and text.endswith("}"):
+                text = content
+        if text == before:
+            return text
+
+
+_REALS = Scalar(r"\mathbb{R}")
+_EMPTY = Scalar(r"\emptyset")
+_WHOLE_WORDS: dict[str, Node] = {
+    **dict.fromkeys(
+        ("all real numbers", "all reals", "all real", "real numbers", "set of all real numbers",
+         "set of real numbers", "any real number", "every real number", "all real numbers x",
+         "x is any real number", "x can be any real number", "reals"),
+        _REALS,
+    ),
+    **dict.fromkeys(
+        ("no solution", "no solutions", "no real solution", "no real solutions", "empty set",
+         "no solution exists", "no solutions exist", "none", "no such", "no real roots",
+         "no values", "no value"),
+        _EMPTY,
+    ),
+    **dict.fromkeys(("dne", "does not exist", "doesn't exist"), Words("does not exist")),
+    **dict.fromkeys(("undefined", "not defined", "is undefined"), Words("undefined")),
+    **dict.fromkeys(("infinity", "positive infinity", "plus infinity"), Scalar(r"\infty")),
+    **dict.fromkeys(("negative infinity", "minus infinity"), Scalar(r"-\infty")),
+}  # fmt: skip
+
+
+def _read_phrase(text: str) -> Node | None:
+    """Phrases that stand for something else."""
+    words = plain_words(text)
+    if words in _WHOLE_WORDS:
+        return _WHOLE_WORDS[words]
+    answered = re.match(r"(yes|no|true|false)[,.;]", text.removeprefix(r"\text{").lower())
+    if answered:
+        return Words(answered[1])
+    number = number_word(words)
+    return None if number is None else Scalar(str(number))
+
+
+_CHOICE = re.compile(
+    r"^\s*(?:\\text\{\s*)?(?:option|choice|answer)?\s*"
+    r"(?:\(([A-Za-z])\)|([A-Z])[.):](?!\d)|([A-Z])\}(?=\s*$))\s*[.:]?\s*\}?(.*)$",
+    re.DOTALL | re.IGNORECASE,
+)
+_LABELLED_CHOICE = re.compile(
+    r"^\s*(?:\\text\{\s*)?(?:option|choice|answer)\s+\(?([A-Z])\)?\s*\}?$", re.IGNORECASE
+)
+
+
+def _read_choice(text: str, level: int) -> Choice | None:
+    labelled = _LABELLED_CHOICE.match(text)
+    if labelled:
+        return Choice(labelled[1].upper(), None)
+    match = _CHOICE.match(text)
+    if match is None:
+        return None
+    letter = (match[1] or match[2] or match[3]).upper()
+    rest = match[4].strip().lstrip("}").strip()
+    if not rest:
+        return Choice(letter, None)
+    # (x)(x+1) and (a)^2 are products and powers.
+    if match[1] and (match[1].islower() or rest[0] in "(^_+-=*/,:<>|" or rest.startswith("\\c")):
+        return None
+    if re.match(r"[\^_+=*/,<>]", rest):
+        return None
+    return Choice(letter, read_node(rest, level + 1))
+
+
+def _without_label(text: str) -> str:
+    """Drop a text that introduces a formula: ``The area is 5``, ``approximately 5``."""
+    match = re.match(r"\\text\{([^{}]*)\}\s*[:=]?\s*(?=[^\s,;])", text)
+    if match is None or NEGATIONS.search(match[1]):
+        return text
+    rest = text[match.end() :]
+    words = match[1].lower().split()
+    if rest.startswith((r"\text", "(", "^", "_", "/", "'")) and not rest.startswith("(-"):
+        return text
+    if not re.search(r"[\d\\a-zA-Z]", rest) or (words and words[-1] in ("or", "and", "to", "by")):
+        return text
+    return rest if not is_unit(match[1]) else text
+
+
+_OR = re.compile(r"\\text\{\s*(?:or|OR)\s*\}|\\(?:lor|vee)(?![a-zA-Z])")
+_AND = re.compile(r"\\text\{\s*(?:and|AND)\s*\}|\\(?:land|wedge)(?![a-zA-Z])|(?<!\\)&")
+
+
+def _split_list(text: str) -> tuple[list[str], str]:
+    """The items of a bare list, and the word (or comma) that joins them."""
+    word = "or" if _OR.search(text) else "and" if _AND.search(text) else ","
+    text = _AND.sub(";", _OR.sub(";", text)) if "begin" not in text else _OR.sub(";", text)
+    text = re.sub(r"\\text\{\s*(?:or|and)\s+([^{}]*)\}", r";\\text{\1}", text)
+    if re.search(r"\\text\{[^{}]*(?:, | or | and )[^{}]*\}", text) and "begin" not in text:
+        text = re.sub(r"\\text\{([^{}]*)\}", _split_text, text)
+    parts = [part for part in split_outside_brackets(text, (",", ";")) if part.strip()]
+    return [re.sub(r"^\s*;|;\s*$", "", part) for part in parts], word
+
+
+def _split_text(match: re.Match[str]) -> str:
+    words = re.split(r",\s*(?:and |or )?| and | or ", match[1])
+    # Names, not sentences: "red and blue", not "between 5 and 6".
+    if any(len(word.split()) > 3 for word in words) or NEGATIONS.search(match[1]):
+        return match[0]
+    return ";".join(rf"\text{{{word.strip()}}}" for word in words)
+
+
+def _read_list(parts: list[str], word: str, level: int) -> Node:
+    items = tuple(read_node(part, level + 1) for part in parts)
+    ordered = [isinstance(item, Relation) and _is_inequality(item) for item in items]
+    related = all(isinstance(item, Relation) for item in items)
+    if word == "or" and related and any(ordered):
+        return Union(items)
+    # x = 1, 2 means x = 1, x = 2.
+    first = items[0]
+    if (
+        isinstance(first, Relation)
+        and first.signs == ("=",)
+        and not any(isinstance(item, Relation) for item in items[1:])
+    ):
+        items = (first.sides[-1], *items[1:])
+    flat: list[Node] = []
+    for item in items:
+        flat.extend(item.items if isinstance(item, Group) and item.kind == "list" else [item])
+    return Group("list", tuple(flat))
+
+
+def _is_inequality(relation: Relation) -> bool:
+    return all(sign in _ORDER or sign == r"\neq" for sign in relation.signs)
+
+
+_ORDER = ("<", ">", r"\leq", r"\geq")
+_SIGNS = (r"\leq", r"\geq", r"\neq", r"\approx", r"\in", r"\to", "<", ">", "=")
+
+
+def _read_relation(text: str, level: int) -> Relation | None:
+    found = list(separator_positions(text, _SIGNS))
+    if not found:
+        return None
+    sides = [side.strip() for side in split_outside_brackets(text, _SIGNS)]
+    signs = [sign for _, sign in found]
+    while sides and not sides[-1]:
+        sides, signs = sides[:-1], signs[:-1]
+    if len(sides) != len(signs) + 1 or not signs:
+        return None
+    if not sides[0]:
+        sides, signs = sides[1:], signs[1:]
+    if any(not side for side in sides) or not signs:
+        return None
+    return Relation(
+        tuple(read_node(side, level + 1) for side in sides),
+        tuple(signs),
+        tuple(_bare_name(side) for side in sides),
+    )
+
+
+def _bare_name(side: str) -> str:
+    return re.sub(r"\\text\{([^{}]*)\}", r"\1", side).replace(" ", "")
+
+
+_BRACKETS = (
+    (r"\{", r"\}"),
+    (r"\langle", r"\rangle"),
+    ("(", ")"),
+    ("(", "]"),
+    ("[", ")"),
+    ("[", "]"),
+)
+
+
+def _read_group(text: str, level: int) -> Node | None:
+    for opening, closing in _BRACKETS:
+        if not (text.startswith(opening) and text.endswith(closing)):
+            continue
+        inner = text[len(opening) : len(text) - len(closing)]
+        if not is_balanced(inner):
+            continue
+        conditioned = re.split(r"\\mid|\||:", inner) if opening == r"\{" else [inner]
+        if len(conditioned) == 2 and re.search(r"[<>=]|\\leq|\\geq|\\neq", conditioned[1]):
+            return read_node(conditioned[1], level + 1)  # {x | x > 3}
+        parts = split_outside_brackets(inner, (",", ";"))
+        if len(parts) > MAX_ITEMS:
+            return Words(text)
+        if len(parts) == 1 and opening in "(" and closing == ")":
+            return read_node(inner, level + 1)
+        if len(parts) == 1 and opening in "[(":
+            return read_node(inner, level + 1) if closing in ")]" else None
+        items = tuple(read_node(part, level + 1) for part in parts if part.strip())
+        if opening == r"\{":
+            flat: list[Node] = []
+            for item in items:
+                nested = isinstance(item, Group) and item.kind == "list"
+                flat.extend(item.items if nested and isinstance(item, Group) else [item])
+            return Group("set", tuple(flat))
+        if opening == r"\langle":
+            return Group("vector", items)
+        return Group(opening + closing, items)
+    return None
+
+
+_MATRIX = re.compile(
+    r"^\s*[\[(]?\s*\\begin\{(p|b|B|v|V|small)?(matrix|array)\}(?:\{[^{}]*\})?(.*)"
+    r"\\end\{(?:p|b|B|v|V|small)?(?:matrix|array)\}\s*[\])]?\s*$",
+    re.DOTALL,
+)
+
+
+def _read_matrix(text: str, level: int) -> Matrix | None:
+    match = _MATRIX.match(text)
+    if match is None or r"\begin" in match[3]:
+        return None
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[3]) if row.strip()]
+    cells = tuple(tuple(read_node(cell, level + 1) for cell in row.split("&")) for row in rows)
+    if sum(map(len, cells)) > MAX_ITEMS:
+        return None
+    return Matrix(cells, determinant=match[1] in ("v", "V"))
+
+
+_TRAILING_TEXT = re.compile(
+    rf"^(.*?)((?:[/\s]*\\text\{{[^{{}}]*\}}{POWER}(?:\s*(?:\\cdot)?\s*)?)+)$", re.DOTALL
+)
+_TRAILING_UNIT = re.compile(rf"^({NUMERIC})\s?((?:[a-zA-Z]+{POWER}[/\s]?)+)$")
+_MULTIPLIERS = {
+    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "dozen": 12,
+}  # fmt: skip
+
+
+def _read_scalar(text: str) -> Node:
+    text = text.strip()
+    ordinal = re.fullmatch(r"(\d+)\^?\{?(?:\\text\{)?(?:st|nd|rd|th)\}?\}?", text)
+    if ordinal:
+        return Scalar(ordinal[1])
+    unit, percent = "", False
+    match = _TRAILING_TEXT.match(text)
+    if match and re.search(r"[\d\\a-zA-Z]", match[1]):
+        words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", match[2])
+        if NEGATIONS.search(words) and not is_unit(words):
+            return Words(plain_words(text))
+        text, percent, unit = _take_unit(match[1].strip(), words)
+    elif r"\text{" in text:
+        return Words(plain_words(text))
+    else:
+        unit_match = _TRAILING_UNIT.match(text)
+        if unit_match and is_unit(unit_match[2]) and " " in text[: unit_match.start(2)][-1:]:
+            text, unit = unit_match[1].strip(), canonical_unit(unit_match[2])
+    if r"\text{" in text:
+        return Words(plain_words(text + " " + unit))
+    text = re.sub(r"(?<=[\d}])\s+(?=\\?[a-zA-Z])", "", text)
+    if text.endswith("%"):
+        text, percent = text[:-1].strip(), True
+    degree = text.endswith("°") and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text)
+    text = text[:-1].strip() if degree else text
+    based = re.fullmatch(
+        r"(-?[\dA-F]+)_\{?\(?(\d{1,2}|two|three|four|five|eight|ten|sixteen)\)?\}?", text
+    )
+    if based:
+        return Scalar(based[1], unit, base=str(number_word(based[2]) or based[2]))
+    base_words = re.fullmatch(r"base (\d+|[a-z]+)", unit)
+    if base_words:
+        return Scalar(text, base=str(number_word(base_words[1]) or base_words[1]))
+    if re.fullmatch(r"[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*", text):
+        return Words(plain_words(text))
+    return Scalar(_tidy(text), unit, percent, degree)
+
+
+def _take_unit(formula: str, words: str) -> tuple[str, bool, str]:
+    """Formula, percent and unit of ``formula words``."""
+    percent = False
+    parts = words.lower().split()
+    if parts and parts[0] in _MULTIPLIERS:
+        formula = rf"{formula}\cdot {_MULTIPLIERS[parts[0]]}"
+        parts = parts[1:]
+        words = " ".join(parts)
+    if parts and parts[0] in ("percent", "percentage", "pct"):
+        return formula, True, ""
+    if parts and parts[0] in ("degrees", "degree"):
+        if len(parts) > 1 and parts[1] in ("celsius", "fahrenheit"):
+            return formula, percent, parts[1]
+        return f"{formula}°", percent, ""
+    return formula, percent, canonical_unit(words)
+
+
+def _tidy(text: str) -> str:
+    text = re.sub(r"^\s*\+\s*", "", text)
+    text = re.sub(r"^(-?)(\d+)\s+(\d+)/(\d+)$", r"\1\2\\frac{\3}{\4}", text)
+    return text.strip()

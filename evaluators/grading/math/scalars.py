@@ -1,0 +1,180 @@
+"""Equality of single values: units, percentages, angles, rounded decimals, expressions."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+import mpmath
+
+from deft.evaluators.grading.math import expressions
+from deft.evaluators.grading.math.expressions import NotParsedError
+from deft.evaluators.grading.math.interpreter import NotComputedError
+from deft.evaluators.grading.math.nodes import (
+    Scalar,
+)
+from deft.evaluators.grading.math.numbers import Number, number, without_unit_letter
+from deft.evaluators.grading.math.units import compatible
+
+# --- numbers and expressions
+
+
+def same_scalars(gold: Scalar, answer: Scalar) -> bool:
+    if {gold.base, answer.base} - {"", "10"}:
+        return gold.base == answer.base and gold.latex.lstrip("0") == answer.latex.lstrip("0")
+    if not compatible(gold.unit, answer.unit):
+        return False
+    if gold.percent != answer.percent:
+        return _same_percentage(gold, answer)
+    if gold.degree != answer.degree:
+        return _same_angle(gold, answer)
+    if _same_latex(gold.latex, answer.latex):
+        return True
+    read = without_unit_letter(answer)
+    if read is not None and number(gold.latex) is not None:
+        return same_scalars(gold, read)
+    # In a gold answer of "6m" the letter is a variable, unless the answer comes with that unit.
+    read = without_unit_letter(gold) if answer.unit else None
+    return read is not None and number(answer.latex) is not None and same_scalars(read, answer)
+
+
+def _same_percentage(gold: Scalar, answer: Scalar) -> bool:
+    percent, bare = (gold, answer) if gold.percent else (answer, gold)
+    if _same_latex(*_ordered(gold, f"({_hundredth(percent.latex)})", bare.latex)):
+        return True
+    written = number(bare.latex)
+    if not gold.percent and (written is None or abs(written.value) <= 1):
+        return False  # 0.5 % is not 0.5
+    return _same_latex(gold.latex, answer.latex)
+
+
+def _ordered(gold: Scalar, percent: str, bare: str) -> tuple[str, str]:
+    return (percent, bare) if gold.percent else (bare, percent)
+
+
+def _hundredth(latex: str) -> str:
+    written = number(latex)
+    if written is None:
+        return rf"\frac{{{latex}}}{{100}}"
+    value = written.value / 100
+    return (
+        rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        if value >= 0
+        else (rf"-\frac{{{-value.numerator}}}{{{value.denominator}}}")
+    )
+
+
+def _same_angle(gold: Scalar, answer: Scalar) -> bool:
+    degrees, bare = (gold, answer) if gold.degree else (answer, gold)
+    if bare.unit == "rad" and r"\pi" not in bare.latex:
+        return False
+    if r"\pi" in bare.latex and r"\pi" not in degrees.latex:
+        radians = rf"({degrees.latex})\cdot\frac{{\pi}}{{180}}"
+        return _same_latex(*((radians, bare.latex) if gold.degree else (bare.latex, radians)))
+    return _same_latex(gold.latex, answer.latex)
+
+
+def _same_latex(gold: str, answer: str) -> bool:
+    if latex_key(gold) == latex_key(answer):
+        return bool(latex_key(gold))
+    left, right = number(gold), number(answer)
+    if left is not None and right is not None:
+        return _same_numbers(left, right)
+    if max(len(gold), len(answer)) > expressions.MAX_LENGTH:
+        return False
+    try:
+        parsed_gold = expressions.parse(expression_text(gold))
+        parsed_answer = expressions.parse(expression_text(answer))
+        if expressions.equal(parsed_gold, parsed_answer):
+            return True
+        if BARE_LOG.search(gold + answer):  # some mean the common logarithm
+            common = [
+                expressions.parse(expression_text(BARE_LOG.sub(r"\\log_{10}", side)))
+                for side in (gold, answer)
+            ]
+            if expressions.equal(*common):
+                return True
+    except NotParsedError:
+        return False
+    if left is not None and left.decimals is not None:
+        return _is_rounded_value(left, parsed_answer)
+    rounded = number_with_factor(gold)
+    return (
+        rounded is not None
+        and rounded.decimals is not None
+        and right is None
+        and (_is_rounded_value(rounded, parsed_answer))
+    )
+
+
+def number_with_factor(latex: str) -> Number | None:
+    """A decimal in scientific notation; None for anything else."""
+    written = number(latex)
+    return written if written is not None and written.scientific else None
+
+
+def latex_key(latex: str) -> str:
+    return re.sub(r"[ ]|\\cdot", "", latex).replace(r"\infty", "∞").replace("+∞", "∞")
+
+
+def _same_numbers(gold: Number, answer: Number) -> bool:
+    if gold.value == answer.value:
+        return True
+    if not _was_rounded(gold) or gold.value == 0:
+        return False
+    if answer.decimals is not None or answer.scientific:
+        finer = answer.digits > gold.digits
+    else:
+        # An integer or a fraction: only a fraction can be what the decimal was rounded from.
+        finer = answer.value.denominator > 1
+    return finer and _rounds_to(gold, answer.value)
+
+
+def _was_rounded(gold: Number) -> bool:
+    if gold.scientific:
+        return gold.digits >= 2
+    return gold.decimals is not None and gold.decimals >= 2 and gold.digits >= 2
+
+
+def _rounds_to(gold: Number, exact: Fraction) -> bool:
+    return abs(exact - gold.value) <= _unit_in_last_place(gold) / 2
+
+
+def _unit_in_last_place(gold: Number) -> Fraction:
+    if not gold.scientific:
+        return Fraction(1, 10 ** (gold.decimals or 0))
+    digits = max(gold.digits, 1)
+    magnitude = (
+        len(str(abs(gold.value.numerator) // gold.value.denominator))
+        if abs(gold.value) >= 1
+        else (1 - len(str(int(1 / abs(gold.value)))))
+    )
+    return Fraction(10) ** (magnitude - digits)
+
+
+def _is_rounded_value(gold: Number, answer: object) -> bool:
+    if not _was_rounded(gold):
+        return False
+    try:
+        computed = expressions.value(answer)
+    except NotComputedError:
+        return False
+    if computed.imag or not mpmath.isfinite(computed.real):
+        return False
+    exact = Fraction(mpmath.nstr(computed.real, 30, min_fixed=-5, max_fixed=25))
+    return _rounds_to(gold, exact)
+
+
+BARE_LOG = re.compile(r"\\log(?![_a-zA-Z])")
+_DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
+
+
+def expression_text(latex: str) -> str:
+    """What the grammar needs to be told: degrees, primes, mixed numbers, absolute bars."""
+    if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", latex):
+        latex = _DEGREES_IN_FUNCTION.sub(r"(\\frac{\1\\pi}{180})", latex)
+    latex = latex.replace("°", "").replace("%", r"\cdot\frac{1}{100}")
+    latex = BARE_LOG.sub(r"\\ln", latex)
+    latex = re.sub(r"'+", lambda m: f"_{{prime{len(m[0])}}}", latex)
+    latex = re.sub(r"\\(?:overline|bar)\{([A-Za-z]+)\}", r"\1", latex)
+    return re.sub(r"\\angle\s?", "", latex)
