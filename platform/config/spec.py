@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from deft.evaluators.generation.model_dir import content_digest, fingerprint
+from deft.evaluators.generation.model_dir import fingerprint, model_digest
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
 from deft.workers.catalogs.datasets import SUFFIXES
@@ -113,7 +113,7 @@ def model_identity(model: ModelSpec) -> str:
     is_run = path.name == "model" and re.fullmatch(r".+-[0-9a-f]{10}", path.parent.name)
     if is_run and (not path.exists() or (path.parent / "spec.json").is_file()):
         return f"{path.parent.name}/model"
-    return content_digest(path) if model.local_path is not None else model.name
+    return model_digest(path) if model.local_path is not None else model.name
 
 
 def _canonical(objective: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 FOLDER = "checksums"
@@ -20,6 +20,16 @@ def hash_parts(*parts: str | bytes) -> str:
         digest.update(part.encode() if isinstance(part, str) else part)
         digest.update(b"\0")
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+def hash_files(files: Iterable[tuple[str, Path]]) -> str:
+    """Return the SHA-256 of the names and contents of ``files``, given as (name, path)."""
+    digest = hashlib.sha256()
+    for name, file in files:
+        digest.update(name.encode() + b"\0")
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def file_names(directory: Path) -> list[str]:
