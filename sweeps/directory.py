@@ -13,7 +13,7 @@ from typing import Any
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.errors import UserError
 from deft.platform.records.run_directory import manifest_file
-from deft.sweeps.cells import Cell, Plan
+from deft.sweeps.cells import Plan, PlannedCell
 from deft.workers.common.files import exclusive, write_atomic
 
 BASELINE = "original"
@@ -116,7 +116,7 @@ def _failure_file(sweep: Path, run: str) -> Path:
     return sweep / "failures" / f"{run}.json"
 
 
-def _describe(cell: Cell) -> dict[str, Any]:
+def _describe(cell: PlannedCell) -> dict[str, Any]:
     return {
         "run": cell.run,
         "settings": cell.settings,

@@ -8,7 +8,7 @@ from pathlib import Path
 from deft.platform.commands.cost_model import CARDS, MFU, gpu_hours, trained_tokens, training_flops
 from deft.platform.commands.dry_run import architecture_of, data_size
 from deft.platform.console import RunConsole
-from deft.sweeps.cells import Cell, Plan
+from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.report import formatting
 from deft.sweeps.spec import label
@@ -35,7 +35,7 @@ def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
     console.table("plan", ["", ""], plan_rows(plan, directory, root), left=True)
 
 
-def state(directory: SweepDirectory, cell: Cell) -> str:
+def state(directory: SweepDirectory, cell: PlannedCell) -> str:
     """What has become of a cell so far."""
     if directory.is_finished(cell.run):
         return "finished"
@@ -65,7 +65,7 @@ def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[st
 
 
 def cost_rows(
-    cells: Sequence[Cell], trained_from: Mapping[str, str], root: Path
+    cells: Sequence[PlannedCell], trained_from: Mapping[str, str], root: Path
 ) -> list[list[str]]:
     """Training tokens and GPU-hours of ``cells``, as far as sizes are known without the hub.
 

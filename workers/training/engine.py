@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from deft.workers.common.mappings import deep_merge
 from deft.workers.modeling.attention import (
     attention_implementation,
     require_packable,
@@ -124,17 +124,7 @@ def deepspeed_config(
         },
         "steps_per_print": None,
     }
-    return _merge(config, spec.deepspeed)
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if isinstance(under, Mapping) and isinstance(value, Mapping):
-            value = _merge(under, value)
-        merged[key] = value
-    return merged
+    return deep_merge(config, spec.deepspeed)
 
 
 def build_engine(
