@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ class PlannedCell:
     after: str | None = None
     """Name of the run that trains the model it starts from."""
 
-    @property
+    @cached_property
     def run(self) -> str:
-        """The directory's name under the run root, which holds the content hash."""
+        """Name of its directory under the run root, which ends in the content hash."""
         return self.spec.run_name
 
 
