@@ -65,7 +65,7 @@ class BenchmarkSpec(Settings):
     @model_validator(mode="before")
     @classmethod
     def fill_in_from_benchmark(cls, value: Any) -> Any:
-        return complete(value, "default")
+        return fill_defaults(value, "default")
 
     @model_validator(mode="after")
     def require_enough_items(self) -> BenchmarkSpec:
@@ -97,8 +97,8 @@ class BenchmarkSpec(Settings):
         return self
 
 
-def complete(value: Any, protocol: Protocol) -> Any:
-    """``value`` with everything filled in that it leaves open, as a mapping."""
+def fill_defaults(value: Any, protocol: Protocol) -> Any:
+    """Fill in everything that ``value`` leaves open, as a mapping."""
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping):
@@ -224,10 +224,10 @@ class EvaluationSpec(Settings):
 
 
 def _completed(value: Any, protocol: Protocol) -> Any:
-    """`complete`, leaving what it cannot complete to the validation of the benchmark itself."""
+    """Fill in defaults; leave a value as it is if its own validation must say what is wrong."""
     if isinstance(value, BaseModel):
         return value
     try:
-        return complete(value, protocol)
+        return fill_defaults(value, protocol)
     except ValueError:
         return value

@@ -8,19 +8,21 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deft.platform.config.loading import apply_settings, merge, set_value, to_experiment, validate
+from deft.platform.config.loading import apply_settings, set_value, to_experiment, validate
 from deft.platform.config.spec import ExperimentSpec, name_of_parts
-from deft.platform.config.yaml_file import Key, read_yaml
+from deft.platform.config.yaml_file import KeyPath, read_yaml
 from deft.platform.errors import UserError
 from deft.sweeps.spec import DottedSettings, SweepSpec, label
+from deft.workers.common.mappings import deep_merge
 from deft.workers.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class Cell:
+class PlannedCell:
     """One run of a sweep."""
 
     spec: ExperimentSpec
@@ -29,9 +31,9 @@ class Cell:
     after: str | None = None
     """Name of the run that trains the model it starts from."""
 
-    @property
+    @cached_property
     def run(self) -> str:
-        """The directory's name under the run root, which holds the content hash."""
+        """Name of its directory under the run root, which ends in the content hash."""
         return self.spec.run_name
 
 
@@ -42,9 +44,9 @@ class Plan:
     spec: SweepSpec
     file: str
     """The sweep file as it was written."""
-    models: dict[str, Cell]
+    models: dict[str, PlannedCell]
     """Runs that come first, by the name of what they train."""
-    cells: tuple[Cell, ...]
+    cells: tuple[PlannedCell, ...]
     """The grid."""
 
 
@@ -72,7 +74,7 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
     models = {
         name: _model_cell(name, run, base, origins, str(file)) for name, run in spec.models.items()
     }
-    cells: dict[str, Cell] = {}
+    cells: dict[str, PlannedCell] = {}
     for places, values, extra in combinations(spec):
         cell = _cell(spec, values, extra, places, base, models, root, origins, str(file))
         if cell.run in cells:
@@ -94,7 +96,7 @@ MAX_COMBINATIONS = 100_000
 
 def combinations(
     spec: SweepSpec,
-) -> Iterator[tuple[dict[str, Key], DottedSettings, DottedSettings]]:
+) -> Iterator[tuple[dict[str, KeyPath], DottedSettings, DottedSettings]]:
     """Every cell: where the value of each axis stands in the file, the values, further settings.
 
     Raises:
@@ -104,7 +106,7 @@ def combinations(
     if number > MAX_COMBINATIONS:
         raise UserError(f"grid: {number:,} combinations; {MAX_COMBINATIONS:,} are allowed")
     for chosen in itertools.product(*(range(len(values)) for values in spec.grid.values())):
-        places: dict[str, Key] = {
+        places: dict[str, KeyPath] = {
             axis: ("grid", axis, index) for axis, index in zip(spec.grid, chosen, strict=True)
         }
         values = {axis: spec.grid[axis][int(place[-1])] for axis, place in places.items()}
@@ -127,16 +129,18 @@ def matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
 class _Layer:
     """Settings of a run that grow by layers, and where each of them stands."""
 
-    def __init__(self, data: dict[str, Any], origins: dict[Key, str]) -> None:
+    def __init__(self, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
         self.data = data
         self.origins = origins
 
     def copy(self) -> _Layer:
         return _Layer(copy.deepcopy(self.data), dict(self.origins))
 
-    def lay(self, settings: Mapping[str, Any], origins: Mapping[Key, str], under: Key) -> None:
+    def lay(
+        self, settings: Mapping[str, Any], origins: Mapping[KeyPath, str], under: KeyPath
+    ) -> None:
         """Lay a mapping that stands at ``under`` in the sweep file over what is there."""
-        self.data = merge(self.data, settings)
+        self.data = deep_merge(self.data, settings, bare_names=True)
         size = len(under)
         self.origins |= {
             k[size:]: at for k, at in origins.items() if k[:size] == under and k[size:]
@@ -150,25 +154,25 @@ class _Layer:
 
 
 def _model_cell(
-    name: str, run: Mapping[str, Any], base: _Layer, origins: Mapping[Key, str], file: str
-) -> Cell:
+    name: str, run: Mapping[str, Any], base: _Layer, origins: Mapping[KeyPath, str], file: str
+) -> PlannedCell:
     layer = base.copy()
     layer.lay(run, origins, ("models", name))
     layer.set("name", name, f"{file}: models.{name}")
-    return Cell(layer.run(file), {})
+    return PlannedCell(layer.run(file), {})
 
 
 def _cell(
     spec: SweepSpec,
     values: DottedSettings,
     extra: DottedSettings,
-    places: Mapping[str, Key],
+    places: Mapping[str, KeyPath],
     base: _Layer,
-    models: Mapping[str, Cell],
+    models: Mapping[str, PlannedCell],
     root: Path,
-    origins: Mapping[Key, str],
+    origins: Mapping[KeyPath, str],
     file: str,
-) -> Cell:
+) -> PlannedCell:
     layer = base.copy()
     given = {**values, **extra}
     # The whole of a thing before its parts: dataset before dataset.size.
@@ -177,7 +181,7 @@ def _cell(
     for index, override in enumerate(spec.overrides):
         if matches(override.match, values):
             for key, value in override.set.items():
-                place: Key = ("overrides", index, "set", key)
+                place: KeyPath = ("overrides", index, "set", key)
                 layer.set(key, value, origins.get(place, file))
     if spec.budget is not None:
         where = origins.get(("budget", "tokens"), file)
@@ -189,7 +193,9 @@ def _cell(
         layer.set("model", first.spec.model.name, file)
     run = layer.run(file)
     if first is None:
-        return Cell(run, values)
+        return PlannedCell(run, values)
     name = name_of_parts(run.dataset.name, first.spec.name, str(run.objective))
     model = ModelSpec.model_construct(name=str(root.absolute() / first.run / "model"))
-    return Cell(run.model_copy(update={"model": model, "name": name}), values, after=first.run)
+    return PlannedCell(
+        run.model_copy(update={"model": model, "name": name}), values, after=first.run
+    )

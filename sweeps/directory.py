@@ -1,4 +1,4 @@
-"""A sweep on disk: what it consists of, and which cells failed; cells are run directories."""
+"""A sweep on disk: its cells, and which of them failed. Each cell is a run's own directory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from typing import Any
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.errors import UserError
 from deft.platform.records.run_directory import manifest_file
-from deft.sweeps.cells import Cell, Plan
-from deft.workers.common.files import exclusive, write_atomic
+from deft.sweeps.cells import Plan, PlannedCell
+from deft.workers.common.files import atomic_file, exclusive, write_atomic
 
 BASELINE = "original"
-"""What the other objectives are compared with, where it is among them: NLL."""
+"""Objective that the others are compared with, where it is among them: NLL."""
+INDEX = "index.json"
+"""File that says for each run in which file its cell stands, and from which byte on."""
 
 
 class SweepDirectory:
-    """``ROOT/sweeps/<name>-<hash>``; the same cells and rules are the same sweep."""
+    """``ROOT/sweeps/<name>-<hash>``: the same cells and rules are the same sweep."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.root = root
@@ -29,7 +31,7 @@ class SweepDirectory:
 
     @classmethod
     def of(cls, plan: Plan, root: Path) -> SweepDirectory:
-        """The directory of a sweep, which need not be there yet."""
+        """Return the directory of a sweep, which need not exist yet."""
         digest = hashlib.sha256()
         for cell in (*plan.models.values(), *plan.cells):
             digest.update(cell.run.encode() + b"\0")
@@ -38,7 +40,7 @@ class SweepDirectory:
         return cls(root.resolve(), f"{plan.spec.name}-{digest.hexdigest()[:10]}")
 
     def create(self, plan: Plan) -> None:
-        """Write what the sweep consists of."""
+        """Write what the sweep consists of: its rules, its cells, and an index of them."""
         objectives = [str(cell.spec.objective) for cell in plan.cells]
         about = {
             "name": plan.spec.name,
@@ -48,64 +50,68 @@ class SweepDirectory:
             "select": plan.spec.select.model_dump() if plan.spec.select else None,
         }
         write_atomic(self.path / "sweep.json", json.dumps(about, indent=2) + "\n")
-        for file, cells in (("models", plan.models.values()), ("cells", plan.cells)):
-            lines = [json.dumps(_describe(cell)) + "\n" for cell in cells]
-            write_atomic(self.path / f"{file}.jsonl", "".join(lines))
+        index: dict[str, tuple[str, int]] = {}
+        for name, cells in (("models.jsonl", plan.models.values()), ("cells.jsonl", plan.cells)):
+            with atomic_file(self.path / name) as file:
+                for cell in cells:
+                    index[cell.run] = (name, file.tell())
+                    file.write(json.dumps(_describe(cell)).encode() + b"\n")
+        write_atomic(self.path / INDEX, json.dumps(index))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the sweep for this process.
 
         Raises:
-            UserError: another process is working on it.
+            UserError: another process is running it.
         """
         try:
             with exclusive(self.path / ".lock", patience=0):
                 yield
         except BlockingIOError:
-            raise UserError(f"{self.path}: another process is at work on this sweep") from None
+            raise UserError(
+                f"{self.path}: another process is running this sweep; wait until it has ended"
+            ) from None
 
     def read_spec(self, run: str) -> ExperimentSpec:
-        """The spec of one of the sweep's runs.
+        """Read the spec of one of the sweep's runs.
 
         Raises:
-            KeyError: the sweep has none such.
+            KeyError: the sweep has no such run.
         """
-        for file in ("models", "cells"):
-            with (self.path / f"{file}.jsonl").open(encoding="utf-8") as lines:
-                for line in lines:
-                    cell = json.loads(line)
-                    if cell["run"] == run:
-                        return ExperimentSpec.model_validate(cell["spec"])
-        raise KeyError(run)
+        # Every cell reads its own line only: thousands of cells would else read the file each.
+        name, offset = json.loads((self.path / INDEX).read_text())[run]
+        with (self.path / name).open("rb") as file:
+            file.seek(offset)
+            return ExperimentSpec.model_validate(json.loads(file.readline())["spec"])
 
     def is_finished(self, run: str) -> bool:
-        """Whether a run is trained, evaluated and recorded."""
+        """Tell whether a run is trained, evaluated and recorded."""
         return manifest_file(self.root / run, "record").is_file()
 
     def is_evaluated(self, run: str) -> bool:
-        """Whether a run's results are there; MLflow may not have them yet."""
+        """Tell whether a run has its results; MLflow may not have them yet."""
         return manifest_file(self.root / run, "evaluate").is_file()
 
     def fail(self, run: str, cause: str) -> None:
-        """Keep why a run failed, once more."""
-        before = read_failure(self.path, run)
-        attempts = before["attempts"] + 1 if before else 1
-        failure = {"cause": cause, "attempts": attempts, "time": time.time_ns() // 1_000_000}
-        write_atomic(_failure_file(self.path, run), json.dumps(failure) + "\n")
+        """Record a failed attempt at a run and its cause."""
+        last = read_failure(self.path, run)
+        attempts = last["attempts"] + 1 if last else 1
+        record = {"cause": cause, "attempts": attempts, "time": time.time_ns() // 1_000_000}
+        write_atomic(_failure_file(self.path, run), json.dumps(record) + "\n")
 
     def forget_failure(self, run: str) -> None:
-        """The run is tried anew, or has succeeded after all."""
+        """Drop the record of a failure: the run is tried again, or has succeeded after all."""
         _failure_file(self.path, run).unlink(missing_ok=True)
 
     def failure(self, run: str) -> str | None:
-        """Why a run failed the last time, if it did."""
-        found = read_failure(self.path, run)
-        return str(found["cause"]) if found else None
+        """Return why a run failed the last time; None if it did not."""
+        record = read_failure(self.path, run)
+        return str(record["cause"]) if record else None
 
 
 def read_failure(sweep: Path, run: str) -> dict[str, Any] | None:
-    """Cause, attempts and time of a failed run of the sweep in directory ``sweep``."""
+    """Read cause, attempts and time of a failed run of the sweep in directory ``sweep``."""
     try:
         return dict(json.loads(_failure_file(sweep, run).read_text()))
     except FileNotFoundError:
@@ -116,7 +122,7 @@ def _failure_file(sweep: Path, run: str) -> Path:
     return sweep / "failures" / f"{run}.json"
 
 
-def _describe(cell: Cell) -> dict[str, Any]:
+def _describe(cell: PlannedCell) -> dict[str, Any]:
     return {
         "run": cell.run,
         "settings": cell.settings,

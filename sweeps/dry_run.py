@@ -8,13 +8,13 @@ from pathlib import Path
 from deft.platform.commands.cost_model import CARDS, MFU, gpu_hours, trained_tokens, training_flops
 from deft.platform.commands.dry_run import data_size, dimensions_of
 from deft.platform.console import RunConsole
-from deft.sweeps.cells import Cell, Plan
+from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.report import formatting
 from deft.sweeps.spec import label
 
-SHOWN = 40
-"""Cells in the table; the first ones."""
+MAX_SHOWN = 40
+"""Number of cells in the table: the first ones."""
 
 
 def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
@@ -27,26 +27,26 @@ def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
     axes = list(plan.spec.grid)
     rows = [
         [*(label(cell.settings[axis]) for axis in axes), state(directory, cell), cell.run]
-        for cell in plan.cells[:SHOWN]
+        for cell in plan.cells[:MAX_SHOWN]
     ]
     console.table(f"cells of {directory.path.name}", [*axes, "", "run"], rows, left=True)
-    if len(plan.cells) > SHOWN:
-        console.say(f"… and {len(plan.cells) - SHOWN:,} more")
+    if len(plan.cells) > MAX_SHOWN:
+        console.say(f"… and {len(plan.cells) - MAX_SHOWN:,} more")
     console.table("plan", ["", ""], plan_rows(plan, directory, root), left=True)
 
 
-def state(directory: SweepDirectory, cell: Cell) -> str:
-    """What has become of a cell so far."""
+def state(directory: SweepDirectory, cell: PlannedCell) -> str:
+    """Say what has become of a cell so far."""
     if directory.is_finished(cell.run):
         return "finished"
     return "failed" if directory.failure(cell.run) else ""
 
 
 def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[str]]:
-    """Numbers, tokens, cost and rules of a sweep, as rows of a table."""
+    """Make a table of the numbers, tokens, cost and rules of a sweep."""
     runs = [*plan.models.values(), *plan.cells]
     left = [cell for cell in runs if not directory.is_finished(cell.run)]
-    values = " × ".join(f"{len(found)} {axis}" for axis, found in plan.spec.grid.items())
+    values = " × ".join(f"{len(settings)} {axis}" for axis, settings in plan.spec.grid.items())
     rows = [["cells", f"{len(plan.cells):,} ({values}{_changes(plan)})"]]
     if plan.models:
         rows.append(["models first", ", ".join(plan.models)])
@@ -65,12 +65,15 @@ def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[st
 
 
 def cost_rows(
-    cells: Sequence[Cell], trained_from: Mapping[str, str], root: Path
+    cells: Sequence[PlannedCell], trained_from: Mapping[str, str], root: Path
 ) -> list[list[str]]:
-    """Training tokens and GPU-hours of ``cells``, as far as sizes are known without the hub.
+    """Count training tokens and GPU-hours of ``cells``, as far as sizes are known without the hub.
 
-    ``trained_from`` names what the models of the sweep's own are trained from, by their runs: those
-    need not be there yet.
+    Args:
+        cells: what is left to run.
+        trained_from: by run, the model that each of the sweep's own models is trained from: they
+            need not exist yet.
+        root: run root.
     """
     tokens, hours, unknown = 0, [0.0 for _ in CARDS], 0
     known: dict[str, tuple[int, list[float]] | None] = {}

@@ -14,7 +14,7 @@ class Placement:
     num_engines: int
     """Warm engines that all cells share; with none, each cell starts its own after training."""
     reserved: bool
-    """Whether devices are set aside for the engines."""
+    """True if devices are set aside for the engines."""
 
 
 def place(
@@ -26,11 +26,11 @@ def place(
     tensor_parallel: int,
     generates: bool,
 ) -> Placement:
-    """Divide a cluster.
+    """Divide a cluster's devices between training and evaluation.
 
     On GPUs, engines keep theirs for the whole sweep: about one for every `num_workers` that train,
-    so that one cell is evaluated while the next trains. Where there is no room for both, cells run
-    one by one with engines of their own. On CPUs nothing is set aside: an engine that waits for the
+    so that one cell is evaluated while the next trains. Where the GPUs are too few for both, cells
+    run one by one with engines of their own. On CPUs nothing is set aside: an engine that waits for the
     next model costs no time.
 
     Args:

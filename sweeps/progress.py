@@ -10,7 +10,7 @@ from typing import Any
 from deft.platform.commands.compare import headline_metric
 from deft.platform.console import ProgressView, RunConsole
 from deft.platform.records.run_directory import read_manifest
-from deft.sweeps.cells import Cell
+from deft.sweeps.cells import PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.spec import label
 
@@ -19,7 +19,7 @@ class SweepView:
     """Turns events of trials into bars and lines. Used by two threads: events, and Ray Tune's."""
 
     def __init__(
-        self, directory: SweepDirectory, cells: Mapping[str, Cell], console: RunConsole
+        self, directory: SweepDirectory, cells: Mapping[str, PlannedCell], console: RunConsole
     ) -> None:
         """Count what is finished already.
 
@@ -81,7 +81,7 @@ class SweepView:
         return self.bars is not None and self.bars.bars is not None
 
 
-def describe(cell: Cell) -> str:
+def describe(cell: PlannedCell) -> str:
     """A cell by its values on the axes."""
     if not cell.settings:
         return f"model {cell.spec.name}"

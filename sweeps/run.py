@@ -22,7 +22,7 @@ from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.run.driver import require_importable
 from deft.platform.run.evaluation import require_engine
 from deft.platform.tracking.recorder import SweepRecorder, require_tracking_uri
-from deft.sweeps.cells import Cell, Plan
+from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, place
 from deft.sweeps.progress import SweepView
@@ -179,7 +179,7 @@ def say(placement: Placement) -> str:
 
 def run_cells(
     plan: Plan,
-    cells: Sequence[Cell],
+    cells: Sequence[PlannedCell],
     directory: SweepDirectory,
     trial: Callable[[dict[str, Any]], None],
     placement: Placement,

@@ -1,4 +1,4 @@
-"""What a sweep file says: a base run and a grid over its settings. Loads neither torch nor ray."""
+"""Settings of a sweep file: a base run and a grid over it. Loads neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import Field, field_validator, model_validator
 from deft.workers.common.settings import Settings
 
 DottedSettings = dict[str, Any]
-"""Dotted keys of a run file with their values."""
+"""Values of settings by their dotted keys in a run file."""
 
 HIGHER_IS_BETTER = {
     "validation/nll": False,
     "validation/bits_per_byte": False,
     "validation/token_accuracy": True,
 }
-"""Held-out metrics to choose by. What benchmarks say is for the comparison, not for choosing."""
+"""Held-out metrics to choose by; benchmark scores are for the comparison, not for choosing."""
 
 
 class OverrideSpec(Settings):
@@ -129,7 +129,7 @@ class SweepSpec(Settings):
 
 
 def label(value: Any) -> str:
-    """A setting as a short text: ``{name: figfont, noise: 0.3}`` is "figfont noise=0.3"."""
+    """Shorten a setting to a text: ``{name: figfont, noise: 0.3}`` is "figfont noise=0.3"."""
     if isinstance(value, dict):
         named = [str(value["name"])] if "name" in value else []
         rest = [f"{key}={label(item)}" for key, item in value.items() if key != "name"]

@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from deft.workers.common.checksums import hash_files
+
 _NO_ARCHITECTURE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Keys of config.json that differ between checkpoints of one architecture."""
 
@@ -72,7 +74,7 @@ def fingerprint(model_path: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def content_digest(model_path: Path) -> str:
+def model_digest(model_path: Path) -> str:
     """SHA-256 over names and contents of a model's files: the same wherever a copy of it lies.
 
     All weights are read for it, once per process.
@@ -80,17 +82,12 @@ def content_digest(model_path: Path) -> str:
     Raises:
         FileNotFoundError: there is no such directory.
     """
-    return _content_digest(model_path, fingerprint(model_path))
+    return _model_digest(model_path, fingerprint(model_path))
 
 
 @lru_cache
-def _content_digest(model_path: Path, fingerprint: str) -> str:
-    digest = hashlib.sha256()
-    for file in _model_files(model_path):
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
+def _model_digest(model_path: Path, fingerprint: str) -> str:
+    return hash_files((file.name, file) for file in _model_files(model_path))
 
 
 def _model_files(model_path: Path) -> list[Path]:

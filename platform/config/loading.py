@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,8 +12,10 @@ from pydantic_core import ErrorDetails
 
 from deft.platform.config.presets import PRESETS
 from deft.platform.config.spec import ExperimentSpec, ModelEvaluationSpec
-from deft.platform.config.yaml_file import Key, parse_yaml, read_yaml
+from deft.platform.config.yaml_file import KeyPath, parse_yaml, read_yaml
 from deft.platform.errors import UserError
+from deft.workers.common.mappings import deep_merge
+from deft.workers.common.names import nearest_name
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -43,10 +44,10 @@ def load_spec(
 
 
 def to_experiment(
-    data: Mapping[str, Any], file: str | None, origins: Mapping[Key, str]
+    data: Mapping[str, Any], file: str | None, origins: Mapping[KeyPath, str]
 ) -> ExperimentSpec:
     """``data``, laid over the preset of its dataset and model, as a spec; see `validate`."""
-    return validate(ExperimentSpec, merge(preset(data), data), file, origins)
+    return validate(ExperimentSpec, deep_merge(preset(data), data, bare_names=True), file, origins)
 
 
 def load_evaluation(
@@ -77,7 +78,7 @@ def load_evaluation(
         **_trained_model(model, root),
     }
     data["evaluation"] |= {key: value for key, value in common.items() if value is not None}
-    origins: dict[Key, str] = {}
+    origins: dict[KeyPath, str] = {}
     apply_settings(data, origins, settings)
     spec = validate(ModelEvaluationSpec, data, None, origins)
     heldout = spec.evaluation.heldout
@@ -103,7 +104,7 @@ def _trained_model(model: str, root: Path) -> dict[str, Any]:
 
 
 def validate(
-    spec: type[Spec], data: Mapping[str, Any], file: str | None, origins: Mapping[Key, str]
+    spec: type[Spec], data: Mapping[str, Any], file: str | None, origins: Mapping[KeyPath, str]
 ) -> Spec:
     """``data`` as a spec.
 
@@ -127,7 +128,9 @@ def validate(
         raise UserError(": ".join(filter(None, [file, reason]))) from None
 
 
-def apply_settings(data: dict[str, Any], origins: dict[Key, str], settings: Iterable[str]) -> None:
+def apply_settings(
+    data: dict[str, Any], origins: dict[KeyPath, str], settings: Iterable[str]
+) -> None:
     """Let ``key=value`` settings, with a dotted key and a YAML value, override ``data``.
 
     Raises:
@@ -152,22 +155,8 @@ def preset(data: Mapping[str, Any]) -> dict[str, Any]:
     return PRESETS.get((dataset, model), {})
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` laid over ``below``, mapping by mapping; a bare string means ``{name: …}``."""
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if isinstance(under, dict):
-            if isinstance(value, str):
-                value = {"name": value}
-            if isinstance(value, dict):
-                value = merge(under, value)
-        merged[key] = value
-    return merged
-
-
 def set_value(
-    data: dict[str, Any], origins: dict[Key, str], key: Key, value: Any, origin: str
+    data: dict[str, Any], origins: dict[KeyPath, str], key: KeyPath, value: Any, origin: str
 ) -> None:
     """Set ``key`` in ``data``, and in ``origins`` where the value stands.
 
@@ -187,7 +176,7 @@ def set_value(
 
 
 def _explain(
-    detail: ErrorDetails, spec: type[BaseModel], file: str | None, origins: Mapping[Key, str]
+    detail: ErrorDetails, spec: type[BaseModel], file: str | None, origins: Mapping[KeyPath, str]
 ) -> str:
     """One validation error as ``where: key: what is wrong``."""
     key = detail["loc"]
@@ -197,8 +186,8 @@ def _explain(
     match detail["type"]:
         case "extra_forbidden":
             known = sorted(_fields_at(spec, key[:-1]))
-            near = get_close_matches(str(key[-1]), known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            nearest = nearest_name(str(key[-1]), known)
+            hint = f"did you mean {nearest}? " if nearest else ""
             message = f"unknown key; {hint}There are: {', '.join(known)}."
         case "missing":
             message = f"is missing; give it in the file or as --{key[-1]}"
@@ -209,7 +198,7 @@ def _explain(
     return ": ".join(filter(None, [where, _dotted(key), message]))
 
 
-def _fields_at(spec: type[BaseModel], key: Key) -> Iterable[str]:
+def _fields_at(spec: type[BaseModel], key: KeyPath) -> Iterable[str]:
     """Names of the fields that ``spec`` has at ``key``."""
     model: Any = spec
     for part in key:
@@ -229,5 +218,5 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
-def _dotted(key: Key) -> str:
+def _dotted(key: KeyPath) -> str:
     return ".".join(map(str, key))

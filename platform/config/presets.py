@@ -49,7 +49,7 @@ PAPER_RUNS: tuple[tuple[str, str, float], ...] = (
 
 
 def paper_preset(dataset: str, model: str, learning_rate: float) -> dict[str, Any]:
-    """The paper's settings for one row of its table."""
+    """Return the paper's settings for one row of its table."""
     family = model.split("-")[0]
     styles = {"qwen": QWEN_STYLES, "llama": LLAMA_STYLES, "deepseek": DEEPSEEK_STYLES}[family]
     data: dict[str, Any] = {"prompt_style": styles[dataset], "too_long": "truncate"}
@@ -104,4 +104,4 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     },
     **{(dataset, model): paper_preset(dataset, model, rate) for dataset, model, rate in PAPER_RUNS},
 }
-"""By dataset and model."""
+"""Settings by dataset and model."""

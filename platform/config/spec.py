@@ -1,4 +1,4 @@
-"""`ExperimentSpec`: one experiment, composed of what each room needs; loads no torch and no ray."""
+"""`ExperimentSpec`: one experiment, composed of what each package needs; loads no torch and no ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from deft.evaluators.generation.model_dir import content_digest, fingerprint
+from deft.evaluators.generation.model_dir import fingerprint, model_digest
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
 from deft.workers.catalogs.datasets import SUFFIXES
@@ -48,7 +48,7 @@ class ExperimentSpec(Settings):
         return data
 
     def content_hash(self) -> str:
-        """Ten hexadecimal digits that change with any setting, and with a data file's content.
+        """Return ten hexadecimal digits that change with any setting and any data file's content.
 
         Where a local model lies does not count, see `model_identity`.
         """
@@ -62,7 +62,7 @@ class ExperimentSpec(Settings):
 
     @property
     def run_name(self) -> str:
-        """The run directory's name: the same spec is the same run."""
+        """Name of the run directory: the same spec is the same run."""
         return f"{self.name}-{self.content_hash()}"
 
 
@@ -94,7 +94,7 @@ class ModelEvaluationSpec(Settings):
 
     @property
     def run_name(self) -> str:
-        """The directory's name: it changes with any setting, and with the model in a directory."""
+        """Name of the directory: it changes with any setting, and with the model in a directory."""
         digest = hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode())
         digest.update(self.evaluation.data_digest().encode())
         if Path(self.model.name).is_dir():
@@ -103,7 +103,7 @@ class ModelEvaluationSpec(Settings):
 
 
 def model_identity(model: ModelSpec) -> str:
-    """What tells a model from others, wherever it lies.
+    """Return what tells a model from others, wherever it lies.
 
     The model of a run, ``…/<run>/model``, is known by the run's name, which holds the hash of all
     that made it; the run need not have finished, nor even begun. Any other directory is known by
@@ -113,11 +113,11 @@ def model_identity(model: ModelSpec) -> str:
     is_run = path.name == "model" and re.fullmatch(r".+-[0-9a-f]{10}", path.parent.name)
     if is_run and (not path.exists() or (path.parent / "spec.json").is_file()):
         return f"{path.parent.name}/model"
-    return content_digest(path) if model.local_path is not None else model.name
+    return model_digest(path) if model.local_path is not None else model.name
 
 
 def _canonical(objective: Any) -> Any:
-    """The objective's canonical name, so that all its spellings are the same run."""
+    """Return the objective's canonical name, so that all its spellings are the same run."""
     try:
         return str(ObjectiveSpec.model_validate(objective))
     except ValidationError:  # reported when the field itself is validated
@@ -125,12 +125,12 @@ def _canonical(objective: Any) -> Any:
 
 
 def name_of_parts(dataset: Any, model: Any, objective: Any) -> str:
-    """What a run is called that has no name of its own."""
+    """Name a run that has no name of its own."""
     return "-".join(map(_short_name, (dataset, model, objective)))[:80]
 
 
 def _short_name(part: Any) -> str:
-    """The last component of a name or path, odd characters replaced by dashes.
+    """Return the last component of a name or path, with odd characters replaced by dashes.
 
     The model of a run, ``…/<run>/model``, is called after the run.
     """

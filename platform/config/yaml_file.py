@@ -11,7 +11,7 @@ import yaml
 from deft.platform.errors import UserError
 from deft.workers.common.text import has_surrogates
 
-Key = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 MAX_BYTES = 2**20
 """No settings are larger; PyYAML would be busy with a dataset for minutes."""
@@ -26,7 +26,7 @@ TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 INTEGER, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
-def read_yaml(file: Path) -> tuple[dict[str, Any], dict[Key, str]]:
+def read_yaml(file: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """A YAML mapping, and for each key in it where it stands (``file:line``).
 
     Raises:
@@ -53,7 +53,7 @@ def _why_unreadable(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def parse_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[Key, str]]:
+def parse_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[KeyPath, str]]:
     """A YAML value, and for each key in it where it stands.
 
     Args:
@@ -93,13 +93,13 @@ class _Check:
     def __init__(self, source: str, lines: bool) -> None:
         self.source = source
         self.lines = lines
-        self.origins: dict[Key, str] = {}
+        self.origins: dict[KeyPath, str] = {}
         self.num_nodes = 0
 
     def at(self, mark: Any) -> str:
         return f"{self.source}:{mark.line + 1}" if self.lines else self.source
 
-    def node(self, node: yaml.Node, key: Key, depth: int) -> None:
+    def node(self, node: yaml.Node, key: KeyPath, depth: int) -> None:
         where = self.at(node.start_mark)
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 FOLDER = "checksums"
-"""Where a directory keeps them: one file for each of the parts that it was merged from."""
+"""Folder of a directory's checksums: one file for each part that it was merged from."""
 HASH_DIGITS = 12
 """Hexadecimal digits of a name that `hash_parts` makes."""
 
@@ -22,8 +22,18 @@ def hash_parts(*parts: str | bytes) -> str:
     return digest.hexdigest()[:HASH_DIGITS]
 
 
+def hash_files(files: Iterable[tuple[str, Path]]) -> str:
+    """Return the SHA-256 of the names and contents of ``files``, given as (name, path)."""
+    digest = hashlib.sha256()
+    for name, file in files:
+        digest.update(name.encode() + b"\0")
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
 def file_names(directory: Path) -> list[str]:
-    """All files below ``directory``, by their paths in it."""
+    """List all files below ``directory`` by their paths in it."""
     files = (file for file in sorted(directory.rglob("*")) if file.is_file())
     return [str(file.relative_to(directory)) for file in files]
 
@@ -37,7 +47,7 @@ def write_checksums(directory: Path, part: int) -> None:
 
 
 def damaged_file_of(directory: Path, part: int) -> str | None:
-    """A file of ``part`` that is missing or not what was written; None if there is none."""
+    """Find a file of ``part`` that is missing or not what was written; None if all are whole."""
     record = f"{FOLDER}/{part}.json"
     try:
         digests = json.loads((directory / record).read_text())
@@ -47,7 +57,7 @@ def damaged_file_of(directory: Path, part: int) -> str | None:
 
 
 def damaged_file(directory: Path, digests: Mapping[str, str]) -> str | None:
-    """The first file, by its name in ``digests``, that is missing or has another SHA-256."""
+    """Find the first file named in ``digests`` that is missing or has another SHA-256."""
     return next((name for name, d in digests.items() if _digest(directory / name) != d), None)
 
 

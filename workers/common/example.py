@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 IGNORE_INDEX = -100
 """Label of the positions that carry no loss (PyTorch's convention)."""

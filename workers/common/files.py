@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
+import math
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 LOCK_INTERVAL = 0.2
-"""Seconds between looks at a lock that another process holds."""
+"""Seconds between attempts to take a lock that another process holds."""
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: Path, *, patience: float) -> Iterator[None]:
-    """Hold the lock file ``path``; it is free again when the block or this process ends.
+    """Hold the lock file ``path`` until the block, or this process however it dies, ends.
 
     Args:
         path: made if it is not there.
@@ -72,20 +74,19 @@ def exclusive(path: Path, *, patience: float) -> Iterator[None]:
         BlockingIOError: it was not free within that time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
-    deadline = time.monotonic() + patience
+    timeout = -1 if math.isinf(patience) else patience
+    # Where the file system has no flock, a marker file in its place would outlive a killed process.
+    lock = FileLock(path, timeout, poll_interval=LOCK_INTERVAL, fallback_to_soft=False)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(LOCK_INTERVAL)
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            errno.EAGAIN, "another process holds this lock; wait for it", str(path)
+        ) from None
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def drop_torn_line(path: Path) -> None:

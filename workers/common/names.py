@@ -1,4 +1,4 @@
-"""Names that a run file may use: what is said of those there are, and of those there are not."""
+"""Names that a run file may use: rows of catalogs, and hints for names that are in none."""
 
 from __future__ import annotations
 
@@ -17,17 +17,33 @@ class CatalogEntry:
     source: str
 
 
+MIN_SIMILARITY = 0.7
+"""Least `difflib` ratio at which a name is taken for a misspelling of another, between 0 and 1."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the name in ``known`` that ``name`` probably misspells, whatever its case.
+
+    Returns:
+        None if no name is near enough to be meant.
+    """
+    by_folded: dict[str, str] = {}
+    for candidate in known:
+        by_folded.setdefault(candidate.casefold(), candidate)
+    close = get_close_matches(name.casefold(), by_folded, n=1, cutoff=MIN_SIMILARITY)
+    return by_folded[close[0]] if close else None
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that ``name`` is no ``kind``, which name is nearest, and which there are."""
+    """Say that ``name`` is no ``kind``, which name is probably meant, and which there are."""
     known = sorted(known)
-    by_folded = {candidate.casefold(): candidate for candidate in known}
-    near = get_close_matches(name.casefold(), by_folded, n=1)
-    hint = f" Did you mean {by_folded[near[0]]}?" if near else ""
+    nearest = nearest_name(name, known)
+    hint = f" Did you mean {nearest}?" if nearest else ""
     return f"unknown {kind} {name!r}.{hint} There are: {', '.join(known)}."
 
 
 def import_attribute(path: str) -> Any:
-    """The attribute at an import path ``module:attribute``.
+    """Return the attribute at an import path ``module:attribute``.
 
     Raises:
         ImportError: there is no such module.

@@ -18,11 +18,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
-    """For actors that belong to this process: no other node that goes takes them along."""
+    """Place actors beside this process, so that the loss of another node cannot end them."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 NAMESPACE = "deft.placement"
+"""Namespace of Ray's key-value store that holds placement groups by run."""
 
 
 def announce_placement_group(run: str) -> None:

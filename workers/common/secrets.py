@@ -10,18 +10,18 @@ _SECRET_NAME = re.compile(rf"{_NAMES}(?!.*_(PATH|FILE|DIR)$)", re.IGNORECASE)
 
 
 def has_secret(uri: str) -> bool:
-    """Whether there is a password in ``uri``, or a parameter that is called like one."""
+    """Tell whether ``uri`` holds a password, or a parameter that is called like one."""
     _, user, _ = _parts(uri)
     return bool(user.partition(":")[2] or _PARAMETER.search(uri))
 
 
 def is_secret_name(variable: str) -> bool:
-    """Whether an environment variable is called like one that holds a secret itself."""
+    """Tell whether an environment variable is called like one that holds a secret itself."""
     return bool(_SECRET_NAME.search(variable))
 
 
 def without_secrets(text: str) -> str:
-    """``text`` without the users, passwords and secret parameters of the URIs in it."""
+    """Return ``text`` without the users, passwords and secret parameters of the URIs in it."""
     return _PARAMETER.sub(r"\1…", re.sub(r"\S+", _without_user, text))
 
 
@@ -31,7 +31,7 @@ def _without_user(word: re.Match[str]) -> str:
 
 
 def _parts(uri: str) -> tuple[str, str, str]:
-    """What is before user and password, those, and what is after them, from the @ on.
+    """Split a URI into what is before user and password, those two, and the rest from the @ on.
 
     They reach to the last @: a password that was not percent-encoded may hold anything.
     """

@@ -6,7 +6,7 @@ import unicodedata
 
 
 def printable(text: str) -> str:
-    """``text`` with everything but line feeds that acts on a terminal or cannot be seen spelt out.
+    """Escape everything in ``text``, but line feeds, that acts on a terminal or is invisible.
 
     Data comes from anywhere, and a terminal obeys escape sequences.
     """
@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def has_surrogates(text: str) -> bool:
-    """Whether ``text`` cannot be UTF-8: it holds half of a pair, or bytes that were not decoded."""
+    """Tell whether ``text`` cannot be UTF-8: it holds half of a pair, or undecoded bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -16,6 +16,7 @@ from deft.workers.catalogs.datasets import (
     local_files,
     record_name,
 )
+from deft.workers.common.checksums import hash_files
 from deft.workers.common.example import Example, Message
 from deft.workers.common.names import import_attribute
 from deft.workers.common.text import has_surrogates
@@ -128,12 +129,7 @@ def content_digest(spec: DatasetSpec) -> str:
 
 def digest_files(path: Path) -> str:
     """SHA-256 over the names and contents of the data files at ``path``."""
-    digest = hashlib.sha256()
-    for file in local_files(path):
-        digest.update(record_name(file, path).encode() + b"\0")
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
+    return hash_files((record_name(file, path), file) for file in local_files(path))
 
 
 def _columns(

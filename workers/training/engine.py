@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from deft.workers.common.compat import (
     attention_of,
     skip_steps_without_finite_gradient,
 )
+from deft.workers.common.mappings import deep_merge
 from deft.workers.modeling.attention import (
     attention_implementation,
     require_packable,
@@ -135,17 +135,7 @@ def deepspeed_config(
         },
         "steps_per_print": None,
     }
-    return _merge(config, spec.deepspeed)
-
-
-def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            value = _merge(old, value)
-        merged[key] = value
-    return merged
+    return deep_merge(config, spec.deepspeed)
 
 
 def build_engine(

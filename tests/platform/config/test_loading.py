@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deft.platform.config.loading import load_spec, merge
+from deft.platform.config.loading import load_spec
 from deft.platform.config.spec import ExperimentSpec, model_identity
 from deft.platform.errors import UserError
 from deft.workers.spec import ModelSpec
@@ -58,13 +58,6 @@ def test_preset_fills_in_only_what_is_not_said(tmp_path: Path) -> None:
     assert spec.training.batch_size == 32
     assert spec.training.max_length == quickstart.training.max_length
     assert spec.evaluation == quickstart.evaluation
-
-
-def test_merge_reads_a_bare_string_as_a_name() -> None:
-    assert merge({"dataset": {"size": 3}}, {"dataset": "a"}) == {
-        "dataset": {"size": 3, "name": "a"}
-    }
-    assert merge({"a": {"b": 1}}, {"a": None}) == {"a": None}
 
 
 def test_hash_changes_with_any_setting_and_with_the_data(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deft.workers.common.checksums import damaged_file_of, hash_parts, write_checksums
+from deft.workers.common.checksums import damaged_file_of, hash_files, hash_parts, write_checksums
 
 
 @pytest.fixture
@@ -54,3 +54,14 @@ def test_checksums_that_cannot_be_read_are_damage(directory: Path, content: str 
 def test_hash_of_parts_tells_where_one_part_ends() -> None:
     assert hash_parts("ab", "c") == hash_parts(b"ab", b"c")
     assert len({hash_parts(), hash_parts(""), hash_parts("ab", "c"), hash_parts("a", "bc")}) == 4
+
+
+def test_hash_of_files_is_of_names_and_contents_and_not_of_places(tmp_path: Path) -> None:
+    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).write_bytes(content)
+    first = hash_files([("x", tmp_path / "a"), ("y", tmp_path / "b")])
+    assert first == hash_files([("x", tmp_path / "c"), ("y", tmp_path / "b")])
+    assert first != hash_files([("x", tmp_path / "a"), ("z", tmp_path / "b")])
+    assert first != hash_files([("y", tmp_path / "b"), ("x", tmp_path / "a")])
+    (tmp_path / "b").write_bytes(b"3")
+    assert first != hash_files([("x", tmp_path / "a"), ("y", tmp_path / "b")])
