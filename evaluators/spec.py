@@ -1,4 +1,4 @@
-"""What a run file says about evaluation. Loads neither torch nor ray nor vllm."""
+"""The settings of an evaluation. Loads neither torch nor ray nor vllm."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from deft.workers.common.settings import Settings
 Protocol = Literal["default", "paper"]
 
 GENERAL = "general"
-"""The benchmark that stands beside the named ones, see `EvaluationSpec.general`."""
+"""Name of the benchmark that is run beside the named ones, see `EvaluationSpec.general`."""
 HELDOUT = "heldout"
-"""What losses are called among the results of benchmarks."""
+"""Name of the held-out losses among the results of benchmarks."""
 PAPER_STYLE = "paper"
-"""Stands for the paper's prompt style of a model's family."""
+"""Prompt style that is replaced by the paper's style of the model's family."""
 
 
 def heldout_table(label: str) -> str:
-    """The table of held-out losses of the model called ``label``, within its run."""
+    """Return the path of the table of held-out losses of the model ``label``, within its run."""
     return f"predictions/{label}-{HELDOUT}.parquet"
 
 
@@ -78,8 +78,8 @@ class BenchmarkSpec(Settings):
     def require_known_style(self) -> BenchmarkSpec:
         style = self.prompt_style
         if style is not None and style != PAPER_STYLE and style not in PROMPT_STYLES:
-            known = unknown_name("prompt style", style, [*PROMPT_STYLES, PAPER_STYLE])
-            raise ValueError(f"prompt_style: {known}")
+            message = unknown_name("prompt style", style, [*PROMPT_STYLES, PAPER_STYLE])
+            raise ValueError(f"prompt_style: {message}")
         if style == PAPER_STYLE and get_benchmark(self.name).paper is None:
             raise ValueError(f"prompt_style: the paper has no prompt for {self.name}")
         return self
@@ -98,23 +98,26 @@ class BenchmarkSpec(Settings):
 
 
 def fill_defaults(value: Any, protocol: Protocol) -> Any:
-    """Fill in everything that ``value`` leaves open, as a mapping."""
+    """Fill in the benchmark's defaults for what ``value`` leaves open; returns a mapping."""
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, Mapping):
         return value
     if "name" not in value:
         raise ValueError("a benchmark needs a name, see `deft list benchmarks`")
-    given = {key: item for key, item in value.items() if item is not None}
+    settings = {key: item for key, item in value.items() if item is not None}
     benchmark = get_benchmark(str(value["name"]))
-    return {**_defaults(benchmark, protocol, given), **given}
+    return {**_defaults(benchmark, protocol, settings), **settings}
 
 
-def _defaults(benchmark: Benchmark, protocol: Protocol, given: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(
+    benchmark: Benchmark, protocol: Protocol, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the sampling of ``benchmark`` under ``protocol``, beside the given ``settings``."""
     if protocol == "paper" and benchmark.paper is not None:
         return {**asdict(benchmark.paper.sampling), "prompt_style": PAPER_STYLE}
     defaults = asdict(benchmark.sampling)
-    if given.get("samples", 1) != 1:
+    if settings.get("samples", 1) != 1:
         defaults["temperature"] = defaults["temperature"] or 1.0
     return defaults
 
@@ -136,7 +139,7 @@ class HeldoutSpec(Settings):
 
 
 class EngineSpec(Settings):
-    """What generates the responses. There are as many engines as the cluster has devices for."""
+    """The engines that generate responses, as many as the cluster has devices for."""
 
     type: Literal["vllm", "transformers"] = "vllm"
     """transformers is slower by far, and for models that vLLM does not serve."""
@@ -159,7 +162,7 @@ class EngineSpec(Settings):
 
 
 class EvaluationSpec(Settings):
-    """What a model is evaluated on, and how."""
+    """Benchmarks and held-out text of an evaluation, and the engine that runs it."""
 
     benchmarks: tuple[BenchmarkSpec, ...] = ()
     """Benchmarks to run, each at most once; none means that nothing is generated."""
@@ -180,10 +183,10 @@ class EvaluationSpec(Settings):
     def complete_benchmarks(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        protocol, named = data.get("protocol", "default"), data.get("benchmarks")
-        if not isinstance(named, (list, tuple)) or protocol not in ("default", "paper"):
+        protocol, benchmarks = data.get("protocol", "default"), data.get("benchmarks")
+        if not isinstance(benchmarks, (list, tuple)) or protocol not in ("default", "paper"):
             return data
-        return {**data, "benchmarks": [_completed(value, protocol) for value in named]}
+        return {**data, "benchmarks": [_completed(value, protocol) for value in benchmarks]}
 
     @model_validator(mode="after")
     def require_each_benchmark_once(self) -> EvaluationSpec:
@@ -200,7 +203,7 @@ class EvaluationSpec(Settings):
 
     @property
     def suite(self) -> tuple[BenchmarkSpec, ...]:
-        """The named benchmarks, and `general` beside them unless it is left out."""
+        """Named benchmarks, and `general` beside them unless it is left out."""
         if not self.benchmarks or not self.general:
             return self.benchmarks
         if any(benchmark.name == GENERAL for benchmark in self.benchmarks):
@@ -208,15 +211,15 @@ class EvaluationSpec(Settings):
         return (*self.benchmarks, BenchmarkSpec.model_validate(GENERAL))
 
     def data_digest(self) -> str:
-        """Changes with the content of any local file that the spec names."""
+        """Hash the contents of all local files that the spec names."""
         names = [benchmark.file for benchmark in self.benchmarks]
         files = [Path(name) for name in names if name is not None]
         if self.heldout is not None and self.heldout.file is not None:
             files.append(Path(self.heldout.file))
         if self.data_dir is not None:
             stems = {get_benchmark(benchmark.name).name for benchmark in self.benchmarks}
-            found = sorted(Path(self.data_dir).iterdir())
-            files += [path for path in found if path.stem in stems and path.is_file()]
+            in_folder = sorted(Path(self.data_dir).iterdir())
+            files += [path for path in in_folder if path.stem in stems and path.is_file()]
         digest = hashlib.sha256()
         for file in files:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -224,7 +227,7 @@ class EvaluationSpec(Settings):
 
 
 def _completed(value: Any, protocol: Protocol) -> Any:
-    """Fill in defaults; leave a value as it is if its own validation must say what is wrong."""
+    """Fill in defaults; what cannot be filled is left to the validation of the benchmark."""
     if isinstance(value, BaseModel):
         return value
     try:

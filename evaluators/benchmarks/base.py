@@ -1,4 +1,4 @@
-"""What a benchmark is made of. Importing this module loads no model, data or engine library."""
+"""The parts of a benchmark. Importing this module loads no model, data or engine library."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ class Item:
     """One question, ready to be asked and graded."""
 
     id: str
-    """Unique within the benchmark, and the same wherever its rows were read from."""
+    """Identifier, unique within the benchmark, and the same wherever its rows were read from."""
     prompt: tuple[Message, ...]
     gold: str
     options: Mapping[str, str] | None = None
     """Letter to text, for multiple choice; `gold` is a letter then."""
     source: str = ""
-    """Which of several data sets it is from."""
+    """Name of the data set it is from, where a benchmark has several."""
     grader: str = ""
-    """Its own grader, where it is not the benchmark's."""
+    """Grader of this item, where it differs from the benchmark's."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn."""
+    """Sampling parameters of responses."""
 
     max_tokens: int
     """Longest response in tokens."""
@@ -60,7 +60,7 @@ class HubTable:
 
 @dataclass(frozen=True)
 class Paper:
-    """What arXiv 2602.11424 does with a benchmark, see `protocol` in `EvaluationSpec`."""
+    """Settings of arXiv 2602.11424 for a benchmark, see `protocol` in `EvaluationSpec`."""
 
     sampling: Sampling
     styles: Mapping[str, str]
@@ -77,9 +77,9 @@ class Benchmark:
 
     name: str
     summary: str
-    """One line on what is asked and how it is graded."""
+    """Task and grading in one line."""
     source: str
-    """Where the items come from."""
+    """Origin of the items."""
     records: HubTable | Callable[[], Iterable[Record]]
     """The rows: on the hub unless there is a local file of them, or made by a function."""
     read: Callable[[Record, int], Item | None]
@@ -87,20 +87,20 @@ class Benchmark:
     grader: str
     """A name in `deft.evaluators.grading.GRADERS`, or ``package.module:function``."""
     sampling: Sampling
-    """How to sample where a run file does not say."""
+    """Default sampling, where a run file sets none."""
     metrics: tuple[Metric, ...]
-    """What is computed of the graded responses."""
+    """Functions that compute metrics from the graded responses."""
     instruction: str = ""
-    """What the task asks for beside the question; the prompt style decides where it is said."""
+    """Text that the prompt style adds to each question, such as the form of the answer."""
     size: int | None = None
-    """Number of items, where it is known beforehand."""
+    """Number of items, where it is known in advance."""
     several_sources: bool = False
-    """Whether every source is reported on its own, and a part of the items is taken from each."""
+    """Whether each source is reported on its own, and items are taken from each in turn."""
     headline: str = "avg"
-    """What runs are compared by: ``avg`` (share of correct responses) or one of the scores."""
+    """Metric that runs are compared by: ``avg`` (share of correct responses) or a score."""
     paper: Paper | None = None
 
 
 def read_generated(record: Record, number: int) -> Item:
-    """An item of a benchmark that generates its records: ``id``, ``prompt`` (turns), ``gold``."""
+    """Read a record of a benchmark that generates them: ``id``, ``prompt`` (turns), ``gold``."""
     return Item(record["id"], record["prompt"], record["gold"])

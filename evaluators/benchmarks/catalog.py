@@ -1,4 +1,4 @@
-"""The benchmarks there are. Importing this module loads no model, data or engine library."""
+"""The catalog of benchmarks. Importing this module loads no model, data or engine library."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name, or the one at an import path ``package.module:object``.
+    """Return the benchmark of that name, or the one at an import path ``package.module:object``.
 
     Raises:
-        ValueError: there is none; the message says which there are.
+        ValueError: there is none; the message lists the names.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]

@@ -10,7 +10,7 @@ from deft.workers.data.chain_sum import TEST_SIZE, chain_sum_examples
 
 
 def chain_sum_records() -> Iterator[Record]:
-    """All test items; of the worked response only the answer is the gold."""
+    """Generate all test items; of the worked response only the answer is the gold."""
     for example in chain_sum_examples("test", TEST_SIZE):
         answer = example.response.rpartition("=")[2]
         yield {"id": example.id, "prompt": example.prompt, "gold": answer}

@@ -10,7 +10,7 @@ from deft.workers.data.figfont import MAX_TEST_SIZE, TEST_START, figfont_example
 
 
 def figfont_records() -> Iterator[Record]:
-    """All test items, each generated when it is asked for."""
+    """Generate all test items lazily."""
     for example in figfont_examples(TEST_START, MAX_TEST_SIZE):
         yield {"id": example.id, "prompt": example.prompt, "gold": example.response}
 

@@ -1,4 +1,4 @@
-"""What a model could do before it was trained on something else: a small suite of our own.
+"""A small suite that shows what a model forgets when it is trained on something else.
 
 Three sources of items, all in `general.jsonl` and written for this platform: `arithmetic`
 (numbers, compared as mathematics), `knowledge` (multiple choice of general knowledge) and
@@ -19,13 +19,13 @@ GRADER_OF_SOURCE = {"arithmetic": "math", "knowledge": "medical", "instructions"
 
 
 def shipped_items() -> Iterator[Record]:
-    """The rows that come with the platform."""
+    """Read the rows that are shipped with the platform."""
     for line in ITEMS_FILE.read_text(encoding="utf-8").splitlines():
         yield json.loads(line)
 
 
 def read_item(record: Record, number: int) -> Item:
-    """A question, below it the options where it has some."""
+    """Read a question, with its options below it where it has some."""
     options = record.get("options")
     lines = [record["question"]]
     if options:

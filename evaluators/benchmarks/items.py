@@ -16,6 +16,7 @@ from deft.workers.common.files import write_atomic
 from deft.workers.data.readers import BadRecord, read_records
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+"""Suffixes of files in a data folder, in the order in which they are looked for."""
 
 
 def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Path:
@@ -34,14 +35,14 @@ def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Pat
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items in a file that `prepare_items` wrote."""
+    """Read the items in a file that `prepare_items` wrote."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = map(json.loads, lines)
     return [Item(**{**row, "prompt": tuple(row["prompt"])}) for row in rows]
 
 
 def load_items(spec: BenchmarkSpec, data_dir: str | None) -> list[Item]:
-    """The items that ``spec`` names; see `prepare_items`."""
+    """Load the items that ``spec`` names; see `prepare_items`."""
     benchmark = get_benchmark(spec.name)
     records, where = _records(benchmark, spec, data_dir)
     items = _read(benchmark, records, where)
@@ -61,16 +62,18 @@ def load_items(spec: BenchmarkSpec, data_dir: str | None) -> list[Item]:
 
 
 def take_in_turn(items: Sequence[Item], size: int | None) -> list[Item]:
-    """The first ``size`` items, one of each source after the other, in the order of ``items``."""
+    """Choose ``size`` items, one of each source in turn; they keep the order of ``items``."""
     rank: dict[str, int] = {}
-    places = []
+    ranked = []
     for position, item in enumerate(items):
         rank[item.source] = rank.get(item.source, -1) + 1
-        places.append((rank[item.source], position))
-    return [items[position] for position in sorted(p for _, p in sorted(places)[:size])]
+        ranked.append((rank[item.source], position))
+    chosen = sorted(position for _, position in sorted(ranked)[:size])
+    return [items[position] for position in chosen]
 
 
 def _read(benchmark: Benchmark, records: Iterable[Record], where: str) -> Iterator[Item]:
+    """Turn records into items; a record that cannot be read is a ValueError with its row."""
     for number, record in enumerate(records):
         try:
             item = benchmark.read(record, number)
@@ -90,7 +93,7 @@ def _read(benchmark: Benchmark, records: Iterable[Record], where: str) -> Iterat
 def _records(
     benchmark: Benchmark, spec: BenchmarkSpec, data_dir: str | None
 ) -> tuple[Iterable[Record], str]:
-    """The rows of a benchmark, and where they are."""
+    """Open the rows of a benchmark; returns them and the place they are from."""
     if spec.file is not None:
         return read_file(Path(spec.file)), spec.file
     table = benchmark.records
@@ -110,7 +113,7 @@ def _records(
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """The rows of a JSONL or Parquet file, or of a JSON file that holds a list.
+    """Read the rows of a JSONL or Parquet file, or of a JSON file that holds a list.
 
     A JSON object of lists is read as one list, each row with its key as `source`.
 
@@ -125,10 +128,10 @@ def read_file(path: Path) -> Iterator[Record]:
         for source, rows in content.items():
             yield from ({"source": source, **row} for row in rows)
         return
-    for found in read_records(path, str(path), ()):
-        if isinstance(found, BadRecord):
-            raise ValueError(f"{found.where}: {found.message}")
-        yield found.fields
+    for record in read_records(path, str(path), ()):
+        if isinstance(record, BadRecord):
+            raise ValueError(f"{record.where}: {record.message}")
+        yield record.fields
 
 
 def _read_hub(name: str, table: HubTable) -> Iterable[Record]:
@@ -142,7 +145,7 @@ def _read_hub(name: str, table: HubTable) -> Iterable[Record]:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{name}: {table.repo} could not be had from the Hugging Face hub ({reason:.200}). "
+            f"{name}: could not download {table.repo} from the Hugging Face hub ({reason:.200}). "
             f"Without it, put its rows as {name}.jsonl or {name}.parquet into a folder and name "
             "that folder: evaluation.data_dir in a run file, --data-dir on the command line"
         ) from None

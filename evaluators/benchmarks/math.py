@@ -39,11 +39,11 @@ CORRECTED_GOLDS = {
     "221,$8": "221,8",
     r"\frac{1}{2},\sqrt{x}": r"\frac{1}{2}\sqrt{x}",
 }
-"""Slips in the published golds of minerva_math and olympiadbench; unlike anything they resemble."""
+"""Misprinted golds of minerva_math and olympiadbench → what was meant."""
 
 
 def last_box(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{…}``, braces matched; None without one."""
+    r"""Return the content of the last ``\boxed{…}``, braces matched; None without one."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -57,30 +57,30 @@ def last_box(text: str) -> str | None:
 
 
 def box_of_solution(record: Record) -> str:
-    """The solution's last box; the field `answer` where there is no solution."""
+    """Return the solution's last box, or the field `answer` where there is no solution."""
     box = last_box(str(record.get("solution") or ""))
     return box if box is not None else str(record["answer"])
 
 
 def first_final_answer(record: Record) -> str:
-    """The first of `final_answer`, without the dollar signs around it."""
+    """Return the first of `final_answer`, without the dollar signs around it."""
     answers = record["final_answer"]
     return str(answers if isinstance(answers, str) else answers[0]).strip().strip("$")
 
 
 def after_hashes(record: Record) -> str:
-    """What follows ``####``, without thousands separators."""
+    """Return the text after ``####``, without thousands separators."""
     return str(record["answer"]).rpartition("####")[2].strip().replace(",", "")
 
 
 def plain_answer(record: Record) -> str:
-    """The field `answer`; whole numbers without their decimal point."""
+    """Return the field `answer`; whole numbers without their decimal point."""
     answer = record["answer"]
     return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
 
 
 def reader(gold: Callable[[Record], str], id_field: str = "") -> Callable[[Record, int], Item]:
-    """A reader of rows with a `question` or `problem`, told where the gold is."""
+    """Make a reader of rows with a `question` or `problem` whose gold is ``gold(row)``."""
 
     def read(record: Record, number: int) -> Item:
         question = record["question"] if "question" in record else record["problem"]

@@ -8,7 +8,7 @@ from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
 
 def read_choice(record: Record, number: int) -> Item | None:
-    """A question with its options below it, a line each.
+    """Read a question with its options below it, a line each.
 
     Rows whose `answer` is not the text of the option it names are left out, as m1 does.
     """

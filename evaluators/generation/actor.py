@@ -94,7 +94,11 @@ class Evaluator:
         ]
         write_predictions(predictions, job.predictions)
         return JobResult(
-            metrics=summarize(predictions, rendered.benchmark),
+            metrics=summarize(
+                predictions,
+                rendered.benchmark.metrics,
+                several_sources=rendered.benchmark.several_sources,
+            ),
             prompt=rendered.record(),
             num_generated=len(missing),
             num_resumed=num_resumed,

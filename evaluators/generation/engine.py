@@ -1,7 +1,7 @@
-"""What generates: token ids in, token ids out.
+"""The interface of engines: token ids in, token ids out.
 
-An engine holds no tokenizer. Text is made and read by its caller with the tokenizer of the model
-that is loaded, so that a swap of weights can never leave another model's vocabulary behind.
+An engine holds no tokenizer. Its caller encodes and decodes text with the tokenizer of the loaded
+model, so that a swap of weights can never leave another model's vocabulary behind.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ class Request:
 
     prompt: list[int]
     seed: int
-    """Of its sampling, which makes it independent of the other requests."""
+    """Seed of its sampling, which makes it independent of the other requests."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How responses are drawn, and what ends them."""
+    """Sampling parameters and ends of responses."""
 
     max_tokens: int
-    """Generated tokens at most; the engine's context may end a response earlier."""
+    """Most generated tokens; the engine's context may end a response earlier."""
     temperature: float
     """0 for greedy decoding."""
     top_p: float
     stop_token_ids: list[int]
     reached_stop: Callable[[Sequence[int]], bool] | None = None
-    """Told what has been generated so far: whether the response is over, see `stop_check`."""
+    """Called with the tokens generated so far; True ends the response, see `stop_check`."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Generation:
 
 
 class Engine(Protocol):
-    """At most one model, inside this process."""
+    """Generates with at most one model at a time, inside this process."""
 
     def load(self, model_path: Path, architecture: Architecture) -> Start:
         """Serve the model at ``model_path``, whose architecture the caller has read.
 
-        A running engine takes over the weights of a model of the same architecture in place;
-        otherwise one is started.
+        A running engine loads the weights of a model of the same architecture in place; for any
+        other architecture an engine is started.
 
         Raises:
             RuntimeError: the model cannot be served, or memory does not suffice.

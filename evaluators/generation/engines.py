@@ -1,4 +1,4 @@
-"""The engines there are."""
+"""Creation of engines by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from deft.evaluators.spec import EngineSpec
 
 
 def create_engine(spec: EngineSpec) -> Engine:
-    """The engine that ``spec`` names, without a model."""
+    """Create the engine that ``spec`` names, without a model."""
     # Each takes seconds to import and reads the process's environment when it does.
     if spec.type == "transformers":
         from deft.evaluators.generation.transformers_engine import TransformersEngine

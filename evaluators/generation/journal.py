@@ -1,4 +1,4 @@
-"""Responses on disk the moment they are generated, so that nothing is ever generated twice.
+"""A journal of responses, written as they are generated, so that none is generated twice.
 
 One JSON object a line, with the fields that graders read: `deft grade` takes such a file as it is.
 """
@@ -10,13 +10,15 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deft.workers.common.files import drop_torn_line
+
 
 @dataclass(frozen=True)
 class Response:
-    """What a model answered to one item, one of several times."""
+    """One sample of a model's response to an item."""
 
     id: str
-    """The item's."""
+    """Id of the item."""
     sample: int
     response: str
     gold: str
@@ -28,18 +30,16 @@ class Response:
 
     @property
     def key(self) -> tuple[str, int]:
+        """Item id and sample."""
         return self.id, self.sample
 
 
 def read_responses(path: Path) -> dict[tuple[str, int], Response]:
-    """All whole lines of a journal; a last one that a crash tore is cut off."""
+    """Read a journal, after cutting off a last line that a crash left without its end."""
+    drop_torn_line(path)
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    responses = (Response(**json.loads(line)) for line in content[:whole].splitlines())
+    responses = (Response(**json.loads(line)) for line in path.read_bytes().splitlines())
     return {response.key: response for response in responses}
 
 

@@ -1,4 +1,4 @@
-"""What the evaluation reads from a model directory (Hugging Face layout, safetensors weights)."""
+"""Reading a model directory (Hugging Face layout, safetensors weights)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _NO_ARCHITECTURE = {"_name_or_path", "dtype", "torch_dtype", "transformers_versi
 
 @dataclass(frozen=True)
 class Architecture:
-    """What two checkpoints must share for one's weights to fit into the other's engine."""
+    """Configuration and tensor shapes; equal where one's weights fit into the other's engine."""
 
     config: dict[str, Any]
     tensors: dict[str, tuple[int, ...]]
-    """Shapes of the stored tensors by name."""
+    """Name → shape of the stored tensors."""
 
 
 def read_architecture(model_path: Path) -> Architecture:
@@ -48,21 +48,21 @@ def read_architecture(model_path: Path) -> Architecture:
 
 
 def read_stop_token_ids(model_path: Path, eos_token_id: int | None) -> list[int]:
-    """Token ids that end a response: the tokenizer's EOS and those of the generation config.
+    """Read the token ids that end a response: the tokenizer's EOS and the generation config's.
 
     Chat models often name several there. Without a generation_config.json, config.json counts.
     """
     generation_config = model_path / "generation_config.json"
     source = generation_config if generation_config.is_file() else model_path / "config.json"
     declared = _read_json(source).get("eos_token_id")
-    ids = declared if isinstance(declared, list) else [declared]
-    return sorted({token_id for token_id in [*ids, eos_token_id] if token_id is not None})
+    token_ids = declared if isinstance(declared, list) else [declared]
+    return sorted({token_id for token_id in [*token_ids, eos_token_id] if token_id is not None})
 
 
 def fingerprint(model_path: Path) -> str:
-    """Twelve hexadecimal digits that change when the model in a directory is written anew.
+    """Hash names, sizes and times of a model's files to 12 hexadecimal digits.
 
-    Taken over names, sizes and times of its files, since weights are too large to be read for it.
+    It changes when the model in a directory is written anew. Weights are too large to be read.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -75,9 +75,9 @@ def fingerprint(model_path: Path) -> str:
 
 
 def model_digest(model_path: Path) -> str:
-    """SHA-256 over names and contents of a model's files: the same wherever a copy of it lies.
+    """Hash names and contents of a model's files (SHA-256); the same for every copy.
 
-    All weights are read for it, once per process.
+    Reads all weights, once per process.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -91,7 +91,7 @@ def _model_digest(model_path: Path, fingerprint: str) -> str:
 
 
 def _model_files(model_path: Path) -> list[Path]:
-    """The files that make a model what it is, sorted."""
+    """List weights, configuration and tokenizer files, sorted."""
     suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja")
     return sorted(file for file in model_path.iterdir() if file.suffix in suffixes)
 

@@ -1,4 +1,4 @@
-"""Evaluators on all devices of a Ray cluster: an actor that is done takes the next benchmark."""
+"""Evaluators on all devices of a Ray cluster; an actor that is done takes the next benchmark."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.spec import EngineSpec
 
 MAX_DEATHS = 3
-"""Actors that may die over one job before it is given up."""
+"""Deaths of actors over one job after which it is given up."""
 
-PATIENCE = 30.0
-"""Seconds after which it is said that all devices are taken, and between looks at engines."""
+POLL_SECONDS = 30.0
+"""Seconds between checks for hung engines, and until it is reported that all devices are busy."""
 
-HUNG_AFTER = 3600.0
-"""Seconds without a new response after which an engine is taken for hung and replaced; 32,000
-tokens at ten a second do not take as long."""
+HUNG_ENGINE_SECONDS = 3600.0
+"""Seconds without a new response after which an engine counts as hung and is replaced; 32,000
+tokens at ten a second take less."""
 
 _ENVIRONMENT = {
     # The engine runs inside the actor: faster to start, and gone when the actor is gone.
@@ -43,37 +43,38 @@ _QUIET = {
 
 @dataclass
 class _Slot:
-    """Devices that are reserved, and the actor on them."""
+    """Reserved devices and the actor on them."""
 
     group: PlacementGroup | None
-    """Without, nothing is reserved."""
+    """Reservation of the devices; None if nothing is reserved."""
     actor: Any = None
     model: str = ""
-    """The model it was last given."""
+    """Model directory of its last job."""
     waiting_for: Any = None
-    """What Ray will announce: the reservation, or the end of a job."""
+    """Ray reference that is awaited: of the reservation or of a running job."""
     job: EvaluationJob | None = None
+    """The running job."""
     journal_size: int | None = None
-    """Bytes of responses when it was looked at last."""
-    moved_at: float = 0.0
-    """When there were more of them, by the monotonic clock."""
+    """Bytes of the job's journal at the last check."""
+    grown_at: float = 0.0
+    """Time of the last check that found the journal grown, by the monotonic clock."""
 
 
 class Pool(Protocol):
-    """What evaluates jobs."""
+    """A set of evaluators."""
 
     def run(
         self, jobs: Sequence[EvaluationJob], progress: Queue | None = None
     ) -> Iterator[tuple[EvaluationJob, JobResult]]:
-        """Yield each job with what `Evaluator.run` returned for it, as soon as it is done."""
+        """Yield each job with its result as soon as it is done."""
 
 
 @dataclass
 class EvaluatorPool:
     """As many evaluators as the cluster's devices allow, started as jobs need them.
 
-    It may be kept for as long as it is of use: its engines stay warm from one `run` to the next,
-    and a model of an architecture that one of them serves costs no engine start. Each engine's
+    Engines stay warm from one `run` to the next, and a model of an architecture that one of them
+    serves costs no engine start. Each engine's
     devices are reserved in a placement group, which an actor that replaces a dead one inherits and
     `close` gives back. A context manager; not for several threads.
     """
@@ -84,10 +85,10 @@ class EvaluatorPool:
     verbose: bool = False
     """Whether vLLM and PyTorch log more than errors."""
     max_engines: int | None = None
-    """Engines at most, however many devices there are."""
+    """Most engines, however many devices there are."""
     reserve: bool = True
-    """Whether engines' devices are theirs until the end; if not, they use the CPUs that others have
-    reserved but leave idle."""
+    """Whether devices stay reserved until `close`; if not, engines use CPUs that others reserved
+    but leave idle."""
     _slots: list[_Slot] = field(default_factory=list)
     _num_engines: int = 0
 
@@ -104,7 +105,7 @@ class EvaluatorPool:
     def run(
         self, jobs: Sequence[EvaluationJob], progress: Queue | None = None
     ) -> Iterator[tuple[EvaluationJob, JobResult]]:
-        """Yield each job with what `Evaluator.run` returned for it, as soon as it is done.
+        """Yield each job with its result as soon as it is done.
 
         Args:
             jobs: taken in this order, except that an actor prefers jobs for the model it has.
@@ -128,9 +129,11 @@ class EvaluatorPool:
             while pending or any(slot.job is not None for slot in self._slots):
                 for slot in self._slots:
                     if slot.waiting_for is None and pending:
-                        self._assign(slot, pending, progress)
+                        job = next((job for job in pending if job.model == slot.model), pending[0])
+                        pending.remove(job)
+                        self._start(slot, job, progress)
                 busy = {slot.waiting_for: slot for slot in self._slots if slot.waiting_for}
-                ready, _ = ray.wait(list(busy), num_returns=1, timeout=PATIENCE)
+                ready, _ = ray.wait(list(busy), num_returns=1, timeout=POLL_SECONDS)
                 self._kill_hung()
                 if not ready:
                     if progress is not None and not any(slot.job for slot in self._slots):
@@ -139,56 +142,56 @@ class EvaluatorPool:
                 (done,) = ready
                 slot = busy[done]
                 slot.waiting_for = None
-                job, slot.job = slot.job, None
-                if job is None:  # its devices are there
+                finished_job, slot.job = slot.job, None
+                if finished_job is None:  # its devices have been reserved
                     continue
                 try:
                     result = ray.get(done)
                 except ray.exceptions.RayActorError as error:
                     slot.actor, slot.model = None, ""
-                    deaths[job] += 1
-                    if deaths[job] == MAX_DEATHS:
+                    deaths[finished_job] += 1
+                    name = finished_job.name
+                    if deaths[finished_job] == MAX_DEATHS:
                         raise RuntimeError(
-                            f"the evaluator died {MAX_DEATHS} times over {job.name}: {error}"
+                            f"the evaluator died {MAX_DEATHS} times over {name}: {error}"
                         ) from error
-                    pending.insert(0, job)
+                    pending.insert(0, finished_job)
                     if progress is not None:
-                        event = {"event": "evaluator_died", "model": job.label}
-                        progress.put({**event, "benchmark": job.name})
+                        event = {"event": "evaluator_died", "model": finished_job.label}
+                        progress.put({**event, "benchmark": name})
                 else:
-                    yield job, result
+                    yield finished_job, result
         finally:
             self._drop_unfinished()
 
     def _drop_unfinished(self) -> None:
-        """End the actors whose work nobody waits for any more."""
+        """Kill the actors of jobs that nobody waits for any more."""
         for slot in self._slots:
             if slot.job is not None:
                 ray.kill(slot.actor)
                 slot.actor, slot.model, slot.job, slot.waiting_for = None, "", None, None
 
-    def _assign(self, slot: _Slot, pending: list[EvaluationJob], progress: Queue | None) -> None:
-        job = next((job for job in pending if job.model == slot.model), pending[0])
-        pending.remove(job)
+    def _start(self, slot: _Slot, job: EvaluationJob, progress: Queue | None) -> None:
+        """Run ``job`` on the slot's actor, which is started if there is none."""
         if slot.actor is None:
             slot.actor = self._start_actor(slot.group)
         slot.job, slot.model, slot.journal_size = job, job.model, None
         slot.waiting_for = slot.actor.run.remote(job, progress)
 
     def _kill_hung(self) -> None:
-        """End the actors that have not responded for so long that they never will."""
+        """Kill the actors whose journals have not grown for `HUNG_ENGINE_SECONDS`."""
         for slot in self._slots:
             if slot.job is None:
                 continue
             journal = slot.job.responses
             size = journal.stat().st_size if journal.exists() else 0
             if size != slot.journal_size:
-                slot.journal_size, slot.moved_at = size, time.monotonic()
-            elif time.monotonic() - slot.moved_at > HUNG_AFTER:
+                slot.journal_size, slot.grown_at = size, time.monotonic()
+            elif time.monotonic() - slot.grown_at > HUNG_ENGINE_SECONDS:
                 ray.kill(slot.actor)
 
     def _start_actor(self, group: PlacementGroup | None) -> Any:
-        """An actor in ``group``. It is typed Any because Ray's own type knows no methods."""
+        """Start an actor in ``group``. It is typed Any because Ray's own type has no methods."""
         environment = {**_ENVIRONMENT, **({} if self.verbose else _QUIET)}
         if self.use_gpu and self.spec.batch_invariant:
             environment["VLLM_BATCH_INVARIANT"] = "1"
@@ -206,7 +209,7 @@ class EvaluatorPool:
         return as_actor(Evaluator).remote(self.spec)
 
     def close(self) -> None:
-        """End every actor, and with it its engine, and give the devices back."""
+        """Kill every actor with its engine, and give the devices back."""
         for slot in self._slots:
             if slot.actor is not None:
                 ray.kill(slot.actor)
@@ -222,7 +225,7 @@ class EvaluatorPool:
 
 
 def engine_resources(spec: EngineSpec, *, use_gpu: bool) -> dict[str, float]:
-    """What one engine reserves on one node."""
+    """Return the resources that one engine reserves on one node."""
     if use_gpu:
         return {"CPU": 1, "GPU": spec.tensor_parallel}
     cores = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
@@ -230,7 +233,7 @@ def engine_resources(spec: EngineSpec, *, use_gpu: bool) -> dict[str, float]:
 
 
 def count_engines(spec: EngineSpec, *, use_gpu: bool) -> int:
-    """How many engines the cluster's devices hold, all of them free.
+    """Count the engines that the cluster's devices can hold when all are free.
 
     Raises:
         ValueError: no node has enough devices for one.
@@ -242,5 +245,5 @@ def count_engines(spec: EngineSpec, *, use_gpu: bool) -> int:
     )
     if fitting == 0:
         need = " and ".join(f"{amount:g} {kind}s" for kind, amount in bundle)
-        raise ValueError(f"engine: it needs {need} on one node, and the cluster has none such")
+        raise ValueError(f"engine: it needs {need} on one node; no node of the cluster has as many")
     return fitting

@@ -1,4 +1,4 @@
-"""Everything an evaluation needs on disk, and proof that it can be done, before it starts."""
+"""Preparation of an evaluation: items on disk, and checks before an engine starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prepare_benchmarks(spec: EvaluationSpec, cache: Path) -> dict[str, str]:
 def require_prompts(
     spec: EvaluationSpec, items: Mapping[str, str], model_dir: str, trained_style: str
 ) -> None:
-    """Render a prompt of every benchmark for a model that is going to be asked.
+    """Check that the prompts of every benchmark can be rendered for a model.
 
     Args:
         spec: the evaluation.
@@ -54,8 +54,8 @@ def require_prompts(
             raise ValueError(f"{benchmark.name}: {error}") from None
 
 
-def absolute(spec: EvaluationSpec) -> EvaluationSpec:
-    """``spec`` with local paths made absolute: Ray's processes work in other directories."""
+def with_absolute_paths(spec: EvaluationSpec) -> EvaluationSpec:
+    """Make local paths of ``spec`` absolute: Ray's processes work in other directories."""
     benchmarks = tuple(
         benchmark.model_copy(update={"file": str(Path(benchmark.file).absolute())})
         if benchmark.file

@@ -1,4 +1,4 @@
-"""Warm engines that several runs of a sweep share: one actor that lends them out."""
+"""Warm engines that several runs of a sweep share, lent by one actor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from deft.evaluators.generation.pool import EvaluatorPool
 from deft.evaluators.spec import EngineSpec
 from deft.workers.common.ray_placement import on_this_node
 
-CALLERS = 256
-"""Runs that may wait for an engine at the same time."""
+MAX_CALLERS = 256
+"""Most runs that wait for an engine at the same time."""
 
 
 class EngineLender:
-    """A Ray actor with pools of one engine each; whoever comes gets a free one, or waits."""
+    """A Ray actor with pools of one engine each; a caller gets a free one, or waits."""
 
     def __init__(
         self, spec: EngineSpec, num_engines: int, *, use_gpu: bool, reserve: bool, verbose: bool
@@ -35,7 +35,7 @@ class EngineLender:
     def run(
         self, jobs: Sequence[EvaluationJob], progress: Queue | None
     ) -> Iterator[tuple[EvaluationJob, JobResult]]:
-        """As `EvaluatorPool.run`, on one engine."""
+        """Run jobs as `EvaluatorPool.run` does, on one engine."""
         pool = self._free.get()
         try:
             yield from pool.run(jobs, progress)
@@ -43,7 +43,7 @@ class EngineLender:
             self._free.put(pool)
 
     def close(self) -> None:
-        """End every engine and give its devices back."""
+        """Stop every engine and give its devices back."""
         for pool in self._pools:
             pool.close()
 
@@ -68,26 +68,26 @@ class SharedPool:
 
         Args:
             spec: the engines' settings.
-            num_engines: how many there are at most.
+            num_engines: most engines at a time.
             use_gpu: whether they run on GPUs.
-            reserve: whether their devices are theirs until the end.
+            reserve: whether their devices stay reserved until `close`.
             verbose: whether vLLM and PyTorch log more than errors.
         """
         # Typed Any because Ray's own type does not know all options.
         lender: Any = ray.remote(EngineLender)
         self._lender = lender.options(
-            num_cpus=0, max_concurrency=CALLERS, scheduling_strategy=on_this_node()
+            num_cpus=0, max_concurrency=MAX_CALLERS, scheduling_strategy=on_this_node()
         ).remote(spec, num_engines, use_gpu=use_gpu, reserve=reserve, verbose=verbose)
 
     def run(
         self, jobs: Sequence[EvaluationJob], progress: Queue | None = None
     ) -> Iterator[tuple[EvaluationJob, JobResult]]:
-        """See `EvaluatorPool.run`."""
+        """Run jobs on the first engine that is free, see `EvaluatorPool.run`."""
         for result in self._lender.run.remote(list(jobs), progress):
             yield ray.get(result)
 
     def close(self) -> None:
-        """End every engine and give its devices back."""
+        """Stop every engine and give its devices back."""
         ray.get(self._lender.close.remote())
         ray.kill(self._lender)
 

@@ -22,10 +22,11 @@ from deft.evaluators.generation.model_dir import Architecture
 from deft.evaluators.spec import EngineSpec
 
 BATCH_SIZE = 8
+"""Requests that are generated together."""
 
 
 class TransformersEngine:
-    """See `Engine`. Batches of requests of similar length, padded on the left."""
+    """An `Engine` that generates batches of requests of similar length, padded on the left."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
@@ -33,7 +34,7 @@ class TransformersEngine:
         self._model: Any = None
 
     def load(self, model_path: Path, architecture: Architecture) -> Start:
-        """See `Engine`; loading is all there is to a start."""
+        """Load a model, see `Engine`; no weights are swapped in place."""
         self._model = None
         dtype = self._spec.dtype
         if dtype == "auto":
@@ -53,7 +54,7 @@ class TransformersEngine:
     def generate(
         self, requests: Sequence[Request], decoding: Decoding
     ) -> Iterator[tuple[int, Generation]]:
-        """See `Engine`."""
+        """Generate responses, see `Engine`."""
         if self._model is None:
             raise RuntimeError("no model is loaded")
         context = self._model.config.get_text_config().max_position_embeddings
@@ -68,15 +69,15 @@ class TransformersEngine:
         size = 1 if self._spec.batch_invariant else BATCH_SIZE
         for start in range(0, len(fitting), size):
             chosen = fitting[start : start + size]
-            rooms = [
+            limits = [
                 min(decoding.max_tokens, context - len(requests[index].prompt)) for index in chosen
             ]
-            batch = self._generate_batch([requests[index] for index in chosen], rooms, decoding)
+            batch = self._generate_batch([requests[index] for index in chosen], limits, decoding)
             yield from zip(chosen, batch, strict=True)
 
     @torch.no_grad()
     def _generate_batch(
-        self, requests: Sequence[Request], rooms: Sequence[int], decoding: Decoding
+        self, requests: Sequence[Request], limits: Sequence[int], decoding: Decoding
     ) -> list[Generation]:
         width = max(len(request.prompt) for request in requests)
         pads = [width - len(request.prompt) for request in requests]
@@ -97,7 +98,7 @@ class TransformersEngine:
         output = self._model.generate(
             ids.to(self._device),
             attention_mask=mask.to(self._device),
-            max_new_tokens=max(rooms),
+            max_new_tokens=max(limits),
             do_sample=False,
             eos_token_id=decoding.stop_token_ids or None,
             pad_token_id=0,
@@ -105,7 +106,7 @@ class TransformersEngine:
             stopping_criteria=criteria,
         )
         rows = output[:, width:].tolist()
-        return [_cut(row, room, decoding) for row, room in zip(rows, rooms, strict=True)]
+        return [_cut(row, limit, decoding) for row, limit in zip(rows, limits, strict=True)]
 
 
 class GumbelNoise(LogitsProcessor):
@@ -126,7 +127,7 @@ class GumbelNoise(LogitsProcessor):
 
 
 class ReachedStop(StoppingCriteria):
-    """Ends the rows whose text is over."""
+    """Ends the rows in which a stop string has been generated."""
 
     def __init__(self, reached: Callable[[Sequence[int]], bool], width: int) -> None:
         self._reached = reached
@@ -137,11 +138,11 @@ class ReachedStop(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def _cut(tokens: list[int], room: int, decoding: Decoding) -> Generation:
-    """A row of a batch up to where it ends: what follows belongs to longer rows."""
+def _cut(token_ids: list[int], limit: int, decoding: Decoding) -> Generation:
+    """Cut a row of a batch where its response ends; what follows belongs to longer rows."""
     stops = set(decoding.stop_token_ids)
-    for length, token in enumerate(tokens[:room], start=1):
-        seen = tokens[:length]
-        if token in stops or (decoding.reached_stop is not None and decoding.reached_stop(seen)):
-            return Generation(seen, "stop")
-    return Generation(tokens[:room], "length")
+    reached_stop = decoding.reached_stop or (lambda _: False)
+    for length, token_id in enumerate(token_ids[:limit], start=1):
+        if token_id in stops or reached_stop(token_ids[:length]):
+            return Generation(token_ids[:length], "stop")
+    return Generation(token_ids[:limit], "length")

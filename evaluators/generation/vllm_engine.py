@@ -1,4 +1,4 @@
-"""A vLLM engine that stays warm: weights are exchanged in place."""
+"""A vLLM engine that stays warm: weights are swapped in place."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deft.evaluators.generation.engine import Decoding, Generation, Request, Sta
 from deft.evaluators.generation.model_dir import Architecture
 from deft.evaluators.spec import EngineSpec
 
-WAITING = 256
-"""Requests that wait beyond those being generated; the rest stays outside the engine."""
+QUEUED_REQUESTS = 256
+"""Requests inside the engine beyond those being generated; the others are added later."""
 
 
 class VllmEngine:
-    """See `Engine`."""
+    """An `Engine` on vLLM."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
@@ -34,7 +34,7 @@ class VllmEngine:
         self._architecture: Architecture | None = None
 
     def load(self, model_path: Path, architecture: Architecture) -> Start:
-        """See `Engine`; an engine of another architecture is closed before."""
+        """Load a model, see `Engine`; an engine of another architecture is closed before."""
         fits = self._engine is not None and architecture == self._architecture
         # Whatever fails from here on leaves no engine that another model would be swapped into.
         self._architecture = None
@@ -54,12 +54,12 @@ class VllmEngine:
     def generate(
         self, requests: Sequence[Request], decoding: Decoding
     ) -> Iterator[tuple[int, Generation]]:
-        """See `Engine`."""
+        """Generate responses, see `Engine`."""
         if self._engine is None:
             raise RuntimeError("no model is loaded")
         engine = self._engine
         max_model_len = engine.vllm_config.model_config.max_model_len
-        window = engine.vllm_config.scheduler_config.max_num_seqs + WAITING
+        window = engine.vllm_config.scheduler_config.max_num_seqs + QUEUED_REQUESTS
         # Whole outputs at the end are cheaper, unless every token must be looked at.
         streams = decoding.reached_stop is not None
         running: dict[int, list[int]] = {}
@@ -68,11 +68,11 @@ class VllmEngine:
         try:
             while running or not exhausted:
                 while not exhausted and len(running) < window:
-                    following = next(waiting, None)
-                    if following is None:
+                    next_request = next(waiting, None)
+                    if next_request is None:
                         exhausted = True
                         break
-                    index, request = following
+                    index, request = next_request
                     if len(request.prompt) >= max_model_len:
                         yield index, Generation([], "prompt_too_long")
                         continue

@@ -1,4 +1,4 @@
-"""Two or more runs on the same items: which differences are more than noise."""
+"""Compare runs on the same items: which differences are more than noise."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from deft.evaluators.scores.heldout_table import read_losses, text_bits
 from deft.evaluators.scores.statistics import Difference, Floats, Interval
 
 LEVEL = 0.05
-"""Chance of at least one false alarm in a whole comparison."""
+"""Familywise error rate of a whole comparison."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one run says about each item of a benchmark."""
+    """The scores of one run on the items of a benchmark."""
 
     ids: Sequence[str]
     values: Floats
@@ -33,9 +33,11 @@ class Measured:
     """Shares of responses: truncated, missing EOS, no answer, grader error."""
 
     def mean(self) -> float:
+        """Compute the weighted mean over items."""
         return float((self.values * self.weights).sum() / self.weights.sum())
 
     def interval(self) -> Interval:
+        """Compute the 95 % interval of `mean` over items."""
         return statistics.bootstrap_interval(self.values, weights=self.weights)
 
 
@@ -54,12 +56,12 @@ class Comparison:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the difference is told from noise at `LEVEL`."""
+        """Whether the difference is significant at `LEVEL`."""
         return self.adjusted_p < LEVEL
 
 
 def read_predictions(path: Path, headline: str) -> Measured:
-    """The items of a predictions table; ``headline`` as in `Benchmark`."""
+    """Read the items of a predictions table; ``headline`` as in `Benchmark`."""
     columns = ["id", "sample", "verdict", "finish_reason", "scores"]
     rows = pq.read_table(path, columns=columns).to_pylist()
     values: dict[str, list[float]] = {}
@@ -89,7 +91,7 @@ def read_predictions(path: Path, headline: str) -> Measured:
 
 
 def read_heldout(path: Path) -> Measured:
-    """The rows of a table of losses, measured in bits per byte."""
+    """Read the rows of a table of losses, in bits per byte."""
     losses = read_losses(path)
     bits, sizes = text_bits(losses)
     ids = [f"{loss.row}/{loss.n_bytes}" for loss in losses]
@@ -109,32 +111,35 @@ def compare(
         (benchmark, run) → comparison, over the items that both runs have; where they share none
         there is no entry.
     """
-    found: list[tuple[str, str, Difference, float]] = []
+    differences: list[tuple[str, str, Difference, float]] = []
     for benchmark, runs in measured.items():
         if first not in runs:
             continue
         for name, run in runs.items():
             if name == first:
                 continue
-            mine, theirs = _common_rows(runs[first].ids, run.ids)
-            if not mine:
-                continue
             base = runs[first]
+            base_rows, run_rows = _common_rows(base.ids, run.ids)
+            if not base_rows:
+                continue
             difference = statistics.paired_difference(
-                base.values[mine], run.values[theirs], weights=base.weights[mine]
+                base.values[base_rows], run.values[run_rows], weights=base.weights[base_rows]
             )
             p_value = difference.p_value
             if base.single is not None and run.single is not None:
-                p_value = statistics.mcnemar(base.single[mine], run.single[theirs])
-            found.append((benchmark, name, difference, p_value))
-    adjusted = statistics.holm([p_value for *_, p_value in found])
+                p_value = statistics.mcnemar(base.single[base_rows], run.single[run_rows])
+            differences.append((benchmark, name, difference, p_value))
+    adjusted = statistics.holm([p_value for *_, p_value in differences])
     return {
         (benchmark, name): Comparison(benchmark, name, difference, p_value, corrected)
-        for (benchmark, name, difference, p_value), corrected in zip(found, adjusted, strict=True)
+        for (benchmark, name, difference, p_value), corrected in zip(
+            differences, adjusted, strict=True
+        )
     }
 
 
 def _common_rows(first: Sequence[str], second: Sequence[str]) -> tuple[list[int], list[int]]:
-    place = {id: row for row, id in enumerate(second)}
-    shared = [(row, place[id]) for row, id in enumerate(first) if id in place]
-    return [mine for mine, _ in shared], [theirs for _, theirs in shared]
+    """Return the rows of the ids that both sequences have, in the order of ``first``."""
+    row_in_second = {item_id: row for row, item_id in enumerate(second)}
+    shared = [(row, row_in_second[i]) for row, i in enumerate(first) if i in row_in_second]
+    return [row for row, _ in shared], [row for _, row in shared]

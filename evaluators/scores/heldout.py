@@ -1,4 +1,4 @@
-"""Loss on held-out text: the one yardstick that every training objective can be held to.
+"""Loss on held-out text, which is comparable between training objectives.
 
 Runs through transformers and the platform's fused head, one forward pass over each row. Shapes: N
 target tokens of one batch, D width, V vocabulary.
@@ -32,6 +32,7 @@ from deft.workers.training.batches import collate
 from deft.workers.training.engine import resolve_dtype
 
 BATCH_SIZE = 4
+"""Rows of one forward pass."""
 
 Row = Mapping[str, Any]
 """input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
@@ -41,7 +42,7 @@ there is no target; target_bytes, UTF-8 bytes of the text that the targets spell
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str
 ) -> list[Row]:
-    """Examples as rows; see `encode_examples` for what is raised."""
+    """Encode examples as rows; raises what `encode_examples` does."""
     encoded = list(encode_examples(tokenizer, examples, style=style))
     sizes = target_bytes(tokenizer, [labels for _, labels in encoded])
     return [
@@ -53,17 +54,17 @@ def encode_rows(
 def read_rows(
     model_dir: Path, *, file: str | None, rows_dir: str | None, style: str, size: int | None
 ) -> Sequence[Row]:
-    """The first ``size`` rows of a file of prompts and responses, or of a prepared directory.
+    """Read the first ``size`` rows of a file of prompts and responses, or of a prepared directory.
 
     Raises:
         ValueError: the file cannot be read, or the prompt style does not fit the model.
     """
     if file is not None:
         examples = []
-        for found in read_examples(DatasetSpec(name=file, size=size)):
-            if isinstance(found, BadRecord):
-                raise ValueError(f"heldout: {found.where}: {found.message}")
-            examples.append(found)
+        for example in read_examples(DatasetSpec(name=file, size=size)):
+            if isinstance(example, BadRecord):
+                raise ValueError(f"heldout: {example.where}: {example.message}")
+            examples.append(example)
         return encode_rows(load_tokenizer(model_dir), examples, style)
     assert rows_dir is not None
     return list(islice(datasets.load_from_disk(rows_dir), size))
@@ -75,13 +76,13 @@ def measure_losses(
     out: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Loss and calibration of a model on rows, and a Parquet table of `RowLoss`.
+    """Measure loss and calibration of a model on rows, and write a Parquet table of `RowLoss`.
 
     Args:
         model_dir: directory of the model and its tokenizer.
         rows: encoded with that tokenizer.
         out: the table.
-        on_progress: told how many rows of how many are done.
+        on_progress: called with the numbers of rows that are done and of all rows.
 
     Returns:
         ``nll`` (mean over target tokens, nats) and ``bits_per_byte`` (the same sum in bits, for
@@ -114,17 +115,17 @@ def measure_losses(
         sizes = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(1).tolist()
         ends = np.cumsum(sizes).tolist()
         for i, size, end in zip(chosen, sizes, ends, strict=True):
-            mine = slice(end - size, end)
-            nll = -tokens["logp"][mine]
+            span = slice(end - size, end)
+            nll = -tokens["logp"][span]
             losses[i] = RowLoss(
                 row=i,
                 nll=float(nll.sum()),
-                control_nll=float(nll[is_control[mine]].sum()),
-                entropy=float(tokens["entropy"][mine].sum()),
+                control_nll=float(nll[is_control[span]].sum()),
+                entropy=float(tokens["entropy"][span].sum()),
                 n_tokens=size,
-                n_control=int(is_control[mine].sum()),
+                n_control=int(is_control[span].sum()),
                 n_bytes=int(rows[i]["target_bytes"]),
-                num_correct=int(tokens["correct"][mine].sum()),
+                num_correct=int(tokens["correct"][span].sum()),
             )
         on_progress(len(losses), len(rows))
     table = [losses[i] for i in range(len(rows))]
@@ -136,7 +137,7 @@ def measure_losses(
 def _token_losses(
     model: Any, transform: LogitTransform, input_ids: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
-    """target, logp, entropy, confidence and correct of each target token, [N] on the CPU."""
+    """Compute target, logp, entropy, confidence and correct of target tokens, [N] on the CPU."""
     stats = target_statistics(model, transform, input_ids, labels, ("entropy", "top_logp"))
     targets = labels[:, 1:]
     tokens = {

@@ -20,11 +20,11 @@ class RowLoss:
     """Sums over the target tokens of one row."""
 
     row: int
-    """Number of the row."""
+    """Number of the row, from 0."""
     nll: float
     """−Σ log p of the targets, in nats."""
     control_nll: float
-    """Of it, that of control tokens such as EOS, which spell no text."""
+    """Part of `nll` that control tokens such as EOS cost, which spell no text."""
     entropy: float
     """Σ of the predictions' Shannon entropies, in nats."""
     n_tokens: int
@@ -36,7 +36,7 @@ class RowLoss:
 
 
 def summarize_losses(losses: Sequence[RowLoss]) -> dict[str, float]:
-    """What `deft.evaluators.scores.heldout.measure_losses` returns of a table."""
+    """Compute the metrics over a table, see `deft.evaluators.scores.heldout.measure_losses`."""
     columns = _columns(losses)
     total = {name: float(column.sum()) for name, column in columns.items()}
     nll = total["nll"] / total["n_tokens"]
@@ -52,7 +52,7 @@ def summarize_losses(losses: Sequence[RowLoss]) -> dict[str, float]:
 
 
 def text_bits(losses: Sequence[RowLoss]) -> tuple[statistics.Floats, statistics.Floats]:
-    """Bits that the targets of each row cost, and the bytes they spell, [I] both."""
+    """Return the bits that the targets of each row cost, and the bytes they spell, [I] both."""
     columns = _columns(losses)
     return columns["nll"] / math.log(2), columns["n_bytes"]
 
@@ -65,7 +65,7 @@ def _columns(losses: Sequence[RowLoss]) -> dict[str, statistics.Floats]:
 
 
 def _ratio(name: str, sums: statistics.Floats, sizes: statistics.Floats) -> dict[str, float]:
-    """Σ sums / Σ sizes over rows, its standard error (delta method) and 95 % interval."""
+    """Compute Σ sums / Σ sizes over rows, with standard error (delta method) and 95 % interval."""
     mean = float(sums.sum() / sizes.sum())
     interval = statistics.bootstrap_interval(sums / sizes, weights=sizes)
     return {
@@ -77,11 +77,11 @@ def _ratio(name: str, sums: statistics.Floats, sizes: statistics.Floats) -> dict
 
 
 def write_losses(losses: Sequence[RowLoss], path: Path) -> None:
-    """Write a Parquet table with a line for each row; it appears whole or not at all."""
+    """Write a Parquet table with one row per `RowLoss`; it appears whole or not at all."""
     with atomic_file(path) as file:
         pq.write_table(pa.Table.from_pylist([vars(loss) for loss in losses]), file)
 
 
 def read_losses(path: Path) -> list[RowLoss]:
-    """The table that `write_losses` wrote."""
+    """Read the table that `write_losses` wrote."""
     return [RowLoss(**row) for row in pq.read_table(path).to_pylist()]

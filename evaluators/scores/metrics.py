@@ -19,31 +19,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of S samples of each of I items."""
+    """Graded responses, S samples of each of I items."""
 
     ids: Sequence[str]
-    """[I]."""
+    """Item ids, [I]."""
     sources: Sequence[str]
-    """[I]."""
+    """Data set of each item, [I]."""
     verdicts: Sequence[Sequence[str]]
-    """[I][S], values of `Verdict`."""
+    """Values of `Verdict`, [I][S]."""
     answers: Sequence[Sequence[str | None]]
-    """[I][S], the answer that was found in a response."""
+    """Answer that was found in each response, [I][S]."""
     scores: Mapping[str, Floats]
-    """[I, S] by name."""
+    """Score → values, [I, S]."""
 
     @property
     def num_samples(self) -> int:
+        """Number of samples per item."""
         return len(self.verdicts[0])
 
     def correct(self) -> Floats:
-        """1 where the response is correct and 0 elsewhere, float64 [I, S]."""
+        """Return 1 where a response is correct and 0 elsewhere, float64 [I, S]."""
         import numpy as np
 
         return np.array([[v == "correct" for v in row] for row in self.verdicts], dtype=np.float64)
 
     def only(self, source: str) -> Outcomes:
-        """The items of one source."""
+        """Return the outcomes on the items of one source."""
         rows = [i for i, name in enumerate(self.sources) if name == source]
         return Outcomes(
             ids=[self.ids[i] for i in rows],
@@ -58,12 +59,12 @@ Metric = Callable[[Outcomes], dict[str, float]]
 
 
 def accuracy(outcomes: Outcomes) -> dict[str, float]:
-    """``avg_at_n``: mean over samples of the mean over items of being correct, with its error."""
+    """Compute ``avg_at_n``, the mean over items and samples of being correct, with its error."""
     return _mean(f"avg_at_{outcomes.num_samples}", outcomes.correct())
 
 
 def pass_at_k(outcomes: Outcomes) -> dict[str, float]:
-    """``pass_at_k`` for k = 2, 4, 8, … up to the number of samples, see `statistics.pass_at_k`."""
+    """Compute ``pass_at_k`` for k = 2, 4, 8, … up to the number of samples."""
     from deft.evaluators.scores import statistics
 
     counts, n = outcomes.correct().sum(1).astype(int), outcomes.num_samples
@@ -71,7 +72,7 @@ def pass_at_k(outcomes: Outcomes) -> dict[str, float]:
 
 
 def majority(outcomes: Outcomes) -> dict[str, float]:
-    """``maj_at_k`` for k = 4, 8, … up to the number of samples, see `statistics.majority_at_k`."""
+    """Compute ``maj_at_k`` for k = 4, 8, … up to the number of samples."""
     from deft.evaluators.scores import statistics
 
     correct = outcomes.correct().astype(bool)
@@ -83,7 +84,7 @@ def majority(outcomes: Outcomes) -> dict[str, float]:
 
 
 def score_means(outcomes: Outcomes) -> dict[str, float]:
-    """The mean of every score that the grader gives, with its error."""
+    """Compute the mean of every score that the grader gives, with its error."""
     means: dict[str, float] = {}
     for name, values in outcomes.scores.items():
         means |= _mean(name, values)
@@ -91,7 +92,7 @@ def score_means(outcomes: Outcomes) -> dict[str, float]:
 
 
 def by_source(outcomes: Outcomes) -> dict[str, float]:
-    """``<source>/avg_at_n`` of every source and ``macro_avg_at_n``, the plain mean over them."""
+    """Compute ``<source>/avg_at_n`` of every source and ``macro_avg_at_n``, their plain mean."""
     name = f"avg_at_{outcomes.num_samples}"
     means: dict[str, float] = {}
     for source in sorted(set(outcomes.sources)):
@@ -99,21 +100,21 @@ def by_source(outcomes: Outcomes) -> dict[str, float]:
         prefix = re.sub(r"[^\w. -]+", "-", source)
         of_source = _mean(name, outcomes.only(source).correct())
         means |= {f"{prefix}/{key}": value for key, value in of_source.items()}
-    each = [value for key, value in means.items() if key.endswith(f"/{name}")]
-    return means | {f"macro_{name}": sum(each) / len(each)}
+    per_source = [value for key, value in means.items() if key.endswith(f"/{name}")]
+    return means | {f"macro_{name}": sum(per_source) / len(per_source)}
 
 
 def mean_over_benchmarks(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """``avg_at_n``: the plain mean over the benchmarks that have it, as papers report it.
+    """Compute ``avg_at_n``, the plain mean over the benchmarks that have it, as papers report it.
 
-    Only where there are at least two. ``num_benchmarks`` says of how many.
+    It is left out where fewer than two have it. ``num_benchmarks`` is the number of benchmarks.
     """
     values: dict[str, list[float]] = {}
     for metrics in results.values():
         for name, value in metrics.items():
             if re.fullmatch(r"avg_at_\d+", name):
                 values.setdefault(name, []).append(value)
-    means = {name: sum(found) / len(found) for name, found in values.items() if len(found) > 1}
+    means = {name: sum(each) / len(each) for name, each in values.items() if len(each) > 1}
     if not means:
         return {}
     return means | {"num_benchmarks": float(sum(len(values[name]) for name in means))}
@@ -124,7 +125,7 @@ def _powers_of_two(n: int) -> list[int]:
 
 
 def _mean(name: str, values: Floats) -> dict[str, float]:
-    """The mean of ``values`` [I, S], its standard error and 95 % interval, both over items."""
+    """Compute the mean of ``values`` [I, S], with standard error and 95 % interval over items."""
     from deft.evaluators.scores import statistics
 
     items = values.mean(1)

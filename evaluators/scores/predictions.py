@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deft.evaluators.benchmarks.base import Benchmark
-from deft.evaluators.scores.metrics import Outcomes, by_source
+from deft.evaluators.scores.metrics import Metric, Outcomes, by_source
 from deft.workers.common.files import atomic_file
 
 SCHEMA = pa.schema(
@@ -62,12 +61,19 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
         pq.write_table(table, file)
 
 
-def summarize(predictions: Sequence[Prediction], benchmark: Benchmark) -> dict[str, float]:
-    """The benchmark's metrics, and how often each thing happened that is no answer.
+def summarize(
+    predictions: Sequence[Prediction], metrics: Iterable[Metric], *, several_sources: bool = False
+) -> dict[str, float]:
+    """Compute the metrics of a benchmark, and the rates of responses without an answer.
 
     ``truncated_rate``, ``no_answer_rate`` and ``grader_error_rate`` are shares of verdicts;
     ``missing_eos_rate`` is the share of responses that met the length limit, with an answer or
     without; ``prompt_too_long_rate`` the share that was never asked for.
+
+    Args:
+        predictions: of one benchmark, items in their order and samples from 0.
+        metrics: of the benchmark.
+        several_sources: whether each source is reported on its own as well.
 
     Raises:
         ValueError: there are no predictions.
@@ -75,14 +81,14 @@ def summarize(predictions: Sequence[Prediction], benchmark: Benchmark) -> dict[s
     if not predictions:
         raise ValueError("no predictions to summarize")
     outcomes = to_outcomes(predictions)
-    metrics = {"num_items": float(len(outcomes.ids)), "num_samples": float(outcomes.num_samples)}
-    for metric in (*benchmark.metrics, *([by_source] if benchmark.several_sources else [])):
-        metrics |= metric(outcomes)
-    return metrics | rates(predictions)
+    values = {"num_items": float(len(outcomes.ids)), "num_samples": float(outcomes.num_samples)}
+    for metric in (*metrics, *([by_source] if several_sources else [])):
+        values |= metric(outcomes)
+    return values | rates(predictions)
 
 
 def rates(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """See `summarize`."""
+    """Compute the shares of responses of each kind, see `summarize`."""
     n = len(predictions)
     verdicts = [prediction.verdict for prediction in predictions]
     reasons = [prediction.finish_reason for prediction in predictions]
@@ -97,7 +103,7 @@ def rates(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def to_outcomes(predictions: Sequence[Prediction]) -> Outcomes:
-    """Predictions as arrays of items and samples; every item has the same number of samples."""
+    """Arrange predictions by item and sample; every item has the same number of samples."""
     num_samples = 1 + max(prediction.sample for prediction in predictions)
     rows = [predictions[i : i + num_samples] for i in range(0, len(predictions), num_samples)]
     names = sorted({name for prediction in predictions for name in prediction.scores})

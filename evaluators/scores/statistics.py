@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 RESAMPLES = 10_000
-"""Bootstrap resamples where a caller does not say."""
+"""Default number of bootstrap resamples."""
 _CELLS_AT_ONCE = 2_000_000
+"""Counts (resamples × items) that are drawn at once."""
 _CELLS_TO_KEEP = 20_000_000
+"""Most counts that are kept for the next interval over as many items."""
 
 
 class Interval(NamedTuple):
@@ -31,7 +33,7 @@ class Interval(NamedTuple):
 
 
 def pass_at_k(num_correct: NDArray[np.integer[Any]], num_samples: int, k: int) -> float:
-    """Chance that one of k responses is correct, without bias, from n ≥ k of them.
+    """Estimate the chance that one of k responses is correct, without bias, from n ≥ k of them.
 
     Mean over items of 1 − C(n − c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
 
@@ -55,7 +57,7 @@ def majority_at_k(
     seed: int = 0,
     max_subsets: int = 500,
 ) -> float:
-    """Share of items whose most frequent answer among k responses is correct (maj@k).
+    """Compute the share of items whose most frequent answer among k responses is correct (maj@k).
 
     "Self-consistency" of Wang et al. 2022 (arXiv 2203.11171), averaged over the subsets of k of an
     item's responses: all of them, or ``max_subsets`` drawn at random where there are more. Correct
@@ -98,7 +100,7 @@ def _vote(ballots: Sequence[tuple[str, str] | None]) -> float:
 
 
 def standard_error(values: Floats) -> float:
-    """Sample standard deviation over √I; NaN for a single value."""
+    """Compute the sample standard deviation over √I; NaN for a single value."""
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
@@ -110,7 +112,7 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean over items (Efron & Tibshirani 1993, section 13.3).
+    """Compute the percentile bootstrap interval of a mean over items (Efron & Tibshirani 1993).
 
     With several runs, [R, I], it is hierarchical: a resample draws runs, then items, the same for
     all runs, as all are measured on the same items. It then covers both sources of chance.
@@ -131,7 +133,7 @@ def bootstrap_interval(
 def _bootstrap_means(
     values: Floats, weights: Floats | None, resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Means of the resamples of ``values`` [R, I], float64 [resamples]."""
+    """Compute the means of the resamples of ``values`` [R, I], float64 [resamples]."""
     num_runs, num_items = values.shape
     w = np.ones(num_items) if weights is None else np.asarray(weights, dtype=np.float64)
     weighted = np.asarray(values * w, dtype=np.float64)
@@ -147,7 +149,7 @@ def _bootstrap_means(
 def _draws(
     num_runs: int, num_items: int, resamples: int, seed: int
 ) -> Iterator[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float64]]]:
-    """How often each item and each run is drawn, [b, I] and [b, R], ``b`` resamples at a time."""
+    """Draw how often each item and each run is in a resample, [b, I] and [b, R], b at a time."""
     rng = np.random.default_rng(seed)
     at_once = max(1, _CELLS_AT_ONCE // num_items)
     for start in range(0, resamples, at_once):
@@ -162,7 +164,7 @@ def _draws(
 def _kept_draws(
     num_runs: int, num_items: int, resamples: int, seed: int
 ) -> list[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float64]]]:
-    """`_draws`, made once: drawing takes most of the time, and many runs share their items."""
+    """Make `_draws` once: drawing takes most of the time, and many runs share their items."""
     return list(_draws(num_runs, num_items, resamples, seed))
 
 
@@ -188,7 +190,7 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
-    """Paired bootstrap of second − first over the items (Efron & Tibshirani 1993, section 16.4).
+    """Compare second with first by a paired bootstrap over items (Efron & Tibshirani 1993, 16.4).
 
     The p-value is the share of resamples of the differences, centred at zero, that lie at least as
     far from zero as what was seen, (count + 1) / (resamples + 1) (Davison & Hinkley 1997).
@@ -226,7 +228,7 @@ def paired_difference(
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Exact two-sided McNemar test that two runs are right equally often on the same items.
+    """Test by McNemar's exact test whether two runs are right equally often on the same items.
 
     Of the items that one run alone has right, each run should have half: a binomial test
     (McNemar 1947; exact form as in Fagerland et al. 2013). 1 if they disagree nowhere.
@@ -243,7 +245,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def detectable_effect(differences: Floats, *, level: float = 0.05, power: float = 0.8) -> float:
-    """Minimum detectable effect of a paired comparison with as many items as these.
+    """Compute the minimum detectable effect of a paired comparison with as many items as these.
 
     (z(1 − level/2) + z(power)) · s / √I, s the standard deviation of the paired differences
     (Card et al. 2020, arXiv 2010.06595; Miller 2024, arXiv 2411.00640, section 5). NaN for one.
@@ -255,7 +257,7 @@ def detectable_effect(differences: Floats, *, level: float = 0.05, power: float 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several, in the given order (Holm 1979).
+    """Adjust p-values for multiple comparisons (Holm 1979); they keep their order.
 
     Below a level α, all of them together are false alarms with a chance of at most α.
     """
@@ -271,7 +273,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def expected_calibration_error(
     confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 15
 ) -> float:
-    """Mean distance between confidence and accuracy over bins of equal width.
+    """Compute the mean distance between confidence and accuracy over bins of equal width.
 
     Each bin counts by its share of the predictions (Naeini et al. 2015; Guo et al. 2017,
     arXiv 1706.04599, equation 3).

@@ -11,7 +11,11 @@ from typing import Any
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.generation.pool import Pool
-from deft.evaluators.generation.prepare import absolute, prepare_benchmarks, require_prompts
+from deft.evaluators.generation.prepare import (
+    prepare_benchmarks,
+    require_prompts,
+    with_absolute_paths,
+)
 from deft.objectives import ObjectiveSpec, get_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.config.spec import ExperimentSpec
@@ -169,7 +173,7 @@ def prepare_stage(context: Context) -> dict[str, Any]:
         return prepared, items, overlap_with_benchmarks(prepared, items)
 
     dataset, model = absolute_dataset(spec.dataset), _absolute(spec.model)
-    evaluation = absolute(spec.evaluation)
+    evaluation = with_absolute_paths(spec.evaluation)
     started = time.monotonic()
     prepared, items, overlap = run_task(work, stage="prepare")
     if spec.training.num_steps(prepared.num_examples, prepared.num_tokens) == 0:

@@ -14,7 +14,7 @@ from deft.evaluators.spec import EvaluationSpec
 
 OWN = """
 from dataclasses import replace
-from deft.evaluators.tasks.math import GSM8K
+from deft.evaluators.benchmarks.math import GSM8K
 gsm_hard = replace(GSM8K, name="gsm_hard", size=7)
 number = 3
 """

@@ -269,8 +269,8 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     An actor that is stopped does not die; it only responds no more.
     """
     if blow == signal.SIGSTOP:
-        monkeypatch.setattr(pool_module, "PATIENCE", 1.0)
-        monkeypatch.setattr(pool_module, "HUNG_AFTER", 60.0)
+        monkeypatch.setattr(pool_module, "POLL_SECONDS", 1.0)
+        monkeypatch.setattr(pool_module, "HUNG_ENGINE_SECONDS", 60.0)
     kinds = ("ray::Evaluator", "deft.evaluators.grading.sandbox.worker")
     before = set(processes(*kinds))
     started: set[psutil.Process] = set()

@@ -43,7 +43,7 @@ def test_every_way_to_fail_has_its_rate_and_counts_as_wrong() -> None:
             prediction("d", 0, "wrong"),
             prediction("d", 1, "wrong"),
         ],
-        BENCHMARKS["figfont"],
+        BENCHMARKS["figfont"].metrics,
     )
     assert (metrics["num_items"], metrics["num_samples"]) == (4, 2)
     assert metrics["avg_at_2"] == 2 / 8
@@ -60,7 +60,7 @@ def test_every_way_to_fail_has_its_rate_and_counts_as_wrong() -> None:
 
 def test_nothing_to_summarize_is_an_error() -> None:
     with pytest.raises(ValueError, match="no predictions"):
-        summarize([], BENCHMARKS["figfont"])
+        summarize([], BENCHMARKS["figfont"].metrics)
 
 
 def test_table_has_a_row_per_response_and_replaces_the_former_one(tmp_path: Path) -> None:
