@@ -17,8 +17,8 @@ def grade(record: Mapping[str, Any]) -> Grade:
 
     A response that was cut off may have gone on calculating: it is ``truncated``.
     """
-    found = ANSWER.search(record["response"])
-    if found is None or record.get("finish_reason") == "length":
+    match = ANSWER.search(record["response"])
+    if match is None or record.get("finish_reason") == "length":
         return no_answer(record.get("finish_reason"))
-    correct = int(found[1]) == int(record["gold"])
-    return Grade(Verdict.correct if correct else Verdict.wrong, found[1])
+    correct = int(match[1]) == int(record["gold"])
+    return Grade(Verdict.correct if correct else Verdict.wrong, match[1])

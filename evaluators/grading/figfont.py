@@ -63,18 +63,18 @@ def jaro_winkler_paper(left: str, right: str) -> float:
     if left == right:
         return 1.0
     window = max(max(len(left), len(right)) // 2 - 1, 0)
-    taken = [False] * len(right)
+    matched = [False] * len(right)
     matched_left = []
     for i, character in enumerate(left):
         for j in range(max(0, i - window), min(len(right), i + window + 1)):
-            if not taken[j] and right[j] == character:
-                taken[j] = True
+            if not matched[j] and right[j] == character:
+                matched[j] = True
                 matched_left.append(character)
                 break
     matches = len(matched_left)
     if matches == 0:
         return 0.0
-    matched_right = [character for character, hit in zip(right, taken, strict=True) if hit]
+    matched_right = [character for character, hit in zip(right, matched, strict=True) if hit]
     half_transpositions = sum(a != b for a, b in zip(matched_left, matched_right, strict=True))
     in_order = (matches - half_transpositions / 2) / matches
     jaro = (matches / len(left) + matches / len(right) + in_order) / 3

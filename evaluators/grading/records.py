@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-FINISH_REASONS = ("stop", "length")
-
 
 def check_record(grader: str, record: Mapping[str, Any]) -> None:
     """Raise unless ``record`` has what ``grader`` reads.

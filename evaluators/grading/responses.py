@@ -23,7 +23,7 @@ _CLOSING = re.compile(
 
 
 def answer_part(response: str) -> str:
-    """The part of a response that addresses the reader: what follows the last ``</think>``.
+    """Return the part of a response that addresses the reader: what follows ``</think>``.
 
     A thought that never ends is no answer. Of a very long response its end is kept,
     and the last box.
@@ -50,11 +50,11 @@ _NEXT_PROBLEM = re.compile(
 
 
 def before_next_problem(response: str) -> str:
-    """What stands before a next problem, which models without a turn's end ask themselves."""
+    """Cut a response where the model goes on to ask itself a next problem."""
     match = _NEXT_PROBLEM.search(response)
     return response[: match.start()] if match else response
 
 
 def no_answer(finish_reason: str | None) -> Grade:
-    """The grade of a response in which no final answer was found."""
+    """Return the grade of a response in which no final answer was found."""
     return Grade(Verdict.truncated if finish_reason == "length" else Verdict.no_answer)

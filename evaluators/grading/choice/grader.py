@@ -3,7 +3,7 @@
 The last explicit statement decides: a box, "the answer is …", "**Answer: (B) …**", "option B is
 correct", a correction ("wait, it is C"). Without one, a response whose last or first line is
 nothing but an option has answered too; last of all, one that settles on an option in free prose
-(`medical_prose`). A discussion of options is no answer, nor are two options at once, a letter that
+(`prose`). A discussion of options is no answer, nor are two options at once, a letter that
 is not among the options, or a refusal: the verdict is then ``no_answer``, never a guess.
 """
 
@@ -28,7 +28,7 @@ MAX_STATEMENTS = 50
 
 @dataclass(frozen=True)
 class Statement:
-    """What a response says at one place: an option, or nothing that is one of them."""
+    """One place of a response that names its answer, or says that there is none."""
 
     position: int
     letter: str | None
@@ -66,7 +66,7 @@ _SECTION = re.compile(
 
 
 def final_section(text: str) -> str:
-    """What follows the last heading that announces the answer; all of it if there is none."""
+    """Return what follows the last heading that announces the answer, or else all of it."""
     headings = [m for m in _SECTION.finditer(text) if text[m.end() :].strip()]
     return text[headings[-1].end() :].strip() if headings else text
 
@@ -87,7 +87,7 @@ def _tagged(tag: re.Match[str]) -> str:
 
 
 def _lettered(text: str, options: Mapping[str, str]) -> str:
-    """With "option 3" and "the third option" called by the option's letter."""
+    """Replace "option 3" and "the third option" by the option's letter."""
     letters = sorted(options)
 
     def letter(match: re.Match[str]) -> str:
@@ -181,14 +181,14 @@ _ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
 
 
 class Chooser:
-    """Finds the option that a text names."""
+    """Find the option that a text names."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self.options = dict(options)
         self.texts = {letter: _folded(text) for letter, text in options.items()}
 
     def explicit(self, text: str) -> str | None:
-        """The option that the last explicit statement names; "" if it names none, or several.
+        """Return the option that the last explicit statement names; "" for none or several.
 
         None if there is no explicit statement at all.
         """
@@ -202,7 +202,7 @@ class Chooser:
         return None
 
     def before_options(self, text: str) -> str:
-        """What stands before a next problem: the options once more, or a question with others."""
+        """Cut a text where the options are repeated, or another question follows."""
         lines = text.split("\n")
         whole = [self._whole_line(line) for line in lines]
         items = [m[1] if (m := _ITEM_LETTER.match(line)) else None for line in lines]
@@ -216,7 +216,7 @@ class Chooser:
         return text
 
     def implied(self, text: str) -> str | None:
-        """The option that a text without explicit statement consists of, or ends in."""
+        """Return the option that a text without explicit statement consists of, or ends in."""
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
         copy = _folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
         lines = [line for line in lines if _folded(line) != copy]
@@ -250,31 +250,31 @@ class Chooser:
         return self._set_off(lines) or self._leading_mark(lines) or concluded(text, self.options)
 
     def _leading_mark(self, lines: list[str]) -> str | None:
-        """``B. It lowers the afterload``: a marked letter that opens the text, and no other."""
+        """Read ``B. It lowers the afterload``: one marked letter, which opens the text."""
         marks = {m[1] for line in lines for m in _MARK.finditer(line)} & set(self.options)
         first = _MARK.match(lines[0])
         return first[1] if first and marks == {first[1]} else None
 
     def _set_off(self, lines: list[str]) -> str | None:
-        """``No, there was no effect``; ``judging by these results, yes, the test is useful``."""
+        """Read a yes or no that commas set off: ``by these results, yes, the test is useful``."""
         ends = "\n".join(_plain(line).lower() for line in (lines[0], lines[-1]))
-        said = set(_SET_OFF.findall(ends))
-        return self._exact(said.pop()) if len(said) == 1 else None
+        words = set(_SET_OFF.findall(ends))
+        return self._exact(words.pop()) if len(words) == 1 else None
 
     def _marked(self, lines: list[str]) -> str | None:
-        """The one option of a list of several that is marked as correct."""
+        """Return the one option of a list of several that is marked as correct."""
         marks: dict[str, bool] = {}
         named = None
         for item in (part for line in lines for part in _ITEMS_APART.split(line)):
-            letter = _ITEM_LETTER.match(item)
-            said = letter[1] if letter else self._by_text(re.split(r":|\s[–—-]\s", item)[0])
-            if said in self.options:
-                named = said
+            mark = _ITEM_LETTER.match(item)
+            option = mark[1] if mark else self._by_text(re.split(r":|\s[–—-]\s", item)[0])
+            if option in self.options:
+                named = option
             elif named is None or not _VERDICT.match(item):
                 continue
             assert named is not None
             marks[named] = _MARKED_CORRECT.search(item) is not None
-        correct = [letter for letter, right in marks.items() if right]
+        correct = [mark for mark, right in marks.items() if right]
         return correct[0] if len(correct) == 1 and len(marks) > 1 else None
 
     def _boxes(self, text: str) -> Iterator[Statement]:
@@ -318,11 +318,11 @@ class Chooser:
         position = 0
         while match := _TRAILS.search(text, position):
             position = match.start("letter") + 1
-            letter, said = match["letter"], match["text"].strip(" .:,()*_-–—")
+            letter, between = match["letter"], match["text"].strip(" .:,()*_-–—")
             # "B cells … so D is correct": what stands between must be the option's own text.
-            if letter not in self.options or (said and self._by_text(said) != letter):
+            if letter not in self.options or (between and self._by_text(between) != letter):
                 continue
-            if re.search(r"\b[A-Z]$", said):
+            if re.search(r"\b[A-Z]$", between):
                 continue  # "D (its text) is tempting, but B is correct"
             position = match.end()
             before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
@@ -332,7 +332,7 @@ class Chooser:
             yield Statement(match.start(), "" if shared else letter)
 
     def resolve(self, fragment: str) -> str | None:
-        """The option that a fragment names; "" for several at once, None for none."""
+        """Return the option that a fragment names; "" for several at once, None for none."""
         fragment = _plain(fragment)
         if _NONE_OF.match(fragment) and not self._by_text(fragment):
             return None
@@ -350,22 +350,22 @@ class Chooser:
         letter = self._leading_letter(fragment)
         if letter is not None:
             return letter or None
-        said = self._by_text(_CUT.sub("", fragment))
-        if said is None:
-            said = abridged(fragment, self.options) or concluded(fragment, self.options)
-        return said
+        named = self._by_text(_CUT.sub("", fragment))
+        if named is None:
+            named = abridged(fragment, self.options) or concluded(fragment, self.options)
+        return named
 
     def _exact(self, fragment: str) -> str | None:
-        """The option that a fragment is, in its words or as a number."""
-        for same in (_folded, _value):
-            said = same(fragment)
-            found = [c for c, text in self.options.items() if said and same(text) == said]
-            if len(found) == 1:
-                return found[0]
+        """Return the option that a fragment is, in its words or as a number."""
+        for normal_form in (_folded, _value):
+            form = normal_form(fragment)
+            matches = [c for c, text in self.options.items() if form and normal_form(text) == form]
+            if len(matches) == 1:
+                return matches[0]
         return None
 
     def _leading_letter(self, fragment: str) -> str | None:
-        """The letter at the start; "" if it is no option's, None if there is no letter."""
+        """Return the letter at the start; "" if no option has it, None if there is no letter."""
         match = _LETTER.match(fragment)
         if match is None:
             return None
@@ -388,11 +388,11 @@ class Chooser:
 
     def _starts_with_text(self, rest: str) -> str | None:
         folded = _folded(rest)
-        found = [c for c, text in self.texts.items() if text and folded.startswith(text)]
-        return max(found, key=lambda c: len(self.texts[c])) if found else None
+        matches = [c for c, text in self.texts.items() if text and folded.startswith(text)]
+        return max(matches, key=lambda c: len(self.texts[c])) if matches else None
 
     def _by_text(self, fragment: str) -> str | None:
-        """The option whose text a fragment holds; "" for several, None for none."""
+        """Return the option whose text a fragment holds; "" for several, None for none."""
         folded = f" {_folded(fragment)} "
         spans = []
         for letter, text in self.texts.items():
@@ -408,14 +408,14 @@ class Chooser:
             if start >= 0 and not (text[0].isdigit() and _BOUND.search(folded[: start + 1])):
                 spans.append((start, start + len(text), letter))
         # An option text within another option's text is not meant when the longer one stands there.
-        kept = {
+        letters = {
             letter
             for start, end, letter in spans
             if not any(s <= start and end <= e and (s, e) != (start, end) for s, e, _ in spans)
         }
-        if len(kept) == 1:
-            return kept.pop()
-        return "" if kept else None
+        if len(letters) == 1:
+            return letters.pop()
+        return "" if letters else None
 
     def _whole_line(self, line: str) -> str | None:
         plain = _plain(line).strip("'‘’")
@@ -482,7 +482,7 @@ _AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
 
 @lru_cache(maxsize=1_000)
 def _plain(text: str) -> str:
-    """Without LaTeX and Markdown."""
+    """Remove LaTeX and Markdown."""
     text = re.sub(
         r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boldsymbol|mathit|mbox)(?![a-z])\s*", "", text
     )
@@ -493,14 +493,14 @@ def _plain(text: str) -> str:
 
 @lru_cache(maxsize=1_000)
 def _folded(text: str) -> str:
-    """Lower case, words and numbers only: how option texts are compared."""
+    """Keep words and numbers only, in lower case: the form in which option texts are compared."""
     spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
     return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
 
 
 @lru_cache(maxsize=1_000)
 def _value(text: str) -> float | None:
-    """The number that a text is: 25 %, 0.25, 1/4, \\frac{1}{4}."""
+    """Return the number that a text is: 25 %, 0.25, 1/4, \\frac{1}{4}."""
     number = _FRACTION.fullmatch(_FRAC.sub(r"\1/\2", text))
     if number is None or not float(number[2] or 1):
         return None
@@ -512,7 +512,7 @@ _FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\
 
 
 def _sentence(text: str) -> str:
-    """Up to the end of the sentence or line; a full stop behind an option letter ends nothing."""
+    """Return the first sentence or line; a full stop behind an option letter ends neither."""
     text = text.split("\n", 1)[0]
     for end in re.finditer(r"[.!?](?=\s|$)", text):
         if not re.fullmatch(r"\W*(?:[Oo]ption\s+)?\(?[A-Za-z]", text[: end.start()]):

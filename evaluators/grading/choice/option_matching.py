@@ -45,18 +45,18 @@ class _Form:
 
 
 class OptionMatcher:
-    """Finds the options in a sentence."""
+    """Find the options in a sentence."""
 
     def __init__(self, options: Mapping[str, str], text: str) -> None:
         aliases = dict(_aliases([text, *options.values()]))
         aliases |= dict(_initials(text, options.values()))
-        said = [t.word for t in tokens_of(text)]
+        text_words = [t.word for t in tokens_of(text)]
         genera = frozenset(stem(m[1]) for m in _GENUS.finditer(text))
-        joined = {a + b: (a, b) for a, b in pairwise(said)}
+        joined = {a + b: (a, b) for a, b in pairwise(text_words)}
         worded = {
             letter: [
                 [w for w in form if w not in STOP_WORDS]
-                for form in _variants(option, aliases, frozenset(said), joined, genera)
+                for form in _variants(option, aliases, frozenset(text_words), joined, genera)
             ]
             for letter, option in options.items()
         }
@@ -76,23 +76,23 @@ class OptionMatcher:
                     self.forms.append(made)
 
     def spans(self, sentence: str) -> list[tuple[str, int, int]]:
-        """Letter, first and last character of every place that says an option."""
+        """Return letter, first and last character of every place that says an option."""
         tokens = [t for t in tokens_of(sentence) if t.word not in STOP_WORDS]
-        found = [
+        weighted = [
             (letter, a, b, weight)
             for form in self.forms
             for letter, a, b, weight in _found(form, tokens)
         ]
         # Of two options in one place the one of which more is said is meant.
-        kept = [
+        heaviest = [
             (letter, a, b)
-            for letter, a, b, weight in found
+            for letter, a, b, weight in weighted
             if not any(
                 other != letter and c <= b and a <= d and more > weight + 0.05
-                for other, c, d, more in found
+                for other, c, d, more in weighted
             )
         ]
-        unique = sorted(set(kept), key=lambda span: (span[1], -span[2]))
+        unique = sorted(set(heaviest), key=lambda span: (span[1], -span[2]))
         result: list[tuple[str, int, int]] = []
         for letter, a, b in unique:
             option = self.options[letter]
@@ -110,7 +110,7 @@ class OptionMatcher:
         )
 
     def _named(self, sentence: str) -> Iterator[tuple[str, int, int]]:
-        """The places that name an option by its letter, or say "all of the above"."""
+        """Yield the places that name an option by its letter, or say "all of the above"."""
         for match in _BY_LETTER.finditer(sentence):
             group = match.lastindex or 0
             ahead = sentence[: match.start(group)].split()[-1:]
@@ -152,7 +152,7 @@ _BY_LETTER = re.compile(
 
 
 def _aliases(texts: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Abbreviations that a text explains: ``myocardial infarction (MI)``."""
+    """Yield the abbreviations that a text explains: ``myocardial infarction (MI)``."""
     for text in texts:
         for match in re.finditer(r"\(([A-Z][A-Za-z]{1,5})\)", text):
             size = len([c for c in match[1] if c.isupper()])
@@ -167,7 +167,7 @@ def _aliases(texts: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _initials(text: str, options: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Abbreviations that a text uses for options: ``an RCT``, ``the LAD``."""
+    """Yield the abbreviations that a text uses for options: ``an RCT``, ``the LAD``."""
     used = set(re.findall(r"\b[A-Z]{2,6}\b", text.replace("-", "")))
     if not used:
         return
@@ -184,7 +184,7 @@ def _initials(text: str, options: Iterable[str]) -> Iterator[tuple[str, tuple[st
 
 
 def _shortens(short: str, name: str) -> bool:
-    """Whether ``short`` takes letters from every word of a name, its first at least: DHFR."""
+    """Check that ``short`` has letters of every word of a name, its first at least: DHFR."""
     if not name.startswith(short[0]) or short in name.split():
         return False
     letters = "".join(f"(?:[a-z]*?|[a-z]* ){letter}" for letter in short[1:])
@@ -194,7 +194,7 @@ def _shortens(short: str, name: str) -> bool:
 def _variants(
     option: str,
     aliases: Mapping[str, tuple[str, ...]],
-    said: frozenset[str],
+    text_words: frozenset[str],
     joined: Mapping[str, tuple[str, str]],
     genera: frozenset[str],
 ) -> Iterator[list[str]]:
@@ -204,14 +204,14 @@ def _variants(
         genus, species = words
         if genus[0] + species in joined:
             yield [genus[0], species]
-        if genus[:5] in said:
+        if genus[:5] in text_words:
             yield [genus[:5], species]  # Staph aureus
         if genus in genera:
             yield [genus]
     for at, word in enumerate(words):
-        if word not in said and word in joined:
+        if word not in text_words and word in joined:
             yield [*words[:at], *joined[word], *words[at + 1 :]]
-        if at and words[at - 1] + word in said:
+        if at and words[at - 1] + word in text_words:
             yield [*words[: at - 1], words[at - 1] + word, *words[at + 1 :]]
     if any(w in aliases for w in words):
         yield [part for w in words for part in aliases.get(w, (w,))]
@@ -275,14 +275,14 @@ def _found(form: _Form, tokens: Sequence[Token]) -> Iterator[tuple[str, int, int
     least = MIN_COVERAGE if size <= 4 else MIN_COVERAGE_LONG
     at = 0
     while at < len(words):
-        here, later = _window(form, words, at), None
-        if here is None:
+        window, next_window = _window(form, words, at), None
+        if window is None:
             at += 1
             continue
-        covered, end, missing = here
+        covered, end, missing = window
         for start in range(at + 1, end + 1):
-            later = _window(form, words, start)
-            if later and later[0] >= covered and later[1] - start <= end - at:
+            next_window = _window(form, words, start)
+            if next_window and next_window[0] >= covered and next_window[1] - start <= end - at:
                 break  # the option begins later
         else:
             start = at
@@ -296,7 +296,7 @@ def _found(form: _Form, tokens: Sequence[Token]) -> Iterator[tuple[str, int, int
 
 
 def _window(form: _Form, words: Sequence[str], at: int) -> tuple[float, int, set[str]] | None:
-    """Of the form said from word ``at`` on: its weight, its last word, the words not said."""
+    """Measure how much of a form is said from word ``at`` on: weight, last word, words missing."""
     if form.weights.get(words[at], 0) < 0.3 * max(form.weights.values()):
         return None  # an option's place begins where something particular to it is said
     places: dict[str, int] = {}
@@ -323,7 +323,7 @@ def _window(form: _Form, words: Sequence[str], at: int) -> tuple[float, int, set
 
 
 def _contradicted(form: _Form, words: Sequence[str], at: int, end: int, missing: set[str]) -> bool:
-    """Whether a word that matters is missing, or its opposite is said."""
+    """Check whether a word that matters is missing, or its opposite is said."""
     if missing and not form.unique - missing:
         return True
     for word in form.words:
@@ -345,7 +345,7 @@ _BOUNDS = frozenset(("more", "increase", "decrease", "over", "under", "least"))
 
 
 def _in_range(tokens: Sequence[Token], at: int, size: int) -> bool:
-    """Whether a number is the end of a range, or a bound: ``5 to 7 days``, ``more than 50%``."""
+    """Check whether a number ends a range or is a bound: ``5 to 7 days``, ``more than 50%``."""
     first, last = tokens[at], tokens[at + size - 1]
     if at and first.start - tokens[at - 1].end <= MAX_RANGE_GAP:
         before = tokens[at - 1].word

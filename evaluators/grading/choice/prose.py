@@ -30,39 +30,42 @@ MAX_SENTENCE = 2_000
 
 
 def abridged(said: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the one option (letter to text) of whose words ``said`` consists."""
+    """Return the letter of the one option (letter to text) of whose words ``said`` consists."""
     capitals = re.fullmatch(r"\W*(?:an?\s+|the\s+)?([A-Z]{2,6})\W*", said)
     if capitals:
         named = [c for c, text in options.items() if capitals[1] in _all_initials(text)]
         if len(named) == 1:
             return named[0]
     words = {t.word for t in tokens_of(said)} - STOP_WORDS
-    found = [c for c, text in options.items() if words and _within(words, text)]
-    if len(found) > 1:  # both are true
+    matches = [c for c, text in options.items() if words and _within(words, text)]
+    if len(matches) > 1:  # both are true
         every = {t.word for t in tokens_of(said)}
-        found = [c for c in found if every <= {t.word for t in tokens_of(options[c])}]
-    return found[0] if len(found) == 1 else None
+        matches = [c for c in matches if every <= {t.word for t in tokens_of(options[c])}]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _all_initials(option: str) -> tuple[str, str]:
-    """The initials of an option, of all its words and of the main ones: MI."""
+    """Return the initials of all words of an option, and of the main ones: MI."""
     words, main = main_words(option)
     return "".join(w[0].upper() for w in words), "".join(w[0].upper() for w in main)
 
 
 def _within(words: Iterable[str], option: str) -> bool:
-    """Whether an option has all the words, give or take a letter in long ones, and "%"."""
-    own = [t.word.rstrip("%") for t in tokens_of(option)]
+    """Check that an option has all the words; in long ones a letter may differ."""
+    words_had = [t.word.rstrip("%") for t in tokens_of(option)]
     return all(
-        word.rstrip("%") in own
-        or (len(word) >= 3 and any(o.startswith(word) for o in own))
-        or (len(word) >= MIN_INEXACT - 1 and any(Levenshtein.distance(word, o) == 1 for o in own))
+        word.rstrip("%") in words_had
+        or (len(word) >= 3 and any(o.startswith(word) for o in words_had))
+        or (
+            len(word) >= MIN_INEXACT - 1
+            and any(Levenshtein.distance(word, o) == 1 for o in words_had)
+        )
         for word in words
     )
 
 
 def concluded(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the one option (letter to text) that the prose of ``text`` settles on."""
+    """Return the letter of the one option (letter to text) that ``text`` settles on."""
     sentences = _sentences(text)
     if not sentences:
         return None
@@ -99,25 +102,25 @@ def concluded(text: str, options: Mapping[str, str]) -> str | None:
 def _settled(
     strong: Sequence[Mention], mentions: Sequence[Mention], elsewhere: Sequence[int], end: int
 ) -> str | None:
-    """The option that the ``strong`` mentions speak for.
+    """Return the option that the ``strong`` mentions speak for.
 
     Where they differ, that of the last sentence (number ``end``), or else the first: an answer is
     given at the end, or at once and then explained.
     """
     differ = len({m.letter for m in strong}) > 1
-    said = strong[0] if differ and strong[-1].sentence < end else strong[-1]
-    if any(m.sentence == said.sentence and m.letter != said.letter for m in strong):
+    chosen = strong[0] if differ and strong[-1].sentence < end else strong[-1]
+    if any(m.sentence == chosen.sentence and m.letter != chosen.letter for m in strong):
         return None
-    later = [m for m in mentions if m.sentence > said.sentence and m.letter == said.letter]
-    if any(m.standing == Standing.rejected for m in later) and not said.exception:
+    repeated = [m for m in mentions if m.sentence > chosen.sentence and m.letter == chosen.letter]
+    if any(m.standing == Standing.rejected for m in repeated) and not chosen.exception:
         return None
-    if any(index > said.sentence for index in elsewhere):
+    if any(index > chosen.sentence for index in elsewhere):
         return None
-    return said.letter
+    return chosen.letter
 
 
 def _exception(mentions: Sequence[Mention], size: int) -> str | None:
-    """The option that is said not to belong, where all the others are said to, or are left out."""
+    """Return the option that is said not to belong, if all the others do or are left out."""
     rejected = {m.letter for m in mentions if m.standing == Standing.rejected}
     granted = {m.letter for m in mentions} - rejected
     odd = {m.letter for m in mentions if m.exception}
@@ -136,7 +139,7 @@ def _exception(mentions: Sequence[Mention], size: int) -> str | None:
 
 
 def _only_subject(mentions: Sequence[Mention], sentences: int) -> str | None:
-    """The only option that the text speaks of at all, if it opens or ends with stating it."""
+    """Return the only option that is spoken of, if the text opens or ends with stating it."""
     letters = {m.letter for m in mentions}
     places = {m.sentence for m in mentions if m.standing == Standing.stated}
     if len(letters) != 1 or not places & {0, sentences - 2, sentences - 1}:
@@ -147,7 +150,7 @@ def _only_subject(mentions: Sequence[Mention], sentences: int) -> str | None:
 
 
 def _left_over(mentions: Sequence[Mention], end: int) -> str | None:
-    """What is stated where the others that were spoken of were turned down.
+    """Return the option that is stated where all others that are mentioned are turned down.
 
     That is said in the last sentence, or of two others at least.
     """
@@ -171,19 +174,19 @@ _MARKUP = re.compile(r"\*\*|__|[`\"“”$]|^#+\s*", re.MULTILINE)
 
 
 def _sentences(text: str) -> list[str]:
-    """Sentences in order; an item of a list keeps its mark."""
-    found: list[str] = []
+    """Split into sentences; an item of a list keeps its mark."""
+    sentences: list[str] = []
     for line in _MARKUP.sub("", text).split("\n"):
         start = 0
         for end in re.finditer(r"[.!?](?=\s+[A-Z(])", line):
-            said = line[start : end.end()]
-            if _ABBREVIATION.search(said) or re.fullmatch(r"\s*\d+\.", said):
+            piece = line[start : end.end()]
+            if _ABBREVIATION.search(piece) or re.fullmatch(r"\s*\d+\.", piece):
                 continue
-            found.append(said.strip())
+            sentences.append(piece.strip())
             start = end.end()
-        found.append(line[start:].strip())
-    kept = [sentence[-MAX_SENTENCE:] for sentence in found if re.search(r"\w", sentence)]
-    return [_PREFACE.sub("", sentence) for sentence in kept[-MAX_SENTENCES:]]
+        sentences.append(line[start:].strip())
+    worded = [sentence[-MAX_SENTENCE:] for sentence in sentences if re.search(r"\w", sentence)]
+    return [_PREFACE.sub("", sentence) for sentence in worded[-MAX_SENTENCES:]]
 
 
 _PREFACE = re.compile(

@@ -21,7 +21,7 @@ MAX_HEDGE = 60
 
 
 def any_of(*alternatives: str, also: str = "") -> re.Pattern[str]:
-    """Any of the phrases, in either case, as whole words; ``also`` needs no such ends."""
+    """Compile phrases that match as whole words, in either case; ``also`` may match anywhere."""
     words = rf"\b(?:{'|'.join(alternatives)})\b"
     return re.compile(f"{words}|{also}" if also else words, re.IGNORECASE)
 
@@ -185,32 +185,34 @@ _LISTED = re.compile(r"(?:[\s,/&]|\b(?:or|and|an?|the|either|even|both)\b)+", re
 
 
 def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[Mention]:
-    found = [
+    places = [
         (letter, start, end, *_standing(_place(sentence, start, end)))
         for letter, start, end in matcher.spans(sentence)[-MAX_MENTIONS:]
     ]
     listed = {
         place
-        for (one, first, end, *_), (other, second, *_) in pairwise(found)
+        for (one, first, end, *_), (other, second, *_) in pairwise(places)
         if one != other
         and _LISTED.fullmatch(sentence, end, second)
         and not _CONCEDING.search(sentence, max(0, first - 20), first)
         for place in (first, second)
     }
-    found = [(c, s, e, min(x, Standing.aside) if s in listed else x, o) for c, s, e, x, o in found]
+    places = [
+        (c, s, e, min(x, Standing.aside) if s in listed else x, o) for c, s, e, x, o in places
+    ]
     for level in (Standing.concluded, Standing.suggested):
-        letters = {letter for letter, _, _, standing, _ in found if standing == level}
+        letters = {letter for letter, _, _, standing, _ in places if standing == level}
         if len(letters) > 1:  # two at once: neither is chosen, but for what the sentence ends in
-            last = found[-1][1] if _ends(sentence, *found[-1][1:4]) else -1
-            found = [
-                (c, s, e, x if s == last else min(x, Standing.aside), o) for c, s, e, x, o in found
+            last = places[-1][1] if _ends(sentence, *places[-1][1:4]) else -1
+            places = [
+                (c, s, e, x if s == last else min(x, Standing.aside), o) for c, s, e, x, o in places
             ]
-    for letter, start, _, standing, odd in found:
+    for letter, start, _, standing, odd in places:
         yield Mention(index, start, letter, standing, odd)
 
 
 def _ends(sentence: str, start: int, end: int, standing: Standing) -> bool:
-    """Whether a sentence comes to its end in saying that something is this: "... is a <text>"."""
+    """Check whether a sentence ends by saying that something is this: "... is a <text>"."""
     ends = not re.search(r"\w", sentence[end:]) and _COMPLEMENT.search(sentence[:start])
     return bool(ends) and standing >= Standing.suggested
 
@@ -231,7 +233,7 @@ class _Place:
 
     @property
     def is_complement(self) -> bool:
-        """Whether the sentence says that something is this."""
+        """Check whether the sentence says that something is this."""
         ends = not re.search(r"\w", self.rest)
         return bool(_COMPLEMENT.search(self.ahead) or (ends and _APPENDED.search(self.ahead)))
 
@@ -252,7 +254,7 @@ def _place(sentence: str, start: int, end: int) -> _Place:
 
 
 def _standing(place: _Place) -> tuple[Standing, bool]:
-    """How the sentence speaks of the place, and whether as of the odd one out."""
+    """Return how the sentence speaks of the place, and whether as of the odd one out."""
     if _is_framed(place) or _PICKED_OUT.match(place.rest):
         return Standing.concluded, True
     if _is_conceded(place):
@@ -284,7 +286,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
 
 
 def _is_framed(place: _Place) -> bool:
-    """Whether it is what "the one that is not … is" leads to."""
+    """Check whether the place is what "the one that is not … is" leads to."""
     frame = ODD_FRAME.search(place.ahead)
     if frame is None or len(place.ahead) - frame.end() >= MAX_FRAME_GAP:
         return False
@@ -292,7 +294,7 @@ def _is_framed(place: _Place) -> bool:
 
 
 def _is_conceded(place: _Place) -> bool:
-    """Whether it is a condition, a concession, an open question, or part of another's name."""
+    """Check for a condition, a concession, an open question, or a part of another name."""
     subject = NAMES_ANSWER.search(place.sentence)
     start = len(place.ahead)
     qualifies = (
@@ -310,7 +312,7 @@ def _is_conceded(place: _Place) -> bool:
 
 
 def _is_left_open(place: _Place) -> bool:
-    """Whether it is an item, a definition, something looked for, or one possibility of several."""
+    """Check for a list item, a definition, something sought, or one possibility of several."""
     if _ITEM.match(place.sentence) and len(place.ahead) < MAX_ITEM:
         return True
     if _EXPLAINED.search(place.behind) or _CONTRASTED.match(place.rest):

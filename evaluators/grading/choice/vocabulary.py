@@ -21,7 +21,7 @@ class Token:
 
 
 def main_words(option: str) -> tuple[list[str], list[str]]:
-    """All words of an option, and those that carry its meaning."""
+    """Return all words of an option, and those that carry its meaning."""
     words = re.findall(r"[A-Za-z]+", option)
     return words, [w for w in words if w.lower() not in STOP_WORDS]
 
@@ -86,7 +86,7 @@ _CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}
 
 @lru_cache(maxsize=10_000)
 def stem(word: str) -> str:
-    """A word without inflection and spelling variants; not a dictionary form."""
+    """Remove inflection and spelling variants from a word; the result is no dictionary form."""
     word = re.sub(r"\s?per\s?cent$", "%", word)
     for greek, name in _GREEK.items():
         word = word.replace(greek, name)

@@ -42,7 +42,7 @@ MAX_UNORDERED = 60
 
 
 def same_answer(gold: str, answer: str) -> bool:
-    """Whether ``answer`` says what ``gold`` says."""
+    """Check whether ``answer`` says what ``gold`` says."""
     if gold.strip() and gold.strip() == answer.strip():
         return True
     gold, answer = (_FOR_ALL.sub("", text) or text for text in (gold, answer))
@@ -67,7 +67,7 @@ def _is_decimal_comma(node: Node, text: str) -> bool:
 
 
 def same(gold: Node, answer: Node) -> bool:
-    """Whether two structures are equal."""
+    """Check whether two structures are equal."""
     if gold == answer:
         return True
     sets = as_real_sets(gold, answer)
@@ -106,7 +106,7 @@ def same(gold: Node, answer: Node) -> bool:
 
 
 def _is_sum(text: str) -> bool:
-    """Whether a side of an equation is worked out, as in ``-5 + 5``: it has no unknowns."""
+    """Check that a side of an equation has no unknowns, as in ``-5 + 5``."""
     return re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text)) is None
 
 
@@ -115,7 +115,7 @@ def _is_assignment(relation: Relation) -> bool:
 
 
 def _gold_values(gold: Relation) -> Sequence[Node]:
-    """What ``x = 5`` or ``5√2 ≈ 7.07`` lets one answer instead."""
+    """Return the values that may be answered for ``x = 5`` or ``5√2 ≈ 7.07``."""
     named = _is_assignment(gold)
     if r"\approx" in gold.signs and set(gold.signs) <= {"=", r"\approx"}:
         return gold.sides[1:] if named and len(gold.sides) > 2 else gold.sides
@@ -123,7 +123,7 @@ def _gold_values(gold: Relation) -> Sequence[Node]:
 
 
 def _stated_values(answer: Relation, gold: Node) -> list[Node]:
-    """What an answer such as ``A = 2 · 3 = 6 ≈ 6.0`` may be taken to say."""
+    """Return the values that an answer such as ``A = 2 · 3 = 6 ≈ 6.0`` may mean."""
     if not set(answer.signs) <= {"=", r"\approx", r"\in"}:
         return []
     if len(answer.sides) == 2 and is_name(answer.names[1]) and not is_name(answer.names[0]):
@@ -189,7 +189,7 @@ def _same_inequalities(gold: Relation, answer: Relation) -> bool:
 
 
 def _factor(gold: Relation, answer: Relation) -> complex | None:
-    """The constant between (left − right) of two relations."""
+    """Return the constant factor between (left − right) of two relations."""
     try:
         left, right = (
             expressions.parse(_plain(relation.sides[0]))
@@ -241,7 +241,7 @@ def _by_name(group: Group, names: list[str]) -> Sequence[Node]:
 
 
 def _named_items(node: Node) -> tuple[Group, list[str]] | None:
-    """The values of a list of assignments, and their names; other groups as they are."""
+    """Return the values and names of a list of assignments; other groups as they are."""
     if isinstance(node, Relation) and _is_assignment(node):
         node = Group("list", (node,))
     if not isinstance(node, Group):
@@ -281,21 +281,21 @@ def _same_unordered(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
     gold, answer = _distinct(gold), _distinct(answer)
     if len(gold) != len(answer):
         return False
-    left = list(answer)
+    unmatched = list(answer)
     for item in gold:
-        match = next((other for other in left if same(item, other)), None)
+        match = next((other for other in unmatched if same(item, other)), None)
         if match is None:
             return False
-        left.remove(match)
+        unmatched.remove(match)
     return True
 
 
 def _distinct(items: Sequence[Node]) -> list[Node]:
-    kept: list[Node] = []
+    distinct: list[Node] = []
     for item in items:
-        if not any(same(item, other) for other in kept):
-            kept.append(item)
-    return kept
+        if not any(same(item, other) for other in distinct):
+            distinct.append(item)
+    return distinct
 
 
 def _same_matrices(gold: Node, answer: Node) -> bool:

@@ -61,7 +61,7 @@ _OPENING, _CLOSING = "{([", "})]"
 
 @lru_cache(maxsize=4096)
 def parse(latex: str) -> sympy.Expr:
-    """The expression that normalised LaTeX stands for, unevaluated.
+    """Parse normalized LaTeX into an unevaluated expression.
 
     Raises:
         NotParsedError: it is none, or longer or deeper than anyone's answer.
@@ -100,13 +100,13 @@ def _refuse_the_unreasonable(latex: str) -> None:
 
 
 def symbols_of(expression: sympy.Expr) -> frozenset[str]:
-    """Names of the variables in an expression; the imaginary unit is none."""
+    """Return the names of the variables in an expression, without the imaginary unit."""
     names = {str(symbol) for symbol in expression.free_symbols}
     return frozenset(names - {"i"})
 
 
 def equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
-    """Whether two expressions have the same value, for all values of their variables."""
+    """Check whether two expressions have the same value, for all values of their variables."""
     if gold == answer:
         return True
     aliases = _imaginary_aliases(gold, answer)
@@ -119,7 +119,7 @@ def equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
 
 
 def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
-    """The constant factor between two expressions that vanish together; None if there is none."""
+    """Return the constant factor between two expressions; None if there is none."""
     names = symbols_of(gold) | symbols_of(answer)
     if symbols_of(gold) != symbols_of(answer) or not names:
         return None
@@ -141,7 +141,7 @@ def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
 
 
 def value(expression: sympy.Expr) -> mpmath.mpc:
-    """The number that an expression without variables stands for, to `DIGITS` digits.
+    """Compute an expression without variables to `DIGITS` digits.
 
     Raises:
         NotComputedError: it has variables, or no manageable value.

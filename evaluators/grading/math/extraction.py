@@ -149,7 +149,6 @@ def _is_single(content: str) -> bool:
 # --- statements
 
 
-_ANSWER = r"(?:(?:final|correct|required|desired|right|best)\s+)*(?:answer|solution|result)"
 _STATEMENT = re.compile(
     r"""
     \#\#\#\#[ \t]*(?P<hashes>[^\n]+)

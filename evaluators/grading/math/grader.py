@@ -1,4 +1,4 @@
-"""Grading mathematics: `math_extraction` finds the answer, `math_comparison` compares it.
+"""Grading mathematics: `extraction` finds the answer, `equality` compares it.
 
 The gold answer may be bare, in dollars, in a box, or a whole solution that ends in a box or in
 ``#### n``.
@@ -29,20 +29,20 @@ def grade(record: Mapping[str, Any]) -> Grade:
     finish_reason = record.get("finish_reason")
     gold = gold_answer(str(record["gold"]))
     worded = isinstance(readings(gold)[0], Words)
-    found = find_answer(answer_part(record["response"]), parts=_parts(gold), worded=worded)
-    if found is None or (finish_reason == "length" and not found.explicit):
+    final = find_answer(answer_part(record["response"]), parts=_parts(gold), worded=worded)
+    if final is None or (finish_reason == "length" and not final.explicit):
         return no_answer(finish_reason)
-    correct = same_answer(gold, found.text)
-    return Grade(Verdict.correct if correct else Verdict.wrong, found.text.strip())
+    correct = same_answer(gold, final.text)
+    return Grade(Verdict.correct if correct else Verdict.wrong, final.text.strip())
 
 
 def gold_answer(gold: str) -> str:
-    """The answer itself, out of a gold field that may hold a whole solution."""
+    """Return the answer itself, out of a gold field that may hold a whole solution."""
     if "####" in gold:
         return gold.rpartition("####")[2].strip()
     if "boxed" in gold or "fbox" in gold:
-        found = find_answer(gold, parts=1)
-        gold = found.text if found else gold
+        final = find_answer(gold, parts=1)
+        gold = final.text if final else gold
     gold = gold.strip()
     # A letter or a comma that was left standing before an interval or behind the answer.
     gold = re.sub(r"^\$?\s*[a-z](?=\s*(?:\(.*\]|\[.*\))\s*\$?$)", "", gold)
@@ -50,7 +50,7 @@ def gold_answer(gold: str) -> str:
 
 
 def _parts(gold: str) -> int:
-    """How many answers a gold answer consists of."""
+    """Count the answers that a gold answer consists of."""
     match readings(gold)[0]:
         case Group(kind="list" | "set", items=items):
             return len(items)

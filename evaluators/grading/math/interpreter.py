@@ -23,7 +23,7 @@ class TooLargeError(NotComputedError):
 
 
 class MpmathInterpreter:
-    """Computes expressions with mpmath at its current precision, and refuses unwieldy ones."""
+    """Compute expressions with mpmath at its current precision, and refuse unwieldy ones."""
 
     def __init__(self, point: Mapping[str, mpmath.mpc]) -> None:
         self.point = {"i": mpmath.mpc(0, 1), **point}
@@ -31,7 +31,7 @@ class MpmathInterpreter:
         """The largest magnitude among the terms of all sums so far."""
 
     def value(self, expression: sympy.Basic) -> mpmath.mpc:
-        """The number that ``expression`` stands for.
+        """Compute the number that ``expression`` stands for.
 
         Raises:
             NotComputedError: it is infinite, undefined, too large or of an unknown kind.
@@ -111,7 +111,7 @@ class MpmathInterpreter:
 
 
 def _odd_root(exponent: mpmath.mpc) -> tuple[int, mpmath.mpf] | None:
-    """Numerator and odd denominator of a fraction such as 2/3; None if the exponent is none."""
+    """Return numerator and odd denominator of an exponent such as 2/3; None for others."""
     if exponent.imag:
         return None
     for denominator in (3, 5, 7):

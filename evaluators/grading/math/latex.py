@@ -190,7 +190,7 @@ _CONTINUED = re.compile(
 
 
 def normalize_latex(text: str, *, thousands: bool = True) -> str:
-    """The normal spelling of one answer; text inside ``\\text{…}`` keeps its case and spaces.
+    """Spell one answer in the normal way; ``\\text{…}`` keeps its case and spaces.
 
     Args:
         text: the answer as it was written.
@@ -330,13 +330,13 @@ def _roots_and_fractions(text: str) -> str:
 def _with_arguments(text: str, command: str, count: int) -> str:
     """Give ``command`` its arguments in braces: a token, a group, or for roots a parenthesis."""
     pieces, position = [], 0
-    while (found := text.find(command, position)) >= 0:
-        after = found + len(command)
+    while (start := text.find(command, position)) >= 0:
+        after = start + len(command)
         if after < len(text) and text[after].isalpha():
             pieces.append(text[position:after])
             position = after
             continue
-        pieces.append(text[position:found])
+        pieces.append(text[position:start])
         pieces.append(command)
         position = after
         if command == r"\sqrt":

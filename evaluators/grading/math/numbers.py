@@ -33,7 +33,7 @@ _FRACTION = re.compile(r"(-?)(\d*)(?:\\frac\{(-?)(\d+)\}\{(-?)(\d+)\}|(?<=\d)/(-
 
 @lru_cache(maxsize=8192)
 def number(latex: str) -> Number | None:
-    """The rational number that ``latex`` writes directly; None for any other expression."""
+    """Read a rational number that ``latex`` writes directly; None for any other expression."""
     latex = latex.strip()
     if latex.startswith("(") and latex.endswith(")") and is_balanced(latex[1:-1]):
         latex = latex[1:-1]
@@ -86,7 +86,7 @@ def _fraction(match: re.Match[str]) -> Number | None:
 
 
 def without_unit_letter(scalar: Scalar) -> Scalar | None:
-    """``5m`` read as five metres, where nothing else in it is a variable."""
+    """Read ``5m`` as five meters, where nothing else in it is a variable."""
     match = re.fullmatch(rf"({NUMERIC})([{UNIT_LETTERS}])({POWER})", scalar.latex)
     if match is None or scalar.unit:
         return None

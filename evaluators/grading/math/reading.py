@@ -37,7 +37,7 @@ MAX_LEVELS = 8
 
 
 def readings(text: str) -> list[Node]:
-    """What ``text`` can mean, likeliest first; text too long for an answer means itself."""
+    """Return what ``text`` can mean, likeliest first; text too long for an answer means itself."""
     if len(text) > MAX_ANSWER:
         return [Words(text.strip())]
     try:
@@ -143,7 +143,7 @@ _WHOLE_WORDS: dict[str, Node] = {
 
 
 def _read_phrase(text: str) -> Node | None:
-    """Phrases that stand for something else."""
+    """Read phrases that stand for a set, a limit or a number."""
     words = plain_words(text)
     if words in _WHOLE_WORDS:
         return _WHOLE_WORDS[words]
@@ -202,7 +202,7 @@ _AND = re.compile(r"\\text\{\s*(?:and|AND)\s*\}|\\(?:land|wedge)(?![a-zA-Z])|(?<
 
 
 def _split_list(text: str) -> tuple[list[str], str]:
-    """The items of a bare list, and the word (or comma) that joins them."""
+    """Return the items of a bare list, and the word (or comma) that joins them."""
     word = "or" if _OR.search(text) else "and" if _AND.search(text) else ","
     text = _AND.sub(";", _OR.sub(";", text)) if "begin" not in text else _OR.sub(";", text)
     text = re.sub(r"\\text\{\s*(?:or|and)\s+([^{}]*)\}", r";\\text{\1}", text)
@@ -249,11 +249,11 @@ _SIGNS = (r"\leq", r"\geq", r"\neq", r"\approx", r"\in", r"\to", "<", ">", "=")
 
 
 def _read_relation(text: str, level: int) -> Relation | None:
-    found = list(separator_positions(text, _SIGNS))
-    if not found:
+    positions = list(separator_positions(text, _SIGNS))
+    if not positions:
         return None
     sides = [side.strip() for side in split_outside_brackets(text, _SIGNS)]
-    signs = [sign for _, sign in found]
+    signs = [sign for _, sign in positions]
     while sides and not sides[-1]:
         sides, signs = sides[:-1], signs[:-1]
     if len(sides) != len(signs) + 1 or not signs:
@@ -380,7 +380,7 @@ def _read_scalar(text: str) -> Node:
 
 
 def _take_unit(formula: str, words: str) -> tuple[str, bool, str]:
-    """Formula, percent and unit of ``formula words``."""
+    """Split the words behind a formula into formula, percent sign and unit."""
     percent = False
     parts = words.lower().split()
     if parts and parts[0] in _MULTIPLIERS:

@@ -29,7 +29,7 @@ from deft.evaluators.grading.math.words import is_name
 
 
 def as_real_sets(gold: Node, answer: Node) -> tuple[list[Interval], list[Interval]] | None:
-    """Both answers as unions of intervals, where one of them is written as a set of reals."""
+    """Read both answers as unions of intervals, if one of them is written as a set of reals."""
     if not (is_set_like(gold) or is_set_like(answer)):
         return None
     left, right = intervals_of(gold), intervals_of(answer)
@@ -79,8 +79,8 @@ def intervals_of(node: Node) -> list[Interval] | None:
         case Scalar(latex=r"\emptyset"):
             return []
         case Union(parts=parts):
-            found = [intervals_of(part) for part in parts]
-            return [p for pieces in found for p in pieces or []] if None not in found else None
+            sets = [intervals_of(part) for part in parts]
+            return [p for pieces in sets for p in pieces or []] if None not in sets else None
         case Difference(whole=whole, removed=removed):
             return _remove(whole, removed)
         case Group(
@@ -116,16 +116,16 @@ def _remove(whole: Node, removed: Node) -> list[Interval] | None:
     return [Interval(low, high, low_open=True, high_open=True) for low, high in pairwise(ends)]
 
 
-def _together(found: list[list[Interval] | None]) -> list[Interval] | None:
-    """What a list of inequalities means: all of them, or if that is impossible any of them."""
-    both = _intersection(found)
-    return both or ([p for pieces in found for p in pieces or []] if None not in found else None)
+def _together(sets: list[list[Interval] | None]) -> list[Interval] | None:
+    """Intersect a list of inequalities; if nothing is left, they are alternatives."""
+    both = _intersection(sets)
+    return both or ([p for pieces in sets for p in pieces or []] if None not in sets else None)
 
 
-def _intersection(found: list[list[Interval] | None]) -> list[Interval] | None:
+def _intersection(sets: list[list[Interval] | None]) -> list[Interval] | None:
     result = [Interval(_MINUS, _PLUS, low_open=True, high_open=True)]
     try:
-        for pieces in found:
+        for pieces in sets:
             if pieces is None:
                 return None
             result = [p for a in result for b in pieces if (p := _overlap(a, b)) is not None]
@@ -144,7 +144,7 @@ def _overlap(left: Interval, right: Interval) -> Interval | None:
 
 
 def _solution(relation: Relation) -> list[Interval] | None:
-    """The set that inequalities in one variable describe."""
+    """Return the set that inequalities in one variable describe."""
     signs, sides, names = relation.signs, relation.sides, relation.names
     if signs == (r"\in",):
         return intervals_of(sides[1])
@@ -176,7 +176,7 @@ def _solution(relation: Relation) -> list[Interval] | None:
 
 
 def _within(sign: str, centre: str, radius: Scalar, relation: str) -> list[Interval]:
-    """``|x − centre| < radius``, or what lies outside."""
+    """Return the set of ``|x − center| < radius``, or what lies outside."""
     middle = centre if sign == "-" else f"-{centre}"
     low, high = Scalar(f"{middle}-({radius.latex})"), Scalar(f"{middle}+({radius.latex})")
     strict = relation in "<>"
@@ -193,7 +193,7 @@ def _ray(end: Scalar, sign: str) -> Interval:
 
 
 def _position(scalar: Scalar) -> mpmath.mpf:
-    """Where an end lies on the real line.
+    """Compute where an end lies on the real line.
 
     Raises:
         NotComputedError: it is no real number.
@@ -217,12 +217,12 @@ def same_real_sets(gold: list[Interval], answer: list[Interval]) -> bool:
         gold, answer = _merged(gold), _merged(answer)
     if len(gold) != len(answer):
         return False
-    left = list(answer)
+    unmatched = list(answer)
     for piece in gold:
-        match = next((other for other in left if _same_interval(piece, other)), None)
+        match = next((other for other in unmatched if _same_interval(piece, other)), None)
         if match is None:
             return False
-        left.remove(match)
+        unmatched.remove(match)
     return True
 
 

@@ -108,7 +108,7 @@ def _same_latex(gold: str, answer: str) -> bool:
 
 
 def number_with_factor(latex: str) -> Number | None:
-    """A decimal in scientific notation; None for anything else."""
+    """Read a decimal in scientific notation; None for anything else."""
     written = number(latex)
     return written if written is not None and written.scientific else None
 
@@ -170,7 +170,7 @@ _DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
 
 
 def expression_text(latex: str) -> str:
-    """What the grammar needs to be told: degrees, primes, mixed numbers, absolute bars."""
+    """Rewrite what the grammar does not know: degrees, percent signs, primes, bars."""
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", latex):
         latex = _DEGREES_IN_FUNCTION.sub(r"(\\frac{\1\\pi}{180})", latex)
     latex = latex.replace("°", "").replace("%", r"\cdot\frac{1}{100}")

@@ -70,7 +70,7 @@ _ONES, _TENS = _ONES_TEXT.split(), _TENS_TEXT.split()
 
 
 def number_word(words: str) -> int | None:
-    """The number that ``words`` spells, up to ninety-nine; None if it spells none."""
+    """Read the number that ``words`` spells, up to one hundred; None if they spell none."""
     parts = words.lower().replace("-", " ").split()
     match parts:
         case [one] if one in _ONES:
@@ -85,7 +85,7 @@ def number_word(words: str) -> int | None:
 
 
 def is_unit(words: str) -> bool:
-    """Whether every word is a known unit, and not merely something that is counted."""
+    """Check that every word is a known unit, and not merely something that is counted."""
     parts = [part for part in _tokens(words) if not re.fullmatch(r"[/·^]|\^-?\d|-?\d", part)]
     return bool(parts) and all(
         part in _CANONICAL or part.lower() in _CANONICAL or part.lower() in (*_POWERS, "per")
@@ -94,7 +94,7 @@ def is_unit(words: str) -> bool:
 
 
 def canonical_unit(words: str) -> str:
-    """One spelling for a unit or a counted thing: ``square centimetres`` is ``cm^2``."""
+    """Spell a unit or a counted thing in the normal way: ``square centimetres`` is ``cm^2``."""
     result: list[str] = []
     power = ""
     for part in _tokens(words):
@@ -118,14 +118,14 @@ def canonical_unit(words: str) -> str:
 
 
 def compatible(left: str, right: str) -> bool:
-    """Whether two canonical units do not contradict each other."""
+    """Check that two canonical units do not contradict each other."""
     if not left or not right or left == right:
         return True
     if "unit" in left and "unit" in right:
         return _power(left) == _power(right)
     first, second = left.split(), right.split()
-    known = set(_SPELLINGS)
-    if any(re.split(r"[\^/]", part)[0] in known for part in (*first, *second)):
+    units = set(_SPELLINGS)
+    if any(re.split(r"[\^/]", part)[0] in units for part in (*first, *second)):
         return sorted(first) == sorted(second)
     # "marble" and "red marble" are the same count; "apple" and "orange" are not.
     return set(first) <= set(second) or set(second) <= set(first)

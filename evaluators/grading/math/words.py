@@ -12,7 +12,7 @@ _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
 
 
 def plain_words(text: str) -> str:
-    """Lower case, without markup, articles and punctuation: how two phrases are compared."""
+    """Remove case, markup, articles and punctuation: the form in which phrases are compared."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"[\\${}*_`\".,;:!?]", " ", text.lower())
     words = " ".join(_ORDINAL.sub("", _ARTICLES.sub(" ", text)).split())
@@ -53,7 +53,7 @@ def mark_words(text: str) -> str:
 
 
 def _mark_run(run: str, *, loose: bool) -> str:
-    """``or x`` is a word and a variable, ``red marbles`` is one text."""
+    """Mark one run of words: ``or x`` is a word and a variable, ``red marbles`` is one text."""
     pieces: list[str] = []
     phrase: list[str] = []
 
@@ -106,7 +106,7 @@ _NAME = re.compile(
 
 
 def is_name(text: str) -> bool:
-    """Whether the left side of an equation only gives a name to the right side."""
+    """Check whether the left side of an equation only names the right side."""
     if re.fullmatch(r"\\(?:pi|infty|emptyset|mathbb)", text):
         return False
     if re.fullmatch(

@@ -23,7 +23,7 @@ _Job = tuple[bytes, "Future[Grade]"]
 
 
 class GraderPool:
-    """Grades records in ``workers`` processes while the caller goes on; a context manager.
+    """Grade records in ``workers`` processes while the caller goes on; a context manager.
 
     Everything about one record, extraction as well as comparison, happens in a process of its
     own kind: a record that takes too long, too much memory or crashes it yields the verdict
@@ -103,10 +103,10 @@ class GraderPool:
         if self._closed or not self._threads[0].is_alive():
             raise RuntimeError("the pool is not open: use it as a context manager")
         check_record(self._grader, record)
-        read = ("response", "gold", "options", "finish_reason")
-        kept = record if self._grader not in GRADERS else {k: record.get(k) for k in read}
+        read_fields = ("response", "gold", "options", "finish_reason")
+        fields = record if self._grader not in GRADERS else {k: record.get(k) for k in read_fields}
         future: Future[Grade] = Future()
-        self._jobs.put((json.dumps(dict(kept)).encode() + b"\n", future))
+        self._jobs.put((json.dumps(dict(fields)).encode() + b"\n", future))
         return future
 
     def _cancel_waiting(self) -> None:
@@ -160,7 +160,7 @@ class _Process:
             raise RuntimeError(f"the grading process did not start: {' '.join(command)}")
 
     def ask(self, line: bytes) -> Grade | None:
-        """The grade of one record; None if the process is gone or talks nonsense."""
+        """Return the grade of one record; None if the process is gone or its reply is malformed."""
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         try:

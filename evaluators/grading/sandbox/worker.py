@@ -1,8 +1,8 @@
-"""The process behind `GraderPool`: a keeper that reads records, and its child that grades them.
+"""The process behind `GraderPool`: a zygote that reads records, and its child that grades them.
 
-The keeper imports and warms the grader once, then forks the child, which inherits the warm state.
+The zygote imports and warms the grader once, then forks the child, which inherits the warm state.
 A child that is killed is replaced by another fork in milliseconds, where a fresh interpreter would
-take seconds. The keeper has one thread, so that forking it is safe, and touches no record.
+take seconds. The zygote has one thread, so that forking it is safe, and touches no record.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Child:
         self._replies = os.fdopen(reply_read, "rb")
 
     def ask(self, line: bytes) -> bytes | None:
-        """The reply to one line; None if the child died over it."""
+        """Return the reply to one line; None if the child died over it."""
         try:
             self._requests.write(line)
             self._requests.flush()
@@ -60,13 +60,13 @@ class Child:
         wall = self._timeout * WALL_SECONDS_PER_CPU_SECOND
         ready, _, _ = select.select([self._replies, sys.stdin], [], [], wall)
         if ready == [sys.stdin]:  # the owner sends nothing before it has its reply: it is gone
-            self.bury()
+            self.kill_and_reap()
             sys.exit()
         reply = self._replies.readline() if ready else b""
         return reply if reply.endswith(b"\n") else None
 
-    def bury(self) -> None:
-        """Kill the child and collect it."""
+    def kill_and_reap(self) -> None:
+        """Kill the child and collect its exit status."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         for pipe in (self._requests, self._replies):
@@ -119,19 +119,19 @@ def main(grader_path: str, timeout: float, memory_mib: int) -> None:
     warm_up = getattr(import_module(module), "warm_up", None)
     if warm_up is not None:
         warm_up()
-    gc.freeze()  # keeps the pages that children share with the keeper from being copied
+    gc.freeze()  # keeps the pages that children share with the zygote from being copied
     replies.write(b"ready\n")
     replies.flush()
     child = Child(grader, timeout, memory_mib)
     for line in sys.stdin.buffer:
         reply = child.ask(line)
         if reply is None:
-            child.bury()
+            child.kill_and_reap()
             child = Child(grader, timeout, memory_mib)
             reply = _encode(Grade(Verdict.grader_error))
         replies.write(reply)
         replies.flush()
-    child.bury()
+    child.kill_and_reap()
 
 
 if __name__ == "__main__":
