@@ -24,8 +24,8 @@ from deft.platform.tracking.recorder import Recorder
 Deft = Callable[..., CompletedProcess[str]]
 
 OWN_BENCHMARK = """
-from deft.evaluators.benchmark import Benchmark, Item, Sampling
-from deft.evaluators.metrics import accuracy, pass_at_k
+from deft.evaluators.benchmarks.base import Benchmark, Item, Sampling
+from deft.evaluators.scores.metrics import accuracy, pass_at_k
 
 
 def rows():

@@ -246,9 +246,9 @@ def test_answers_that_are_lost_leave_nothing_out_and_nothing_twice(
 CELL = """
 import sys
 from pathlib import Path
-from deft.platform.loading import load_spec
-from deft.platform.run_directory import RunDirectory
-from deft.platform.tracking import Recorder
+from deft.platform.config.loading import load_spec
+from deft.platform.records.run_directory import RunDirectory
+from deft.platform.tracking.recorder import Recorder
 
 root, uri, seed = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 names = {"dataset": "figfont", "model": "tiny", "objective": "DEFT"}
