@@ -9,11 +9,13 @@ for these tests, and labelled by what a careful person would say.
 from __future__ import annotations
 
 import re
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from deft.evaluators.grading import GRADERS
+from deft.workers.common.names import import_attribute
 
 FILES = {"math": "math/labelled.txt", "medical": "choice/labelled.txt"}
 
@@ -48,7 +50,7 @@ def read_row(grader: str, block: str) -> Row:
 )
 def test_agreement_with_the_labels(grader: str, size: int, share: float) -> None:
     rows = read_labelled(grader)
-    grade = import_module(f"deft.evaluators.grading.{grader}").grade
+    grade = import_attribute(GRADERS[grader])
     found = []
     for label, record in rows:
         graded = grade(record)
