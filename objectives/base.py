@@ -1,4 +1,4 @@
-"""What an objective is: a pure function from per-token statistics to a value and a gate.
+"""Objectives as data: a pure function from per-token statistics to a value and a gate.
 
 Shapes: N target tokens, V vocabulary. Every tensor here is float32 (or float64 in the reference
 backend), of shape [N], and detached: the head turns gates into gradients, autograd does not.
@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenStats:
-    """What the model believes at each target position."""
+    """The model's prediction at each target position, in a few numbers."""
 
     logp: Tensor
     """Log-probability of the target, in nats."""
@@ -64,7 +64,7 @@ class TokenStats:
         return self.logp >= self.require("top_logp") - 1e-4
 
     def rows(self, rows: slice) -> TokenStats:
-        """The statistics of some rows."""
+        """Select the statistics of some rows."""
         parts = {
             field.name: value if value is None or value.dim() == 0 else value[rows]
             for field in fields(self)
@@ -73,7 +73,7 @@ class TokenStats:
         return TokenStats(**parts)
 
     def require(self, statistic: str) -> Tensor:
-        """A statistic that the objective declared as needed.
+        """Return a statistic that the objective declared as needed.
 
         Raises:
             ValueError: it was not computed, because the objective did not declare it.
@@ -88,7 +88,7 @@ class TokenStats:
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective says about each token; tensors of shape [N].
+    """An objective's value and gate at each token; tensors of shape [N].
 
     The gradient of the summed value in the logits is gate · (P − e_y) + mix · (P − T).
     """
@@ -105,7 +105,7 @@ class ObjectiveOutput(NamedTuple):
     """Weight of the second error P − T; only for an objective with a target distribution."""
 
     def rows(self, rows: slice) -> ObjectiveOutput:
-        """The output of some rows."""
+        """Select the output of some rows."""
         return ObjectiveOutput._make(None if tensor is None else tensor[rows] for tensor in self)
 
 
@@ -113,7 +113,7 @@ ObjectiveFunction = Callable[..., ObjectiveOutput]
 
 
 class Declaration(NamedTuple):
-    """What an objective's function needs from the head."""
+    """What the head must compute for an objective's function, and may assume about it."""
 
     needs: frozenset[str]
     token_local: bool
@@ -178,7 +178,7 @@ class Objective:
 
 
 def get_objective(spec: str | Mapping[str, Any] | ObjectiveSpec | Objective) -> Objective:
-    """The objective that a name or a spec describes.
+    """Load the objective that a name or a spec describes.
 
     Raises:
         ValueError: unknown name, parameter out of range, or an import path that leads nowhere.

@@ -25,7 +25,7 @@ class Parameters(Settings):
 
 def _nonzero(value: float) -> float:
     if value == 0:
-        raise ValueError("must not be 0; the limit α → 0 is the objective 'original'")
+        raise ValueError("it must not be 0; the limit α → 0 is the objective 'original'")
     return value
 
 
@@ -102,18 +102,18 @@ class ObjectiveInfo:
 
     @property
     def parameter(self) -> str | None:
-        """The parameter's name, or None."""
+        """Name of the parameter, or None."""
         return next(iter(self.parameters.model_fields), None)
 
     @property
     def default(self) -> float | None:
-        """The parameter's default, or None where it must be given."""
+        """Default of the parameter, or None where it must be given."""
         field = self.parameters.model_fields.get(self.parameter or "")
         return None if field is None or field.is_required() else field.default
 
     @property
     def signature(self) -> str:
-        """How it is written in a run file, as in `GeneralFamily-α` or `EAFT[-a]`."""
+        """Spelling in a run file, as in `GeneralFamily-α` or `EAFT[-a]`."""
         if self.parameter is None:
             return self.name
         symbol = _SYMBOLS.get(self.parameter, self.parameter)
@@ -121,7 +121,7 @@ class ObjectiveInfo:
 
     @property
     def example(self) -> str:
-        """A spelling that validates."""
+        """Spelling that validates."""
         return f"{self.name}-0.5" if self.parameter and self.default is None else self.name
 
 

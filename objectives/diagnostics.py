@@ -1,4 +1,4 @@
-"""What an objective does to a model's tokens, as numbers and as figures.
+"""Numbers and figures that show what an objective does to a model's tokens.
 
 Everything is read off the statistics of the head's first pass. Figures use one colour map of rising
 lightness and lines that differ in dash and marker, so they survive colour blindness and grey print.
@@ -40,7 +40,7 @@ class TokenLandscape:
 
 
 def token_landscape(stats: TokenStats, gate: Tensor) -> TokenLandscape:
-    """The landscape of all tokens under the mask.
+    """Measure the landscape of all tokens under the mask.
 
     ‖P − e_y‖² = Σ_v P_v² − 2p + 1, so the norm needs no logits. A second error that an objective
     mixes in (label smoothing, GEM, a reference model) is not part of it.
@@ -59,7 +59,7 @@ def token_landscape(stats: TokenStats, gate: Tensor) -> TokenLandscape:
 
 
 def landscapes(stats: TokenStats, objectives: Sequence[Objective]) -> dict[str, TokenLandscape]:
-    """The landscape of the same tokens under each objective, by its canonical name.
+    """Measure the landscape of the same tokens under each objective, by its canonical name.
 
     One pass through the model with the statistics that all objectives need serves them all.
     """
@@ -74,7 +74,7 @@ def landscapes(stats: TokenStats, objectives: Sequence[Objective]) -> dict[str, 
 def summarize(
     stats: TokenStats, *, gate: Tensor, kept: Tensor, focus: Tensor | None = None
 ) -> dict[str, float]:
-    """Means and quantiles over the tokens of a step; empty without a target.
+    """Compute means and quantiles over the tokens of a step; empty without a target.
 
     Over several ranks the means are exact if the ranks' tensors are put together first. Statistics
     that were not computed are left out.
@@ -106,7 +106,7 @@ def summarize(
 
 
 def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
-    """One panel per objective: p against entropy, coloured by the norm of the logit gradient.
+    """Draw p against entropy, coloured by the norm of the logit gradient, a panel per objective.
 
     All panels share one logarithmic colour scale; there are four in a row.
     """
@@ -129,7 +129,7 @@ def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
         axis.remove()
     axes = grid.flat[: len(panels)]
     for index, (axis, (name, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
-        # Strong pulls on top: they are few and they are the point.
+        # Tokens with large gradients are few, so they are drawn last, on top of the others.
         order = panel.gradient_norm.argsort()
         dots = axis.scatter(
             panel.p[order].numpy(),
@@ -154,7 +154,7 @@ def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
 
 
 def draw_gate_dynamics(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Step means over training: gate, focus and target probability, one line per objective.
+    """Draw step means of gate, focus and target probability, one line per objective.
 
     Args:
         histories: objective → {`step`, `gate`, `p` and optionally `focus`}, equally long; a focus
@@ -205,6 +205,6 @@ def _mean(column: Tensor) -> float:
 
 
 def _quantiles(column: Tensor) -> list[float]:
-    """Nearest-rank quantiles; `torch.quantile` refuses more than 16 million values."""
+    """Compute nearest-rank quantiles; `torch.quantile` refuses more than 16 million values."""
     ordered = column.float().sort().values
     return [float(ordered[round(quantile * (len(ordered) - 1))]) for quantile in QUANTILES]

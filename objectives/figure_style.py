@@ -1,12 +1,12 @@
-"""How objectives differ in figures: in colour, and for grey print in dash, marker and hatch."""
+"""Colors of objectives in figures; dash, marker and hatch tell them apart in grey print."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 INK = "#010203"
-"""What is drawn in black; no other artist has just this colour, so that it can be replaced."""
-# Okabe and Ito's colours that stay apart for every common colour vision.
+"""Near-black that no other artist uses, so that a dark theme can replace it."""
+# Okabe and Ito's palette, which common kinds of color blindness leave distinct.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -14,7 +14,7 @@ _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "+++", "ooo")
 
 
 class Look(NamedTuple):
-    """Matplotlib's names of what one objective is drawn with."""
+    """Matplotlib's style arguments for one objective."""
 
     color: str
     linestyle: str
@@ -23,7 +23,7 @@ class Look(NamedTuple):
 
 
 def look(index: int) -> Look:
-    """The look of the objective at ``index``; the first 28 differ."""
+    """Return the style of the objective at ``index``; the first 28 differ."""
     return Look(
         _COLOURS[index % len(_COLOURS)],
         _DASHES[index % len(_DASHES)],
@@ -33,4 +33,4 @@ def look(index: int) -> Look:
 
 
 BASELINE = Look(INK, "-", "*", "")
-"""The look of what everything else is compared with."""
+"""Style of the objective that all others are compared with."""

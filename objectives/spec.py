@@ -5,7 +5,6 @@ Needs pydantic and the standard library only, so a laptop validates a sweep with
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from pydantic import (
 )
 
 from deft.objectives.catalog import CATALOG, ObjectiveInfo
+from deft.workers.common.names import unknown_name
 from deft.workers.common.settings import Settings
 
 _IMPORT_PATH = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*:[^\W\d]\w*")
@@ -49,12 +49,18 @@ class ObjectiveSpec(Settings):
             fields = {str(key): item for key, item in value.items()}
             name = fields.pop("name", None)
             if not isinstance(name, str):
-                raise ValueError(f"an objective needs a name (a string); got {dict(value)!r}")
+                raise ValueError(
+                    f"{dict(value)!r} needs a name; add `name: DEFT` or another objective's"
+                )
             nested = fields.pop("params", {})
             if not isinstance(nested, Mapping):
-                raise ValueError(f"params of objective {name!r} must be a mapping; got {nested!r}")
+                raise ValueError(
+                    f"params of {name} is {nested!r}; give a mapping of names to values"
+                )
             if overlap := sorted(nested.keys() & fields.keys()):
-                raise ValueError(f"parameter {overlap[0]!r} of objective {name!r} is given twice")
+                raise ValueError(
+                    f"parameter {overlap[0]!r} of {name} is given twice; keep one of the two"
+                )
             return _resolve(name.strip(), {**fields, **nested})
         return value
 
@@ -63,7 +69,10 @@ class ObjectiveSpec(Settings):
     def require_scalars(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
         for key in value:
             if not key.isidentifier():
-                raise ValueError(f"parameter name {key!r} is not an identifier")
+                raise ValueError(
+                    f"parameter name {key!r} is not an identifier; "
+                    "use the name of one of the function's arguments"
+                )
         return value
 
     @model_serializer
@@ -72,7 +81,7 @@ class ObjectiveSpec(Settings):
 
     @property
     def info(self) -> ObjectiveInfo | None:
-        """The catalog's entry, or None for an objective given by import path."""
+        """Catalog entry, or None for an objective given by import path."""
         return CATALOG.get(self.name)
 
     def __str__(self) -> str:
@@ -94,7 +103,7 @@ class ObjectiveSpec(Settings):
 
 
 def _number(value: float) -> str:
-    """Shortest text that reads back as the same float (`1`, `-0.5`, `1e-05`)."""
+    """Return the shortest text that reads back as the same float (`1`, `-0.5`, `1e-05`)."""
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
@@ -110,13 +119,13 @@ def _from_string(text: str) -> dict[str, Any]:
         if info is None:
             continue
         if info.parameter is None:
-            raise ValueError(f"objective {info.name!r} takes no parameter; got {text!r}")
+            raise ValueError(f"{text!r}: {info.name} takes no parameter; write {info.name}")
         try:
             value = float(text[cut + 1 :])
         except ValueError:
             raise ValueError(
-                f"objective {text!r}: expected a number for {info.parameter!r} after "
-                f"{text[:cut]!r}-, got {text[cut + 1 :]!r}"
+                f"{text!r}: expected a number for {info.parameter!r}, got {text[cut + 1 :]!r}; "
+                f"write it as in {info.example}"
             ) from None
         return _resolve(info.name, {info.parameter: value})
     return _resolve(text, {})
@@ -128,13 +137,15 @@ def _arguments(text: str, whole: str) -> dict[str, Any]:
     for part in filter(None, re.split(r",\s*(?=[^\W\d]\w*\s*=)", text.strip())):
         key, equals, value = part.partition("=")
         if not equals:
-            raise ValueError(f"objective {whole!r}: expected key=value, got {part!r}")
+            raise ValueError(
+                f"{whole!r}: expected key=value, got {part!r}; name the function's argument"
+            )
         try:
             arguments[key.strip()] = json.loads(value)
         except json.JSONDecodeError:
             raise ValueError(
-                f"objective {whole!r}: the value of {key.strip()!r} must be a number, true, "
-                f'false or a "quoted string"; got {value!r}'
+                f"{whole!r}: the value of {key.strip()!r} is {value!r}; it must be a number, true, "
+                'false or a "quoted string"'
             ) from None
     return arguments
 
@@ -149,18 +160,14 @@ def _resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if ":" in name:
         if not _IMPORT_PATH.fullmatch(name):
             raise ValueError(
-                f"objective {name!r} is not an import path; expected package.module:attribute"
+                f"{name!r} is not an import path; write it as package.module:attribute"
             )
         return {"name": name, "params": dict(sorted(given.items()))}
     info = _lookup(name)
     if info is None:
-        known = [
-            spelling for entry in CATALOG.values() for spelling in (entry.name, *entry.aliases)
-        ]
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         raise ValueError(
-            f"unknown objective {name!r}; did you mean {close[0]!r}? "
-            "(`deft list objectives` shows all; your own is given as package.module:attribute)"
+            unknown_name("objective", name, _distinct_spellings())
+            + " An objective of your own is written package.module:attribute."
         )
     try:
         parameters = info.parameters.model_validate(dict(given))
@@ -169,12 +176,26 @@ def _resolve(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": info.name, "params": parameters.model_dump()}
 
 
+def _distinct_spellings() -> list[str]:
+    """List names and aliases, without aliases that differ from the name in case and "_" only."""
+
+    def folded(spelling: str) -> str:
+        return spelling.casefold().replace("_", "")
+
+    return [
+        spelling
+        for info in CATALOG.values()
+        for spelling in (info.name, *info.aliases)
+        if spelling == info.name or folded(spelling) != folded(info.name)
+    ]
+
+
 def _explain(info: ObjectiveInfo, error: dict[str, Any]) -> str:
     key = error["loc"][0] if error["loc"] else None
     if error["type"] == "missing":
-        return f"objective {info.name!r} needs its parameter {key!r}, as in {info.example!r}"
+        return f"{info.name} needs its parameter {key!r}; write it as in {info.example}"
     if error["type"] == "extra_forbidden":
-        expected = f"only {info.parameter!r}" if info.parameter else "no parameter"
-        return f"objective {info.name!r} has no parameter {key!r}; it takes {expected}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"objective {info.name!r}: {key} = {error['input']!r} is refused: {message}"
+        known = f"its only one is {info.parameter!r}" if info.parameter else f"write {info.name}"
+        return f"{info.name} has no parameter {key!r}; {known}"
+    advice = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    return f"{info.name}: parameter {key!r} is {error['input']!r}; {advice}"

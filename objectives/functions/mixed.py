@@ -69,7 +69,7 @@ def sft_kl_reverse(stats: TokenStats, *, lam: float) -> ObjectiveOutput:
 
 
 def _anchored(stats: TokenStats, weight: Tensor, *, mix: float) -> ObjectiveOutput:
-    """sg(weight)·(−ℓ) + mix·D(T, P)."""
+    """Combine to sg(weight)·(−ℓ) + mix·D(T, P)."""
     return ObjectiveOutput(
         value=-weight * stats.logp + mix * stats.require("divergence"),
         gate=weight,

@@ -73,7 +73,7 @@ def _log_probability(stats: TokenStats, keep: Tensor) -> ObjectiveOutput:
 
 
 def _most(score: Tensor, mask: Tensor, share: float) -> Tensor:
-    """bool [N]: the tokens under the mask with the largest score, ⌈share · their number⌉ of them.
+    """Select the ⌈share · their number⌉ tokens under the mask with the largest score; bool [N].
 
     Tokens that tie with the last of them are kept too, so the order of tokens has no influence.
     """

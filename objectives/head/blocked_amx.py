@@ -1,16 +1,17 @@
-"""The `torch` backend's way with bfloat16 on a CPU with AMX: two passes over vocabulary blocks.
+"""The `torch` backend for bfloat16 on a CPU with AMX: two passes over vocabulary blocks.
 
-With AMX the products are so fast that passes over memory decide. So a block of logits [R, B] is
-made, used and forgotten while it is in cache, the weight's gradient is written once, and nothing is
-accumulated in more than a block.
+With AMX the products are so fast that passes over memory dominate. So a block of logits [R, B] is
+computed, used and overwritten while it is in cache, the weight's gradient is written once, and
+nothing is accumulated in more than a block.
 
 A logit rounded to bfloat16 is off by up to its size · 2⁻⁹, which costs 1–3 % of gradient error. So
 what is rounded is log P: the row's normaliser enters the product, which is summed in float32, as
-further columns of the hidden states. An error of |log P| · 2⁻⁹ in P is next to nothing where P is
-large.
+further columns of the hidden states. The relative error of P is then |log P| · 2⁻⁹, which is small
+where P is large; where P is small it hardly adds to a gradient.
 
-1. Statistics: relative to the normaliser of what was seen so far, which begins with the target,
-   whose logit is had in float32. Where a block outweighs all before it, it is done in float32.
+1. Statistics: relative to the normaliser of the entries seen so far, which begin with the target,
+   whose logit is computed in float32. Where a block outweighs all before it, its logits are large
+   relative to that normaliser and rounding would show: it is recomputed in float32.
 2. Gradients: relative to the normaliser itself.
 
 Buffers are made once: fresh pages cost more than the product that fills them.
@@ -34,12 +35,13 @@ _EXTRA = 32
 _STATISTICS = frozenset({"concentration", "entropy", "top_logp"})
 # A block's Σ e^z, in units of the sum before it, from which on rounding its logits would show.
 _OUTWEIGHS = 2.0
-# A logit, relative to the normaliser, whose e^z is 0, and 0 times it as well.
+# A logit, relative to the normaliser, that adds 0 to every sum: e^z is 0 and so is z · e^z, which
+# for −inf would be NaN.
 _NOTHING = -1e4
 
 
 def fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
-    """Whether everything that is asked for can be had block by block.
+    """Tell whether the request can be computed block by block, and faster than by chunks.
 
     Without AMX the four products of two passes took 1.17 of plain NLL's time, the three of
     `chunked` 0.71; and the product that carries the normaliser is not summed in float32, so that
@@ -56,7 +58,7 @@ def fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
 
 @torch.no_grad()
 def blocked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
-    """Value, gate and gradients with one block of logits at a time."""
+    """Compute value, gate and gradients with one block of logits at a time."""
     M, V = len(inputs.labels), len(inputs.weight)
     logits = inputs.weight.new_empty(min(M, _ROWS) * min(V, _ENTRIES))
     stats, normalizer = _statistics(inputs, wanted.statistics, logits)
@@ -71,7 +73,7 @@ def blocked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> He
 def _statistics(
     inputs: HeadInputs, wanted: frozenset[str], logits: Tensor
 ) -> tuple[TokenStats, Tensor]:
-    """The rows' statistics [M] and log Σ e^z [M]."""
+    """Compute the rows' statistics [M] and log Σ e^z [M]."""
     M, V, D = len(inputs.labels), *inputs.weight.shape
     target = (inputs.hidden.float() * inputs.weight[inputs.labels]).sum(-1)
     if inputs.bias is not None:
@@ -80,6 +82,7 @@ def _statistics(
     hidden = _extended_hidden(inputs.hidden)
     extended = _extended_weight(inputs, min(V, _ENTRIES))
     scratch = torch.empty_like(logits) if "entropy" in wanted else logits
+    # The first blocks are short: while little has been seen, a block is likely to outweigh it.
     for block in _doubling_slices(V, _ENTRIES):
         weight = _fill(extended, inputs, block)
         if not bool(weight.sum().isfinite()):
@@ -90,6 +93,7 @@ def _statistics(
             hidden[rows, D : D + 3] = _as_three(-normalizer)
             z = _view(logits, _size(rows), len(weight))
             torch.mm(hidden[rows], weight.T, out=z)
+            # The target has been counted already, in float32.
             z[_targets(inputs.labels[rows], block)] = _NOTHING
             sums = _sums(z, _view(scratch, *z.shape), wanted)
             shift = torch.zeros_like(normalizer)
@@ -114,9 +118,9 @@ def _statistics(
 
 
 class _Seen:
-    """Sums over the entries that were seen, P being their shares of Σ e^z; all float32 [M].
+    """Running sums over the entries so far, P being their shares of Σ e^z; all float32 [M].
 
-    The target is the first of them.
+    The target is the first entry, so log P = 0 and every sum is finite from the start.
     """
 
     def __init__(self, rows: int) -> None:
@@ -130,8 +134,11 @@ class _Seen:
         """The largest log P."""
 
     def add(self, rows: slice, shift: Tensor, block: Tensor) -> None:
-        """A block's `_sums` [4, R], its z being relative to log Σ e^z + shift [R]."""
+        """Add a block's `_sums` [4, R], its z being relative to log Σ e^z + shift [R]."""
         sums, squares, products, top = block
+        # With n the normaliser before, the block's sum s is relative to n + shift, and the new
+        # normaliser is n + shift + growth, growth = log(e^(−shift) + s). Shares of the old and the
+        # new entries shrink by `before` and `share`; log P falls by what the normaliser rises.
         growth = torch.log1p(sums + torch.expm1(-shift))
         share, before = torch.exp(-growth), torch.exp(-growth - shift)
         self.log_sum[rows] += shift + growth
@@ -142,7 +149,7 @@ class _Seen:
 
 
 def _sums(z: Tensor, scratch: Tensor, wanted: frozenset[str]) -> Tensor:
-    """Σ e^z, Σ e^2z, Σ z e^z and max z of the rows of z [R, B], as float32 [4, R].
+    """Compute Σ e^z, Σ e^2z, Σ z e^z and max z of the rows of z [R, B], as float32 [4, R].
 
     Sums that are not wanted are 0. PyTorch adds in float32 and rounds a block's sum once to the
     dtype of z. Overwrites z, and scratch, which may be z without entropy.
@@ -153,6 +160,7 @@ def _sums(z: Tensor, scratch: Tensor, wanted: frozenset[str]) -> Tensor:
     e = torch.exp(z, out=scratch)
     sums[0] = e.sum(-1)
     if "concentration" in wanted:
+        # A norm squares and sums in float32, where e · e would be rounded and stored.
         sums[1] = torch.linalg.vector_norm(e, dim=-1).float().square()
     if "entropy" in wanted:
         sums[2] = z.mul_(e).sum(-1)
@@ -162,7 +170,7 @@ def _sums(z: Tensor, scratch: Tensor, wanted: frozenset[str]) -> Tensor:
 def _float32_sums(
     inputs: HeadInputs, rows: Tensor, normalizer: Tensor, block: slice, wanted: frozenset[str]
 ) -> tuple[Tensor, Tensor]:
-    """`_sums` of some rows' float32 logits less the normaliser, and the shift they are relative to.
+    """Compute `_sums` of some rows' float32 logits less the normaliser, and the sums' shift.
 
     The shift [R] is the largest logit, or 0 if that is negative.
     """
@@ -186,7 +194,7 @@ def _gradients(
     gate: Tensor,
     logits: Tensor,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of hidden states [M, D], weight [V, D] and bias [V]."""
+    """Compute gradients of hidden states [M, D], weight [V, D] and bias [V]."""
     V, D = inputs.weight.shape
     active = gate.nonzero().squeeze(-1)
     labels, gate = inputs.labels[active], gate[active, None]
@@ -195,6 +203,8 @@ def _gradients(
     hidden[:, D : D + 3] = _as_three(-normalizer[active])
     gated = (hidden[:, :D] * gate).to(torch.bfloat16)
 
+    # The hidden states' gradient is summed over all blocks and so stays in float32, transposed like
+    # the products; the weight's is final within a block and goes straight to the weight's dtype.
     grad_hidden = torch.zeros(D, len(active)) if wanted.hidden else None
     grad_weight = torch.empty_like(inputs.weight) if wanted.weight else None
     grad_bias = torch.zeros(V) if wanted.bias else None
@@ -221,6 +231,7 @@ def _gradients(
                 torch.mm(error, gated[rows], out=grad_weight[block] if len(chunks) == 1 else part)
             if grad_bias is not None:
                 grad_bias[block] += (error @ gate[rows].to(error.dtype)).squeeze(1)
+        # Several chunks' shares are added in float32 and rounded once.
         if grad_weight is not None and len(chunks) != 1:
             torch.sum(parts[:, : len(weight)], 0, dtype=torch.float32, out=total[: len(weight)])
             grad_weight[block] = total[: len(weight)]
@@ -231,7 +242,7 @@ def _gradients(
 
 
 def _extended_hidden(hidden: Tensor) -> Tensor:
-    """hidden [R, D] with columns for the negative normaliser (three, to be set) and the bias."""
+    """Extend hidden [R, D] by columns for the negative normaliser (three, to be set) and bias."""
     D = hidden.shape[1]
     extended = hidden.new_zeros(len(hidden), D + _EXTRA)
     extended[:, :D] = hidden
@@ -240,7 +251,7 @@ def _extended_hidden(hidden: Tensor) -> Tensor:
 
 
 def _extended_weight(inputs: HeadInputs, entries: int) -> Tensor:
-    """A buffer for `_fill`."""
+    """Make a buffer for `_fill`."""
     D = inputs.weight.shape[1]
     extended = inputs.weight.new_zeros(entries, D + _EXTRA)
     extended[:, D : D + 3] = 1
@@ -248,7 +259,7 @@ def _extended_weight(inputs: HeadInputs, entries: int) -> Tensor:
 
 
 def _fill(extended: Tensor, inputs: HeadInputs, block: slice) -> Tensor:
-    """A block of the weight beside the columns that match those of `_extended_hidden`."""
+    """Copy a block of the weight beside the columns that match those of `_extended_hidden`."""
     D = inputs.weight.shape[1]
     weight = extended[: _size(block)]
     weight[:, :D] = inputs.weight[block]
@@ -258,13 +269,14 @@ def _fill(extended: Tensor, inputs: HeadInputs, block: slice) -> Tensor:
 
 
 def _targets(labels: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """The rows whose target lies in the block, and its place there."""
+    """Find the rows whose target lies in the block, and its place there."""
     rows = ((labels >= block.start) & (labels < block.stop)).nonzero().squeeze(-1)
     return rows, labels[rows] - block.start
 
 
 def _as_three(values: Tensor) -> Tensor:
-    """float32 [K] as bfloat16 [K, 3] that add up to it."""
+    """Split float32 [K] into bfloat16 [K, 3] that add up to it."""
+    # 3 · 8 bits are float32's 24: each part is the rounding error of those before it.
     first = values.to(torch.bfloat16)
     second = (values - first).to(torch.bfloat16)
     return torch.stack([first, second, (values - first - second.float()).to(torch.bfloat16)], -1)
@@ -279,7 +291,7 @@ def _slices(length: int, step: int) -> list[slice]:
 
 
 def _doubling_slices(length: int, most: int) -> list[slice]:
-    """Each as long as all before it, from an eighth of `most` up to it."""
+    """Split a length into slices as long as all before them, from most / 8 up to `most`."""
     slices: list[slice] = []
     start = 0
     while start < length:

@@ -5,6 +5,9 @@ cache. If the objective is token-local its gates are known at once, and the chun
 of the gradients there and then: three products. If it reads a batch statistic, a second round
 recomputes all chunks but the last: nearly four.
 
+Two sizes are at work. A chunk bounds the memory and must be large enough for efficient products; a
+tile of its rows bounds what the passes of the softmax touch, so that they run in cache.
+
 Shapes: M target rows, R rows of a chunk, D width, V vocabulary. All but the products' operands is
 float32 (float64 for float64 inputs).
 """
@@ -39,7 +42,7 @@ _WORTH_DROPPING = 0.1
 
 @torch.no_grad()
 def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
-    """Value, gate and gradients with at most a few hundred rows of logits at once."""
+    """Compute value, gate and gradients with one chunk's logits at a time."""
     if blocked_amx.fits(inputs, objective, wanted):
         return blocked_amx.blocked_head(inputs, objective, wanted)
     chunks = _even_chunks(len(inputs.labels), _CHUNK_ROWS.get(inputs.hidden.device.type, 1024))
@@ -55,6 +58,7 @@ def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> He
         if objective.token_local:
             return head.result(join_stats(stats), join_outputs(outputs))
 
+        # A batch statistic is complete only now, when the chunks' softmax has been overwritten.
         output = apply_objective(objective, join_stats(stats))
         if wanted.gradients:
             # Backwards, because the softmax of the last chunk is still there.
@@ -66,7 +70,7 @@ def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> He
 
 
 class _ChunkedHead:
-    """The buffers that all chunks share, and the two things that are done to a chunk.
+    """The buffers that all chunks share, and the two steps for a chunk: softmax, gradients.
 
     Buffers are made once: to a CPU the fresh pages of a chunk's logits cost as much as the product
     that fills them.
@@ -98,7 +102,7 @@ class _ChunkedHead:
         self.grad_bias = buffer(V).zero_() if wanted.bias else None
 
     def softmax(self, chunk: slice) -> TokenStats:
-        """A chunk's statistics [R]; leaves its softmax in `probs` [R, V]."""
+        """Compute a chunk's statistics [R]; leaves its softmax in `probs` [R, V]."""
         self._logits(chunk)
         labels = self.inputs.labels[chunk]
         return join_stats(
@@ -117,8 +121,9 @@ class _ChunkedHead:
         )
 
     def softmax_again(self, chunk: slice) -> None:
-        """What `softmax` left behind, without the statistics where that is less work."""
+        """Restore what `softmax` left behind, without the statistics where that is less work."""
         if self.target is not None:
+            # T is needed again, and comes with its divergence.
             self.softmax(chunk)
             return
         self._logits(chunk)
@@ -140,7 +145,7 @@ class _ChunkedHead:
                 soft_cap_(self.distribution[tile], inputs.softcap, None)
 
     def _tiles(self, rows: int) -> list[slice]:
-        """Rows that stay in cache together; at least one slice."""
+        """Split rows into those that stay in cache together; at least one slice."""
         starts = range(0, max(rows, 1), max(self.tile_rows, 1))
         return [slice(at, min(at + self.tile_rows, rows)) for at in starts]
 
@@ -151,6 +156,7 @@ class _ChunkedHead:
         error = self._logit_errors(chunk, stats, output)
         hidden = self.inputs.hidden[chunk]
         # An objective that mixes in a second error has its gates in `error` already.
+        # For all others the gate scales the narrow side of the products, see `gradients_into`.
         gate = None if output.mix is not None else output.gate
         active: Tensor | None = None
         if gate is not None and int((gate == 0).sum()) > _WORTH_DROPPING * len(gate):
@@ -181,9 +187,11 @@ class _ChunkedHead:
         """P − e_y [R, V]; or gate · (P − e_y) + mix · (P − T), where there is a T."""
         error = self.probs[: _length(chunk)]
         labels = self.inputs.labels[chunk][:, None]
-        # p − 1 as expm1(logp) keeps the digits of an almost certain token.
+        # In place over P, with the target's entry written last: p − 1 as expm1(logp) keeps the
+        # digits of an almost certain token, which subtracting 1 from a rounded p would lose.
         at_target = torch.expm1(stats.logp)[:, None]
         if output.mix is not None:
+            # gate · (P − e_y) + mix · (P − T) = (gate + mix) · P − mix · T − gate · e_y.
             gate, mix = output.gate[:, None], output.mix[:, None]
             if self.distribution is None:
                 uniform = 1 / error.shape[1]
@@ -199,13 +207,14 @@ class _ChunkedHead:
         return error
 
     def result(self, stats: TokenStats, output: ObjectiveOutput) -> HeadResult:
+        """Hand over the gradients; zeros where every row was gated off."""
         if self.grad_weight is not None and not self.has_grad_weight:
             self.grad_weight.zero_()
         return HeadResult(stats, output, self.grad_hidden, self.grad_weight, self.grad_bias)
 
 
 def _even_chunks(rows: int, most: int) -> list[slice]:
-    """At least one slice; all of nearly one size, the first the largest."""
+    """Split rows into slices of nearly one size, at least one; the first is the largest."""
     count = max(1, -(-rows // most))
     size = -(-rows // count)
     return [slice(i * size, min((i + 1) * size, rows)) for i in range(count)]

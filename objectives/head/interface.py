@@ -1,4 +1,4 @@
-"""What every backend of the objective head receives and returns.
+"""Inputs and results that all backends of the objective head share.
 
 Shapes: M rows that have a target, D width, V vocabulary.
 """
@@ -50,7 +50,7 @@ class HeadInputs(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a backend is asked for beyond the objective's value."""
+    """Statistics and gradients that a backend shall compute beside the objective's value."""
 
     statistics: frozenset[str]
     """Optional statistics: the objective's needs and those that the caller logs."""
@@ -64,7 +64,7 @@ class Wanted(NamedTuple):
 
 
 class HeadResult(NamedTuple):
-    """What a backend returns; gradients are those of Σ value over kept rows.
+    """Result of a backend; gradients are those of Σ value over kept rows.
 
     logp is NaN in a row whose logits are not all finite.
     """
@@ -85,12 +85,12 @@ Backend = Callable[[HeadInputs, Objective, Wanted], HeadResult]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64 inputs, float32 for all others."""
+    """Return float64 for float64 inputs, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def apply_objective(objective: Objective, stats: TokenStats) -> ObjectiveOutput:
-    """The objective's output with rows that are not kept set to zero."""
+    """Evaluate the objective and zero the rows that it does not keep."""
     output = objective(stats)
     if output.keep is None:
         return output
@@ -104,7 +104,7 @@ def apply_objective(objective: Objective, stats: TokenStats) -> ObjectiveOutput:
 
 
 def join_stats(parts: list[TokenStats]) -> TokenStats:
-    """The statistics of consecutive rows as one."""
+    """Concatenate the statistics of consecutive rows."""
     if len(parts) == 1:
         return parts[0]
     joined: dict[str, Any] = {
@@ -118,7 +118,7 @@ def join_stats(parts: list[TokenStats]) -> TokenStats:
 
 
 def join_outputs(parts: list[ObjectiveOutput]) -> ObjectiveOutput:
-    """The outputs of consecutive rows as one."""
+    """Concatenate the outputs of consecutive rows."""
     if len(parts) == 1:
         return parts[0]
     columns = zip(*parts, strict=True)

@@ -10,7 +10,7 @@ Shapes: N rows, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -32,7 +32,7 @@ class NonFiniteLogitsError(FloatingPointError):
 
 @dataclass(frozen=True)
 class LinearObjectiveOutput:
-    """The loss, and what was learned about every token on the way; only `loss` has a gradient."""
+    """The loss and the statistics of every token; only `loss` has a gradient."""
 
     loss: Tensor
     """Scalar: Σ value over kept tokens / normalizer."""
@@ -63,7 +63,9 @@ def linear_objective(
     statistics: Collection[str] = (),
     backend: BackendName = "auto",
 ) -> LinearObjectiveOutput:
-    """The objective of `hidden @ weight.T + bias` against `labels`.
+    """Compute the objective of `hidden @ weight.T + bias` against `labels`.
+
+    Gradients flow to hidden, weight and bias. With no kept token the loss is 0 and so are they.
 
     Args:
         hidden: last hidden states [N, D], floating point.
@@ -81,8 +83,6 @@ def linear_objective(
         backend: `reference` materialises the logits, `torch` works in chunks on any device,
             `triton` in tiles on CUDA; `auto` takes the best that the device has.
 
-    Gradients flow to hidden, weight and bias. With no kept token the loss is 0 and so are they.
-
     Raises:
         ValueError: shapes, dtypes, labels or options that do not fit together.
         NonFiniteLogitsError: naming the rows.
@@ -94,21 +94,15 @@ def linear_objective(
     _check(hidden, weight, labels, bias, softcap, statistics)
     if objective.needs_reference and reference is None:
         raise ValueError(f"{objective.spec} is anchored to a frozen model: give `reference`")
-
     target_rows = (labels != ignore_index).nonzero().squeeze(-1)
     _check_labels(labels[target_rows], weight.shape[0], ignore_index)
-    all_targets = len(target_rows) == len(labels)
-
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor.detach() if all_targets else tensor.detach()[target_rows]
-
     inputs = HeadInputs(
-        hidden=rows(hidden),
+        hidden=_rows(hidden, target_rows),
         weight=weight.detach(),
         bias=None if bias is None else bias.detach(),
-        labels=rows(labels),
+        labels=_rows(labels, target_rows),
         softcap=softcap,
-        reference=_reference_rows(reference, rows) if objective.needs_reference else None,
+        reference=_reference_rows(reference, target_rows) if objective.needs_reference else None,
         step_mean_p=None if step_mean_p is None else torch.as_tensor(step_mean_p).to(hidden.device),
     )
     grad = torch.is_grad_enabled()
@@ -118,6 +112,7 @@ def linear_objective(
         weight=grad and weight.requires_grad,
         bias=grad and bias is not None and bias.requires_grad,
     )
+    # Autocast off: backends choose the precision of every product themselves.
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         result = _backend(backend, inputs, objective, wanted)(inputs, objective, wanted)
         _require_finite(result, target_rows, objective)
@@ -125,27 +120,45 @@ def linear_objective(
     total = _AttachGradients.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, value_sum, target_rows, result
     )
+    return _output(total, result, target_rows, len(labels), normalizer)
+
+
+def _rows(tensor: Tensor, target_rows: Tensor) -> Tensor:
+    """Select the target rows; no copy if that is all of them."""
+    tensor = tensor.detach()
+    return tensor if len(target_rows) == len(tensor) else tensor[target_rows]
+
+
+def _output(
+    total: Tensor,
+    result: HeadResult,
+    target_rows: Tensor,
+    num_rows: int,
+    normalizer: float | Tensor | None,
+) -> LinearObjectiveOutput:
+    """Normalize the summed value and put every token's statistics back in its row."""
 
     def spread(tensor: Tensor) -> Tensor:
-        if all_targets:
+        if len(target_rows) == num_rows:
             return tensor
-        return tensor.new_zeros(len(labels)).index_copy_(0, target_rows, tensor)
+        return tensor.new_zeros(num_rows).index_copy_(0, target_rows, tensor)
 
-    kept = spread(result.stats.mask if result.output.keep is None else result.output.keep)
+    stats, output = result.stats, result.output
+    kept = spread(stats.mask if output.keep is None else output.keep)
     if normalizer is None:
         normalizer = kept.sum().clamp(min=1)
     return LinearObjectiveOutput(
         loss=total / normalizer,
-        stats=_map_stats(result.stats, spread),
-        value=spread(result.output.value),
-        gate=spread(result.output.gate),
-        focus=None if result.output.focus is None else spread(result.output.focus),
+        stats=_map_stats(stats, spread),
+        value=spread(output.value),
+        gate=spread(output.gate),
+        focus=None if output.focus is None else spread(output.focus),
         kept=kept,
     )
 
 
 class _AttachGradients(torch.autograd.Function):
-    """Gives a number that was computed with its gradients its place in the autograd graph."""
+    """Autograd node for a scalar whose gradients were computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -200,7 +213,7 @@ def _backend(
 
 
 def _triton_fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
-    """Whether the tile-wise kernels can run here and support everything that is asked."""
+    """Tell whether the tile-wise kernels can run here and support the request."""
     if not inputs.hidden.is_cuda or find_spec("triton") is None:
         return False
     from deft.objectives.head.triton_head import unsupported
@@ -208,7 +221,7 @@ def _triton_fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bo
     return unsupported(inputs, objective, wanted) is None
 
 
-def _map_stats(stats: TokenStats, spread: Any) -> TokenStats:
+def _map_stats(stats: TokenStats, spread: Callable[[Tensor], Tensor]) -> TokenStats:
     mapped: dict[str, Tensor | None] = {}
     for field in fields(stats):
         tensor = getattr(stats, field.name)
@@ -217,11 +230,11 @@ def _map_stats(stats: TokenStats, spread: Any) -> TokenStats:
     return TokenStats(**mapped)  # type: ignore[arg-type]
 
 
-def _reference_rows(reference: ReferenceHead | None, rows: Any) -> ReferenceHead | None:
+def _reference_rows(reference: ReferenceHead | None, rows: Tensor) -> ReferenceHead | None:
     if reference is None:
         return None
     bias = None if reference.bias is None else reference.bias.detach()
-    return ReferenceHead(rows(reference.hidden), reference.weight.detach(), bias)
+    return ReferenceHead(_rows(reference.hidden, rows), reference.weight.detach(), bias)
 
 
 def _check(
@@ -267,7 +280,7 @@ def _check_labels(targets: Tensor, vocabulary: int, ignore_index: int) -> None:
 
 def _require_finite(result: HeadResult, target_rows: Tensor, objective: Objective) -> None:
     stats, output = result.stats, result.output
-    for what, tensor in (
+    for subject, tensor in (
         ("logits are", stats.logp),
         (f"value of {objective.spec} is", output.value),
         (f"gate of {objective.spec} is", output.gate),
@@ -277,5 +290,5 @@ def _require_finite(result: HeadResult, target_rows: Tensor, objective: Objectiv
             rows = target_rows[~finite].tolist()
             shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
             raise NonFiniteLogitsError(
-                f"the {what} not finite in {len(rows)} of {len(target_rows)} rows: {shown}"
+                f"the {subject} not finite in {len(rows)} of {len(target_rows)} rows: {shown}"
             )

@@ -1,7 +1,10 @@
 """The matrix products of the `torch` backend: low-precision operands, float32 results.
 
-Rounding a block of logits to bfloat16 costs 1–3 % of gradient error, rounding the weight's gradient
-after every chunk 0.5 %, so no product here returns fewer than 32 bits.
+Why float32 results: a bfloat16 number has 8 significant bits. A logit of 20 would be stored with
+an error of up to 0.06, hence P with one of 6 %; over a block of logits that costs 1–3 % of gradient
+error. Rounding the weight's gradient after every chunk of rows costs 0.5 %, because each rounding
+is relative to the sum so far and not to what is added. Operands may be rounded: their errors are
+independent and average out over the summed dimension.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Rows of the weight that are converted to float32 at a time.
+# Rows of the weight that are converted to float32 at a time: enough for an efficient product, and
+# with D = 4096 32 MiB instead of a float32 copy of the whole weight.
 _CONVERTED_ROWS = 2048
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether this is a CPU that multiplies bfloat16 several times as fast as float32.
+    """Tell whether this is a CPU that multiplies bfloat16 several times as fast as float32.
 
     That is AMX. AVX-512's bfloat16 lost to float32: 0.80 against 0.71 of plain NLL's time.
     """
@@ -44,7 +48,7 @@ def fast_float32_products(operands: torch.dtype, device: torch.device) -> Iterat
 
 
 def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """out [R, V] = hidden [R, D] @ weight.T [D, V] + bias [V]."""
+    """Compute out [R, V] = hidden [R, D] @ weight.T [D, V] + bias [V]."""
     hidden = _operand(hidden, out)
     for block in _blocks(weight, out):
         _multiply_into(out[:, block], hidden, _operand(weight[block], out).T, accumulate=False)
@@ -67,10 +71,14 @@ def gradients_into(
     grad_hidden [R, D] = gate · (error @ weight), grad_weight [V, D] (+)= error.T @ (gate · hidden).
     Scaling the narrow side by the gate [R] spares a pass over error [R, V].
     """
+    # gate · (error @ W) = (gate · error) @ W and errorᵀ @ (gate · h) = (gate · error)ᵀ @ h, so the
+    # gate may scale the D columns of a result or operand instead of the V columns of the error.
     gated = hidden.to(error.dtype)
     if gate is not None:
         gated = gate[:, None] * gated
     if error.device.type != "cpu":
+        # A GPU's tensor cores take both operands in 16 bits. On a CPU float32 stays: without AMX
+        # it multiplies faster, and with AMX oneDNN rounds by itself, see `fast_float32_products`.
         error, gated = error.to(weight.dtype), gated.to(weight.dtype)
     for index, block in enumerate(_blocks(weight, error)):
         if grad_hidden is not None:
@@ -83,25 +91,26 @@ def gradients_into(
 
 
 def _blocks(weight: Tensor, result: Tensor) -> list[slice]:
-    """Rows of the weight that are multiplied at once: all of them unless they must be converted."""
+    """Split the weight's rows into those multiplied at once: all, unless they must be converted."""
     V = len(weight)
     step = _CONVERTED_ROWS if _operand(weight[:0], result).dtype != weight.dtype else V
     return [slice(start, start + step) for start in range(0, V, step)]
 
 
 def _operand(tensor: Tensor, result: Tensor) -> Tensor:
-    """What to multiply for a float32 result: only CUDA has a product that widens by itself."""
+    """Convert an operand for a float32 result; only CUDA has a product that widens by itself."""
     return tensor.to(result.dtype) if tensor.device.type == "cpu" else tensor
 
 
 def _multiply_into(out: Tensor, left: Tensor, right: Tensor, *, accumulate: bool) -> None:
-    """out (+)= left @ right."""
+    """Compute out (+)= left @ right."""
     if left.dtype == out.dtype:
         if accumulate:
             out.addmm_(left, right)
         else:
             torch.mm(left, right, out=out)
         return
+    # `out_dtype` takes neither `out` nor a summand, so the product has a buffer of its own.
     product = torch.mm(left, right, out_dtype=out.dtype)
     if accumulate:
         out += product

@@ -20,7 +20,7 @@ from deft.objectives.head.interface import (
 
 @torch.no_grad()
 def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
-    """Value, gate and gradients from the whole [M, V] matrix of logits."""
+    """Compute value, gate and gradients from the whole [M, V] matrix of logits."""
     dtype = accumulation_dtype(inputs.hidden.dtype)
     hidden, weight = inputs.hidden.to(dtype), inputs.weight.to(dtype)
     rows = torch.arange(len(inputs.labels), device=hidden.device)
@@ -73,7 +73,7 @@ def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> 
 
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:
-    """cap · tanh(logits / cap), which keeps every logit within ±cap."""
+    """Squash logits to cap · tanh(logits / cap), which keeps them within ±cap."""
     return cap * torch.tanh(logits / cap)
 
 
@@ -84,7 +84,7 @@ def _entropy(log_probs: Tensor) -> Tensor:
 def _divergence(
     target: Target, logits: Tensor, log_probs: Tensor, inputs: HeadInputs
 ) -> tuple[Tensor, Tensor]:
-    """D(T, P) [M] and T [M, V], such that the gradient of D in the logits is P − T."""
+    """Compute D(T, P) [M] and T [M, V], such that the gradient of D in the logits is P − T."""
     if target.kind == "uniform":
         return -log_probs.mean(-1), torch.full_like(logits, 1 / logits.shape[-1])
     if target.kind == "tempered":
@@ -101,7 +101,7 @@ def _divergence(
 
 
 def _reference_logits(inputs: HeadInputs, dtype: torch.dtype) -> Tensor:
-    """[M, V] logits of the frozen model."""
+    """Compute the frozen model's logits [M, V]."""
     assert inputs.reference is not None
     hidden, weight, bias = inputs.reference
     logits = hidden.to(dtype) @ weight.to(dtype).T

@@ -1,7 +1,11 @@
 """Per-token statistics of a few rows of logits, on the way to their softmax.
 
 Written in place and meant for rows that stay in cache: every pass over [R, V] here reads what the
-one before has just written. Shapes: R rows, V vocabulary.
+one before has just written. All is float32 or float64, whatever the model's dtype: a logit in
+bfloat16 is off by up to its size · 2⁻⁹, which through the exponential is a relative error in P.
+
+Everything is relative to the row's largest logit m, so that no exponential overflows and
+log Σ e^(z−m) lies between 0 and log V. Shapes: R rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from deft.objectives.base import Target, TokenStats
 
 
 def soft_cap_(logits: Tensor, cap: float, slope: Tensor | None) -> None:
-    """logits ← cap · tanh(logits / cap); slope ← the derivative 1 − tanh²."""
+    """Set logits ← cap · tanh(logits / cap) and slope ← the derivative 1 − tanh²."""
     logits.div_(cap).tanh_()
     if slope is not None:
         torch.mul(logits, logits, out=slope).neg_().add_(1)
@@ -42,7 +46,10 @@ def softmax_with_statistics_(
         step_mean_p: handed through.
     """
     # A row's sum is infinite or NaN if one of its logits is; finite logits cannot overflow it.
+    # Without this a single −inf would pass as a probability of 0 and hide a broken model.
     finite = logits.sum(-1).isfinite()
+    # Gathered before the logits are overwritten. As a difference of logits it keeps its digits
+    # where log(softmax) would be log 0 = −inf, at log-probabilities below −103.
     largest = logits.amax(-1, keepdim=True)
     target_logit = logits.gather(1, labels[:, None]) - largest
     entropy = entropy_top20 = divergence = concentration = None
@@ -51,11 +58,15 @@ def softmax_with_statistics_(
         entropy_top20 = -(top.exp() * top).sum(-1)
 
     if "entropy" in statistics or target is not None:
+        # Both P and log P are needed at once: P in the scratch, log P in place of the logits. The
+        # largest probability is e^0 / Σ e^(z−m), so that −log of it is the normaliser and no
+        # further pass over the row has to sum exponentials.
         logits.sub_(largest)
         probs = torch.softmax(logits, dim=-1, out=scratch)
         log_normalizer = -probs.amax(-1, keepdim=True).log()
         log_probs = logits.sub_(log_normalizer)
         if target is not None:
+            # Before the entropy, which overwrites log P.
             divergence = _divergence(target, log_probs, probs, distribution)
         if "entropy" in statistics:
             entropy = log_probs.mul_(probs).sum(-1).neg_()
@@ -83,15 +94,19 @@ def softmax_with_statistics_(
 def _divergence(
     target: Target, log_probs: Tensor, probs: Tensor, distribution: Tensor | None
 ) -> Tensor:
-    """D(T, P) [R], leaving T in `distribution`; see `Target`."""
+    """Compute D(T, P) [R], leaving T in `distribution`; see `Target`."""
     if distribution is None:
+        # T is 1/V everywhere and needs no buffer.
         return -log_probs.mean(-1)
     if target.kind == "tempered":
+        # softmax(z / τ) = softmax(log P / τ), since log P is z less a constant per row.
         torch.softmax(log_probs / target.temperature, dim=-1, out=distribution)
         return -(distribution * log_probs).sum(-1)
     log_reference = torch.log_softmax(distribution, dim=-1)
     log_ratio = log_probs - log_reference
     if target.kind == "reference":
+        # log(P/R), rather than the difference of two sums over log P and log R: near P = R those
+        # are equal in most digits, and the divergence would be what rounding leaves of them.
         torch.exp(log_reference, out=distribution)
         return -(distribution * log_ratio).sum(-1)
     # KL[P ‖ R] has the logit gradient P · (log(P/R) − KL), which is P − T for this T.

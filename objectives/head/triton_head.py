@@ -72,7 +72,7 @@ _SHARED_MEMORY = 160 * 1024
 # Tiles of the vocabulary per program of the statistics pass: with more, processors would idle at
 # the end; with fewer, there would be more sums to combine.
 _TILES_PER_SPLIT = 8
-# What rows and columns are filled up to: a multiple of every tile.
+# Rows and columns are filled up to this, a multiple of every tile.
 _TILE = 256
 # Least error worth a product, in units of the operands' resolution and of the mean gate.
 _WEIGHT_THRESHOLD = 1 / 32
@@ -84,7 +84,7 @@ _MIN_BLOCK_COLUMNS = 4096
 
 
 def unsupported(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> str | None:
-    """Why this backend cannot do what is asked, or None if it can."""
+    """Say why this backend cannot compute the request, or None if it can."""
     device, dtype = inputs.hidden.device, inputs.hidden.dtype
     if objective.target is not None:
         return f"{objective.spec} mixes in a second distribution"
@@ -105,7 +105,7 @@ def unsupported(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> str
 
 @torch.no_grad()
 def triton_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
-    """Value, gate and gradients without the [M, V] logits; statistics and gradients are float32.
+    """Compute value, gate and gradients without the [M, V] logits, in float32.
 
     Raises:
         ValueError: `unsupported` gives a reason.
@@ -121,7 +121,7 @@ def triton_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> Hea
 
 
 def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats, Tensor]:
-    """The rows' statistics, and log Σ e^z."""
+    """Compute the rows' statistics, and log Σ e^z."""
     M, (V, D) = len(inputs.labels), inputs.weight.shape
     tiles = tiles_for(inputs.hidden.dtype, inputs.softcap)
     splits = triton.cdiv(V, tiles.columns * _TILES_PER_SPLIT)
@@ -147,6 +147,7 @@ def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats,
             **tiles.logits(),
         )
 
+    # The splits' sums are relative to their own maxima; this is the kernel's rescaling once more.
     maxima, sums, targets, *others = partial
     largest = maxima.amax(0)
     shift = maxima - largest
@@ -194,7 +195,7 @@ class _Active(NamedTuple):
 def _gradients(
     inputs: HeadInputs, wanted: Wanted, logp: Tensor, log_normalizer: Tensor, gate: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of the summed value in hidden [M, D], weight [V, D] and bias [V]."""
+    """Compute gradients of the summed value in hidden [M, D], weight [V, D] and bias [V]."""
     V, D = inputs.weight.shape
 
     def zeros(*shape: int) -> Tensor:
@@ -210,6 +211,7 @@ def _gradients(
     A, itemsize = len(active.rows), inputs.hidden.itemsize
     step = max(_BLOCK_BYTES // (A * itemsize), _MIN_BLOCK_COLUMNS)
     step = min(_whole_tiles(step), _whole_tiles(V))
+    # One buffer serves all blocks: kernels on one stream run in order.
     buffer = inputs.hidden.new_empty((step, A))
     skipped: list[tuple[Tensor, Tensor]] = []
     for first in range(0, V, step):
@@ -224,6 +226,7 @@ def _gradients(
             sums = errors.column_sums.sum(0)[: len(block)]
             grad_bias[block.start : block.stop] = active.scale * sums
     if grad_hidden is not None:
+        # A product of rank "number of blocks" adds all replacements of skipped errors at once.
         sums, mean_weights = (torch.stack(parts) for parts in zip(*skipped, strict=True))
         rows = active.rows[: active.size]
         grad_hidden.index_add_(0, rows, sums.T[: active.size] @ mean_weights)
@@ -232,8 +235,9 @@ def _gradients(
 
 
 def _active_rows(inputs: HeadInputs, logp: Tensor, log_normalizer: Tensor, gate: Tensor) -> _Active:
-    """Rows with an entry of gate · (P − e_y) that reaches a threshold."""
+    """Select rows with an entry of gate · (P − e_y) that reaches a threshold."""
     magnitude = gate.abs()
+    # The mean over rows that count at all: dropped tokens would lower the threshold of the others.
     mean = magnitude.sum() / magnitude.count_nonzero().clamp(min=1)
     resolution = torch.finfo(inputs.hidden.dtype).eps
     thresholds = mean * mean.new_tensor((_WEIGHT_THRESHOLD, _HIDDEN_THRESHOLD)) * resolution
@@ -242,6 +246,7 @@ def _active_rows(inputs: HeadInputs, logp: Tensor, log_normalizer: Tensor, gate:
     largest = magnitude * target_error.abs()
     rows = ((largest >= thresholds[1]) & (largest > 0)).nonzero().squeeze(-1)
     size = len(rows)
+    # Filled up with row 0 at a gate of 0: its errors are 0, and its place is never written.
     rows = F.pad(rows, (0, -size % _TILE))
     scale = magnitude[rows[:size]].amax() if size else mean
     gate = gate[rows] / scale
@@ -260,7 +265,7 @@ def _active_rows(inputs: HeadInputs, logp: Tensor, log_normalizer: Tensor, gate:
 
 
 class _Errors(NamedTuple):
-    """What `error_kernel` says about a block; R row tiles."""
+    """Output of `error_kernel` for a block; R row tiles."""
 
     errors: Tensor
     """[B, A], transposed."""
@@ -273,7 +278,7 @@ class _Errors(NamedTuple):
 
 
 def _errors(inputs: HeadInputs, active: _Active, block: range, buffer: Tensor) -> _Errors:
-    """Gated errors of one block of the vocabulary, written to the buffer."""
+    """Compute the gated errors of one block of the vocabulary into the buffer."""
     tiles = tiles_for(inputs.hidden.dtype, inputs.softcap)
     A, row_tiles = len(active.rows), len(active.rows) // tiles.rows
     column_tiles = triton.cdiv(len(block), tiles.columns)
@@ -333,7 +338,8 @@ def _add_to_hidden_gradient(
 
 
 def _skipped(inputs: HeadInputs, block: range, errors: _Errors) -> tuple[Tensor, Tensor]:
-    """What a row's skipped errors sum to [A], and the mean weight that they meet [D]."""
+    """Return the sum of each row's skipped errors [A], and the mean weight they meet [D]."""
+    # A column's weight in the mean is its total error over the row tiles that skip it.
     sums = errors.column_sums.abs().masked_fill_(errors.live >= 1, 0).sum(0)[: len(block)]
     share = sums / sums.sum().clamp(min=torch.finfo(sums.dtype).tiny)
     mean_weight = share.to(inputs.weight.dtype) @ inputs.weight[block.start : block.stop]
@@ -346,6 +352,8 @@ def _write_weight_gradient(
     """Write the block's rows of the gradient."""
     tiles = tiles_for(inputs.hidden.dtype, inputs.softcap)
     D, live = inputs.weight.shape[1], errors.live == 2
+    # A tile of columns costs a product wherever one of them is live. Sorted by how often they are,
+    # columns that are live together share tiles; a stable sort keeps results the same every time.
     order = live.sum(0).argsort(descending=True, stable=True)
     live_tiles = live[:, order].view(len(live), -1, tiles.rows).any(-1).T
     row_tiles, counts = _places_of_true(live_tiles)
@@ -367,7 +375,8 @@ def _write_weight_gradient(
 
 
 def _places_of_true(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row of a mask [R, K]: where it is true, followed by zeros, and how often; int32."""
+    """List where each row of a mask [R, K] is true, followed by zeros, and how often; int32."""
+    # `nonzero` would make the host wait for its size; a running count gives every true its place.
     rows, width = mask.shape
     running = mask.cumsum(1)
     # What is false is written to one column too many.

@@ -20,12 +20,12 @@ import torch
 import triton
 import triton.language as tl
 
-# Row tiles whose programs run side by side, so that what they share of the weight is in L2.
+# Row tiles whose programs run side by side, so that their common tile of the weight is in L2.
 GROUP = 16
 
 
 class Tiles(NamedTuple):
-    """What one program works on, fitted to Hopper's registers and shared memory."""
+    """Tile sizes of one program, fitted to Hopper's registers and shared memory."""
 
     rows: int
     """Rows of a tile of logits, and the granularity in which rows are live or not."""
@@ -51,17 +51,21 @@ class Tiles(NamedTuple):
 
 
 def tiles_for(dtype: torch.dtype, softcap: float | None) -> Tiles:
-    """Tensor-core tiles for 16-bit operands; smaller ones for float32's fused multiply-adds."""
+    """Choose tensor-core tiles for 16-bit operands, smaller ones for float32's multiply-adds."""
     if dtype.itemsize == 2:
         # With the soft cap's derivative at hand as well, a wider tile would not fit in registers.
         columns = 256 if softcap is None else 128
         return Tiles(rows=128, columns=columns, width=256, depth=64, num_warps=8)
+    # float32 runs without tensor cores: a thread keeps its share of the accumulator and of both
+    # operands in registers, which a 128 × 256 tile would spill.
     return Tiles(rows=64, columns=64, width=64, depth=32, num_warps=4)
 
 
 @triton.jit
 def _place(program, num_row_tiles, num_columns, GROUP: tl.constexpr):
-    """Row tile and column of a program: down a group of row tiles first, then to the right."""
+    """Map a program to its row tile and column: down a group of row tiles, then to the right."""
+    # Programs start in the order of their numbers. GROUP row tiles side by side multiply the same
+    # tile of the weight, which then comes from L2, while their hidden states stay there as well.
     first = program // (GROUP * num_columns) * GROUP
     height = min(num_row_tiles - first, GROUP)
     within = program % (GROUP * num_columns)
@@ -81,7 +85,7 @@ def _logits(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Logits [ROWS, COLUMNS], soft-capped, of rows and columns that must exist.
+    """Compute logits [ROWS, COLUMNS], soft-capped, of rows and columns that must exist.
 
     Both count from where the pointers point; 32 bits are enough for a tile and spare registers.
     """
@@ -93,9 +97,11 @@ def _logits(
     hidden_ptrs = hidden_ptr + rows[:, None] * width + depth[None, :]
     weight_ptrs = weight_ptr + columns[None, :] * width + depth[:, None]
     for start in range(0, width, DEPTH):
+        # D need not be a multiple of DEPTH: what lies beyond adds 0 · 0 to the sum.
         inside = depth < width - start
         hidden = tl.load(hidden_ptrs, mask=inside[None, :], other=0.0)
         weight = tl.load(weight_ptrs, mask=inside[:, None], other=0.0)
+        # "ieee": TF32 would round float32 operands to 11 bits.
         logits = tl.dot(hidden, weight, logits, input_precision="ieee")
         hidden_ptrs += DEPTH
         weight_ptrs += DEPTH
@@ -125,7 +131,7 @@ def statistics_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Sums over one split of the vocabulary for one tile of rows, relative to the split's maximum.
+    """Sum over one split of the vocabulary for one tile of rows, relative to the split's maximum.
 
     partial [3 + CONCENTRATION + ENTROPY, S, M], float32: the maximum m; Σ e^(z−m); the target's
     logit, or 0 where it is in another split; Σ e^2(z−m); Σ (z−m) e^(z−m). A row with a logit of
@@ -133,10 +139,13 @@ def statistics_kernel(
     """
     num_row_tiles = tl.cdiv(num_rows, ROWS)
     row_tile, split = _place(tl.program_id(0), num_row_tiles, num_splits, GROUP)
+    # M · D and V · D may exceed 2³¹, so where a tile starts is 64 bits wide.
     first_row = row_tile.to(tl.int64) * ROWS
     rows = tl.arange(0, ROWS)
     exists = rows < num_rows - first_row
     labels = tl.load(labels_ptr + first_row + rows, mask=exists, other=-1)
+    # Beyond the last row and column the tile repeats the last one. That spares the product a mask;
+    # repeated rows are not stored, and repeated columns are left out of the sums below.
     tile_rows = tl.minimum(rows, (num_rows - first_row - 1).to(tl.int32))
 
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -162,6 +171,8 @@ def statistics_kernel(
             COLUMNS,
             DEPTH,
         )
+        # The reduction over the tile runs only where some row has its target in it: once per row
+        # over the whole vocabulary.
         local = labels - first_column
         if tl.max(((local >= 0) & (local < COLUMNS)).to(tl.int32), axis=0) > 0:
             is_target = columns[None, :] == local[:, None]
@@ -169,6 +180,10 @@ def statistics_kernel(
         # exp(−inf) = 0 would hide a logit of −inf; NaN and +inf show by themselves.
         has_infinity = tl.abs(tl.sum(logits, axis=1)) == float("inf")
 
+        # Online rescaling. With m the maximum so far and m' the new one, what was summed relative
+        # to m becomes relative to m' by the factor d = e^(m−m') ≤ 1: Σ e^(z−m') = d · Σ e^(z−m),
+        # and for the squares d². Nothing overflows; what underflows is below the sum's last bit.
+        # Repeated columns cannot change the maximum, since their originals are in the same tile.
         before = largest
         largest = tl.maximum(largest, tl.max(logits, axis=1))
         shifted = logits - largest[:, None]
@@ -176,7 +191,8 @@ def statistics_kernel(
         shift = before - largest
         decay = tl.exp(shift)
         if ENTROPY:
-            # Nothing has been summed before the first tile, whose shift is −inf.
+            # Σ (z−m') e^(z−m') = d · (Σ (z−m) e^(z−m) + (m−m') · Σ e^(z−m)). Before the first tile
+            # m is −inf and the sums are 0: 0 · −inf would be NaN.
             carried = decay * (moment + tl.where(total == 0.0, 0.0, shift * total))
             moment = carried + tl.sum(shifted * terms, axis=1)
         if CONCENTRATION:
@@ -184,6 +200,8 @@ def statistics_kernel(
         total = decay * total + tl.sum(terms, axis=1)
         total = tl.where(has_infinity, float("nan"), total)
 
+    # Each program writes places of its own, so no atomic additions reorder the sums: results are
+    # the same every time, and the few splits are combined by PyTorch.
     plane = num_splits.to(tl.int64) * num_rows
     out_ptrs = partial_ptr + split.to(tl.int64) * num_rows + first_row + rows
     tl.store(out_ptrs, largest, mask=exists)
@@ -251,24 +269,31 @@ def error_kernel(
         DEPTH,
     )
 
+    # P − e_y. The target's entry p − 1 comes from outside as expm1(log p), because 1 − p from the
+    # probability computed here loses its digits where the model is almost certain.
     probs = tl.exp(logits - tl.load(log_normalizer_ptr + first_row + rows)[:, None])
     local = tl.load(labels_ptr + first_row + rows) - first - first_column
     target_error = tl.load(target_error_ptr + first_row + rows)
     error = tl.where(columns[None, :] == local[:, None], target_error[:, None], probs)
     error *= tl.load(gate_ptr + first_row + rows)[:, None]
     if softcap is not None:
+        # The soft cap's derivative, from its result: z = softcap · tanh(·), dz = 1 − tanh².
         tanh = logits * (1.0 / softcap)
         error *= 1.0 - tanh * tanh
     error = tl.where(inside[None, :], error, 0.0)
 
+    # All decisions and sums are taken from float32, before the error is rounded to be stored.
     place = row_tile * block_columns + first_column + columns
     tl.store(column_sums_ptr + place, tl.sum(error, axis=0))
+    # The first threshold is the weight's and the larger one, so the two booleans add up to a level.
     largest = tl.max(tl.abs(error), axis=0)
     is_first = largest >= tl.load(thresholds_ptr)
     is_second = largest >= tl.load(thresholds_ptr + 1)
     tl.store(live_ptr + place, is_first.to(tl.int8) + is_second.to(tl.int8))
     skipped_rows_ptr += column_tile.to(tl.int64) * num_row_tiles * ROWS + first_row
     tl.store(skipped_rows_ptr + rows, tl.sum(tl.where(is_second[None, :], 0.0, error), axis=1))
+    # Transposed, [columns, rows]: the two products gather live columns, which are then contiguous
+    # in memory along the rows.
     error_ptr += first_column.to(tl.int64) * error_stride + first_row
     error_ptrs = error_ptr + columns[None, :] * error_stride + rows[:, None]
     tl.store(error_ptrs, error.to(error_ptr.dtype.element_ty))
@@ -306,6 +331,8 @@ def hidden_gradient_kernel(
     inside = (across < width)[None, :]
     exists = (rows < num_rows)[:, None] & inside
     destination = tl.load(destination_ptr + rows, mask=rows < num_rows, other=0)
+    # The accumulator begins with what earlier blocks have left in memory. Blocks are launched one
+    # after the other and a program is alone at its place, so this read and write is no race.
     gradient_ptrs = gradient_ptr + destination[:, None] * width + across[None, :]
     gradient = tl.load(gradient_ptrs, mask=exists, other=0.0)
 
@@ -314,6 +341,8 @@ def hidden_gradient_kernel(
     weight_ptrs = weight_ptr + first.to(tl.int64) * width + across[None, :]
     columns_ptrs = columns_ptr + row_tile.to(tl.int64) * columns_stride + depth
     count = tl.load(counts_ptr + row_tile)
+    # The sum runs over the gathered columns only: a step takes the next DEPTH names from the list
+    # and loads their rows of the error and of the weight, wherever they lie.
     for start in range(0, count, DEPTH):
         columns = tl.load(columns_ptrs + start).to(tl.int64)
         live = (depth < count - start)[None, :]
@@ -360,6 +389,8 @@ def weight_gradient_kernel(
     hidden_ptrs = hidden_ptr + depth[:, None] * width + across[None, :]
     row_tiles_ptr += column_tile.to(tl.int64) * row_tiles_stride
 
+    # A row tile is summed in STEPS steps of DEPTH rows. One loop over all steps, rather than two
+    # nested ones, lets the compiler prefetch across row tiles.
     STEPS: tl.constexpr = ROWS // DEPTH
     gradient = tl.zeros((ROWS, WIDTH), tl.float32)
     for step in range(tl.load(counts_ptr + column_tile) * STEPS):
@@ -368,6 +399,7 @@ def weight_gradient_kernel(
         hidden = tl.load(hidden_ptrs + start.to(tl.int64) * width, mask=inside, other=0.0)
         gradient = tl.dot(error, hidden, gradient, input_precision="ieee")
 
+    # `order` names columns beyond the vocabulary too, with which the last tile is filled up.
     exists = (columns < num_columns)[:, None] & inside
     gradient_ptrs = gradient_ptr + (first + columns).to(tl.int64)[:, None] * width + across[None, :]
     tl.store(gradient_ptrs, tl.load(scale_ptr) * gradient, mask=exists)

@@ -53,7 +53,7 @@ def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def materialised(focus: Callable[[Tensor, Tensor], Tensor] | None, epsilon: float) -> Loss:
-    """The published formulas on materialised log-probabilities; no focus is the objective p."""
+    """Build the published formulas on materialised log-probabilities; no focus is objective p."""
 
     def loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         log_probs = F.log_softmax(F.linear(hidden, weight), dim=-1)
@@ -105,7 +105,7 @@ def cut_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def ours(objective: str, backend: str) -> Loss:
-    """This platform's head."""
+    """Build a loss from this platform's head."""
     from deft.objectives import linear_objective
 
     def loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

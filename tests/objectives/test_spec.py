@@ -69,8 +69,9 @@ def test_a_parameter_survives_its_spelling(alpha: float) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("DEFTT", "did you mean 'DEFT'"),
-        ("GeneralFamly-0.5", "did you mean 'GeneralFamily'"),
+        ("DEFTT", "Did you mean DEFT"),
+        ("GeneralFamly-0.5", "Did you mean GeneralFamily"),
+        ("tsalis", "Did you mean tsallis"),
         ("GeneralFamily", "needs its parameter 'alpha'"),
         ("GeneralFamily-0", "must not be 0"),
         ("GeneralFamily-x", "expected a number for 'alpha'"),

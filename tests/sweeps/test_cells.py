@@ -130,7 +130,7 @@ def test_models_of_the_sweep_come_first(tmp_path: Path) -> None:
         ),
         (
             {"grid": {"objective": ["original", "DEFTT"]}},
-            "grid.yaml:17: objective: unknown objective 'DEFTT'; did you mean 'DEFT'?",
+            "grid.yaml:17: objective: unknown objective 'DEFTT'. Did you mean DEFT?",
         ),
         ({"grid": {"objective": []}}, "objective: give at least one value"),
         ({"grid": {"seed": [1, 1]}}, "seed: 1 is there twice"),
