@@ -10,11 +10,25 @@ MAX_TAIL = 60_000
 """Characters from the end of a response in which the answer is looked for."""
 MAX_BOX = 2_000
 """Characters that are kept of a box further up, in a response that rambled on after it."""
-_THINK_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-_THINK_START = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-_SPECIAL_TOKEN = re.compile(
-    r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text|end|assistant)\|>|</s>|<eos>"
+MIN_QUESTION = 50
+"""Characters of a question that is a new one, rather than the old one in a few words."""
+
+_THOUGHT = r"think|thinking|thought|reasoning"
+_THOUGHT_START = re.compile(rf"<(?:{_THOUGHT})>|\[THINK\]|◁think▷", re.IGNORECASE)
+_THOUGHT_END = re.compile(rf"</(?:{_THOUGHT})>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_FINAL_CHANNEL = re.compile(
+    r"<\|channel\|>\s*final\b[^<]{0,40}(?:<\|message\|>)?|assistant\s?final(?![a-z])"
 )
+_OTHER_CHANNEL = re.compile(r"<\|channel\|>|\Aanalysis(?=[^a-z\s])")
+_TURN_END = re.compile(
+    r"<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end_of_turn|end|return)\|>"
+    r"|</s>|<eos>|<end_of_turn>|<｜end▁of▁sentence｜>"
+    r"|<\|im_start\|>\s*(?:user|human|system)\b|<\|start_header_id\|>\s*user|<\|user\|>"
+    r"|<start_of_turn>\s*user|\[INST\]"
+    # The same, where the special tokens were dropped in decoding.
+    r"|\n[ \t]*(?:user|assistant|system|human|User|Human)[ \t]*(?:\n|\Z)"
+)
+_SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{1,30}\|>(?:\s*assistant\b)?|<s>|<bos>|<start_of_turn>model")
 _CLOSING = re.compile(
     r"\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
     r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}$",
@@ -22,37 +36,79 @@ _CLOSING = re.compile(
 )
 
 
-def answer_part(response: str) -> str:
-    """Return the part of a response that addresses the reader: what follows ``</think>``.
+def answer_part(response: str, *, opens_thought: bool = False) -> str:
+    """Return the part of a response that addresses the reader, without thoughts and next turns.
 
     A thought that never ends is no answer. Of a very long response its end is kept,
     and the last box.
+
+    Args:
+        response: what was generated.
+        opens_thought: whether the prompt ended within a thought that the response goes on with.
     """
     if len(response) > MAX_TAIL:
         end = len(response) - MAX_TAIL
         box = response.rfind(r"\boxed", 0, end)
         further_up = response[box : min(box + MAX_BOX, end)] if box >= 0 else ""
         response = f"{further_up}\n\n{response[end:]}"
-    ends = list(_THINK_END.finditer(response))
-    if ends:
-        response = response[ends[-1].end() :]
-    started = _THINK_START.search(response)
-    if started:
-        response = response[: started.start()]
-    response = _SPECIAL_TOKEN.sub("\n", response.replace("\x00", ""))
-    return _CLOSING.sub("", response.replace("\r\n", "\n").strip()).strip()
+    response = _without_thoughts(response.replace("\x00", ""), opens_thought)
+    response = _first_turn(response.replace("\r\n", "\n"))
+    return _CLOSING.sub("", response.strip()).strip()
+
+
+def _without_thoughts(response: str, opens_thought: bool) -> str:
+    channel = _last(_FINAL_CHANNEL, response)
+    if channel:
+        return response[channel.end() :]
+    if _OTHER_CHANNEL.match(response):
+        return ""
+    end = _last(_THOUGHT_END, response)
+    if end:
+        response = response[end.end() :]
+    elif opens_thought:
+        return ""
+    start = _THOUGHT_START.search(response)
+    return response[: start.start()] if start else response
+
+
+def _first_turn(response: str) -> str:
+    """Cut where the turn ends, which models that miss its token write as text and go on."""
+    response = _SPECIAL_TOKEN.sub(
+        lambda token: token.group() if _TURN_END.match(token.group()) else "\n", response.lstrip()
+    )
+    for end in _TURN_END.finditer(response):
+        if response[: end.start()].strip():
+            return response[: end.start()]
+    return _TURN_END.sub("\n", response)
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    last = None
+    for last in pattern.finditer(text):
+        pass
+    return last
 
 
 _NEXT_PROBLEM = re.compile(
-    r"\n\W*(?:problem|question|q|human|user|exercise|instruction|example)\s*\d*\s*[:.]",
+    r"\n\W{0,20}(?:(?:problem|question|q|exercise|instruction|example)\s{0,3}\d*\s{0,3}[:.]"
+    r"(?P<question>[^\n]{0,1000}(?:\n[^\n]{1,1000}){0,8})"
+    r"|(?:human|user)\s{0,3}:"
+    r"|(?:now,? )?(?:let's (?:do|try) )?(?:a(?:nother)? )?(?:similar|next|new|another|related) "
+    r"(?:one|problem|question|example|exercise)\b)",
     re.IGNORECASE,
 )
 
 
 def before_next_problem(response: str) -> str:
-    """Cut a response where the model goes on to ask itself a next problem."""
-    match = _NEXT_PROBLEM.search(response)
-    return response[: match.start()] if match else response
+    """Cut a response where the model goes on to ask itself a next problem.
+
+    A short question without numbers is the old one once more, ahead of its answer.
+    """
+    for match in _NEXT_PROBLEM.finditer(response):
+        question = match["question"]
+        if question is None or len(question) >= MIN_QUESTION or re.search(r"\d", question):
+            return response[: match.start()]
+    return response
 
 
 def no_answer(finish_reason: str | None) -> Grade:

@@ -27,8 +27,9 @@ class MpmathInterpreter:
 
     def __init__(self, point: Mapping[str, mpmath.mpc]) -> None:
         self.point = {"i": mpmath.mpc(0, 1), **point}
-        self.scale = mpmath.mpf(0)
-        """The largest magnitude among the terms of all sums so far."""
+        self.largest = mpmath.mpf(1)
+        self.smallest = mpmath.mpf(1)
+        """The extreme magnitudes of all intermediate values, zeros left out."""
 
     def value(self, expression: sympy.Basic) -> mpmath.mpc:
         """Compute the number that ``expression`` stands for.
@@ -48,7 +49,23 @@ class MpmathInterpreter:
             raise NotComputedError("infinite")
         return number
 
+    def digits_above(self) -> int:
+        """Count the digits before the point of the largest intermediate value."""
+        return int(mpmath.log10(self.largest)) + 1
+
+    def digits_below(self) -> int:
+        """Count the zeros behind the point of the smallest intermediate value."""
+        return int(-mpmath.log10(self.smallest))
+
     def _value(self, node: sympy.Basic) -> mpmath.mpc:
+        number = self._compute(node)
+        size = abs(number)
+        if mpmath.isfinite(size) and size != 0:
+            self.largest = max(self.largest, size)
+            self.smallest = min(self.smallest, size)
+        return number
+
+    def _compute(self, node: sympy.Basic) -> mpmath.mpc:
         match node:
             case sympy.Integer():
                 return mpmath.mpc(int(node))
@@ -59,7 +76,7 @@ class MpmathInterpreter:
                     raise NotComputedError(node.name)
                 return self.point[node.name]
             case sympy.Add():
-                return self._sum(node)
+                return mpmath.fsum(self._value(term) for term in node.args)
             case sympy.Mul():
                 return mpmath.fprod(self._value(factor) for factor in node.args)
             case sympy.Pow():
@@ -74,11 +91,6 @@ class MpmathInterpreter:
         if function is None:
             raise NotComputedError(type(node).__name__)
         return mpmath.mpc(function(*map(self._value, node.args)))
-
-    def _sum(self, node: sympy.Add) -> mpmath.mpc:
-        terms = [self._value(term) for term in node.args]
-        self.scale = max(self.scale, *map(abs, terms))
-        return mpmath.fsum(terms)
 
     def _power(self, base: mpmath.mpc, exponent: mpmath.mpc) -> mpmath.mpc:
         if base == 0:
@@ -107,6 +119,8 @@ class MpmathInterpreter:
         for index in range(int(low.real), int(high.real) + 1):
             inner = MpmathInterpreter({**self.point, str(variable): mpmath.mpc(index)})
             terms.append(inner.value(node.function))
+            self.largest = max(self.largest, inner.largest)
+            self.smallest = min(self.smallest, inner.smallest)
         return mpmath.fsum(terms) if isinstance(node, sympy.Sum) else mpmath.fprod(terms)
 
 
@@ -148,6 +162,13 @@ def _real(function: Callable[[Any], Any]) -> Callable[[mpmath.mpc], Any]:
     return of_real
 
 
+def _snapped(number: mpmath.mpf) -> mpmath.mpf:
+    # log(8)/log(2) comes out as 2.999…, whose floor would be 2.
+    nearest = mpmath.nint(number)
+    tolerance = mpmath.mpf(10) ** (10 - mpmath.mp.dps) * max(abs(nearest), 1)
+    return nearest if abs(number - nearest) <= tolerance else number
+
+
 def _modulo(left: mpmath.mpc, right: mpmath.mpc) -> mpmath.mpf:
     if left.imag or right.imag:
         raise NotComputedError("complex argument")
@@ -170,7 +191,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Abs": abs,
     "factorial": _factorial,
     "binomial": _binomial,
-    "floor": _real(mpmath.floor),
-    "ceiling": _real(mpmath.ceil),
+    "floor": _real(lambda number: mpmath.floor(_snapped(number))),
+    "ceiling": _real(lambda number: mpmath.ceil(_snapped(number))),
     "Mod": _modulo,
 }

@@ -1,0 +1,311 @@
+"""What a response to a mathematical problem concludes with, where it names no answer as such."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from deft.evaluators.grading.math.units import is_unit, number_word
+
+MAX_SENTENCE = 1000
+"""Characters of a closing sentence that are looked at."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A final answer."""
+
+    text: str
+    explicit: bool
+    """Whether the response says that this is its answer; else it is what it concludes with."""
+
+
+# Dollars around a formula touch it from within, and no digit follows the second: else it is money.
+FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
+    r"|(?<![\\\d$])\$(?![\s$])((?:\\.|[^$\\\n])*?(?:\\.|[^$\\\n\s]))\$(?!\d)",
+    re.DOTALL,
+)
+NUMBER = re.compile(
+    r"(?<![\w.\\])[-−+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    r"(?:\s*[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d*(?:/|\.\d)))?(?:\s*(?:\\?%|°|percent\b))?"
+)
+WAVERING = re.compile(
+    r"\b(?:not|n't|isn't|cannot|can't|unless|if|whether|unknown|unclear|incorrect|wrong|close to|"
+    r"somewhere|between|less than|greater than|more than|at least|at most|either)\b",
+    re.IGNORECASE,
+)
+REFUSAL = re.compile(
+    r"\b(?:cannot|can't|can not|unable|not sure|don't know|do not know|not possible|impossible to"
+    r"|unsure|no idea|stuck|give up|not enough information|insufficient|sorry|let me know|"
+    r"i would need|i need more|uncertain)\b",
+    re.IGNORECASE,
+)
+
+
+def joined_formulas(text: str) -> str:
+    """The formula at the start of ``text``, with those that "and", "or" or a comma adds to it."""
+    match = FORMULA.match(text)
+    assert match is not None
+    values = [formula_content(match)]
+    position = match.end()
+    while True:
+        link = re.compile(r"\s*(?:,\s*(?:and|or)?|;|\band\b|\bor\b)\s*").match(text, position)
+        following = FORMULA.match(text, link.end()) if link else None
+        if link is None or following is None:
+            break
+        values.append(formula_content(following))
+        position = following.end()
+    if len(values) == 1:
+        unit = re.compile(
+            r"\s*(%|percent\b|degrees?\b|°"
+            r"|[a-zA-Z]+(?:\^?\d)?(?: [a-z]+)?(?=[.,;]?\s*$|[.,;]\s|\*\*))"
+        ).match(text, position)
+        if unit and not WAVERING.search(unit[1]):
+            return (
+                rf"{values[0]} \text{{{unit[1]}}}" if unit[1] not in "%°" else values[0] + unit[1]
+            )
+        return values[0]
+    return ", ".join(value.strip().rstrip(".,") for value in values)
+
+
+_PLANNING = re.compile(
+    r"^\W*(?:problem|question|find|compute|evaluate|calculate|determine|solve|simplify|prove|"
+    r"show)\b|"
+    r"^(?:the (?:question|problem) is|let|now,? (?:let|we need)|next|first|suppose|assume|"
+    r"consider|step|recall|note that|"
+    r"remember|"
+    r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
+    r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|"
+    r"the (?:question|problem) (?:asks|says)(?![^.]*\bwhich (?:is|equals)\b))\b",
+    re.IGNORECASE,
+)
+_CIRCUMSTANCE = re.compile(
+    r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these|"
+    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$",
+    re.IGNORECASE,
+)
+_DISPLAY_END = re.compile(r"\$\$|\\\]|\\end\{(?:align|equation|gather)\w*\*?\}(?:\s*\$\$)?")
+_UNFINISHED = re.compile(
+    r"[:,+*/=(?]$|\b(?:and|or|until|the|an?|of|is|to|that|with|by|we|so|which|then|for|in|as|if|"
+    r"are|have|from|because|but|get|where|when|since|let|equals|gives|yields|obtain)$",
+    re.IGNORECASE,
+)
+"""It was about to go on, or asks."""
+_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?=\W*[*,.:])", re.IGNORECASE)
+_BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)\W*$")
+_PREDICATE = re.compile(
+    r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
+    r"the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
+    re.IGNORECASE,
+)
+_DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+)\W*$")
+
+
+def concluded_word(response: str) -> Found | None:
+    """The word that the last line ends with in bold, or says that something is."""
+    last = response.rstrip().rpartition("\n")[2].strip()
+    if REFUSAL.search(last) or WAVERING.search(last) or _PLANNING.search(last):
+        return None
+    said = (
+        _YES_NO.match(last) or _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
+    )
+    return Found(said[1].strip(), explicit=False) if said else None
+
+
+_LIST_ITEM = re.compile(r"(?:[-*•]|\d+[.)]|\([a-z]\))\s+(\S.*)")
+_LIST_OPENS = re.compile(
+    r"\b(?:solutions?|roots?|answers?|values?|zeros|results?)\b.*:$", re.IGNORECASE
+)
+
+
+def _listed_solutions(lines: list[str]) -> str | None:
+    """The items of the list that a response ends in, if it is announced as one of solutions."""
+    items: list[str] = []
+    for line in reversed(lines):
+        item = _LIST_ITEM.fullmatch(line)
+        if item is None or not _is_bare_value(item[1].strip("*_ ")):
+            opens = _LIST_OPENS.search(line.strip("*_ "))
+            return ", ".join(reversed(items)) if opens and len(items) > 1 else None
+        items.append(item[1].strip("*_$ ").rstrip(".,;").strip("$"))
+    return None
+
+
+def conclusion(response: str) -> Found | None:
+    lines = [line.strip() for line in response.split("\n") if line.strip(" *_-#`>\t")]
+    if not lines:
+        return None
+    listed = _listed_solutions(lines)
+    if listed:
+        return Found(listed, explicit=False)
+    last = re.sub(
+        r"^(?:\d+[.)]\s+(?=\S)|(?:So|Thus|Hence|Therefore|Then),?\s+(?=[-\d$\\(])|(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*)",
+        "",
+        lines[-1].strip("*_` "),
+    )
+    if _DISPLAY_END.fullmatch(last):
+        block = _last_display(response)
+        return Found(block, explicit=False) if block else None
+    if REFUSAL.search(last) or (len(last) < 40 and REFUSAL.search(" ".join(lines[-2:]))):
+        return None
+    if _UNFINISHED.search(last):
+        return None
+    if _is_bare_value(last):
+        return Found(last, explicit=False)
+    for sentence in reversed(re.split(r"(?<=[.!?])\s+(?=[A-Z\\$])", last)):
+        value = concluded_value(sentence)
+        if value is not None:
+            return Found(value, explicit=False)
+        if re.search(r"\d", sentence) or WAVERING.search(sentence) or _PLANNING.search(sentence):
+            return None
+    return None
+
+
+def _last_display(response: str) -> str | None:
+    displays = [m for m in FORMULA.finditer(response) if m.group().startswith(("$$", r"\["))]
+    if displays:
+        return _last_step(formula_content(displays[-1]))
+    environment = re.search(
+        r"\\begin\{((?:align|equation|gather)\w*\*?)\}(.*?)\\end\{\1\}\s*$", response, re.DOTALL
+    )
+    return _last_step(environment[2]) if environment else None
+
+
+def _last_step(display: str) -> str:
+    """The last line of a display; a matrix stays whole."""
+    display = re.sub(r"\\(?:begin|end)\{(?:align|equation|gather|split)\w*\*?\}", "", display)
+    if "matrix" in display or "array" in display:
+        return display.strip()
+    steps = [step for step in display.split(r"\\") if step.strip(" &\n")]
+    return steps[-1].replace("&", "").strip() if steps else ""
+
+
+def _is_bare_value(line: str) -> bool:
+    """Whether a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
+    if not line or len(line) > 200:
+        return False
+    if FORMULA.search(line):
+        return FORMULA.fullmatch(line.rstrip(".,")) is not None
+    line = re.sub(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}", "", line)
+    stripped = re.sub(r"\\[a-zA-Z]+|\b[a-zA-Z]\b", "", line)
+    if re.search(r"[a-zA-Z]{4,}", stripped) or len(re.findall(r"[a-zA-Z]{2,}", stripped)) > 1:
+        return False
+    return re.search(r"[\d\\π∞]", line) is not None and not re.match(r"\(?\d+[.)]\s*$", line)
+
+
+_WHERE = re.compile(
+    r"\s*[,(]?\s*\b(?:attained|achieved|reached|occurs|occurring|when|where|at which|"
+    r"for which)\b.*$",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def concluded_value(sentence: str) -> str | None:
+    """What a closing sentence says: behind its last "=", its last formula, or its number."""
+    if (
+        REFUSAL.search(sentence)
+        or _PLANNING.search(sentence)
+        or sentence.rstrip(" *").endswith("?")
+    ):
+        return None
+    sentence = " ".join(sentence.split())
+    where = _WHERE.search(sentence)
+    # "5, attained at x = 2" says 5; "when he drops three, 7 − 3 = 4" says 4.
+    if where and not re.search(r"[\d)]\s*=", where.group()):
+        before = re.sub(r",?\s*\b(?:so|and|then)$", "", sentence[: where.start()])
+        sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
+    formulas = [f for f in FORMULA.finditer(sentence) if not _NAME.fullmatch(formula_content(f))]
+    named = _number_behind(sentence, formulas[-1].end()) if formulas else None
+    if named is not None:
+        return named
+    if formulas:
+        # Formulas joined by "and" are one answer; else the last one is.
+        first = formulas[-1]
+        for formula in reversed(formulas[:-1]):
+            between = sentence[formula.end() : first.start()]
+            if not re.fullmatch(r"\s*(?:,|,?\s*(?:and|or))\s*", between):
+                break
+            first = formula
+        return joined_formulas(sentence[first.start() :])
+    sentence = FORMULA.sub(lambda m: m.group() if "=" in m.group() else "", sentence)
+    sentence = sentence.replace("**", "")
+    _, equals, behind = sentence.rpartition("=")
+    if equals:
+        behind = behind.strip().rstrip(".")
+        if _is_bare_value(behind):
+            return behind
+        leading = re.match(rf"[\s$€£]*({NUMBER.pattern})", behind)
+        return leading[1].strip() if leading else None
+    point = _POINT.search(sentence)
+    if point:
+        return point[1]
+    listed = _NUMBERS_LISTED.search(sentence)
+    if listed:
+        return listed[1]
+    said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
+    if said and _is_bare_value(said[1]):
+        number = NUMBER.match(said[1])
+        unit = _unit_behind(said[1], number.end()) if number else ""
+        return number.group() + unit if number and unit else said[1]
+    numbers = list(NUMBER.finditer(sentence[-MAX_SENTENCE:]))
+    sentence = sentence[-MAX_SENTENCE:]
+    if len(numbers) > 1:
+        main = [n for n in numbers if not _is_circumstance(sentence[: n.start()].rstrip("$€£"))]
+        numbers = main or numbers
+    if not numbers:
+        words = (_COUNTED.search(sentence), _PREDICATE.search(sentence))
+        spelled = [n for word in words if word for n in [number_word(word[1])] if n is not None]
+        return str(spelled[0]) if spelled and not WAVERING.search(sentence) else None
+    if WAVERING.search(sentence[: numbers[-1].start()]):
+        return None
+    return numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
+
+
+_COUNTED = re.compile(
+    r"\bthere (?:are|is)\s+(?:exactly |only |a total of )?([a-z]+(?:-[a-z]+)?)\b", re.IGNORECASE
+)
+_MEASURE = re.compile(
+    r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
+    r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$",
+    re.IGNORECASE,
+)
+
+
+def _is_circumstance(before: str) -> bool:
+    """Whether what stands ahead of a number makes it a circumstance of the answer."""
+    return _CIRCUMSTANCE.search(before) is not None and _MEASURE.search(before) is None
+
+
+_UNIT_WORDS = re.compile(
+    r"\s*((?:square |cubic )?(?:[a-zA-Z]{3,}|cm|mm|km|kg|mg|mL|ml|ft|m(?=/s))"
+    r"(?: (?:squared|cubed)\b| per [a-z]+|/[a-z]+)?)(?![a-zA-Z^/])"
+)
+
+
+def _unit_behind(sentence: str, position: int) -> str:
+    """The unit that stands behind a number, as text; things that are counted are none."""
+    words = _UNIT_WORDS.match(sentence, position)
+    return rf" \text{{{words[1]}}}" if words and is_unit(words[1]) else ""
+
+
+_NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
+_POINT = re.compile(
+    rf"(?<![a-zA-Z])([(\[]\s*{NUMBER.pattern}(?:\s*,\s*{NUMBER.pattern}){{1,10}}\s*[)\]])\W*$"
+)
+_NUMBERS_LISTED = re.compile(
+    rf"(?:\b(?:is|are|be|namely)|:)\s+"
+    rf"((?:{NUMBER.pattern}(?:,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)){{1,20}}{NUMBER.pattern})\.?$"
+)
+
+
+def _number_behind(sentence: str, position: int) -> str | None:
+    """The number that a sentence says its last formula is: "$x + y$, which equals 21"."""
+    found = re.compile(
+        r"[^.=]{0,80}?\b(?:is|are|equals|be|was|measures)\s+(?:\w+\s+)?" + f"({NUMBER.pattern})"
+    ).match(sentence, position)
+    return found[1].strip() if found else None
+
+
+def formula_content(match: re.Match[str]) -> str:
+    """What stands between the delimiters of a formula."""
+    return next(group for group in match.groups() if group is not None)
