@@ -30,8 +30,9 @@ _HEADING = re.compile(
     r"[ \t]*:?[ \t]*(?:\*\*|__)?[ \t]*:?[ \t]*\n\s*",
     re.IGNORECASE | re.MULTILINE,
 )
-_COLON_BEFORE_DISPLAY = re.compile(
-    r":[ \t*_]{0,6}\n\s*(?=\\\[|\$\$|\\begin\{(?:align|equation|gather))"
+_COLON_BEFORE_DISPLAY = re.compile(r":[ \t*_]{0,6}\n\s*(?=\\\[|\$\$)")
+_ENVIRONMENT = re.compile(
+    r"(?:\$\$\s*)?\\(begin|end)\{(?:align|equation|gather|multline)\*?\}(?:\s*\$\$)?"
 )
 _DISPLAYS = (("$$", "$$"), (r"\[", r"\]"))
 _BULLET = r"(?:[-*•‣◦][ \t]+|(?:→|⇒|➡️?|=>|->)[ \t]*)?"
@@ -98,6 +99,7 @@ def announced(text: str) -> str:
     text = _JSON.sub(_from_json, text)
     text = _TAG_END.sub("\n", _TAG.sub("\nAnswer: ", text))
     text = _QUOTE.sub("", _FENCE.sub("", text))
+    text = _ENVIRONMENT.sub(lambda m: r"\[" if m[1] == "begin" else r"\]", text)
     text = _displays_on_one_line(text)
     text = _COLON_BEFORE_DISPLAY.sub(": ", text)
     text = _HEADING.sub(lambda _: "Answer: ", text)

@@ -83,10 +83,7 @@ def _first_turn(response: str) -> str:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    last = None
-    for last in pattern.finditer(text):
-        pass
-    return last
+    return next(reversed([*pattern.finditer(text)]), None)
 
 
 _NEXT_PROBLEM = re.compile(

@@ -23,7 +23,8 @@ class Found:
 # Dollars around a formula touch it from within, and no digit follows the second: else it is money.
 FORMULA = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
-    r"|(?<![\\\d$])\$(?![\s$])((?:\\.|[^$\\\n])*?(?:\\.|[^$\\\n\s]))\$(?!\d)",
+    r"|(?<![\\\d$])\$(?![\s$])((?:\\.|[^$\\\n])*?(?:\\.|[^$\\\n\s]))\$(?!\d)"
+    r"|(?<![\\\d$])\$ +([^$\n]{0,300}?\\[a-zA-Z][^$\n]{0,600}?|[-\d.,/a-zA-Z=+^()<>]{1,40}) +\$(?!\d)",
     re.DOTALL,
 )
 NUMBER = re.compile(
@@ -85,7 +86,6 @@ _CIRCUMSTANCE = re.compile(
     r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$",
     re.IGNORECASE,
 )
-_DISPLAY_END = re.compile(r"\$\$|\\\]|\\end\{(?:align|equation|gather)\w*\*?\}(?:\s*\$\$)?")
 _UNFINISHED = re.compile(
     r"[:,+*/=(?]$|\b(?:and|or|until|the|an?|of|is|to|that|with|by|we|so|which|then|for|in|as|if|"
     r"are|have|from|because|but|get|where|when|since|let|equals|gives|yields|obtain)$",
@@ -124,35 +124,52 @@ def _listed_solutions(lines: list[str]) -> str | None:
     items: list[str] = []
     for line in reversed(lines):
         item = _LIST_ITEM.fullmatch(line)
-        if item is None or not _is_bare_value(item[1].strip("*_ ")):
+        if item is None or not is_bare_value(item[1].strip("*_ ")):
             opens = _LIST_OPENS.search(line.strip("*_ "))
             return ", ".join(reversed(items)) if opens and len(items) > 1 else None
         items.append(item[1].strip("*_$ ").rstrip(".,;").strip("$"))
     return None
 
 
+_REMARK = re.compile(
+    r"\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|to (?:check|verify)"
+    r"|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)|confidence|time(?: taken)?|notes?|remarks?"
+    r"|explanation|justification|reason(?:ing)?|done|qed|q\.e\.d|that's it|indeed|as (?:required|desired)"
+    r"|(?:this|that|it|which) (?:is (?:less|more|greater|smaller|within|valid|consistent|correct|in)\b"
+    r"|(?:matches|agrees|satisfies|checks|confirms|makes sense)))\b(?!\s*(?:=|≈))",
+    re.IGNORECASE,
+)
+"""What speaks about the answer after it was given."""
+_CONCLUDES = re.compile(r"\W*(?:so|thus|hence|therefore|answer|final(?:ly)?)\b", re.IGNORECASE)
+_OPENING_WORDS = re.compile(
+    r"^(?:[→⇒▶►>]+\s*|\d+[.)]\s+(?=\S)|(?:So|Thus|Hence|Therefore|Then|In conclusion|Finally),?\s+"
+    r"(?=[-\d$\\(]|[a-z]+(?:-[a-z]+)?\.?$)"
+    r"|(?:A|Ans|Result|Total|Sum|Solution|Remainder)\s*[:.]\s*(?=\S))",
+)
+
+
 def conclusion(response: str) -> Found | None:
+    """Return the last formula or number of the last line that concludes."""
     lines = [line.strip() for line in response.split("\n") if line.strip(" *_-#`>\t")]
-    if not lines:
-        return None
     listed = _listed_solutions(lines)
     if listed:
         return Found(listed, explicit=False)
-    last = re.sub(
-        r"^(?:\d+[.)]\s+(?=\S)|(?:So|Thus|Hence|Therefore|Then),?\s+(?=[-\d$\\(])|(?:A|Ans|Result|Total|Sum|Solution)\s*:\s*)",
-        "",
-        lines[-1].strip("*_` "),
-    )
-    if _DISPLAY_END.fullmatch(last):
-        block = _last_display(response)
-        return Found(block, explicit=False) if block else None
+    lines = _without_remarks(lines)
+    if not lines:
+        return None
+    last = _OPENING_WORDS.sub("", lines[-1].strip("*_` "))[-MAX_SENTENCE:]
+    last = re.sub(r"^<<\s*(.*?)\s*>>$", r"\1", last)
     if REFUSAL.search(last) or (len(last) < 40 and REFUSAL.search(" ".join(lines[-2:]))):
         return None
     if _UNFINISHED.search(last):
         return None
-    if _is_bare_value(last):
-        return Found(last, explicit=False)
-    for sentence in reversed(re.split(r"(?<=[.!?])\s+(?=[A-Z\\$])", last)):
+    if is_bare_value(last):
+        display = FORMULA.fullmatch(last.rstrip(".,"))
+        shown = display and display.group().startswith(("$$", r"\["))
+        return Found(_last_step(formula_content(display)) if display and shown else last, False)
+    for sentence in reversed(re.split(r"(?<=[.!?])\s+(?=[A-Z\\$(])", last)):
+        if _REMARK.match(sentence) and sentence != last:
+            continue
         value = concluded_value(sentence)
         if value is not None:
             return Found(value, explicit=False)
@@ -161,14 +178,15 @@ def conclusion(response: str) -> Found | None:
     return None
 
 
-def _last_display(response: str) -> str | None:
-    displays = [m for m in FORMULA.finditer(response) if m.group().startswith(("$$", r"\["))]
-    if displays:
-        return _last_step(formula_content(displays[-1]))
-    environment = re.search(
-        r"\\begin\{((?:align|equation|gather)\w*\*?)\}(.*?)\\end\{\1\}\s*$", response, re.DOTALL
-    )
-    return _last_step(environment[2]) if environment else None
+def _without_remarks(lines: list[str]) -> list[str]:
+    """Drop the lines at the end that check or comment on what was concluded before."""
+    end = len(lines)
+    for index in range(len(lines) - 1, max(len(lines) - 8, 0), -1):
+        if _REMARK.match(lines[index]):
+            end = index
+        elif _CONCLUDES.match(lines[index]):
+            break
+    return lines[:end]
 
 
 def _last_step(display: str) -> str:
@@ -180,7 +198,7 @@ def _last_step(display: str) -> str:
     return steps[-1].replace("&", "").strip() if steps else ""
 
 
-def _is_bare_value(line: str) -> bool:
+def is_bare_value(line: str) -> bool:
     """Whether a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
     if not line or len(line) > 200:
         return False
@@ -190,7 +208,7 @@ def _is_bare_value(line: str) -> bool:
     stripped = re.sub(r"\\[a-zA-Z]+|\b[a-zA-Z]\b", "", line)
     if re.search(r"[a-zA-Z]{4,}", stripped) or len(re.findall(r"[a-zA-Z]{2,}", stripped)) > 1:
         return False
-    return re.search(r"[\d\\π∞]", line) is not None and not re.match(r"\(?\d+[.)]\s*$", line)
+    return re.search(r"[\d\\π∞¼-¾⅐-⅞]", line) is not None and not re.match(r"\(?\d+[.)]\s*$", line)
 
 
 _WHERE = re.compile(
@@ -198,6 +216,34 @@ _WHERE = re.compile(
     r"for which)\b.*$",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+_ASIDE = re.compile(r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)[^()]*?[a-zA-Z]{3,}[^()]*\)")
+_TRAILING_REMARK = re.compile(
+    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,|and not\b|not\b|done\b"
+    r"|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
+    r"|which is (?:\S+ )?(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
+    r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
+    r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$",
+    re.IGNORECASE,
+)
+_THERE_ARE = re.compile(
+    rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
+)
+_EXACTLY = re.compile(rf"\bapprox[^.]*?\bexactly\s+({NUMBER.pattern})", re.IGNORECASE)
+_DOLLARS_AND_CENTS = re.compile(r"\b(\d+) dollars? and (\d{1,2}) cents?\b", re.IGNORECASE)
+
+
+def without_asides(sentence: str) -> str:
+    """Drop parentheses in words, reasons, and what is turned down behind the answer."""
+    sentence = _ASIDE.sub(
+        lambda m: m.group() if sentence.count("$", 0, m.start()) % 2 else "", sentence
+    )
+    remark = _TRAILING_REMARK.search(sentence)
+    if remark and sentence.count("$", 0, remark.start()) % 2 == 0:
+        before = sentence[: remark.start()]
+        sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
+    return _THERE_ARE.sub(r"\1", sentence)
 
 
 def concluded_value(sentence: str) -> str | None:
@@ -208,7 +254,13 @@ def concluded_value(sentence: str) -> str | None:
         or sentence.rstrip(" *").endswith("?")
     ):
         return None
-    sentence = " ".join(sentence.split())
+    sentence = without_asides(" ".join(sentence.split()))
+    exact = _EXACTLY.search(sentence)
+    if exact:
+        return exact[1]
+    dollars = _DOLLARS_AND_CENTS.search(sentence)
+    if dollars:
+        return f"{dollars[1]}.{int(dollars[2]):02d}"
     where = _WHERE.search(sentence)
     # "5, attained at x = 2" says 5; "when he drops three, 7 − 3 = 4" says 4.
     if where and not re.search(r"[\d)]\s*=", where.group()):
@@ -229,13 +281,19 @@ def concluded_value(sentence: str) -> str | None:
         return joined_formulas(sentence[first.start() :])
     sentence = FORMULA.sub(lambda m: m.group() if "=" in m.group() else "", sentence)
     sentence = sentence.replace("**", "")
+    assigned = _ASSIGNMENTS.search(sentence)
+    if assigned:
+        return assigned[1]
     _, equals, behind = sentence.rpartition("=")
     if equals:
         behind = behind.strip().rstrip(".")
-        if _is_bare_value(behind):
+        if is_bare_value(behind):
             return behind
         leading = re.match(rf"[\s$€£]*({NUMBER.pattern})", behind)
         return leading[1].strip() if leading else None
+    ratio = _RATIO.search(sentence)
+    if ratio:
+        return ratio[1]
     point = _POINT.search(sentence)
     if point:
         return point[1]
@@ -243,7 +301,7 @@ def concluded_value(sentence: str) -> str | None:
     if listed:
         return listed[1]
     said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
-    if said and _is_bare_value(said[1]):
+    if said and is_bare_value(said[1]):
         number = NUMBER.match(said[1])
         unit = _unit_behind(said[1], number.end()) if number else ""
         return number.group() + unit if number and unit else said[1]
@@ -253,7 +311,10 @@ def concluded_value(sentence: str) -> str | None:
         main = [n for n in numbers if not _is_circumstance(sentence[: n.start()].rstrip("$€£"))]
         numbers = main or numbers
     if not numbers:
-        words = (_COUNTED.search(sentence), _PREDICATE.search(sentence))
+        words = (
+            *(_COUNTED.search(sentence), _PREDICATE.search(sentence)),
+            re.search(r"(?:^|,\s*)([a-zA-Z]+(?:[- ][a-zA-Z]+)?)\.?$", sentence),
+        )
         spelled = [n for word in words if word for n in [number_word(word[1])] if n is not None]
         return str(spelled[0]) if spelled and not WAVERING.search(sentence) else None
     if WAVERING.search(sentence[: numbers[-1].start()]):
@@ -289,6 +350,11 @@ def _unit_behind(sentence: str, position: int) -> str:
 
 
 _NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
+_RATIO = re.compile(r"\bratio\b.*?(?<![\d:])(\d+(?:\s?:\s?\d+){1,2})\W*$")
+_ASSIGNMENTS = re.compile(
+    rf"(?<![a-zA-Z\d])((?:[a-zA-Z]\s*=\s*{NUMBER.pattern}\s*(?:,\s*(?:and\s+)?|\band\s+))+"
+    rf"[a-zA-Z]\s*=\s*{NUMBER.pattern})\s*\.?$"
+)
 _POINT = re.compile(
     rf"(?<![a-zA-Z])([(\[]\s*{NUMBER.pattern}(?:\s*,\s*{NUMBER.pattern}){{1,10}}\s*[)\]])\W*$"
 )

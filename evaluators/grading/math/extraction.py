@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass
 
 from deft.evaluators.grading.brackets import read_group
+from deft.evaluators.grading.final_answer import announced
 from deft.evaluators.grading.math.conclusion import (
     FORMULA,
     NUMBER,
@@ -59,6 +60,7 @@ def find_answer(response: str, parts: int = 1, *, worded: bool = False) -> Found
             answer.
         worded: whether the gold answer is a word, as against a number or a formula.
     """
+    response = _without_bold(announced(response))
     first = before_next_problem(response)
     return (
         (_explicit_answer(first, parts) if first != response else None)
@@ -66,6 +68,17 @@ def find_answer(response: str, parts: int = 1, *, worded: bool = False) -> Found
         or (concluded_word(response) if worded else None)
         or conclusion(response)
     )
+
+
+def _without_bold(text: str) -> str:
+    """Drop the stars of Markdown; a last line keeps them, where they may mark a word."""
+    body, line_end, last = text.rpartition("\n")
+    if _BOLD_VALUE.search(last):
+        last = last.replace("**", "")
+    return body.replace("**", "") + line_end + last
+
+
+_BOLD_VALUE = re.compile(r"\*\*[^*]*[\d$\\:][^*]*\*\*")
 
 
 def _explicit_answer(response: str, parts: int) -> Found | None:
@@ -161,7 +174,6 @@ _STATEMENT = re.compile(
         | \s*=\s*
       )
       (?=(?P<rest>[^\n]{0,500}(?:\n(?!\s*\n)[^\n]{0,500})?))
-    | ^\s*[\#*_]*\s*(?:final\s+)?answer\s*[*_:\s]*\n+(?P<heading>[^\n]+(?:\n(?!\s*\n)[^\n]*)?)
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
@@ -179,13 +191,10 @@ def _stated_answer(response: str, after: int) -> Found | None:
             continue
         if match["hashes"] is not None:
             return Found(match["hashes"].strip(), explicit=True)
-        if match["heading"] is not None:
-            content = match["heading"]
-        else:
-            content = match["rest"]
-            loose = "=" in match["link"] and not match["final"]
-            if after and (loose or not _says_a_value(content)):
-                continue
+        content = match["rest"]
+        loose = "=" in match["link"] and not match["final"]
+        if after and (loose or not _says_a_value(content)):
+            continue
         text = _statement_value(content, colon=":" in (match["link"] or ":"))
         if text is not None:
             return Found(text, explicit=True)
