@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 from deft.evaluators.benchmarks.base import Benchmark, Item
 from deft.evaluators.spec import PAPER_STYLE, BenchmarkSpec
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
-from deft.workers.data.chat import count_bos, encode_prompt, format_hash, special_tokens
+from deft.workers.data.chat import (
+    count_bos,
+    encode_prompt,
+    format_hash,
+    render_turns,
+    special_tokens,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,7 +151,7 @@ def _end_of_turn(
         after = template.partition("{input}")[2]
     else:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-        after = str(tokenizer.apply_chat_template(turns, tokenize=False)).partition(mark)[2]
+        after = render_turns(tokenizer, turns).partition(mark)[2]
     positions = {after.find(text): text for text in added if text in after}
     return [added[positions[min(positions)]]] if positions else []
 

@@ -1,7 +1,11 @@
 """From chat messages to token ids: the one place where prompts are rendered.
 
-Training and evaluation both call `encode_prompt`, so a model is asked exactly what it was taught.
-A prompt style says how: the tokenizer's own chat template, or one of the paper's fixed strings.
+Training and evaluation both render here, so a model is asked exactly what it was taught. A prompt
+style says how: the tokenizer's own chat template, or one of the paper's fixed strings.
+
+The template has the last word: a conversation is rendered and tokenised as a whole, and is what
+`apply_chat_template` makes of it, up to the last token that carries loss. What a template would
+leave out, or write differently from what asks for it, is refused.
 """
 
 from __future__ import annotations
@@ -9,31 +13,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.example import IGNORE_INDEX, Example, Message
 from deft.workers.common.names import unknown_name
+from deft.workers.data.templates.rendering import (
+    Conversation,
+    render,
+    template_name,
+    template_variables,
+)
+from deft.workers.data.templates.texts import fit, require_texts
+from deft.workers.data.templates.turns import Script, turn_weight, write_scripts
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-
-TEMPLATE_DATE = "26 Jul 2024"
-"""The day that Llama 3's templates are told. Left alone, they write the day on which they run, and
-no prompt could be reproduced on the next."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a rendered conversation, tokenised on its own."""
-
-    text: str
-    trained: bool
-    """Whether its tokens carry loss."""
+Encoded = tuple[list[int], list[int]]
+"""Token ids and labels of a training example."""
 
 
 def encode_prompt(
@@ -43,7 +44,7 @@ def encode_prompt(
     style: str = "chat",
     instruction: str = "",
 ) -> list[int]:
-    """Token ids of ``prompt``, ready for the model's turn, with at most one BOS.
+    """Encode ``prompt``, ready for the model's turn, with at most one BOS.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -51,66 +52,228 @@ def encode_prompt(
         style: a name in `PROMPT_STYLES`.
         instruction: what the task asks for beside the question, see `Example`.
 
+    Returns:
+        Token ids; in the tokenizer's own template those of
+        ``apply_chat_template(…, add_generation_prompt=True)``.
+
     Raises:
         ValueError: the style does not fit the tokenizer or the conversation.
     """
     require_tokens(tokenizer, style)
-    segments = render_prompt(tokenizer, prompt, style=style, instruction=instruction)
-    ids = _token_ids(tokenizer, [segment.text for segment in segments])
-    joined = [token for piece in ids for token in piece]
-    _require_one_bos(tokenizer, style, count_bos(tokenizer, joined))
-    return joined
+    if PROMPT_STYLES[style].template is not None:
+        ids = _token_ids(tokenizer, [_render_named(style, prompt, instruction)])[0]
+    else:
+        conversation = Conversation(_instructed(prompt, style, instruction), opens_turn=True)
+        ids = _token_ids(tokenizer, [_render_all(tokenizer, conversation)])[0]
+        _require_own_ids(tokenizer, fit(tokenizer, conversation), ids)
+    _require_one_bos(tokenizer, style, count_bos(tokenizer, ids))
+    return ids
 
 
 def encode_example(
     tokenizer: PreTrainedTokenizerBase, example: Example, *, style: str = "chat"
-) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one training example, see `encode_examples`."""
+) -> Encoded:
+    """Encode one training example, see `encode_examples`."""
     return encode_examples(tokenizer, [example], style=style)[0]
 
 
 def encode_examples(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, style: str = "chat"
-) -> list[tuple[list[int], list[int]]]:
-    """Token ids and labels of training examples, tokenised in one batch.
+) -> list[Encoded]:
+    """Encode training examples, tokenised in one batch.
 
-    A sequence is prompt + response + EOS, its prompt that of `encode_prompt`. Labels equal the ids
-    on each assistant turn and the token that ends it, for the response that is EOS; they are
-    `IGNORE_INDEX` elsewhere, and not shifted.
+    A sequence is the whole conversation up to the last token that carries loss, and EOS if nothing
+    in the template ends the last turn. Labels equal the ids on each assistant turn of weight 1 and
+    what ends it; they are `IGNORE_INDEX` elsewhere, and not shifted.
 
     Raises:
         ValueError: the style does not fit the tokenizer or an example.
     """
-    require_tokens(tokenizer, style)
-    bos, eos = tokenizer.bos_token_id, require_eos(tokenizer)
-    conversations = [
-        [
-            *render_prompt(tokenizer, example.prompt, style=style, instruction=example.instruction),
-            Segment(example.response, trained=True),
-        ]
-        for example in examples
-    ]
-    flat = [segment.text for segments in conversations for segment in segments]
-    pieces = iter(_token_ids(tokenizer, flat))
     encoded = []
-    for segments in conversations:
-        input_ids: list[int] = []
-        labels: list[int] = []
-        for segment in segments:
-            ids = next(pieces)
-            input_ids += ids
-            labels += ids if segment.trained else [IGNORE_INDEX] * len(ids)
-        input_ids.append(eos)
-        labels.append(eos)
-        _require_one_bos(tokenizer, style, _leading(input_ids, bos))
-        encoded.append((input_ids, labels))
+    for outcome in try_encode(tokenizer, examples, style=style):
+        if isinstance(outcome, ValueError):
+            raise outcome
+        encoded.append(outcome)
     return encoded
 
 
-def format_hash(tokenizer: PreTrainedTokenizerBase, style: str, instruction: str = "") -> str:
-    """Twelve hexadecimal digits that identify the prompt format of training or evaluation.
+def try_encode(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, style: str = "chat"
+) -> list[Encoded | ValueError]:
+    """Encode training examples as `encode_examples` does.
 
-    It is taken over what a fixed question becomes, text and token ids, with the task's
+    Returns:
+        For each example its token ids and labels, or what makes it unfit.
+
+    Raises:
+        ValueError: the style does not fit the tokenizer.
+    """
+    require_tokens(tokenizer, style)
+    require_eos(tokenizer)
+    named = PROMPT_STYLES[style].template is not None
+    outcomes = (_encode_named if named else _encode_own)(tokenizer, examples, style)
+    for outcome in outcomes:
+        if not isinstance(outcome, ValueError):
+            _require_one_bos(tokenizer, style, count_bos(tokenizer, outcome[0]))
+    return outcomes
+
+
+def _encode_named(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str
+) -> list[Encoded | ValueError]:
+    """Encode examples in a fixed style: the prompt's string, the response, EOS."""
+    prompts: list[str | ValueError] = []
+    for example in examples:
+        try:
+            _require_plain(example, style)
+            prompts.append(_render_named(style, example.prompt, example.instruction))
+        except ValueError as error:
+            prompts.append(error)
+    good = [
+        text
+        for prompt, example in zip(prompts, examples, strict=True)
+        if isinstance(prompt, str)
+        for text in (prompt, example.response)
+    ]
+    pieces = iter(_token_ids(tokenizer, good) if good else ())
+    eos = require_eos(tokenizer)
+    outcomes: list[Encoded | ValueError] = []
+    for prompt in prompts:
+        if isinstance(prompt, ValueError):
+            outcomes.append(prompt)
+            continue
+        before, response = next(pieces), [*next(pieces), eos]
+        outcomes.append((before + response, [IGNORE_INDEX] * len(before) + response))
+    return outcomes
+
+
+def _require_plain(example: Example, style: str) -> None:
+    unsaid = [key for key in example.final if key != "weight"] + ["tools"] * bool(example.tools)
+    if unsaid:
+        raise ValueError(
+            f"prompt style {style} is a string for one question and one answer, the example has "
+            f"{', '.join(unsaid)}; style chat takes them where the model's template does"
+        )
+    if not turn_weight({"role": "assistant", **example.final}):
+        raise ValueError("no turn of it has weight: there is nothing to learn")
+
+
+def _encode_own(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str
+) -> list[Encoded | ValueError]:
+    """Encode examples by the tokenizer's own template."""
+    given: dict[int, Conversation] = {}
+    fitted: dict[int, Conversation] = {}
+    outcomes: dict[int, Encoded | ValueError] = {}
+    for number, example in enumerate(examples):
+        try:
+            given[number] = _whole_conversation(example, style)
+            fitted[number] = fit(tokenizer, given[number])
+        except ValueError as error:
+            outcomes[number] = error
+    written = write_scripts(tokenizer, list(fitted.values()), special_tokens(tokenizer))
+    scripts: dict[int, Script] = {}
+    for number, script in zip(fitted, written, strict=True):
+        if isinstance(script, ValueError):
+            outcomes[number] = script
+            continue
+        try:
+            require_texts(tokenizer, given[number], script.text)
+            scripts[number] = script
+        except ValueError as error:
+            outcomes[number] = error
+    if scripts:
+        batch = tokenizer([script.text for script in scripts.values()], add_special_tokens=False)
+        first = next(iter(scripts))
+        _require_own_ids(tokenizer, fitted[first], batch["input_ids"][0])
+        eos = require_eos(tokenizer)
+        for place, (number, script) in enumerate(scripts.items()):
+            ids = batch["input_ids"][place]
+            outcomes[number] = _label(ids, batch.encodings[place], script, eos)
+    return [outcomes[number] for number in range(len(examples))]
+
+
+def _whole_conversation(example: Example, style: str) -> Conversation:
+    final = {"role": "assistant", "content": example.response, **example.final}
+    prompt = _instructed(example.prompt, style, example.instruction)
+    return Conversation([*prompt, final], example.tools)
+
+
+def _label(ids: list[int], encoding: Encoding, script: Script, eos: int) -> Encoded:
+    """Label the tokens that the script's spans touch, and leave out what follows the last."""
+    labels = [IGNORE_INDEX] * len(ids)
+    last = 0
+    for span in script.spans:
+        first, last = _token_range(encoding, span.begin, span.end, len(script.text))
+        labels[first:last] = ids[first:last]
+    end = [eos] * script.needs_eos
+    return [*ids[:last], *end], [*labels[:last], *end]
+
+
+def _token_range(encoding: Encoding, begin: int, end: int, length: int) -> tuple[int, int]:
+    """Find the first token that touches the characters from ``begin`` to ``end``, and the last.
+
+    Args:
+        encoding: tokens of a text.
+        begin: position of a character in it.
+        end: position behind the last character.
+        length: of the text.
+
+    Returns:
+        Positions of tokens, the second behind the last.
+    """
+
+    def token_from(position: int) -> int:
+        """Find the token at a character, or at the next one that any token stands for."""
+        tokens = map(encoding.char_to_token, range(position, length))
+        return next((token for token in tokens if token is not None), len(encoding.ids))
+
+    first, last = token_from(begin), token_from(end)
+    characters = encoding.token_to_chars(last) if last < len(encoding.ids) else None
+    return first, last + (characters is not None and characters[0] < end)
+
+
+def _require_own_ids(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, ids: list[int]
+) -> None:
+    """Hold ``ids`` to what transformers makes of the conversation.
+
+    Raises:
+        ValueError: they differ.
+    """
+    own = tokenizer.apply_chat_template(
+        list(conversation.messages),
+        tools=list(conversation.tools) or None,
+        add_generation_prompt=conversation.opens_turn,
+        return_dict=False,
+        **template_variables(),
+    )
+    if own != ids:
+        raise ValueError(
+            f"{template_name(tokenizer)} gives other token ids in the "
+            "tokenizer's own apply_chat_template than here; choose another prompt_style"
+        )
+
+
+def render_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """Render whole ``messages`` by the tokenizer's own template.
+
+    Raises:
+        ValueError: the template refuses them, or leaves something out.
+    """
+    return _render_all(tokenizer, Conversation(messages))
+
+
+def _render_all(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
+    text = render(tokenizer, fit(tokenizer, conversation)).text
+    require_texts(tokenizer, conversation, text)
+    return text
+
+
+def format_hash(tokenizer: PreTrainedTokenizerBase, style: str, instruction: str = "") -> str:
+    """Identify the prompt format of training or evaluation by twelve hexadecimal digits.
+
+    They are taken over what a fixed question becomes, text and token ids, with the task's
     ``instruction``, and over EOS: two styles that render alike have the same hash.
 
     Raises:
@@ -118,8 +281,12 @@ def format_hash(tokenizer: PreTrainedTokenizerBase, style: str, instruction: str
     """
     probe = ({"role": "user", "content": "What is 6 × 7?\n  Show  your work."},)
     ids = encode_prompt(tokenizer, probe, style=style, instruction=instruction)
-    segments = render_prompt(tokenizer, probe, style=style, instruction=instruction)
-    rendered = json.dumps([[s.text for s in segments], ids, tokenizer.eos_token_id])
+    if PROMPT_STYLES[style].template is not None:
+        text = _render_named(style, probe, instruction)
+    else:
+        messages = _instructed(probe, style, instruction)
+        text = _render_all(tokenizer, Conversation(messages, opens_turn=True))
+    rendered = json.dumps([[text], ids, tokenizer.eos_token_id])
     return hashlib.sha256(rendered.encode()).hexdigest()[:12]
 
 
@@ -162,24 +329,11 @@ def _leading(ids: Sequence[int], token: int | None) -> int:
     return len(list(takewhile(lambda other: other == token, ids)))
 
 
-def render_prompt(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Sequence[Message],
-    *,
-    style: str,
-    instruction: str = "",
-) -> list[Segment]:
-    """``prompt`` as text up to where the model's turn begins, cut around earlier assistant turns.
-
-    Raises:
-        ValueError: see `encode_prompt`.
-    """
-    chosen = PROMPT_STYLES[style]
-    if chosen.template is None:
-        if chosen.appends_instruction and instruction:
-            prompt = _with_instruction(prompt, instruction)
-        return list(_render_own(tokenizer, prompt))
-    return [Segment(_render_named(style, prompt, instruction), trained=False)]
+def _instructed(prompt: Sequence[Message], style: str, instruction: str) -> list[Message]:
+    """Return ``prompt`` with what the style says of ``instruction``."""
+    if PROMPT_STYLES[style].appends_instruction and instruction:
+        return _with_instruction(prompt, instruction)
+    return list(prompt)
 
 
 def _with_instruction(prompt: Sequence[Message], instruction: str) -> list[Message]:
@@ -193,69 +347,10 @@ def _with_instruction(prompt: Sequence[Message], instruction: str) -> list[Messa
     raise ValueError("the instruction belongs to a user's turn, and the conversation has none")
 
 
-def _render_own(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> Iterator[Segment]:
-    """The tokenizer's own template. Earlier assistant turns are found in the whole rendering.
-
-    Templates may treat a turn differently once others follow (Qwen3 drops its thinking), so a turn
-    is what the whole conversation shows after the prompt that led to it, or it is refused.
-    """
-    text = _apply_template(tokenizer, prompt)
-    done = 0
-    for index, message in enumerate(prompt):
-        if message["role"] != "assistant":
-            continue
-        before = _apply_template(tokenizer, prompt[:index])
-        if not text.startswith(before) or len(before) < done:
-            raise ValueError(
-                f"turn {index + 1}: the chat template of {tokenizer.name_or_path} writes the "
-                "conversation up to this assistant turn differently once later turns follow, so "
-                "the turn cannot be trained as it would be generated; train on its last turn only"
-            )
-        end = _end_of_turn(tokenizer, text, len(before), message["content"], index)
-        yield Segment(text[done : len(before)], trained=False)
-        yield Segment(text[len(before) : end], trained=True)
-        done = end
-    yield Segment(text[done:], trained=False)
-
-
-def _end_of_turn(
-    tokenizer: PreTrainedTokenizerBase, text: str, start: int, content: str, index: int
-) -> int:
-    """Where the assistant turn that starts at ``start`` is over, its closing token included."""
-    closing = "|".join(map(re.escape, special_tokens(tokenizer)))
-    turn = re.compile(rf"\s*{re.escape(content.strip())}\s*(?:{closing})")
-    found = turn.match(text, start) if closing else None
-    if found is None:
-        raise ValueError(
-            f"turn {index + 1}: the chat template of {tokenizer.name_or_path} does not write this "
-            "assistant turn as its text and a special token that ends it (it may drop thinking "
-            "from earlier turns), so it cannot be trained as it would be generated"
-        )
-    return found.end()
-
-
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The texts that the tokenizer reads as control tokens, longest first."""
     tokens = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     return sorted(tokens, key=lambda token: (-len(token), token))
-
-
-def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(messages),
-                add_generation_prompt=True,
-                tokenize=False,
-                date_string=TEMPLATE_DATE,
-            )
-        )
-    except TemplateError as error:
-        raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} refuses the conversation: {error}"
-        ) from None
 
 
 def _render_named(style: str, prompt: Sequence[Message], instruction: str) -> str:
@@ -279,7 +374,7 @@ def _render_named(style: str, prompt: Sequence[Message], instruction: str) -> st
             f"for {instruction!r}; style chat takes any instruction"
         )
     before, _, after = chosen.template.partition("{input}")
-    return before + prompt[-1]["content"] + after
+    return f"{before}{prompt[-1]['content']}{after}"
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -151,7 +151,7 @@ def instruction_of(style: str) -> str:
 
 
 @pytest.mark.parametrize("style", PROMPT_STYLES)
-def test_each_style_has_its_text_ids_mask_one_bos_and_a_trained_eos(style: str) -> None:
+def test_each_style_has_its_text_ids_mask_one_bos_and_a_trained_end(style: str) -> None:
     tokenizer, text = RENDERED[style]
     example = Example("1", (user("Why é?"),), "So.", instruction_of(style))
     prompt_ids = encode_prompt(
@@ -161,10 +161,11 @@ def test_each_style_has_its_text_ids_mask_one_bos_and_a_trained_eos(style: str) 
     assert prompt_ids == expected_ids(tokenizer, text)
 
     input_ids, labels = encode_example(tokenizer, example, style=style)
-    response_ids = expected_ids(tokenizer, f"So.{tokenizer.eos_token}")
+    # What the template writes ends a turn, and EOS where no template does.
+    end = tokenizer.eos_token if PROMPT_STYLES[style].template else "<|im_end|>"
+    response_ids = expected_ids(tokenizer, f"So.{end}")
     assert input_ids == prompt_ids + response_ids
     assert labels == [IGNORE_INDEX] * len(prompt_ids) + response_ids
-    assert labels[-1] == tokenizer.eos_token_id
     assert count_bos(tokenizer, input_ids) == (0 if tokenizer is QWEN_TOKENIZER else 1)
 
 
@@ -182,10 +183,10 @@ def test_loss_is_on_every_assistant_turn_and_the_token_that_ends_it_alone() -> N
     assert QWEN_TOKENIZER.decode(input_ids) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na?<|im_end|>\n"
         "<|im_start|>assistant\nb.<|im_end|>\n<|im_start|>user\nc?\nThink.<|im_end|>\n"
-        "<|im_start|>assistant\nd.<|endoftext|>"
+        "<|im_start|>assistant\nd.<|im_end|>"
     )
     trained = [label for label in labels if label != IGNORE_INDEX]
-    assert QWEN_TOKENIZER.decode(trained) == "b.<|im_end|>d.<|endoftext|>"
+    assert QWEN_TOKENIZER.decode(trained) == "b.<|im_end|>d.<|im_end|>"
     assert all(
         label in (IGNORE_INDEX, token) for token, label in zip(input_ids, labels, strict=True)
     )
@@ -208,8 +209,8 @@ def test_any_conversation_is_encoded_whole_and_trained_on_the_assistants_words_a
     example = Example("1", tuple(turns[:-1]), turns[-1]["content"])
     input_ids, labels = encode_example(QWEN_TOKENIZER, example)
     text = "".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in turns[:-1])
-    said = f"{text}<|im_start|>assistant\n{example.response}<|endoftext|>"
-    learnt = "<|im_end|>".join(turn["content"] for turn in turns[1::2]) + "<|endoftext|>"
+    said = f"{text}<|im_start|>assistant\n{example.response}<|im_end|>"
+    learnt = "<|im_end|>".join(turn["content"] for turn in turns[1::2]) + "<|im_end|>"
     trained = [label for label in labels if label != IGNORE_INDEX]
     # The tokenizer brings texts into Unicode's composed form.
     assert QWEN_TOKENIZER.decode(input_ids) == composed(said)
@@ -226,7 +227,7 @@ def test_earlier_turns_are_found_where_the_template_trims_them() -> None:
     prompt = (user("a?"), assistant("  b. \n"), user("c?"))
     input_ids, labels = encode_example(LLAMA_TOKENIZER, Example("1", prompt, "d."))
     trained = [label for label in labels if label != IGNORE_INDEX]
-    assert LLAMA_TOKENIZER.decode(trained) == "b.<|eot_id|>d.<|end_of_text|>"
+    assert LLAMA_TOKENIZER.decode(trained) == "b.<|eot_id|>d.<|eot_id|>"
     assert count_bos(LLAMA_TOKENIZER, input_ids) == 1
 
 

@@ -1,0 +1,260 @@
+"""Where the assistant's turns stand in what a chat template writes.
+
+A turn that is trained must be one that the model could be asked for: the whole conversation has to
+begin with what the template writes for a request, the turns before it and the opening of the
+model's own. The turn reaches from there to the control token that ends it. Where the template marks
+what is generated, its marks are the turns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deft.workers.common.example import Message
+from deft.workers.data.templates.rendering import (
+    Conversation,
+    Rendering,
+    render_each,
+    template_name,
+)
+from deft.workers.data.templates.texts import require_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_SHOWN = 60
+"""Characters of each of two texts that differ which a message shows."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a text that carries loss."""
+
+    begin: int
+    end: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Script:
+    """A whole conversation as text, and the parts of it that carry loss."""
+
+    text: str
+    spans: list[Span]
+    needs_eos: bool
+    """Whether the last turn is trained and nothing that the template writes ends it."""
+
+
+def write_scripts(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    control_tokens: Sequence[str],
+) -> list[Script | ValueError]:
+    """Render whole conversations, and find the assistant's turns in them.
+
+    Args:
+        tokenizer: whose template to use.
+        conversations: what to render.
+        control_tokens: what the tokenizer reads as control tokens, longest first.
+
+    Returns:
+        For each conversation its script, or the error to raise for it.
+    """
+    plans = [_renderings_needed(conversation) for conversation in conversations]
+    flat = [beginning for plan in plans for beginning in plan.values()]
+    rendered = iter(render_each(tokenizer, flat))
+    control = "|".join(map(re.escape, control_tokens)) or "(?!)"
+    scripts: list[Script | ValueError] = []
+    for conversation, plan in zip(conversations, plans, strict=True):
+        renderings = {key: next(rendered) for key in plan}
+        try:
+            scripts.append(_write(tokenizer, conversation, renderings, control))
+        except ValueError as error:
+            scripts.append(error)
+    return scripts
+
+
+def turn_weight(message: Message) -> float:
+    """Return what the loss on a turn is multiplied by: 0 unless it is the assistant's."""
+    return float(message.get("weight", 1.0)) if message["role"] == "assistant" else 0.0
+
+
+def _trained_turns(conversation: Conversation) -> list[int]:
+    return [index for index, m in enumerate(conversation.messages) if turn_weight(m)]
+
+
+Beginning = tuple[int, bool]
+"""So many of the first turns, and whether the opening of the model's own turn follows."""
+
+
+def _renderings_needed(conversation: Conversation) -> dict[Beginning, Conversation]:
+    """Return the whole, and for each trained turn what asks for it and what it ends."""
+    messages, tools = conversation.messages, conversation.tools
+    beginnings: list[Beginning] = [(len(messages), False)]
+    for index in _trained_turns(conversation):
+        beginnings += [(index, True), (index + 1, False)]
+    return {
+        (number, opens): Conversation(messages[:number], tools, opens)
+        for number, opens in beginnings
+    }
+
+
+def _write(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    renderings: Mapping[Beginning, Rendering | ValueError],
+    control: str,
+) -> Script:
+    def require(number: int, opens: bool) -> Rendering:
+        rendering = renderings[number, opens]
+        if isinstance(rendering, ValueError):
+            raise rendering
+        return rendering
+
+    messages, trained = conversation.messages, _trained_turns(conversation)
+    whole = require(len(messages), False)
+    if not trained:
+        raise ValueError("no turn of it has weight: there is nothing to learn")
+    spans: list[Span] = []
+    for index in trained:
+        request = require(index, True).text
+        if not whole.text.startswith(request):
+            raise ValueError(_differs(tokenizer, index, request, whole.text))
+        if not whole.blocks:
+            upto = require(index + 1, False).text
+            end = _end_of_turn(
+                tokenizer, conversation, index, whole.text, len(request), upto, control
+            )
+            spans.append(Span(len(request), end, turn_weight(messages[index])))
+    if whole.blocks:
+        spans = _marked_spans(tokenizer, conversation, whole)
+    is_ended = re.search(rf"(?:{control})\s*\Z", whole.text[spans[-1].begin :]) is not None
+    return Script(whole.text, spans, trained[-1] == len(messages) - 1 and not is_ended)
+
+
+def _marked_spans(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, whole: Rendering
+) -> list[Span]:
+    """Return what the template marks as generated, with the weights of the turns."""
+    turns = [m for m in conversation.messages if m["role"] == "assistant"]
+    weights = [turn_weight(turn) for turn in turns]
+    if len(set(weights)) == 1:
+        weights = [weights[0]] * len(whole.blocks)
+    elif len(weights) != len(whole.blocks):
+        raise ValueError(
+            f"{template_name(tokenizer)} marks {len(whole.blocks)} generated "
+            f"parts in {len(weights)} turns of the assistant, whose weights differ; give all turns "
+            "of a record the same weight"
+        )
+    return [
+        Span(begin, end, weight)
+        for (begin, end), weight in zip(whole.blocks, weights, strict=True)
+        if weight and begin < end
+    ]
+
+
+def _end_of_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    index: int,
+    whole: str,
+    begin: int,
+    upto: str,
+    control: str,
+) -> int:
+    """Find where the turn at ``index`` is over, what ends it included.
+
+    Args:
+        tokenizer: whose template it is.
+        conversation: all turns.
+        index: of the turn.
+        whole: all turns as text.
+        begin: where the turn begins in it, and in ``upto``.
+        upto: the turns up to this one as text.
+        control: a pattern of the control tokens.
+
+    Returns:
+        A position in ``whole``: behind the control tokens that close the turn; behind its text if
+        it is the last one and nothing closes it.
+    """
+    closing = re.search(rf"(?:\s*(?:{control}))*\s*\Z", upto)
+    assert closing is not None
+    closers = closing.group().rstrip()
+    if whole.startswith(upto):
+        end = closing.start()
+    else:
+        # Templates may write a last turn differently from the same turn with others behind it.
+        turn = upto[begin : closing.start()]
+        end = begin + _end_of_text(tokenizer, conversation, index, turn, whole[begin:])
+        while not whole[end:].startswith(closers):
+            closers = re.sub(rf"\s*(?:{control})\Z", "", closers) if closers else ""
+            if not closers:
+                break
+    if closers:
+        return end + len(closers)
+    if index == len(conversation.messages) - 1:
+        return end
+    next_token = re.compile(rf"\s*(?:{control})").match(whole, end)
+    if next_token is None:
+        raise ValueError(
+            f"turn {index + 1}: {template_name(tokenizer)} writes no control "
+            "token that ends this assistant turn, so it cannot be trained as it would be "
+            "generated; give the turn weight 0"
+        )
+    return next_token.end()
+
+
+def _end_of_text(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    index: int,
+    text_as_last: str,
+    text_after: str,
+) -> int:
+    """Measure a turn that others follow by the same turn as the last one.
+
+    Templates may write the same text differently in a last turn, but for what stands before it: an
+    empty block of thinking, say.
+
+    Args:
+        tokenizer: whose template it is.
+        conversation: all turns.
+        index: of the turn.
+        text_as_last: how the turn is written as the last one, without what closes it.
+        text_after: what stands in the whole conversation where the turn begins.
+
+    Returns:
+        Characters of the turn in ``text_after``.
+    """
+    turn = Conversation([conversation.messages[index]])
+    for start in range(len(text_as_last)):
+        text = text_as_last[start:]
+        if text_after.startswith(text):
+            try:
+                require_texts(tokenizer, turn, text)
+            except ValueError:
+                break
+            return len(text)
+    raise ValueError(
+        f"turn {index + 1}: {template_name(tokenizer)} writes this assistant "
+        "turn differently once later turns follow (it may drop thinking from earlier turns), so "
+        "it cannot be trained as it would be generated; give the turn weight 0"
+    )
+
+
+def _differs(tokenizer: PreTrainedTokenizerBase, index: int, request: str, whole: str) -> str:
+    same = next(
+        (i for i, (a, b) in enumerate(zip(request, whole, strict=False)) if a != b),
+        min(len(request), len(whole)),
+    )
+    start = max(0, same - MAX_SHOWN // 2)
+    asked, written = (text[start : start + MAX_SHOWN] for text in (request, whole))
+    return (
+        f"turn {index + 1}: {template_name(tokenizer)} asks for this assistant "
+        f"turn by {asked!r} and writes it in the whole conversation as {written!r}, so it cannot "
+        "be trained as it would be generated; give what the template expects (such as thinking "
+        "before the answer), or give the turn weight 0"
+    )
