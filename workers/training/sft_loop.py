@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import datasets
 import ray.train
 import ray.train.torch
 import torch
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deft.objectives import TokenStats, get_objective
 from deft.objectives.diagnostics import summarize
 from deft.workers.common.example import IGNORE_INDEX
+from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import training_example_ids
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.spec import TrainingSpec
@@ -54,8 +54,8 @@ def train(job: TrainJob) -> None:
     device = ray.train.torch.get_device()
 
     torch.manual_seed(job.seed)
-    rows = datasets.load_from_disk(job.rows_dir)
-    held_out = datasets.load_from_disk(job.validation_dir)
+    rows = open_rows(job.rows_dir)
+    held_out = open_rows(job.validation_dir)
     lengths = token_counts(rows)
     tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     dtype, objective = resolve_dtype(spec.dtype), get_objective(job.objective)
