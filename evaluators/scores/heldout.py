@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from deft.evaluators.scores.heldout_table import RowLoss, summarize_losses, writ
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.data.chat import encode_examples
 from deft.workers.data.datasets import read_examples
+from deft.workers.data.example_store import open_rows
 from deft.workers.data.readers import BadRecord
 from deft.workers.data.tokenization import target_bytes
 from deft.workers.modeling.logit_transform import LogitTransform, logit_transform
@@ -67,7 +67,7 @@ def read_rows(
             examples.append(example)
         return encode_rows(load_tokenizer(model_dir), examples, style)
     assert rows_dir is not None
-    return list(islice(datasets.load_from_disk(rows_dir), size))
+    return list(islice(open_rows(rows_dir), size))
 
 
 def measure_losses(

@@ -72,7 +72,7 @@ def find_noisy(
         tokenizer,
         max_length=spec.training.max_length,
         seed=spec.seed,
-        cache=cache / "rows",
+        cache=cache,
     )
     return noisy_rows(directory / "train", number)
 

@@ -245,14 +245,15 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def run_trl(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
     """TRL's SFTTrainer with one of the settings in `TRL`."""
-    import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
+    from deft.workers.data.example_store import open_rows
+
     torch.set_num_threads(options.threads)
     settings = TRL[options.variant]
-    rows = datasets.load_from_disk(prepared.rows_dir)
+    rows = open_rows(prepared.rows_dir)
     num_tokens = sum(len(ids) for ids in rows["input_ids"])
     rows = rows.select_columns(["input_ids", "labels"])
     batch, accumulation = options.micro_batch_size, options.batch_size // options.micro_batch_size
@@ -303,13 +304,14 @@ def run_trl(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def run_original(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Plain PyTorch on rows padded to full length, DEFT's formula on materialised logits."""
-    import datasets
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from deft.workers.data.example_store import open_rows
+
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = datasets.load_from_disk(prepared.rows_dir)
+    rows = open_rows(prepared.rows_dir)
     model = AutoModelForCausalLM.from_pretrained(prepared.model_dir, dtype=dtype_of(options))
     model = model.to(device).train()
     pad = AutoTokenizer.from_pretrained(prepared.model_dir).pad_token_id or 0

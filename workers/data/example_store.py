@@ -1,23 +1,40 @@
-"""Examples on disk: one memory-mapped Arrow file, so that no process holds a dataset in memory."""
+"""Examples and rows on disk: memory-mapped Arrow files, so that no process holds all of them."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.workers.common.example import Example
+from deft.workers.data.readers import BadRecord
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    import pyarrow as pa
+    from datasets import Dataset
 
 BATCH_SIZE = 1000
+"""Rows that are held in memory at a time."""
+BAD_RECORDS_FILE = "bad_records.jsonl"
+"""A line of JSON for each record that was left out or cut, beside the Arrow files."""
+TOO_LONG, TRUNCATED = "too long", "truncated"
+"""Kinds of `BadRecord`: examples that were left out, or cut, because of their length."""
+INDICES_FILE = "indices.npy"
+"""Which rows of the tables in a directory are meant, int64 [N]."""
+EXAMPLES_OF_ROWS_FILE = "examples.npy"
+"""Position of the example behind each row, int64 [N]."""
+NOISY_FILE = "noisy.npy"
+"""Which training rows have the response of another example, bool [N]."""
+BOOKKEEPING = ("group", "example")
+"""Columns of tokenised rows that only preparation reads."""
 
 
-def write_examples(examples: Iterable[Example], file: Path) -> int:
-    """Write ``examples`` to an Arrow stream file; return how many there were."""
+def write_examples(batches: Iterable[Sequence[Example]], file: Path) -> int:
+    """Write examples to an Arrow stream file; return how many there were."""
     import pyarrow as pa
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -31,72 +48,78 @@ def write_examples(examples: Iterable[Example], file: Path) -> int:
             ("group", pa.int64()),
         ]
     )
-    total = 0
+
+    def to_table(examples: Sequence[Example]) -> pa.RecordBatch:
+        rows = [
+            {
+                "id": example.id,
+                "prompt": list(example.prompt),
+                "response": example.response,
+                "instruction": example.instruction,
+                "group": question_hash(example),
+            }
+            for example in examples
+        ]
+        return pa.RecordBatch.from_pylist(rows, schema=schema)
+
+    return write_table(map(to_table, batches), schema, file)
+
+
+def write_table(batches: Iterable[pa.RecordBatch], schema: pa.Schema, file: Path) -> int:
+    """Write ``batches`` to an Arrow stream file; return how many rows there were."""
+    import pyarrow as pa
+
+    num_rows = 0
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-        for batch in batched(examples, BATCH_SIZE):
-            total += len(batch)
-            rows = [
-                {
-                    "id": example.id,
-                    "prompt": list(example.prompt),
-                    "response": example.response,
-                    "instruction": example.instruction,
-                    "group": question_hash(example),
-                }
-                for example in batch
-            ]
-            stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-    return total
+        for batch in batches:
+            stream.write_batch(batch)
+            num_rows += len(batch)
+    return num_rows
 
 
-def open_examples(file: Path) -> Dataset:
-    """The rows of a file by `write_examples`, memory-mapped."""
+def open_tables(directory: Path) -> Dataset:
+    """Return the rows of all Arrow files in ``directory``, memory-mapped, in order of their names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     import datasets
 
-    return datasets.Dataset.from_file(str(file))
+    files = sorted(directory.glob("*.arrow"))
+    if not files:
+        raise FileNotFoundError(f"{directory}: no Arrow file in it; remove it to have it made anew")
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in files])
 
 
-def map_batches(
-    rows: Dataset,
-    function: Callable[[dict[str, list[Any]], list[int]], dict[str, list[Any]]],
-    *,
-    features: Features,
-    cache_file: str,
-    name: str,
-    remove_columns: Sequence[str] = (),
-) -> Dataset:
-    """``rows`` under a function of a batch of columns and the positions of its rows.
+def link_tables(directory: Path, sources: Sequence[Path]) -> None:
+    """Make the Arrow files of the directories ``sources`` those of ``directory``, in this order."""
+    files = [file for source in sources for file in sorted(source.glob("*.arrow"))]
+    for number, file in enumerate(files):
+        target = os.path.relpath(file, directory)
+        (directory / f"{number:05d}.arrow").symlink_to(target)
 
-    Args:
-        rows: what it is given.
-        function: returns the new columns.
-        features: of the result.
-        cache_file: Arrow file that it is written to, always anew.
-        name: of the result, for `datasets`, which would else hash the function: its content names
-            nothing, and the caller knows what the rows were made from.
-        remove_columns: columns of ``rows`` that the result has not.
+
+def open_rows(directory: str | Path) -> Dataset:
+    """Return the prepared rows in ``directory``, memory-mapped: input_ids, labels, what else is.
+
+    They are those of its tables that `INDICES_FILE` picks, all of them where there is none.
     """
-    return rows.map(
-        function,
-        with_indices=True,
-        batched=True,
-        batch_size=BATCH_SIZE,
-        remove_columns=list(remove_columns),
-        features=features,
-        cache_file_name=cache_file,
-        load_from_cache_file=False,
-        new_fingerprint=name,
-    )
+    import numpy as np
+
+    rows = open_tables(Path(directory))
+    rows = rows.remove_columns([name for name in BOOKKEEPING if name in rows.column_names])
+    picked = Path(directory) / INDICES_FILE
+    return rows.select(np.load(picked)) if picked.is_file() else rows
 
 
 def iterate_examples(rows: Dataset) -> Iterator[Example]:
-    """The examples in ``rows``, read batch by batch."""
+    """Yield the examples in ``rows``, read batch by batch."""
     for batch in rows.iter(batch_size=BATCH_SIZE):
         yield from to_examples(batch)
 
 
 def to_examples(batch: dict[str, list[Any]]) -> list[Example]:
-    """The examples in one batch of columns."""
+    """Return the examples in one batch of columns."""
     columns = ("id", "prompt", "response", "instruction")
     return [
         Example(id, tuple(prompt), response, instruction)
@@ -105,14 +128,14 @@ def to_examples(batch: dict[str, list[Any]]) -> list[Example]:
 
 
 def normalize(text: str) -> str:
-    """``text`` as one compares it: Unicode form, case and white space do not matter."""
+    """Return ``text`` as one compares it: Unicode form, case and white space do not matter."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.casefold().split())
 
 
 def question_hash(example: Example) -> int:
-    """64 bits of what is asked: the turns before the assistant's first, without system texts.
+    """Hash what is asked to 64 bits: the turns before the assistant's first, system texts aside.
 
     Conversations that open alike share it: one may be the beginning of the other.
     """
@@ -125,13 +148,8 @@ def question_hash(example: Example) -> int:
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
-def batched(items: Iterable[Example], size: int) -> Iterator[Sequence[Example]]:
-    """``items`` in lists of ``size``, the last one shorter."""
-    batch: list[Example] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def read_bad_records(file: Path) -> Iterator[BadRecord]:
+    """Yield what a file lists of examples that were left out or cut."""
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield BadRecord(**json.loads(line))

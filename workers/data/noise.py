@@ -8,60 +8,79 @@ example by its response alone. Which examples they are depends on the seed and n
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deft.workers.common.example import IGNORE_INDEX
-from deft.workers.data.example_store import BATCH_SIZE, map_batches
+from deft.workers.data.example_store import BATCH_SIZE, write_table
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
     from numpy.typing import NDArray
 
 
-def exchange_responses(
-    rows: Dataset, *, share: float, seed: int, max_length: int, cache_file: str
-) -> tuple[Dataset, NDArray[np.bool_]]:
-    """Exchange the responses of ``share`` of ``rows`` among themselves.
+@dataclass(frozen=True)
+class Exchange:
+    """Which rows get the response of which others; int64 or bool arrays [N]."""
+
+    is_noisy: NDArray[np.bool_]
+    """Rows that get another response than their own."""
+    donors: NDArray[np.int64]
+    """The row that each row's response comes from."""
+    starts: NDArray[np.int64]
+    """Where each row's own response starts."""
+
+
+def plan_exchange(rows: Dataset, *, share: float, seed: int, max_length: int) -> Exchange:
+    """Choose ``share`` of ``rows`` to exchange their responses among themselves.
 
     A row keeps its own response if the other one would not fit into ``max_length`` tokens, and if
     more than half of the chosen rows have the same.
 
     Args:
-        rows: columns input_ids and labels, as `deft.workers.data.tokenization.tokenize` returns
-            them; of the labels the last run of targets is the response.
+        rows: columns input_ids and labels; of the labels the last run of targets is the response.
         share: between 0 and 1.
         seed: changes the choice; a larger share only adds to it.
         max_length: most tokens of a row.
-        cache_file: Arrow file that the new rows are written to.
-
-    Returns:
-        The rows in the same order, and which of them have another's response, bool [N].
     """
-    if share == 0:
-        return rows, np.zeros(len(rows), dtype=np.bool_)
     starts, responses, lengths = _responses(rows, seed)
     donors = choose_donors(responses, share, seed)
     fits = starts + (lengths - starts)[donors] <= max_length
-    is_noisy = (responses != responses[donors]) & fits
+    return Exchange((responses != responses[donors]) & fits, donors, starts)
 
-    def exchange(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        chosen = [place for place, index in enumerate(indices) if is_noisy[index]]
-        received = rows[[int(donors[indices[place]]) for place in chosen]] if chosen else {}
-        for column in ("input_ids", "labels"):
-            for place, other in zip(chosen, received.get(column, ()), strict=True):
-                index = indices[place]
-                own = batch[column][place][: starts[index]]
-                batch[column][place] = own + other[starts[donors[index]] :]
-        return batch
 
-    noisy = map_batches(rows, exchange, features=rows.features, cache_file=cache_file, name="noisy")
-    return noisy, is_noisy
+def write_noisy_rows(rows: Dataset, exchange: Exchange, file: Path) -> None:
+    """Write the noisy ones among ``rows``, in their order, with the responses that they get."""
+    import pyarrow as pa
+
+    schema = rows.features.arrow_schema
+    chosen = np.flatnonzero(exchange.is_noisy)
+
+    def noisy_batches() -> Iterator[pa.RecordBatch]:
+        for first in range(0, len(chosen), BATCH_SIZE):
+            indices = chosen[first : first + BATCH_SIZE]
+            donors = exchange.donors[indices]
+            columns, received = rows[indices], rows[donors]
+            starts = exchange.starts[indices], exchange.starts[donors]
+            for name in ("input_ids", "labels"):
+                columns[name] = [
+                    own[:start] + other[other_start:]
+                    for own, other, start, other_start in zip(
+                        columns[name], received[name], *starts, strict=True
+                    )
+                ]
+            yield pa.RecordBatch.from_pydict(columns, schema=schema)
+
+    write_table(noisy_batches(), schema, file)
 
 
 def choose_donors(responses: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
-    """From which row each row gets its response: from itself unless it is noisy.
+    """Choose from which row each row gets its response: from itself unless it is noisy.
 
     The chosen rows are a prefix of a random order. Sorted by their responses and rotated by the
     size of the largest group of equal ones, none of them gets its own back while no group is more
@@ -86,19 +105,20 @@ def choose_donors(responses: NDArray[np.int64], share: float, seed: int) -> NDAr
 
 
 def _responses(rows: Dataset, seed: int) -> tuple[NDArray[np.int64], ...]:
-    """Where the response of each row starts, 64 bits of it and of ``seed``, and the row's length.
+    """Find where each row's response starts, 64 bits of it and of ``seed``, and the row's length.
 
     Each int64 [N].
     """
-    starts, responses, lengths = [], [], []
+    starts, responses, lengths = (np.empty(len(rows), dtype=np.int64) for _ in range(3))
+    salt = seed.to_bytes(8, "big")
+    position = 0
     for batch in rows.select_columns("labels").with_format("numpy").iter(batch_size=BATCH_SIZE):
         for labels in batch["labels"]:
             masked = np.flatnonzero(labels == IGNORE_INDEX)
             start = int(masked[-1]) + 1 if len(masked) else 0
-            digest = hashlib.blake2b(
-                labels[start:].tobytes(), digest_size=8, salt=seed.to_bytes(8, "big")
-            ).digest()
-            starts.append(start)
-            responses.append(int.from_bytes(digest, "big", signed=True))
-            lengths.append(len(labels))
-    return tuple(np.array(values, dtype=np.int64) for values in (starts, responses, lengths))
+            digest = hashlib.blake2b(labels[start:].tobytes(), digest_size=8, salt=salt).digest()
+            starts[position] = start
+            responses[position] = int.from_bytes(digest, "big", signed=True)
+            lengths[position] = len(labels)
+            position += 1
+    return starts, responses, lengths

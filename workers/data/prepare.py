@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,19 @@ from deft.workers.common.example import Example
 from deft.workers.common.files import atomic_directory, write_atomic
 from deft.workers.data.chat import count_bos, format_hash
 from deft.workers.data.datasets import content_digest, digest_files, read_examples
-from deft.workers.data.example_store import iterate_examples, open_examples, write_examples
+from deft.workers.data.example_store import (
+    BAD_RECORDS_FILE,
+    BATCH_SIZE,
+    EXAMPLES_OF_ROWS_FILE,
+    NOISY_FILE,
+    TOO_LONG,
+    TRUNCATED,
+    iterate_examples,
+    open_rows,
+    open_tables,
+    read_bad_records,
+    write_examples,
+)
 from deft.workers.data.readers import BadRecord, BadRecordLog
 from deft.workers.modeling.model_files import (
     build_smollm2,
@@ -33,7 +46,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EXAMPLES_FILE = "examples.arrow"
-BAD_RECORDS_FILE = "bad_records.jsonl"
 COUNTS_FILE = "counts.json"
 
 
@@ -45,7 +57,8 @@ class Prepared:
     examples_dir: str
     """The examples before tokenisation, see `deft.workers.data.example_store`."""
     rows_dir: str
-    """Training rows, a `datasets` directory: input_ids and labels, int32 lists of equal length."""
+    """Training rows, see `deft.workers.data.example_store.open_rows`: input_ids and labels, int32
+    lists of equal length."""
     validation_dir: str
     """Held-out rows, the same and target_bytes (int64): UTF-8 bytes of the text that a row's target
     tokens spell. No row if nothing is held out."""
@@ -90,7 +103,7 @@ def prepare(
     model_dir = prepare_model(model, examples_dir, seed, cache / "models")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     directory = prepare_rows(
-        dataset, examples_dir, tokenizer, max_length=max_length, seed=seed, cache=cache / "rows"
+        dataset, examples_dir, tokenizer, max_length=max_length, seed=seed, cache=cache
     )
     counts = json.loads((directory / COUNTS_FILE).read_text())
     key = _plan_key(dataset, model, max_length, seed)
@@ -109,7 +122,7 @@ def prepare(
 def known_counts(
     dataset: DatasetSpec, model: ModelSpec, *, max_length: int, seed: int, cache: Path
 ) -> dict[str, Any] | None:
-    """The counts of an earlier `prepare` of the same, found without a tokenizer; None if none."""
+    """Return the counts of an earlier `prepare` of the same, without a tokenizer; None if none."""
     file = cache / "counts" / f"{_plan_key(dataset, model, max_length, seed)}.json"
     return dict(json.loads(file.read_text())) if file.is_file() else None
 
@@ -127,7 +140,7 @@ def _plan_key(dataset: DatasetSpec, model: ModelSpec, max_length: int, seed: int
 def prepare_tokenizer(
     dataset: DatasetSpec, model: ModelSpec, *, seed: int, cache: Path
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``model`` alone, without its weights where those are on the hub.
+    """Return the tokenizer of ``model``, without its weights where those are on the hub.
 
     Raises:
         ValueError: it cannot be had.
@@ -154,7 +167,7 @@ def prepare_tokenizer(
 
 
 def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
-    """The directory of the examples that ``dataset`` names, read under ``cache`` once.
+    """Return the directory of the examples that ``dataset`` names, read under ``cache`` once.
 
     Raises:
         ValueError: bad records are refused and there are some, or there is no example at all.
@@ -170,10 +183,9 @@ def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
             require_usable(dataset)
         with atomic_directory(directory) as aside:
             with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
-                tally = BadRecordLog(file)
-                good = _without_bad(read_examples(dataset), tally)
-                write_examples(good, aside / EXAMPLES_FILE)
-            write_atomic(aside / COUNTS_FILE, json.dumps(tally.counts))
+                log = BadRecordLog(file)
+                write_examples(usable_batches(dataset, log), aside / EXAMPLES_FILE)
+            write_atomic(aside / COUNTS_FILE, json.dumps(log.counts))
     elif dataset.bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
         require_usable(dataset)
     return directory
@@ -185,25 +197,74 @@ def require_usable(dataset: DatasetSpec) -> None:
     Raises:
         ValueError: there is no example in it, or a bad record and those are refused.
     """
-    tally = BadRecordLog()
-    num_examples = sum(1 for _ in _without_bad(read_examples(dataset), tally))
-    source = dataset.data_dir or dataset.name
-    if tally.counts and (dataset.bad_records == "refuse" or num_examples == 0):
+    log = BadRecordLog()
+    num_examples = sum(map(len, usable_batches(dataset, log)))
+    if log.counts and (dataset.bad_records == "refuse" or num_examples == 0):
         remedy = (
             "dataset.columns says what columns are called; dataset.bad_records=drop leaves bad "
             "records out and lists them in a file"
         )
-        raise ValueError(tally.message(source, remedy))
+        raise ValueError(log.message(_source(dataset), remedy))
     if num_examples == 0:
-        raise ValueError(f"{source}: there is no example in it")
+        raise ValueError(f"{_source(dataset)}: there is no example in it")
 
 
-def _without_bad(found: Iterable[Example | BadRecord], tally: BadRecordLog) -> Iterator[Example]:
-    for item in found:
-        if isinstance(item, BadRecord):
-            tally.add(item)
-        else:
-            yield item
+def prepare_tokenized(
+    dataset: DatasetSpec,
+    examples_dir: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    cache: Path,
+) -> Path:
+    """Return the directory of all examples as rows of token ids, made under ``cache`` once.
+
+    They depend on the examples, the tokenizer and the format alone, so that runs of other seeds,
+    objectives, noise or held-out sets share them.
+
+    Raises:
+        ValueError: the prompt style does not fit the tokenizer.
+    """
+    from deft.workers.data.tokenization import RowEncoder, RowFormat, tokenize
+
+    row_format = RowFormat(dataset.prompt_style, max_length, dataset.too_long == "truncate")
+    examples = open_tables(examples_dir)
+    prompt_hash = format_hash(tokenizer, row_format.style, examples[0]["instruction"])
+    tokenizer_hash = hash_parts(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
+    key = (examples_dir.name, tokenizer_hash, prompt_hash, json.dumps(asdict(row_format)))
+    directory = cache / hash_parts(*key)
+    if not directory.is_dir():
+        with atomic_directory(directory) as aside:
+            shutil.copyfile(examples_dir / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
+            tokenize(examples_dir, RowEncoder.build(tokenizer, row_format), aside)
+            kinds = Counter(record.kind for record in read_bad_records(aside / BAD_RECORDS_FILE))
+            rows = open_tables(aside)
+            counts = {
+                "num_too_long": kinds.pop(TOO_LONG, 0),
+                "num_truncated": kinds.pop(TRUNCATED, 0),
+                "bad_records": kinds,
+                "format_hash": prompt_hash,
+                "num_bos": count_bos(tokenizer, rows[0]["input_ids"]) if len(rows) else 0,
+            }
+            write_atomic(aside / COUNTS_FILE, json.dumps(counts))
+    return directory
+
+
+def require_accepted(dataset: DatasetSpec, tokenized: Path) -> None:
+    """Refuse what tokenising left out or cut, where ``dataset`` says so.
+
+    Raises:
+        ValueError: there are such examples; the message names some.
+    """
+    bad, long = BadRecordLog(), BadRecordLog()
+    for record in read_bad_records(tokenized / BAD_RECORDS_FILE):
+        (long if record.kind in (TOO_LONG, TRUNCATED) else bad).add(record)
+    if bad.counts and dataset.bad_records == "refuse":
+        remedy = "dataset.bad_records=drop leaves them out and lists them in a file"
+        raise ValueError(bad.message(_source(dataset), remedy))
+    if long.counts and dataset.too_long == "refuse":
+        remedy = "training.max_length allows more; dataset.too_long may be drop or truncate"
+        raise ValueError(long.message(_source(dataset), remedy))
 
 
 def prepare_rows(
@@ -215,125 +276,74 @@ def prepare_rows(
     seed: int,
     cache: Path,
 ) -> Path:
-    """The directory with `train`, `validation` and their counts, tokenised under ``cache`` once.
+    """Return the directory with `train`, `validation` and their counts, made under ``cache`` once.
 
     Raises:
         ValueError: the prompt style does not fit, or examples are refused.
     """
-    import datasets
-    import numpy as np
+    from deft.workers.data.splits import write_splits
 
-    from deft.workers.data.noise import exchange_responses
-    from deft.workers.data.tokenization import (
-        add_target_bytes,
-        column,
-        count_tokens,
-        hold_out,
-        tokenize,
+    tokenized = prepare_tokenized(
+        dataset, examples_dir, tokenizer, max_length=max_length, cache=cache / "tokenized"
     )
-
-    examples = open_examples(examples_dir / EXAMPLES_FILE)
-    prompt_hash = format_hash(tokenizer, dataset.prompt_style, examples[0]["instruction"])
-    rule = ("prompt_style", "bad_records", "too_long", "validation", "noise")
-    settings = [*(getattr(dataset, key) for key in rule), max_length, seed, prompt_hash]
-    tokenizer_hash = hash_parts(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
-    directory = cache / hash_parts(examples_dir.name, tokenizer_hash, json.dumps(settings))
-    if directory.is_dir():
-        return directory
-    source = dataset.data_dir or dataset.name
-    with atomic_directory(directory) as aside:
-        shutil.copyfile(examples_dir / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
-        with (aside / BAD_RECORDS_FILE).open("a", encoding="utf-8") as file:
-            bad, long = BadRecordLog(file), BadRecordLog(file)
-            rows, lengths = tokenize(
-                examples,
-                tokenizer,
-                style=dataset.prompt_style,
-                max_length=max_length,
-                too_long=dataset.too_long,
-                bad=bad,
-                long=long,
-                cache_file=str(aside / "all.arrow"),
+    require_accepted(dataset, tokenized)
+    settings = [dataset.validation, dataset.noise, seed]
+    directory = cache / "rows" / hash_parts(tokenized.name, json.dumps(settings))
+    if not directory.is_dir():
+        with atomic_directory(directory) as aside:
+            shutil.copyfile(tokenized / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
+            counts = json.loads((tokenized / COUNTS_FILE).read_text()) | write_splits(
+                tokenized, dataset, tokenizer, max_length=max_length, seed=seed, directory=aside
             )
-        if bad.counts and dataset.bad_records == "refuse":
-            remedy = "dataset.bad_records=drop leaves them out and lists them in a file"
-            raise ValueError(bad.message(source, remedy))
-        if long.counts and dataset.too_long == "refuse":
-            remedy = "training.max_length allows more; dataset.too_long may be drop or truncate"
-            raise ValueError(long.message(source, remedy))
-        groups = column(rows, "group")
-        held_out = hold_out(groups, dataset.num_validation(len(rows)), seed)
-        rows = rows.remove_columns("group")
-        train, is_noisy = exchange_responses(
-            rows.select(np.flatnonzero(~held_out)),
-            share=dataset.noise,
-            seed=seed,
-            max_length=max_length,
-            cache_file=str(aside / "noisy.arrow"),
-        )
-        if dataset.noise and not is_noisy.any():
-            raise ValueError(
-                f"dataset.noise: {dataset.noise:g} of {len(train):,} training examples leaves none "
-                "that could get another one's response"
-            )
-        validation = add_target_bytes(rows.select(np.flatnonzero(held_out)), tokenizer)
-        for split, name in ((train, "train"), (validation, "validation")):
-            np.save(aside / f"{name}_examples.npy", column(split, "example"))
-            # Without the number nothing at all is written of a split that has no rows.
-            shards = {} if len(split) else {"num_shards": 1}
-            split.remove_columns("example").save_to_disk(aside / name, **shards)
-        np.save(aside / "train_noisy.npy", is_noisy)
-        num_tokens, num_target_tokens = count_tokens(datasets.load_from_disk(str(aside / "train")))
-        earlier = Counter(json.loads((examples_dir / COUNTS_FILE).read_text()))
-        counts = {
-            "num_examples": len(train),
-            "num_validation_examples": len(validation),
-            **asdict(lengths),
-            "num_noisy_examples": int(is_noisy.sum()),
-            "bad_records": earlier + bad.counts,
-            "num_tokens": num_tokens,
-            "num_target_tokens": num_target_tokens,
-            "format_hash": prompt_hash,
-            "num_bos": count_bos(tokenizer, rows[0]["input_ids"]) if len(rows) else 0,
-        }
-        write_atomic(aside / COUNTS_FILE, json.dumps(counts))
-        (aside / "all.arrow").unlink()
-        (aside / "noisy.arrow").unlink(missing_ok=True)
+            write_atomic(aside / COUNTS_FILE, json.dumps(counts))
     return directory
 
 
+def usable_batches(dataset: DatasetSpec, log: BadRecordLog) -> Iterator[list[Example]]:
+    """Yield the examples of ``dataset`` in batches; ``log`` gets the records that are none."""
+    records = read_examples(dataset)
+    while batch := list(islice(records, BATCH_SIZE)):
+        for record in batch:
+            if isinstance(record, BadRecord):
+                log.add(record)
+        yield [record for record in batch if isinstance(record, Example)]
+
+
+def _source(dataset: DatasetSpec) -> str:
+    """What messages call ``dataset``."""
+    return dataset.data_dir or dataset.name
+
+
 def training_examples(prepared: Prepared) -> Iterator[Example]:
-    """The examples behind the training rows, in their order."""
+    """Yield the examples behind the training rows, in their order."""
     import numpy as np
 
-    examples = open_examples(Path(prepared.examples_dir) / EXAMPLES_FILE)
-    return iterate_examples(examples.select(np.load(f"{prepared.rows_dir}_examples.npy")))
+    positions = np.load(Path(prepared.rows_dir) / EXAMPLES_OF_ROWS_FILE)
+    return iterate_examples(open_tables(Path(prepared.examples_dir)).select(positions))
 
 
 def training_example_ids(examples_dir: str, rows_dir: str, indices: Sequence[int]) -> list[str]:
-    """Names of the examples behind some training rows: file and line, where they have them."""
+    """Name the examples behind some training rows: file and line, where they have them."""
     import numpy as np
 
-    examples = open_examples(Path(examples_dir) / EXAMPLES_FILE)
-    return list(examples.select(np.load(f"{rows_dir}_examples.npy")[indices])["id"])
+    positions = np.load(Path(rows_dir) / EXAMPLES_OF_ROWS_FILE)[indices]
+    return list(open_tables(Path(examples_dir)).select(positions)["id"])
 
 
 def noisy_rows(rows_dir: Path, number: int) -> dict[int, tuple[list[int], list[int]]]:
-    """Token ids and labels of the noisy ones among the first ``number`` examples, by position."""
-    import datasets
+    """Return ids and labels of the noisy ones among the first ``number`` examples, by position."""
     import numpy as np
 
-    positions = np.load(f"{rows_dir}_examples.npy")
-    chosen = np.flatnonzero(np.load(f"{rows_dir}_noisy.npy") & (positions < number))
-    rows = datasets.load_from_disk(str(rows_dir)).select(chosen)
+    positions = np.load(Path(rows_dir) / EXAMPLES_OF_ROWS_FILE)
+    chosen = np.flatnonzero(np.load(Path(rows_dir) / NOISY_FILE) & (positions < number))
     return {
         int(position): (row["input_ids"], row["labels"])
-        for position, row in zip(positions[chosen], rows, strict=True)
+        for position, row in zip(positions[chosen], open_rows(rows_dir).select(chosen), strict=True)
     }
 
 
 def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:
-    """The local directory of ``model``, built under ``cache`` if it is one of ours.
+    """Return the local directory of ``model``, built under ``cache`` if it is one of ours.
 
     ``examples_dir`` is named after the content of the examples in it; the tiny model needs it.
     """
@@ -342,13 +352,13 @@ def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache:
     if model.name == "tiny":
         assert examples_dir is not None
         directory = cache / f"tiny-{hash_parts(examples_dir.name, str(seed))}"
-        examples = open_examples(examples_dir / EXAMPLES_FILE)
+        examples = open_tables(examples_dir)
         return _built(directory, lambda aside: build_tiny(aside, iterate_examples(examples), seed))
     return _built(cache / model.name, build_smollm2)
 
 
 def _built(directory: Path, build: Callable[[Path], None]) -> Path:
-    """``directory``, filled by ``build`` if it is not there yet."""
+    """Return ``directory``, filled by ``build`` if it is not there yet."""
     if not directory.is_dir():
         with atomic_directory(directory) as aside:
             build(aside)
@@ -356,7 +366,7 @@ def _built(directory: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _silence_libraries() -> None:
-    """No bars and no guesses of theirs: what is in progress is said by this platform's own."""
+    """Stop the bars and guesses of libraries: the platform's own say what is in progress."""
     import torch
 
     # Else DeepSpeed, which transformers imports, says that it found no GPU.

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
 
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.data.chat import (
@@ -18,197 +24,252 @@ from deft.workers.data.chat import (
     require_tokens,
     special_tokens,
 )
-from deft.workers.data.example_store import BATCH_SIZE, map_batches, to_examples
-from deft.workers.data.readers import BadRecord, BadRecordLog
+from deft.workers.data.example_store import (
+    BAD_RECORDS_FILE,
+    BATCH_SIZE,
+    TOO_LONG,
+    TRUNCATED,
+    open_tables,
+    to_examples,
+    write_table,
+)
+from deft.workers.data.readers import BadRecord
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
-    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+SHARD_SIZE = 25_000
+"""Most examples in an Arrow file of rows; more are worth the start of another process."""
+
 Encoded = tuple[list[int], list[int]]
+"""Token ids and labels of an example."""
 
 
-@dataclass
-class Lengths:
-    """What became of the examples that were longer than allowed."""
+@dataclass(frozen=True)
+class RowFormat:
+    """How examples become rows of token ids."""
 
-    num_too_long: int = 0
-    """Left out."""
-    num_truncated: int = 0
-    """Cut on the right."""
+    style: str
+    """Prompt style."""
+    max_length: int
+    """Most tokens of a row."""
+    truncate: bool
+    """Whether longer examples are cut on the right rather than left out."""
 
 
-def tokenize(
-    examples: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    style: str,
-    max_length: int,
-    too_long: Literal["drop", "truncate", "refuse"],
-    bad: BadRecordLog,
-    long: BadRecordLog,
-    cache_file: str,
-) -> tuple[Dataset, Lengths]:
-    """Encode ``examples``, rows of `deft.workers.data.example_store`.
+@dataclass(frozen=True)
+class Row:
+    """A tokenised example."""
 
-    Args:
-        examples: what to encode.
-        tokenizer: the model's tokenizer.
-        style: prompt style.
-        max_length: most tokens of a row.
-        too_long: what to do about longer examples.
-        bad: told of examples that cannot be rendered.
-        long: told of examples that are left out or cut because of their length.
-        cache_file: Arrow file that the rows are written to.
+    input_ids: list[int]
+    labels: list[int]
+    """As many as ``input_ids``."""
+    group: int
+    """The same for examples that ask the same."""
+    example: int
+    """Position of the example among all."""
 
-    Returns:
-        Rows of the columns input_ids and labels (int32 lists of equal length), group (int64) and
-        example (int64, the position in ``examples``); and the number of long examples.
 
-    Raises:
-        ValueError: the style does not fit the tokenizer.
-    """
-    import datasets
+@dataclass(frozen=True)
+class RowEncoder:
+    """Encodes examples under one tokenizer and format."""
 
-    require_tokens(tokenizer, style)
-    require_eos(tokenizer)
-    lengths = Lengths()
-    control = re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
+    tokenizer: PreTrainedTokenizerBase
+    row_format: RowFormat
+    control: re.Pattern[str]
+    """Matches the tokenizer's control tokens."""
 
-    def encode(batch: dict[str, list[Any]], positions: list[int]) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "group": [], "example": []}
-        good: list[tuple[Example, int, int]] = []
-        for example, group, position in zip(
-            to_examples(batch), batch["group"], positions, strict=True
+    @classmethod
+    def build(cls, tokenizer: PreTrainedTokenizerBase, row_format: RowFormat) -> RowEncoder:
+        """Check that format and tokenizer go together.
+
+        Raises:
+            ValueError: they do not.
+        """
+        require_tokens(tokenizer, row_format.style)
+        require_eos(tokenizer)
+        control = "|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)"
+        return cls(tokenizer, row_format, re.compile(control))
+
+    def encode_batch(
+        self, examples: Sequence[Example], groups: Sequence[int], start: int
+    ) -> tuple[list[Row], list[BadRecord]]:
+        """Encode ``examples``, the first of which stands at position ``start`` among all.
+
+        Returns:
+            The rows, and the examples that are left out or cut.
+        """
+        rows: list[Row] = []
+        problems: list[BadRecord] = []
+        outcomes = self._encode_each(examples)
+        for position, (example, outcome) in enumerate(
+            zip(examples, outcomes, strict=True), start=start
         ):
-            if spelled := spelled_token(example, control):
-                message = (
-                    f"the text spells the control token {spelled}, which would be read as one; "
-                    "give bare texts, the prompt style adds control tokens"
-                )
-                bad.add(BadRecord(example.id, "control token", message))
-            else:
-                good.append((example, group, position))
-        for (example, group, position), row in zip(
-            good, encode_each(tokenizer, [g[0] for g in good], style, bad), strict=True
-        ):
-            if row is None:
+            if isinstance(outcome, BadRecord):
+                problems.append(outcome)
                 continue
-            input_ids, labels = row
-            if len(input_ids) > max_length:
-                kept = too_long == "truncate" and any(
-                    label != IGNORE_INDEX for label in labels[:max_length]
-                )
-                done = "cut on the right" if kept else "left out"
-                message = f"{len(input_ids):,} tokens, at most {max_length:,} fit; {done}"
-                long.add(BadRecord(example.id, "truncated" if kept else "too long", message))
-                lengths.num_truncated += kept
-                lengths.num_too_long += not kept
-                if not kept:
-                    continue
-                input_ids, labels = input_ids[:max_length], labels[:max_length]
-            for column, value in zip(
-                columns.values(), (input_ids, labels, group, position), strict=True
-            ):
-                column.append(value)
-        return columns
+            encoded, problem = self._fit(example.id, outcome)
+            if problem is not None:
+                problems.append(problem)
+            if encoded is not None:
+                rows.append(Row(*encoded, groups[position - start], position))
+        return rows, problems
 
-    ids = datasets.List(datasets.Value("int32"))
-    rows = map_batches(
-        examples,
-        encode,
-        features=datasets.Features(
-            input_ids=ids,
-            labels=ids,
-            group=datasets.Value("int64"),
-            example=datasets.Value("int64"),
-        ),
-        cache_file=cache_file,
-        name="rows",
-        remove_columns=examples.column_names,
-    )
-    return rows, lengths
+    def _encode_each(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
+        """Encode ``examples`` in one batch; one by one only if some cannot be rendered."""
+        spelled = [spelled_token(example, self.control) for example in examples]
+        clean = [example for example, token in zip(examples, spelled, strict=True) if not token]
+        style = self.row_format.style
+        encoded: Iterator[Encoded | BadRecord]
+        try:
+            encoded = iter(encode_examples(self.tokenizer, clean, style=style) if clean else [])
+        except ValueError:
+            encoded = map(self._encode_one, clean)
+        return [
+            _control_token(example, token) if token else next(encoded)
+            for example, token in zip(examples, spelled, strict=True)
+        ]
+
+    def _encode_one(self, example: Example) -> Encoded | BadRecord:
+        try:
+            return encode_example(self.tokenizer, example, style=self.row_format.style)
+        except ValueError as error:
+            return BadRecord(example.id, "not renderable", str(error))
+
+    def _fit(self, name: str, encoded: Encoded) -> tuple[Encoded | None, BadRecord | None]:
+        """Cut an example that is too long, or leave it out, and say so."""
+        input_ids, labels = encoded
+        limit = self.row_format.max_length
+        if len(input_ids) <= limit:
+            return encoded, None
+        message = f"{len(input_ids):,} tokens, at most {limit:,} fit; "
+        if self.row_format.truncate and any(label != IGNORE_INDEX for label in labels[:limit]):
+            cut = input_ids[:limit], labels[:limit]
+            return cut, BadRecord(name, TRUNCATED, message + "cut on the right")
+        return None, BadRecord(name, TOO_LONG, message + "left out")
 
 
 def spelled_token(example: Example, control: re.Pattern[str]) -> str:
-    """The first control token that a text of ``example`` spells; empty if none does."""
+    """Return the first control token that a text of ``example`` spells; empty if none does."""
     for text in (*(message["content"] for message in example.prompt), example.response):
-        if found := control.search(text):
-            return found.group()
+        if match := control.search(text):
+            return match.group()
     return ""
 
 
-def encode_each(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str, bad: BadRecordLog
-) -> list[Encoded | None]:
-    """`encode_examples`, with None for those that cannot be rendered, of which ``bad`` is told."""
-    if not examples:
-        return []
-    try:
-        return list(encode_examples(tokenizer, examples, style=style))
-    except ValueError:
-        pass
-    rows: list[Encoded | None] = []
-    for example in examples:
-        try:
-            rows.append(encode_example(tokenizer, example, style=style))
-        except ValueError as error:
-            bad.add(BadRecord(example.id, "not renderable", str(error)))
-            rows.append(None)
-    return rows
+def _control_token(example: Example, token: str) -> BadRecord:
+    message = (
+        f"the text spells the control token {token}, which would be read as one; "
+        "give bare texts, the prompt style adds control tokens"
+    )
+    return BadRecord(example.id, "control token", message)
 
 
-def hold_out(groups: NDArray[np.int64], size: int, seed: int) -> NDArray[np.bool_]:
-    """Which of the rows to hold out: whole groups in an order drawn from ``seed``.
-
-    A group joins if it fits into what is left of ``size``, so the number is met exactly unless the
-    groups are large. The order depends on each group alone: more data moves few of them.
+def tokenize(examples_dir: Path, encoder: RowEncoder, directory: Path) -> None:
+    """Encode all examples in ``examples_dir``, with as many processes as are worth their start.
 
     Args:
-        groups: int64 [N], the same number for rows that ask the same.
-        size: rows to hold out.
-        seed: changes the choice.
-
-    Returns:
-        bool [N].
+        examples_dir: Arrow files of `deft.workers.data.example_store`.
+        encoder: what encodes them.
+        directory: where Arrow files of rows go, in the order of the examples: input_ids and labels
+            (int32 lists of equal length), group and example (int64). To `BAD_RECORDS_FILE` in it a
+            line of JSON is added for each example that is left out or cut.
     """
-    names, members = np.unique(groups, return_counts=True)
-    ranks = [
-        hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-        for name in names.tolist()
+    num_examples = len(open_tables(examples_dir))
+    num_shards = max(1, -(-num_examples // SHARD_SIZE))
+    bounds = [num_examples * shard // num_shards for shard in range(num_shards + 1)]
+    shards = [
+        Shard(examples_dir, start, stop, directory / f"{start:012d}.arrow")
+        for start, stop in pairwise(bounds)
     ]
-    chosen, left = [], size
-    for index in sorted(range(len(names)), key=ranks.__getitem__):
-        if left == 0:
-            break
-        if members[index] <= left:
-            chosen.append(names[index])
-            left -= int(members[index])
-    return np.isin(groups, np.array(chosen, dtype=np.int64))
+    if num_shards == 1:
+        tokenize_shard(encoder, shards[0])
+    else:
+        num_processes = min(num_shards, len(os.sched_getaffinity(0)))
+        with ProcessPoolExecutor(
+            num_processes, get_context("spawn"), _start_worker, (encoder,)
+        ) as pool:
+            list(pool.map(_tokenize_in_worker, shards))
+    with (directory / BAD_RECORDS_FILE).open("ab") as joined:
+        for shard in shards:
+            with shard.bad_records_file.open("rb") as part:
+                shutil.copyfileobj(part, joined)
+            shard.bad_records_file.unlink()
 
 
-def column(rows: Dataset, name: str) -> NDArray[np.int64]:
-    """One column of numbers, int64 [N]; no other is read."""
-    values = rows.select_columns(name).with_format("arrow")[:].column(name)
-    return np.asarray(values.to_numpy(), dtype=np.int64)
+@dataclass(frozen=True)
+class Shard:
+    """A run of examples, and where their rows go."""
+
+    examples_dir: Path
+    start: int
+    """Position of the first example."""
+    stop: int
+    """Position after the last one."""
+    rows_file: Path
+
+    @property
+    def bad_records_file(self) -> Path:
+        """Where examples are listed that are left out or cut."""
+        return self.rows_file.with_suffix(".jsonl")
 
 
-def count_tokens(rows: Dataset) -> tuple[int, int]:
-    """All tokens in ``rows``, and those that carry loss."""
-    import pyarrow.compute as pc
+def tokenize_shard(encoder: RowEncoder, shard: Shard) -> None:
+    """Encode the examples of ``shard`` batch by batch."""
+    import pyarrow as pa
 
-    num_tokens = num_targets = 0
-    labels = rows.select_columns("labels").with_format("arrow")
-    for batch in labels.iter(batch_size=BATCH_SIZE):
-        flat = pc.list_flatten(batch.column("labels"))
-        num_tokens += len(flat)
-        num_targets += pc.sum(pc.not_equal(flat, IGNORE_INDEX)).as_py() or 0
-    return num_tokens, num_targets
+    ids = pa.list_(pa.int32())
+    schema = pa.schema(
+        [("input_ids", ids), ("labels", ids), ("group", pa.int64()), ("example", pa.int64())]
+    )
+    examples = open_tables(shard.examples_dir).select(range(shard.start, shard.stop))
+    with shard.bad_records_file.open("w", encoding="utf-8") as bad_records:
+
+        def encoded_batches() -> Iterator[pa.RecordBatch]:
+            start = shard.start
+            for columns in examples.iter(batch_size=BATCH_SIZE):
+                batch = to_examples(columns)
+                rows, problems = encoder.encode_batch(batch, columns["group"], start)
+                start += len(batch)
+                bad_records.writelines(json.dumps(asdict(bad)) + "\n" for bad in problems)
+                arrays = [
+                    pa.array([getattr(row, field.name) for row in rows], field.type)
+                    for field in schema
+                ]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+        write_table(encoded_batches(), schema, shard.rows_file)
+
+
+_worker_encoder: RowEncoder | None = None
+"""What this worker process encodes with; a tokenizer is sent to each process once."""
+
+
+def _start_worker(encoder: RowEncoder) -> None:
+    global _worker_encoder
+    _worker_encoder = encoder
+    # There is a process for each core already.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave nothing behind where the parent was killed: its pool cannot tell its workers."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _tokenize_in_worker(shard: Shard) -> None:
+    assert _worker_encoder is not None
+    tokenize_shard(_worker_encoder, shard)
 
 
 def target_bytes(tokenizer: PreTrainedTokenizerBase, labels: Sequence[Sequence[int]]) -> list[int]:
-    """UTF-8 bytes of the text that the target tokens of each row spell.
+    """Count the UTF-8 bytes of the text that the target tokens of each row spell.
 
     Tokens that end a turn spell nothing. Divide by it for bits per byte, which compares models of
     different tokenizers.
@@ -220,11 +281,18 @@ def target_bytes(tokenizer: PreTrainedTokenizerBase, labels: Sequence[Sequence[i
     return [len(text.encode()) for text in texts]
 
 
-def add_target_bytes(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """``rows`` with the column target_bytes, see `target_bytes`."""
-    import datasets
+def write_with_target_bytes(rows: Dataset, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Write ``rows`` to an Arrow file with one more column, target_bytes, see `target_bytes`."""
+    import pyarrow as pa
 
-    lengths: list[int] = []
-    for batch in rows.iter(batch_size=BATCH_SIZE):
-        lengths += target_bytes(tokenizer, batch["labels"])
-    return rows.add_column("target_bytes", lengths, feature=datasets.Value("int64"))
+    ids = pa.list_(pa.int32())
+    schema = pa.schema([("input_ids", ids), ("labels", ids), ("target_bytes", pa.int64())])
+
+    def measured_batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows.iter(batch_size=BATCH_SIZE):
+            labels = batch["labels"]
+            columns = [batch["input_ids"], labels, target_bytes(tokenizer, labels)]
+            arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    write_table(measured_batches(), schema, file)

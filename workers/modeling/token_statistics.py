@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any
 
-import datasets
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deft.objectives import TokenStats
 from deft.objectives.head.interface import join_stats
+from deft.workers.data.example_store import open_rows
 from deft.workers.modeling.logit_transform import logit_transform
 from deft.workers.modeling.objective_model import target_statistics
 from deft.workers.training.batches import collate
@@ -41,7 +41,7 @@ def token_statistics(
         Tensors float32 [N] on the CPU, over the N target tokens.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = datasets.load_from_disk(rows_dir)
+    rows = open_rows(rows_dir)
     rows = rows.select(range(min(len(rows), num_rows or len(rows))))
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(

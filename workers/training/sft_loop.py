@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-import datasets
 import ray.train
 import ray.train.torch
 import torch
+from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from deft.objectives import get_objective
+from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import training_example_ids
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.training.batches import (
@@ -97,8 +98,8 @@ class Worker:
 class Data:
     """The prepared rows and their tokenizer."""
 
-    rows: datasets.Dataset
-    held_out: datasets.Dataset
+    rows: Dataset
+    held_out: Dataset
     lengths: list[int]
     """Tokens of each of the rows."""
     tokenizer: PreTrainedTokenizerBase
@@ -125,8 +126,8 @@ def setup_worker(job: TrainJob) -> Worker:
 
 def setup_data(job: TrainJob) -> Data:
     """Open the prepared rows and the tokenizer."""
-    rows = datasets.load_from_disk(job.rows_dir)
-    held_out = datasets.load_from_disk(job.validation_dir)
+    rows = open_rows(job.rows_dir)
+    held_out = open_rows(job.validation_dir)
     tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     return Data(rows, held_out, token_counts(rows), tokenizer)
 

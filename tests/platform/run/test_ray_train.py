@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from datasets import load_from_disk
 from ray.train import WorkerGroupError
 
 from deft.platform.run import ray_train as training
 from deft.platform.run.ray_train import chosen_checkpoint, fetch_model, fit
+from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import prepare
 from deft.workers.spec import DatasetSpec, ModelSpec, TrainingSpec
 from deft.workers.training.job import TrainJob
@@ -223,7 +223,7 @@ def test_the_best_checkpoint_is_kept_and_chosen(
         seed=0,
         cache=tmp_path / "cache",
     )
-    rows, before = (load_from_disk(where) for where in (prepared.rows_dir, job.rows_dir))
+    rows, before = (open_rows(where) for where in (prepared.rows_dir, job.rows_dir))
     assert rows["input_ids"][:] == before["input_ids"][:]
     further = replace(job, model_dir=prepared.model_dir, num_steps=1)
     events, *_ = run(further, tmp_path / "further", None, num_workers=1, checkpoint_every=None)

@@ -10,11 +10,24 @@ import numpy as np
 import pytest
 
 from deft.workers.common.example import IGNORE_INDEX
-from deft.workers.data.noise import choose_donors, exchange_responses
+from deft.workers.data.noise import choose_donors, plan_exchange, write_noisy_rows
 
 EOS = 9
 Row = tuple[tuple[int, ...], tuple[int, ...]]
 """Prompt and response, as token ids."""
+
+
+def exchange(
+    tmp_path: Path, rows: datasets.Dataset, *, share: float, seed: int = 0, max_length: int = 100
+) -> tuple[datasets.Dataset, np.ndarray]:
+    """All rows, the noisy ones among them exchanged."""
+    exchange = plan_exchange(rows, share=share, seed=seed, max_length=max_length)
+    file = tmp_path / f"{len(list(tmp_path.iterdir()))}.arrow"
+    write_noisy_rows(rows, exchange, file)
+    indices = np.arange(len(rows))
+    indices[exchange.is_noisy] = len(rows) + np.arange(exchange.is_noisy.sum())
+    both = datasets.concatenate_datasets([rows, datasets.Dataset.from_file(str(file))])
+    return both.select(indices), exchange.is_noisy
 
 
 def exchanged(
@@ -28,10 +41,7 @@ def exchanged(
             "example": range(len(rows)),
         }
     )
-    file = str(tmp_path / f"{len(list(tmp_path.iterdir()))}.arrow")
-    got, is_noisy = exchange_responses(
-        dataset, share=share, seed=seed, max_length=max_length, cache_file=file
-    )
+    got, is_noisy = exchange(tmp_path, dataset, share=share, seed=seed, max_length=max_length)
     assert got["example"][:] == list(range(len(rows)))
     after = []
     for row, (prompt, _) in zip(got, rows, strict=True):
@@ -105,8 +115,7 @@ def test_only_the_last_turn_of_a_conversation_is_exchanged(tmp_path: Path) -> No
             "labels": [[IGNORE_INDEX, 5, IGNORE_INDEX, n, EOS] for n in (2, 3)],
         }
     )
-    file = str(tmp_path / "rows.arrow")
-    got, _ = exchange_responses(talks, share=1.0, seed=0, max_length=9, cache_file=file)
+    got, _ = exchange(tmp_path, talks, share=1.0, max_length=9)
     assert got["input_ids"][:] == [[1, 5, 1, 3, EOS], [1, 5, 1, 2, EOS]]
     assert got["labels"][:] == [[IGNORE_INDEX, 5, IGNORE_INDEX, n, EOS] for n in (3, 2)]
 

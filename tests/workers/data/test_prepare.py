@@ -16,13 +16,21 @@ from deft.workers.data.chat import encode_example, encode_prompt, format_hash
 from deft.workers.data.example_store import (
     iterate_examples,
     normalize,
-    open_examples,
+    open_rows,
+    open_tables,
     question_hash,
+    read_bad_records,
     write_examples,
 )
 from deft.workers.data.prepare import Prepared, noisy_rows, prepare, training_examples
-from deft.workers.data.readers import BadRecordLog
-from deft.workers.data.tokenization import Lengths, add_target_bytes, hold_out, tokenize
+from deft.workers.data.readers import BadRecord
+from deft.workers.data.splits import hold_out
+from deft.workers.data.tokenization import (
+    RowEncoder,
+    RowFormat,
+    tokenize,
+    write_with_target_bytes,
+)
 from deft.workers.modeling.model_files import train_tokenizer
 from deft.workers.spec import DatasetSpec, ModelSpec
 
@@ -42,25 +50,21 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def run_tokenize(
     tmp_path: Path, examples: list[Example], tokenizer: PreTrainedTokenizerBase, **options: Any
-) -> tuple[datasets.Dataset, Lengths, BadRecordLog, BadRecordLog]:
-    write_examples(examples, tmp_path / "examples.arrow")
-    bad, long = BadRecordLog(), BadRecordLog()
-    rows, lengths = tokenize(
-        open_examples(tmp_path / "examples.arrow"),
-        tokenizer,
-        **{"style": "chat", "max_length": 100, "too_long": "drop", **options},
-        bad=bad,
-        long=long,
-        cache_file=str(tmp_path / "rows.arrow"),
-    )
-    return rows, lengths, bad, long
+) -> tuple[datasets.Dataset, list[BadRecord]]:
+    for name in ("examples", "rows"):
+        (tmp_path / name).mkdir()
+    write_examples([examples], tmp_path / "examples" / "all.arrow")
+    row_format = RowFormat(**{"style": "chat", "max_length": 100, "truncate": False, **options})
+    tokenize(tmp_path / "examples", RowEncoder.build(tokenizer, row_format), tmp_path / "rows")
+    bad_records = list(read_bad_records(tmp_path / "rows" / "bad_records.jsonl"))
+    return open_tables(tmp_path / "rows"), bad_records
 
 
 def test_stored_examples_come_back_as_they_were(tmp_path: Path) -> None:
     talk = (*ask("a?").prompt, say("b."), *ask("c?").prompt)
     examples = [ask("é\n ", "x", instruction="Think."), Example("2", talk, "d.")] * 600
-    assert write_examples(examples, tmp_path / "examples.arrow") == 1200
-    assert list(iterate_examples(open_examples(tmp_path / "examples.arrow"))) == examples
+    assert write_examples([examples[:700], examples[700:]], tmp_path / "examples.arrow") == 1200
+    assert list(iterate_examples(open_tables(tmp_path))) == examples
 
 
 def test_questions_are_the_same_up_to_case_space_and_unicode_form() -> None:
@@ -75,35 +79,34 @@ def test_questions_are_the_same_up_to_case_space_and_unicode_form() -> None:
 
 def test_rows_are_the_encoded_examples(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     examples = [ask("a" * n, "b" * n) for n in range(1, 30)]
-    rows, lengths, bad, long = run_tokenize(tmp_path, examples, tokenizer, max_length=10_000)
-    assert lengths == Lengths()
-    assert bad.counts == long.counts == {}
+    rows, bad_records = run_tokenize(tmp_path, examples, tokenizer, max_length=10_000)
+    assert bad_records == []
     for row, example in zip(rows, examples, strict=True):
         assert (row["input_ids"], row["labels"]) == encode_example(tokenizer, example)
     assert rows.features["input_ids"].feature.dtype == "int32"
     assert rows["example"][:] == list(range(29))
 
 
-@pytest.mark.parametrize("too_long", ["drop", "truncate", "refuse"])
-def test_long_examples_are_dropped_or_cut_and_counted(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, too_long: str
+@pytest.mark.parametrize("truncate", [False, True])
+def test_long_examples_are_dropped_or_cut_and_listed(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, truncate: bool
 ) -> None:
     fits, cut, prompt_alone = ask("a?", "b"), ask("a?", "no " * 50), ask("no " * 50, "b")
     length = len(encode_example(tokenizer, fits)[0])
-    rows, lengths, _, long = run_tokenize(
-        tmp_path, [fits, cut, prompt_alone], tokenizer, max_length=length, too_long=too_long
+    rows, bad_records = run_tokenize(
+        tmp_path, [fits, cut, prompt_alone], tokenizer, max_length=length, truncate=truncate
     )
     input_ids, labels = encode_example(tokenizer, cut)
-    if too_long == "truncate":
-        assert lengths == Lengths(num_too_long=1, num_truncated=1)
-        assert long.counts == {"truncated": 1, "too long": 1}
+    kinds = [(bad.where, bad.kind) for bad in bad_records]
+    if truncate:
+        assert kinds == [(cut.id, "truncated"), (prompt_alone.id, "too long")]
         assert rows[1]["input_ids"] == input_ids[:length]
         assert rows[1]["labels"] == labels[:length]
         assert any(label != IGNORE_INDEX for label in rows[1]["labels"])
     else:
-        assert lengths == Lengths(num_too_long=2)
+        assert kinds == [(cut.id, "too long"), (prompt_alone.id, "too long")]
         assert len(rows) == 1
-    assert f"{len(input_ids)} tokens, at most {length} fit" in long.shown[0].message
+    assert f"{len(input_ids)} tokens, at most {length} fit" in bad_records[0].message
 
 
 def test_texts_that_spell_control_tokens_or_do_not_render_are_bad(
@@ -117,12 +120,16 @@ def test_texts_that_spell_control_tokens_or_do_not_render_are_bad(
         ask("<|im_start|>user"),
         ask("c?"),
     ]
-    rows, _, bad, _ = run_tokenize(
+    rows, bad_records = run_tokenize(
         tmp_path, examples, tokenizer, style="qwen-boxed", max_length=1000
     )
     assert rows["example"][:] == [0, 4]
-    assert bad.counts == {"control token": 2, "not renderable": 1}
-    assert "spells the control token <|im_end|>" in bad.shown[0].message
+    assert [(bad.where, bad.kind) for bad in bad_records] == [
+        ("a?", "control token"),
+        ("multi", "not renderable"),
+        ("<|im_start|>user", "control token"),
+    ]
+    assert "spells the control token <|im_end|>" in bad_records[0].message
 
 
 def test_style_that_does_not_fit_the_model_is_no_bad_record(
@@ -136,8 +143,10 @@ def test_target_bytes_are_those_of_the_texts_to_learn(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     talk = Example("", (*ask("a?").prompt, say("é."), *ask("c?").prompt), "日本 ok")
-    rows, *_ = run_tokenize(tmp_path, [ask("a?", " two words\n"), talk], tokenizer)
-    assert add_target_bytes(rows, tokenizer)["target_bytes"][:] == [11, 3 + 9]
+    rows, _ = run_tokenize(tmp_path, [ask("a?", " two words\n"), talk], tokenizer)
+    (tmp_path / "measured").mkdir()
+    write_with_target_bytes(rows, tokenizer, tmp_path / "measured" / "rows.arrow")
+    assert open_tables(tmp_path / "measured")["target_bytes"][:] == [11, 3 + 9]
 
 
 def test_groups_are_held_out_whole_up_to_the_number_asked_for() -> None:
@@ -189,8 +198,8 @@ def test_prepared_rows_split_and_counts_agree(tmp_path: Path) -> None:
     records += [{"prompt": "?"}, {"prompt": "x " * 300, "response": "y"}]
     name = write_lines(tmp_path / "sums.jsonl", records)
     got = prepared(tmp_path, name, bad_records="drop", validation=13)
-    train = datasets.load_from_disk(got.rows_dir)
-    validation = datasets.load_from_disk(got.validation_dir)
+    train = open_rows(got.rows_dir)
+    validation = open_rows(got.validation_dir)
     assert (len(train), len(validation)) == (117, 13)
     assert (got.num_examples, got.num_validation_examples) == (117, 13)
     assert got.num_too_long == 1
@@ -239,7 +248,7 @@ def test_the_same_is_made_once_and_anything_else_anew(tmp_path: Path) -> None:
 def test_nothing_held_out_leaves_an_empty_split(tmp_path: Path) -> None:
     got = prepared(tmp_path, write_lines(tmp_path / "sums.jsonl", SUMS), validation=0)
     assert got.num_examples == 100
-    validation = datasets.load_from_disk(got.validation_dir)
+    validation = open_rows(got.validation_dir)
     assert len(validation) == 0
     assert "target_bytes" in validation.column_names
 
@@ -281,7 +290,7 @@ def test_noise_exchanges_training_responses_and_leaves_held_out_ones(tmp_path: P
 
     def texts(directory: str) -> list[str]:
         tokenizer = AutoTokenizer.from_pretrained(clean.model_dir)
-        return [tokenizer.decode(row) for row in datasets.load_from_disk(directory)["input_ids"]]
+        return [tokenizer.decode(row) for row in open_rows(directory)["input_ids"]]
 
     assert texts(clean.validation_dir) == texts(noisy.validation_dir)
     before, after = texts(clean.rows_dir), texts(noisy.rows_dir)
@@ -292,7 +301,7 @@ def test_noise_exchanges_training_responses_and_leaves_held_out_ones(tmp_path: P
     )
     # What stands at a position is found again, with its own prompt.
     found = noisy_rows(noisy.rows_dir, 50)
-    positions = np.load(f"{noisy.rows_dir}_examples.npy")
+    positions = np.load(Path(noisy.rows_dir) / "examples.npy")
     assert sorted(found) == [int(positions[n]) for n in changed if positions[n] < 50]
     tokenizer = AutoTokenizer.from_pretrained(noisy.model_dir)
     for position, (input_ids, _) in found.items():

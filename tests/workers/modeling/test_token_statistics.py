@@ -9,9 +9,9 @@ from subprocess import CompletedProcess
 
 import pytest
 import torch
-from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
 
+from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import prepare
 from deft.workers.modeling.token_statistics import token_statistics
 from deft.workers.spec import DatasetSpec, ModelSpec
@@ -30,7 +30,7 @@ def test_statistics_are_those_of_the_models_own_logits(tmp_path: Path) -> None:
         prepared.model_dir, prepared.rows_dir, {"entropy"}, lambda done, total: seen.append(done)
     )
     model = AutoModelForCausalLM.from_pretrained(prepared.model_dir)
-    rows = load_from_disk(prepared.rows_dir)
+    rows = open_rows(prepared.rows_dir)
     logps, entropies = [], []
     for row in rows:
         labels = torch.tensor(row["labels"])[1:]

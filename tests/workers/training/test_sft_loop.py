@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import load_from_disk
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from deft.objectives import CATALOG, get_objective
+from deft.workers.data.example_store import open_rows
 from deft.workers.spec import LoraSpec, TrainingSpec
 from deft.workers.training.batches import split_into_micro_batches, step_indices, token_counts
 from deft.workers.training.job import TrainJob
@@ -74,7 +74,7 @@ def plain_curve(job: TrainJob) -> list[float]:
     It shares no code with what it is compared to, but for the order of the examples.
     """
     spec, value = job.training, PLAIN[job.objective]
-    rows = load_from_disk(job.rows_dir)
+    rows = open_rows(job.rows_dir)
     model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
     optimizer = torch.optim.AdamW(
         model.parameters(), spec.learning_rate, spec.betas, weight_decay=spec.weight_decay
@@ -220,7 +220,7 @@ def test_parity_with_plain_pytorch(
 
 def plain_gradient_norm(job: TrainJob) -> float:
     """Of the first step, whose loss is the mean over micro-batches of their means of NLL."""
-    spec, rows = job.training, load_from_disk(job.rows_dir)
+    spec, rows = job.training, open_rows(job.rows_dir)
     model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
     indices = step_indices(len(rows), spec.batch_size, 0, job.seed)
     (micro_batches,) = split_into_micro_batches(indices, token_counts(rows), spec, world_size=1)
