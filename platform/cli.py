@@ -91,7 +91,7 @@ def run(
         return
     from deft.platform.commands.show_results import show_results
     from deft.platform.run.driver import run_experiment
-    from deft.platform.tracking.recorder import default_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri
 
     console.stage("run", f"{spec.run_name} in {root}")
     uri = tracking_uri or default_tracking_uri(root)
@@ -121,7 +121,7 @@ def sweep(
         with bad_input():
             show_sweep(plan, root, console)
         return
-    from deft.platform.tracking.recorder import default_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri
     from deft.sweeps.run import run_sweep
 
     uri = tracking_uri or default_tracking_uri(root)
@@ -266,13 +266,15 @@ def evaluate(
         console.say(spec.model_dump_json(indent=2))
         return
     from deft.platform.commands.show_results import show_evaluation
+    from deft.platform.records.manifests import EvaluateManifest
     from deft.platform.run.evaluation import run_evaluation
-    from deft.platform.tracking.recorder import default_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri
 
     console.stage("run", f"{spec.run_name} in {root}")
     uri = tracking_uri or default_tracking_uri(root)
     run = run_evaluation(spec, root, console, uri, verbose=verbose)
-    show_evaluation(run.manifest("evaluate") or {"results": {}}, console, {"eval": spec.model.name})
+    models = run.require_manifest(EvaluateManifest).models
+    show_evaluation(models, console, {"eval": spec.model.name})
     console.say(f"everything of this evaluation: {run.path}")
 
 
@@ -408,7 +410,7 @@ def register(
     """Upload the model that a run trained to MLflow, and register it under a name."""
     from deft.platform.commands.compare import find_run
     from deft.platform.tracking.model_registry import register_model
-    from deft.platform.tracking.recorder import default_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(root)
     register_model(find_run(run, root), name, uri, RunConsole())
@@ -421,7 +423,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the runs, those that are still training included."""
-    from deft.platform.tracking.recorder import default_tracking_uri, require_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri, require_tracking_uri
 
     if tracking_uri is None and not (root / "mlflow.db").exists():
         raise UserError(f"{root}: no runs there yet; start one with `deft run`")
@@ -452,7 +454,7 @@ def doctor(
 ) -> None:
     """Check packages, devices, memory, disk, ports, MLflow, hub and cluster, and say what to do."""
     from deft.platform.commands.doctor import show_diagnosis
-    from deft.platform.tracking.recorder import default_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(root)
     if not show_diagnosis(root, uri, RunConsole()):

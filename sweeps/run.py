@@ -21,7 +21,8 @@ from deft.platform.console import RunConsole
 from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.run.driver import require_importable
 from deft.platform.run.evaluation import require_engine
-from deft.platform.tracking.recorder import SweepRecorder, require_tracking_uri
+from deft.platform.tracking.sweep_recorder import SweepRecorder
+from deft.platform.tracking.uri import require_tracking_uri
 from deft.sweeps.cells import Cell, Plan
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, place

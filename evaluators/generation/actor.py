@@ -21,6 +21,7 @@ from deft.evaluators.generation.engines import create_engine
 from deft.evaluators.generation.journal import Response, ResponseJournal, read_responses
 from deft.evaluators.generation.model_dir import fingerprint, read_architecture, read_stop_token_ids
 from deft.evaluators.generation.prompts import (
+    PromptFormat,
     Stops,
     cut_at,
     describe_format,
@@ -80,6 +81,24 @@ class Job:
         digest = hashlib.sha256("\0".join([*parts, fingerprint(Path(self.model))]).encode())
         name = f"{self.label}-{_file_name(self.name)}-{digest.hexdigest()[:8]}.jsonl"
         return Path(self.out, "responses", name)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a job gave; the responses themselves are in its table."""
+
+    metrics: dict[str, float]
+    """See `summarize`."""
+    prompt: PromptFormat
+    stops: Stops
+    num_generated: int
+    """Responses that were generated."""
+    num_resumed: int
+    """Responses that were in the journal already."""
+    start_seconds: float
+    """Until the engine served the model."""
+    work_seconds: float
+    """Everything else."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +164,10 @@ class Asked:
             scores=dict(grade.scores),
         )
 
-    def format(self) -> dict[str, Any]:
-        """How prompts were rendered and what ended responses."""
+    def format(self) -> PromptFormat:
+        """Describe how prompts were rendered."""
         prompt = next(iter(self.prompts.values()))
-        described = describe_format(self.tokenizer, self.benchmark, self.style, prompt)
-        return {**asdict(described), "stop": asdict(self.stops)}
+        return describe_format(self.tokenizer, self.benchmark, self.style, prompt)
 
 
 def read_asked(job: Job) -> Asked:
@@ -180,13 +198,8 @@ class Evaluator:
         self._loaded = ""
         self._graders: dict[str, GraderPool] = {}
 
-    def run(self, job: Job, progress: Queue | None = None) -> dict[str, Any]:
+    def run(self, job: Job, progress: Queue | None = None) -> JobResult:
         """Ask the model every item that has no response yet, and grade all responses.
-
-        Returns:
-            ``metrics`` (see `summarize`), ``prompt`` (see `PromptFormat`) with what ends a
-            response, ``num_generated`` and ``num_resumed`` responses, ``start_seconds`` until the
-            engine served the model, and ``work_seconds`` for everything else.
 
         Raises:
             FileNotFoundError: the model is no directory with safetensors weights.
@@ -232,14 +245,15 @@ class Evaluator:
             for key in wanted
         ]
         write_predictions(predictions, job.predictions)
-        return {
-            "metrics": summarize(predictions, asked.benchmark),
-            "prompt": asked.format(),
-            "num_generated": len(missing),
-            "num_resumed": num_resumed,
-            "start_seconds": start_seconds,
-            "work_seconds": time.monotonic() - began - start_seconds,
-        }
+        return JobResult(
+            metrics=summarize(predictions, asked.benchmark),
+            prompt=asked.format(),
+            stops=asked.stops,
+            num_generated=len(missing),
+            num_resumed=num_resumed,
+            start_seconds=start_seconds,
+            work_seconds=time.monotonic() - began - start_seconds,
+        )
 
     def _generate(
         self, requests: Sequence[Request], decoding: Decoding

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,12 @@ from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole, format_metrics
 from deft.platform.errors import UserError
+from deft.platform.records.manifests import (
+    EvaluateManifest,
+    PrepareManifest,
+    Stage,
+    TrainManifest,
+)
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.cluster import event_queue, ray_cluster, require_workers, run_task
 from deft.platform.run.contamination import overlap_with_benchmarks
@@ -35,13 +41,14 @@ from deft.platform.run.evaluation import (
     warn_of_other_formats,
 )
 from deft.platform.run.ray_train import chosen_checkpoint, fetch_model, fit
-from deft.platform.tracking.recorder import Recorder, require_tracking_uri
+from deft.platform.tracking.experiment_recorder import ExperimentRecorder
+from deft.platform.tracking.uri import require_tracking_uri
 from deft.workers.data.prepare import Prepared, prepare
 from deft.workers.data.readers import describe as describe_counts
 from deft.workers.spec import DatasetSpec, ModelSpec
 from deft.workers.training.job import TrainJob
 
-STAGES = ("prepare", "train", "evaluate", "record")
+STAGES: tuple[Stage, ...] = ("prepare", "train", "evaluate", "record")
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Context:
     """What the stages of one run share."""
 
     spec: ExperimentSpec
-    run: RunDirectory
+    run: RunDirectory[ExperimentSpec]
     cache: Path
     console: RunConsole
     use_gpu: bool
@@ -69,7 +76,7 @@ def run_experiment(
     lock_patience: float = 0.0,
     on_validation: Callable[[int, dict[str, float]], None] | None = None,
     sweep: str | None = None,
-) -> RunDirectory:
+) -> RunDirectory[ExperimentSpec]:
     """Run every stage of ``spec`` that has not finished yet.
 
     Args:
@@ -90,13 +97,13 @@ def run_experiment(
     require_importable(spec.objective)
     require_tracking_uri(tracking_uri)
     run = RunDirectory(root.resolve(), spec)
-    if all(run.manifest(stage) for stage in STAGES):
+    if all(run.has_finished(stage) for stage in STAGES):
         console.stage("done", f"every stage of {run.path.name} is finished already")
         return run
-    if all(run.manifest(stage) for stage in STAGES if stage != "record"):
+    if all(run.has_finished(stage) for stage in STAGES if stage != "record"):
         with (
             run.locked(lock_patience),
-            Recorder(run, tracking_uri, console.say, sweep=sweep) as recorder,
+            ExperimentRecorder(run, tracking_uri, console.say, sweep=sweep) as recorder,
         ):
             record_stage(run, str(spec.objective), recorder, console)
         return run
@@ -107,15 +114,15 @@ def run_experiment(
         context = Context(
             spec, run, root.resolve() / "cache", console, use_gpu, verbose, pool, on_validation
         )
-        outputs = prepare_stage(context)
+        manifest = prepare_stage(context)
         with run.locked(lock_patience):
             run.create()
-            if run.manifest("prepare") != outputs:
-                run.finish("prepare", outputs)
-            with Recorder(run, tracking_uri, console.say, sweep=sweep) as recorder:
+            if run.manifest(PrepareManifest) != manifest:
+                run.finish(manifest)
+            with ExperimentRecorder(run, tracking_uri, console.say, sweep=sweep) as recorder:
                 recorder.describe_code()
                 recorder.describe_data()
-                run_recorded(context, as_prepared(outputs), outputs["items"], recorder)
+                run_recorded(context, manifest, recorder)
     return run
 
 
@@ -127,13 +134,11 @@ def require_importable(objective: ObjectiveSpec) -> None:
         raise UserError(f"objective: {error}") from None
 
 
-def run_recorded(
-    context: Context, prepared: Prepared, items: Mapping[str, str], recorder: Recorder
-) -> None:
+def run_recorded(context: Context, manifest: PrepareManifest, recorder: ExperimentRecorder) -> None:
     """Run the stages that MLflow watches; if one fails, so does its MLflow run."""
     stages: dict[str, Callable[[], None]] = {
-        "train": lambda: train_stage(context, prepared),
-        "evaluate": lambda: evaluate_stage(context, prepared, items),
+        "train": lambda: train_stage(context, manifest.prepared),
+        "evaluate": lambda: evaluate_stage(context, manifest),
         "record": lambda: record_stage(
             context.run, str(context.spec.objective), recorder, context.console
         ),
@@ -143,39 +148,41 @@ def run_recorded(
             stage()
 
 
-def prepare_stage(context: Context) -> dict[str, Any]:
-    """Data and model on disk, by a Ray task; what is bad about either is the user's to mend.
+def prepare_stage(context: Context) -> PrepareManifest:
+    """Bring data and model to disk by a Ray task, unless that was done before.
 
-    Returns:
-        The fields of `Prepared`; as `items` the files of `prepare_benchmarks`; and as `overlap`
-        what the training examples share with each benchmark, see `overlap_with_benchmarks`.
+    Raises:
+        UserError: data or model cannot be used.
     """
     spec = context.spec
     cache = context.cache
-    manifest = context.run.manifest("prepare")
-    if manifest and all(
+    before = context.run.manifest(PrepareManifest)
+    if before and all(
         Path(path).exists()
-        for path in (manifest["model_dir"], manifest["rows_dir"], *manifest["items"].values())
+        for path in (before.prepared.model_dir, before.prepared.rows_dir, *before.items.values())
     ):
-        context.console.stage("prepare", f"{summary(as_prepared(manifest))}, finished already")
-        return manifest
+        context.console.stage("prepare", f"{summary(before.prepared)}, finished already")
+        return before
 
-    def work() -> tuple[Prepared, dict[str, str], dict[str, Any]]:
+    def work() -> PrepareManifest:
         items = prepare_benchmarks(evaluation, cache)
         prepared = prepare(
             dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
         )
         require_prompts(evaluation, items, prepared.model_dir, prepared.prompt_style)
-        return prepared, items, overlap_with_benchmarks(prepared, items)
+        overlap = overlap_with_benchmarks(prepared, items)
+        return PrepareManifest(prepared=prepared, items=items, overlap=overlap)
 
     dataset, model = absolute_dataset(spec.dataset), _absolute(spec.model)
     evaluation = absolute(spec.evaluation)
     started = time.monotonic()
-    prepared, items, overlap = run_task(work, stage="prepare")
+    manifest = run_task(work, stage="prepare")
+    prepared = manifest.prepared
     if spec.training.num_steps(prepared.num_examples, prepared.num_tokens) == 0:
         raise UserError(
-            f"training.batch_size: {prepared.num_examples} examples of at most "
-            f"{spec.training.max_length} tokens fill no batch of {spec.training.batch_size}"
+            f"training.batch_size: only {prepared.num_examples} training examples are at most "
+            f"{spec.training.max_length} tokens long, fewer than the batch size of "
+            f"{spec.training.batch_size}; lower it, or raise training.max_length"
         )
     context.console.stage("prepare", f"{summary(prepared)} ({time.monotonic() - started:.0f} s)")
     if prepared.bad_records:
@@ -183,22 +190,17 @@ def prepare_stage(context: Context) -> dict[str, Any]:
             f"warning: left out {describe_counts(prepared.bad_records)}; listed in "
             f"{prepared.bad_records_file}"
         )
-    for name, found in overlap.items():
-        if found["num_overlapping"]:
+    for name, overlap in manifest.overlap.items():
+        if overlap.num_overlapping:
             context.console.say(
-                f"warning: {found['num_overlapping']:,} training examples ({found['share']:.2%}) "
-                f"share text with benchmark {name}, the first is {found['ids'][0]}"
+                f"warning: {overlap.num_overlapping:,} training examples ({overlap.share:.2%}) "
+                f"share text with benchmark {name}, the first is {overlap.ids[0]}"
             )
-    return {**asdict(prepared), "items": items, "overlap": overlap}
-
-
-def as_prepared(outputs: Mapping[str, Any]) -> Prepared:
-    """The record in a manifest of the prepare stage."""
-    return Prepared(**{field.name: outputs[field.name] for field in fields(Prepared)})
+    return manifest
 
 
 def summary(prepared: Prepared) -> str:
-    """What became of the data, in one line; what did not happen is not said."""
+    """Summarize the prepared data in one line; zero counts are omitted."""
     parts = [
         f"{prepared.num_examples:,} examples",
         f"{prepared.num_validation_examples:,} held out",
@@ -208,8 +210,8 @@ def summary(prepared: Prepared) -> str:
         f"{sum(prepared.bad_records.values()):,} bad",
         f"{prepared.num_tokens:,} tokens",
     ]
-    said = [part for index, part in enumerate(parts) if index == 0 or not part.startswith("0 ")]
-    return f"{', '.join(said)}, {prepared.num_target_tokens:,} of them targets"
+    nonzero = [part for index, part in enumerate(parts) if index == 0 or not part.startswith("0 ")]
+    return f"{', '.join(nonzero)}, {prepared.num_target_tokens:,} of them targets"
 
 
 def absolute_dataset(spec: DatasetSpec) -> DatasetSpec:
@@ -227,7 +229,7 @@ def _absolute(spec: ModelSpec) -> ModelSpec:
 def train_stage(context: Context, prepared: Prepared) -> None:
     """Train with Ray Train; the export moves to `model/`, step metrics go to the events."""
     spec, run, console = context.spec, context.run, context.console
-    if run.manifest("train"):
+    if run.has_finished("train"):
         console.stage("train", "finished already")
         return
     training = spec.training
@@ -239,7 +241,7 @@ def train_stage(context: Context, prepared: Prepared) -> None:
     )
     started = time.monotonic()
     # A resumed run repeats the steps since its checkpoint.
-    recorded = {(next(iter(e["metrics"])).split("/")[0], e["step"]) for e in run.events()}
+    recorded = {(next(iter(e.metrics)).split("/")[0], e.step) for e in run.events()}
 
     with console.progress("steps") as view:
 
@@ -284,22 +286,29 @@ def train_stage(context: Context, prepared: Prepared) -> None:
                 storage=training.checkpoint_storage or str(run.path / "checkpoints"),
                 use_gpu=context.use_gpu,
                 on_restart=lambda cause: console.say(
-                    f"warning: a training process is gone ({cause}); "
-                    "going on from the last checkpoint"
+                    f"warning: lost a training worker ({cause}); "
+                    "restarting from the last checkpoint"
                 ),
             )
 
     fetch_model(chosen_checkpoint(result, training.keep), run.path / "model")
-    seconds = time.monotonic() - started
-    run.finish("train", {"model": "model", "seconds": seconds, "metrics": result.metrics})
+    metrics = dict(result.metrics or {})
+    run.finish(
+        TrainManifest(
+            model="model",
+            seconds=time.monotonic() - started,
+            step=metrics.pop("step"),
+            metrics=metrics,
+        )
+    )
     if training.keep_checkpoints is None:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
 
 
-def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str]) -> None:
-    """Ask the base model and the trained one every benchmark, and compare prompts with training."""
-    spec, run, console = context.spec, context.run, context.console
-    if run.manifest("evaluate"):
+def evaluate_stage(context: Context, manifest: PrepareManifest) -> None:
+    """Evaluate the base model and the trained one, and compare prompts with those of training."""
+    spec, run, console, prepared = context.spec, context.run, context.console, manifest.prepared
+    if run.has_finished("evaluate"):
         console.stage("evaluate", "finished already")
         return
     names = [get_benchmark(benchmark.name).name for benchmark in spec.evaluation.suite]
@@ -321,36 +330,36 @@ def evaluate_stage(context: Context, prepared: Prepared, items: Mapping[str, str
         with shown_events(console) as events:
             losses = measure_heldout(trained, events)
             outcome = merge_outcomes(
-                evaluate_base(base, items, context.cache, events),
-                evaluate_models(trained, items, losses, events),
+                evaluate_base(base, manifest.items, context.cache, events),
+                evaluate_models(trained, manifest.items, losses, events),
             )
-    warn_of_other_formats(prepared, outcome["prompts"]["eval"], console)
-    run.finish("evaluate", outcome)
+    warn_of_other_formats(prepared, outcome.models["eval"], console)
+    run.finish(outcome)
 
 
 def record_stage(
-    run: RunDirectory, objective: str, recorder: Recorder, console: RunConsole
+    run: RunDirectory[ExperimentSpec],
+    objective: str,
+    recorder: ExperimentRecorder,
+    console: RunConsole,
 ) -> None:
     """Queue for MLflow what it does not have yet, and close its run."""
-    train, evaluation = run.manifest("train"), run.manifest("evaluate")
-    assert train is not None
-    assert evaluation is not None
+    last_step = run.require_manifest(TrainManifest).step
     recorder.log_model()
-    record_results(recorder, evaluation, {"base": 0, "eval": train["metrics"]["step"]})
+    evaluation = run.require_manifest(EvaluateManifest)
+    record_results(recorder, evaluation, {"base": 0, "eval": last_step})
     draw_dynamics(run, objective)
     finish_record(run, recorder, console)
 
 
-def draw_dynamics(run: RunDirectory, objective: str) -> None:
+def draw_dynamics(run: RunDirectory[ExperimentSpec], objective: str) -> None:
     """Draw gate, focus and target probability over training into `figures/`."""
     events = run.train_events()
     history = {
-        name: [event["metrics"][f"train/mean_{name}"] for event in events]
+        name: [event.metrics[f"train/mean_{name}"] for event in events]
         for name in ("gate", "focus", "p")
-        if f"train/mean_{name}" in events[0]["metrics"]
+        if f"train/mean_{name}" in events[0].metrics
     }
     (run.path / "figures").mkdir(exist_ok=True)
-    figure = draw_gate_dynamics(
-        {objective: {"step": [event["step"] for event in events], **history}}
-    )
+    figure = draw_gate_dynamics({objective: {"step": [event.step for event in events], **history}})
     figure.savefig(run.path / "figures" / "gate_dynamics.png", dpi=150)

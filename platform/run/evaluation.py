@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -17,7 +16,7 @@ import ray
 from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.generation.actor import Job
+from deft.evaluators.generation.actor import Job, JobResult
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.generation.pool import EvaluatorPool, Pool, count_engines
 from deft.evaluators.generation.prepare import absolute, prepare_benchmarks, require_prompts
@@ -26,15 +25,23 @@ from deft.evaluators.spec import GENERAL, HELDOUT, EvaluationSpec, heldout_table
 from deft.platform.config.spec import ModelEvaluationSpec
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.records.manifests import (
+    BenchmarkResult,
+    EvaluateManifest,
+    ModelResult,
+    RecordManifest,
+    Timings,
+    load_manifest,
+    save_manifest,
+)
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.cluster import ANYWHERE, event_queue, ray_cluster, require_workers, run_task
 from deft.platform.run.contamination import different_formats
-from deft.platform.tracking.recorder import PATIENCE, Recorder, require_tracking_uri
-from deft.workers.common.files import exclusive, write_atomic
+from deft.platform.tracking.evaluation_recorder import EvaluationRecorder
+from deft.platform.tracking.recorder import DELIVERY_TIMEOUT, MlflowQueue, Recorder
+from deft.platform.tracking.uri import require_tracking_uri
+from deft.workers.common.files import exclusive
 from deft.workers.data.prepare import Prepared, prepare_model
-
-SECONDS = ("seconds", "start_seconds", "work_seconds")
-"""What `evaluate_models` says about time."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +80,17 @@ class _NoPool:
 
     def run(
         self, jobs: Sequence[Job], progress: Queue | None = None
-    ) -> Iterator[tuple[Job, dict[str, Any]]]:
+    ) -> Iterator[tuple[Job, JobResult]]:
         raise AssertionError("there is nothing to generate")
 
 
 def evaluate_base(
     evaluation: Evaluation, items: Mapping[str, str], cache: Path, events: Queue
-) -> dict[str, Any]:
-    """What `evaluate_models` finds of the one model that training starts from.
+) -> EvaluateManifest:
+    """Evaluate the one model that training starts from, or take the results of another run.
 
-    It is the same for every run that starts there and is evaluated alike, so it is found once and
-    kept under ``cache``; others wait for it. Its predictions are copied into each run.
+    They are the same for every run that starts there and is evaluated alike, so they are kept under
+    ``cache``, where others wait for them. The predictions are copied into each run.
     """
     ((label, model),) = evaluation.models.items()
     digest = hashlib.sha256()
@@ -97,29 +104,31 @@ def evaluate_base(
     ):
         digest.update(part.encode() + b"\0")
     directory = cache / "evaluations" / digest.hexdigest()[:12]
-    manifest = directory / "evaluate.json"
+    file = directory / "evaluate.json"
     with exclusive(directory / ".lock", patience=math.inf):
-        if manifest.is_file():
-            outcome = dict(json.loads(manifest.read_text()))
-            outcome |= {"num_generated": 0} | dict.fromkeys(SECONDS, 0.0)
+        if file.is_file():
+            cached = load_manifest(file, EvaluateManifest)
+            outcome = cached.model_copy(update={"num_generated": 0, "timings": Timings()})
             evaluation.console.say(f"          {label}: evaluated already, for another run")
         else:
             for_all = replace(evaluation, out=directory)
             losses = measure_heldout(for_all, events)
             outcome = evaluate_models(for_all, items, losses, events)
-            write_atomic(manifest, json.dumps(outcome))
-    found = directory / "predictions"
-    if found.is_dir():
-        shutil.copytree(found, evaluation.out / "predictions", dirs_exist_ok=True)
+            save_manifest(file, outcome)
+    predictions = directory / "predictions"
+    if predictions.is_dir():
+        shutil.copytree(predictions, evaluation.out / "predictions", dirs_exist_ok=True)
     return outcome
 
 
-def merge_outcomes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """What `evaluate_models` found of several models, as if it had been one evaluation."""
-    return {
-        key: {**value, **second[key]} if isinstance(value, dict) else value + second[key]
-        for key, value in first.items()
-    }
+def merge_outcomes(first: EvaluateManifest, second: EvaluateManifest) -> EvaluateManifest:
+    """Merge the results of different models, as if it had been one evaluation."""
+    return EvaluateManifest(
+        models=first.models | second.models,
+        num_generated=first.num_generated + second.num_generated,
+        num_resumed=first.num_resumed + second.num_resumed,
+        timings=first.timings + second.timings,
+    )
 
 
 def require_engine(spec: EvaluationSpec, *, use_gpu: bool) -> None:
@@ -137,7 +146,7 @@ def evaluate_models(
     items: Mapping[str, str],
     losses: Mapping[str, Mapping[str, float]],
     events: Queue,
-) -> dict[str, Any]:
+) -> EvaluateManifest:
     """Generate and grade what has not been yet.
 
     Args:
@@ -145,45 +154,46 @@ def evaluate_models(
         items: what `prepare_benchmarks` returned.
         losses: what `measure_heldout` returned. It comes first: an engine, once started, keeps its
             devices, and there may be none left for it then.
-        events: where progress is told, see `shown_events`.
-
-    Returns:
-        ``results`` (label → benchmark → metric → value), ``means`` (label → metric → mean over the
-        benchmarks that the spec names), ``prompts`` (label → benchmark → format
-        and ends of responses), ``tables`` (label → benchmark → path of the predictions and score to
-        compare by), ``models`` (label → directory), how many responses were generated and found,
-        and seconds: all of them, those of engine starts, and those of generating and grading.
+        events: queue of progress events, see `shown_events`.
     """
     started = time.monotonic()
-    results: dict[str, dict[str, dict[str, float]]] = {label: {} for label in evaluation.models}
-    prompts: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
-    tables: dict[str, dict[str, Any]] = {label: {} for label in evaluation.models}
-    totals = {"num_generated": 0, "num_resumed": 0, "start_seconds": 0.0, "work_seconds": 0.0}
-    for label, measured in losses.items():
-        results[label][HELDOUT] = dict(measured)
+    results: dict[str, dict[str, BenchmarkResult]] = {label: {} for label in evaluation.models}
+    job_results: list[JobResult] = []
     for job, result in generate(evaluation, items, events):
-        results[job.label][job.name] = result["metrics"]
-        prompts[job.label][job.name] = result["prompt"]
-        tables[job.label][job.name] = {
-            "path": str(job.predictions.relative_to(evaluation.out)),
-            "headline": get_benchmark(job.benchmark.name).headline,
-        }
-        for name in totals:
-            totals[name] += result[name]
+        results[job.label][job.name] = _benchmark_result(job, result)
+        job_results.append(result)
     named = {get_benchmark(benchmark.name).name for benchmark in evaluation.spec.benchmarks}
-    means = {
-        label: mean_over_benchmarks({name: found[name] for name in found if name in named})
-        for label, found in results.items()
+    models = {
+        label: ModelResult(
+            directory=directory,
+            heldout=dict(losses.get(label, {})),
+            benchmarks=results[label],
+            means=mean_over_benchmarks(
+                {name: result.metrics for name, result in results[label].items() if name in named}
+            ),
+        )
+        for label, directory in evaluation.models.items()
     }
-    return {
-        "results": results,
-        "means": {label: mean for label, mean in means.items() if mean},
-        "prompts": prompts,
-        "tables": tables,
-        "models": dict(evaluation.models),
-        **totals,
-        "seconds": time.monotonic() - started,
-    }
+    return EvaluateManifest(
+        models=models,
+        num_generated=sum(result.num_generated for result in job_results),
+        num_resumed=sum(result.num_resumed for result in job_results),
+        timings=Timings(
+            total=time.monotonic() - started,
+            engine_start=sum(result.start_seconds for result in job_results),
+            work=sum(result.work_seconds for result in job_results),
+        ),
+    )
+
+
+def _benchmark_result(job: Job, result: JobResult) -> BenchmarkResult:
+    return BenchmarkResult(
+        metrics=result.metrics,
+        primary_metric=get_benchmark(job.benchmark.name).headline,
+        predictions=str(job.predictions.relative_to(job.out)),
+        prompt=result.prompt,
+        stops=result.stops,
+    )
 
 
 @contextmanager
@@ -211,8 +221,8 @@ def shown_events(console: RunConsole) -> Iterator[Queue]:
 
 def generate(
     evaluation: Evaluation, items: Mapping[str, str], events: Queue
-) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Yield each benchmark of each model as soon as it is done, with what the evaluator found."""
+) -> Iterator[tuple[Job, JobResult]]:
+    """Yield each benchmark of each model with its result, as soon as it is done."""
     jobs = [
         Job(
             label=label,
@@ -261,23 +271,24 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
 
 
 def record_results(
-    recorder: Recorder, manifest: Mapping[str, Any], steps: Mapping[str, int]
+    recorder: Recorder[Any], manifest: EvaluateManifest, steps: Mapping[str, int]
 ) -> None:
     """Log ``<label>/<benchmark>/<metric>`` of every model, at the training step of its label.
 
     ``<label>/mean/<metric>`` is the mean over benchmarks.
     """
-    for label, benchmarks in manifest["results"].items():
-        for benchmark, metrics in benchmarks.items():
-            recorder.log_result(steps[label], label, benchmark, metrics, manifest["finished_at"])
-    for label, means in manifest["means"].items():
-        named = {f"{label}/mean/{name}": value for name, value in means.items()}
-        recorder.log(steps[label], named, manifest["finished_at"])
+    for label, model in manifest.models.items():
+        for benchmark, metrics in model.metrics.items():
+            recorder.log_result(steps[label], label, benchmark, metrics, manifest.finished_at)
+    for label, model in manifest.models.items():
+        if model.means:
+            named = {f"{label}/mean/{name}": value for name, value in model.means.items()}
+            recorder.log(steps[label], named, manifest.finished_at)
 
 
 def run_evaluation(
     spec: ModelEvaluationSpec, root: Path, console: RunConsole, tracking_uri: str, *, verbose: bool
-) -> RunDirectory:
+) -> RunDirectory[ModelEvaluationSpec]:
     """Evaluate and record one model; what is finished already is not done again.
 
     Args:
@@ -293,11 +304,11 @@ def run_evaluation(
     """
     require_tracking_uri(tracking_uri)
     run = RunDirectory(root.resolve(), spec)
-    if run.manifest("evaluate") and run.manifest("record"):
+    if run.has_finished("evaluate") and run.has_finished("record"):
         console.stage("done", f"{run.path.name} is finished already")
         return run
-    if run.manifest("evaluate"):
-        with run.locked(), Recorder(run, tracking_uri, console.say) as recorder:
+    if run.has_finished("evaluate"):
+        with run.locked(), EvaluationRecorder(run, tracking_uri, console.say) as recorder:
             record_evaluation(run, recorder, console)
         return run
     cache = root.resolve() / "cache"
@@ -316,7 +327,7 @@ def run_evaluation(
                 pool=pool,
             )
             run.create()
-            with Recorder(run, tracking_uri, console.say) as recorder:
+            with EvaluationRecorder(run, tracking_uri, console.say) as recorder:
                 recorder.describe_code()
                 recorder.describe_evaluation(model_dir, items)
                 with failing(recorder, "evaluate"):
@@ -325,13 +336,13 @@ def run_evaluation(
                     with shown_events(console) as events:
                         losses = measure_heldout(evaluation, events)
                         outcome = evaluate_models(evaluation, items, losses, events)
-                    run.finish("evaluate", {**outcome, "items": items})
+                    run.finish(outcome.model_copy(update={"items": items}))
                     record_evaluation(run, recorder, console)
     return run
 
 
 @contextmanager
-def failing(recorder: Recorder, stage: str) -> Iterator[None]:
+def failing(recorder: MlflowQueue, stage: str) -> Iterator[None]:
     """Let a failure of ``stage`` be one of its MLflow run too.
 
     Raises:
@@ -351,25 +362,25 @@ def failing(recorder: Recorder, stage: str) -> Iterator[None]:
         raise StageError(f"{stage}: {describe(cause)}") from error
 
 
-def record_evaluation(run: RunDirectory, recorder: Recorder, console: RunConsole) -> None:
+def record_evaluation(
+    run: RunDirectory[ModelEvaluationSpec], recorder: Recorder[Any], console: RunConsole
+) -> None:
     """Send MLflow the results of an evaluation that has finished, and close its run."""
-    manifest = run.manifest("evaluate")
-    assert manifest is not None
-    record_results(recorder, manifest, {"eval": 0})
+    record_results(recorder, run.require_manifest(EvaluateManifest), {"eval": 0})
     finish_record(run, recorder, console)
 
 
-def finish_record(run: RunDirectory, recorder: Recorder, console: RunConsole) -> None:
+def finish_record(run: RunDirectory[Any], recorder: Recorder[Any], console: RunConsole) -> None:
     """Close the MLflow run. If MLflow takes nothing, the record stage is left for another time."""
     started = time.monotonic()
     run_id = recorder.finish()
     if run_id is None:
         console.say(
-            f"warning: MLflow took nothing for {PATIENCE:.0f} s; all results are in {run.path}, "
-            "and the same command delivers them when MLflow is there"
+            f"warning: MLflow took nothing for {DELIVERY_TIMEOUT:.0f} s; all results are in "
+            f"{run.path}, and the same command delivers them when MLflow is there"
         )
         return
-    run.finish("record", {"mlflow_run_id": run_id})
+    run.finish(RecordManifest(mlflow_run_id=run_id))
     console.stage("record", f"MLflow run {run_id} ({time.monotonic() - started:.0f} s)")
 
 
@@ -397,18 +408,17 @@ def prepare_evaluation(spec: ModelEvaluationSpec, cache: Path) -> tuple[str, dic
     return directory, items
 
 
-def warn_of_other_formats(
-    prepared: Prepared, prompts: Mapping[str, Mapping[str, Any]], console: RunConsole
-) -> None:
-    """Say which benchmarks the trained model was asked in another prompt format than it learnt.
+def warn_of_other_formats(prepared: Prepared, model: ModelResult, console: RunConsole) -> None:
+    """Warn of benchmarks whose prompts had another format than the trained model's data.
 
     `general` is what the model could do before, and is meant to be unlike the training data.
     """
-    hashes = {name: found["hash"] for name, found in prompts.items() if name != GENERAL}
+    prompts = {name: result.prompt for name, result in model.benchmarks.items() if name != GENERAL}
+    hashes = {name: prompt.hash for name, prompt in prompts.items()}
     for name in different_formats(prepared.format_hash, hashes):
-        asked = prompts[name]
+        prompt = prompts[name]
         console.say(
-            f"warning: {name} was asked in another prompt format ({asked['style']}, "
-            f"{asked['num_bos']} BOS) than the training data's ({prepared.prompt_style}, "
+            f"warning: {name} was asked in another prompt format ({prompt.style}, "
+            f"{prompt.num_bos} BOS) than the training data's ({prepared.prompt_style}, "
             f"{prepared.num_bos} BOS)"
         )

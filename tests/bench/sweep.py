@@ -23,6 +23,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from deft.platform.records.manifests import (
+    EvaluateManifest,
+    ModelResult,
+    RecordManifest,
+    Timings,
+    manifest_file,
+    save_manifest,
+)
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -96,10 +105,15 @@ def measure_trials(number: int, root: Path) -> None:
     path = str(directory.root)
 
     def stub(config: dict[str, Any]) -> None:
-        stages = Path(path, config["run"], "stages")
-        stages.mkdir(parents=True)
-        (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
-        (stages / "record.json").write_text("{}")
+        run = Path(path, config["run"])
+        evaluated = EvaluateManifest(
+            models={"eval": ModelResult(directory="")},
+            num_generated=0,
+            num_resumed=0,
+            timings=Timings(),
+        )
+        for manifest in (evaluated, RecordManifest(mlflow_run_id="")):
+            save_manifest(manifest_file(run, manifest.stage), manifest)
 
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
