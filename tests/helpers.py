@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deft.evaluators.generation.prompts import PromptFormat, Stops
+from deft.evaluators.generation.prompts import Stops
 from deft.platform.records.manifests import (
     BenchmarkOverlap,
     BenchmarkResult,
     EvaluateManifest,
     ModelResult,
     PrepareManifest,
+    PromptRecord,
     Timings,
     TrainManifest,
 )
@@ -100,8 +101,9 @@ def make_benchmark_result(
         metrics=metrics,
         primary_metric=primary_metric,
         predictions=predictions,
-        prompt=PromptFormat(style="chat", hash="abcabcabcabc", num_bos=1),
-        stops=Stops(token_ids=[2], strings=[]),
+        prompt=PromptRecord(
+            style="chat", hash="abcabcabcabc", num_bos=1, stop=Stops(token_ids=[2], strings=[])
+        ),
     )
 
 

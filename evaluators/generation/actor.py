@@ -21,7 +21,6 @@ from deft.evaluators.generation.engines import create_engine
 from deft.evaluators.generation.journal import Response, ResponseJournal, read_responses
 from deft.evaluators.generation.model_dir import fingerprint, read_architecture, read_stop_token_ids
 from deft.evaluators.generation.prompts import (
-    PromptFormat,
     Stops,
     cut_at,
     describe_format,
@@ -81,24 +80,6 @@ class Job:
         digest = hashlib.sha256("\0".join([*parts, fingerprint(Path(self.model))]).encode())
         name = f"{self.label}-{_file_name(self.name)}-{digest.hexdigest()[:8]}.jsonl"
         return Path(self.out, "responses", name)
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """What a job gave; the responses themselves are in its table."""
-
-    metrics: dict[str, float]
-    """See `summarize`."""
-    prompt: PromptFormat
-    stops: Stops
-    num_generated: int
-    """Responses that were generated."""
-    num_resumed: int
-    """Responses that were in the journal already."""
-    start_seconds: float
-    """Until the engine served the model."""
-    work_seconds: float
-    """Everything else."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +145,11 @@ class Asked:
             scores=dict(grade.scores),
         )
 
-    def format(self) -> PromptFormat:
-        """Describe how prompts were rendered."""
+    def format(self) -> dict[str, Any]:
+        """How prompts were rendered and what ended responses."""
         prompt = next(iter(self.prompts.values()))
-        return describe_format(self.tokenizer, self.benchmark, self.style, prompt)
+        described = describe_format(self.tokenizer, self.benchmark, self.style, prompt)
+        return {**asdict(described), "stop": asdict(self.stops)}
 
 
 def read_asked(job: Job) -> Asked:
@@ -198,8 +180,13 @@ class Evaluator:
         self._loaded = ""
         self._graders: dict[str, GraderPool] = {}
 
-    def run(self, job: Job, progress: Queue | None = None) -> JobResult:
+    def run(self, job: Job, progress: Queue | None = None) -> dict[str, Any]:
         """Ask the model every item that has no response yet, and grade all responses.
+
+        Returns:
+            ``metrics`` (see `summarize`), ``prompt`` (see `PromptFormat`) with what ends a
+            response, ``num_generated`` and ``num_resumed`` responses, ``start_seconds`` until the
+            engine served the model, and ``work_seconds`` for everything else.
 
         Raises:
             FileNotFoundError: the model is no directory with safetensors weights.
@@ -245,15 +232,14 @@ class Evaluator:
             for key in wanted
         ]
         write_predictions(predictions, job.predictions)
-        return JobResult(
-            metrics=summarize(predictions, asked.benchmark),
-            prompt=asked.format(),
-            stops=asked.stops,
-            num_generated=len(missing),
-            num_resumed=num_resumed,
-            start_seconds=start_seconds,
-            work_seconds=time.monotonic() - began - start_seconds,
-        )
+        return {
+            "metrics": summarize(predictions, asked.benchmark),
+            "prompt": asked.format(),
+            "num_generated": len(missing),
+            "num_resumed": num_resumed,
+            "start_seconds": start_seconds,
+            "work_seconds": time.monotonic() - began - start_seconds,
+        }
 
     def _generate(
         self, requests: Sequence[Request], decoding: Decoding

@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from deft.evaluators.generation.actor import Evaluator, Job, JobResult
+from deft.evaluators.generation.actor import Evaluator, Job
 from deft.evaluators.spec import EngineSpec
 
 MAX_DEATHS = 3
@@ -63,7 +63,7 @@ class Pool(Protocol):
 
     def run(
         self, jobs: Sequence[Job], progress: Queue | None = None
-    ) -> Iterator[tuple[Job, JobResult]]:
+    ) -> Iterator[tuple[Job, dict[str, Any]]]:
         """Yield each job with what `Evaluator.run` returned for it, as soon as it is done."""
 
 
@@ -102,7 +102,7 @@ class EvaluatorPool:
 
     def run(
         self, jobs: Sequence[Job], progress: Queue | None = None
-    ) -> Iterator[tuple[Job, JobResult]]:
+    ) -> Iterator[tuple[Job, dict[str, Any]]]:
         """Yield each job with what `Evaluator.run` returned for it, as soon as it is done.
 
         Args:

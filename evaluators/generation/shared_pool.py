@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.util.queue import Queue
 
-from deft.evaluators.generation.actor import Job, JobResult
+from deft.evaluators.generation.actor import Job
 from deft.evaluators.generation.pool import EvaluatorPool
 from deft.evaluators.spec import EngineSpec
 from deft.workers.common.ray_placement import on_this_node
@@ -32,7 +32,9 @@ class EngineLender:
         for pool in self._pools:
             self._free.put(pool)
 
-    def run(self, jobs: Sequence[Job], progress: Queue | None) -> Iterator[tuple[Job, JobResult]]:
+    def run(
+        self, jobs: Sequence[Job], progress: Queue | None
+    ) -> Iterator[tuple[Job, dict[str, Any]]]:
         """As `EvaluatorPool.run`, on one engine."""
         pool = self._free.get()
         try:
@@ -79,7 +81,7 @@ class SharedPool:
 
     def run(
         self, jobs: Sequence[Job], progress: Queue | None = None
-    ) -> Iterator[tuple[Job, JobResult]]:
+    ) -> Iterator[tuple[Job, dict[str, Any]]]:
         """See `EvaluatorPool.run`."""
         for result in self._lender.run.remote(list(jobs), progress):
             yield ray.get(result)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deft.evaluators.generation.prompts import PromptFormat, Stops
+from deft.evaluators.generation.prompts import Stops
 from deft.evaluators.spec import HELDOUT
 from deft.platform.errors import UserError
 from deft.workers.common.clock import now_ms
@@ -70,6 +70,17 @@ class TrainManifest(Manifest):
     """The last ones of training and, as ``validation/<metric>``, of validation."""
 
 
+class PromptRecord(_Part):
+    """How prompts were rendered and what ended responses."""
+
+    style: str
+    hash: str
+    """Identifies the format as rendered, see `deft.workers.data.chat.format_hash`."""
+    num_bos: int
+    """BOS tokens that a prompt starts with."""
+    stop: Stops
+
+
 class BenchmarkResult(_Part):
     """What one model scored on one benchmark, and how it was prompted."""
 
@@ -78,8 +89,7 @@ class BenchmarkResult(_Part):
     """The metric that models are compared by; ``avg`` stands for avg@n."""
     predictions: str
     """Table of graded responses, relative to the run's directory."""
-    prompt: PromptFormat
-    stops: Stops
+    prompt: PromptRecord
 
     @property
     def primary_metric_name(self) -> str:

@@ -30,9 +30,8 @@ from deft.platform.records.manifests import (
 )
 from deft.sweeps.cells import Plan, load_sweep
 from deft.sweeps.directory import SweepDirectory
-from deft.sweeps.placement import Placement
 from deft.sweeps.progress import SweepView
-from deft.sweeps.run import run_cells
+from deft.sweeps.run import CellWatch, run_cells
 from helpers import make_evaluate_manifest, wait_until
 
 BASE = {
@@ -173,8 +172,8 @@ def run_stubs(
     """Run ``stub`` for every cell by Ray Tune; the runs that have ended, in that order."""
     ended: list[str] = []
     view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
-    placement = Placement(at_once, 0, reserved=False)
-    run_cells(plan, plan.cells, directory, stub, placement, view, ended.append)
+    watch = CellWatch(directory, view, ended.append)
+    run_cells(plan.spec, plan.cells, stub, watch, num_parallel=at_once)
     return ended
 
 

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from deft.evaluators.benchmarks.catalog import BENCHMARKS
 from deft.evaluators.benchmarks.items import prepare_items, read_items
 from deft.evaluators.generation import pool as pool_module
-from deft.evaluators.generation.actor import Job, JobResult
+from deft.evaluators.generation.actor import Job
 from deft.evaluators.generation.pool import EvaluatorPool
 from deft.evaluators.generation.prompts import encode_item
 from deft.evaluators.spec import BenchmarkSpec, EngineSpec
@@ -73,7 +73,7 @@ def job(items: Path, model: str, out: Path, label: str = "tiny", **settings: Any
 
 def run(
     pool: EvaluatorPool, *jobs: Job, progress: Queue | None = None
-) -> list[tuple[JobResult, dict[str, list[Any]]]]:
+) -> list[tuple[dict[str, Any], dict[str, list[Any]]]]:
     """What came of each job, and its table, in the order of ``jobs``."""
     done = dict(pool.run(jobs, progress))
     return [(done[job], pq.read_table(job.predictions).to_pydict()) for job in jobs]
@@ -128,7 +128,7 @@ def test_warm_engine_answers_like_transformers(
     assert len(set(map(tuple, answers.values()))) == 4
     progress.shutdown()
 
-    metrics = result.metrics
+    metrics = result["metrics"]
     assert metrics["num_items"] == SIZE
     assert metrics["prompt_too_long_rate"] == 1 / SIZE
     assert metrics["missing_eos_rate"] == rows["finish_reason"].count("length") / SIZE > 0
@@ -139,8 +139,8 @@ def test_warm_engine_answers_like_transformers(
     assert set(rows["num_bos"]) == {0}
     scores = [dict(row).get("jaro_winkler", 0.0) for row in rows["scores"]]
     assert metrics["jaro_winkler"] == pytest.approx(sum(scores) / SIZE)
-    assert result.prompt.style == "chat"
-    assert set(result.stops.token_ids) == {0, tiny_tokenizer.eos_token_id}
+    assert result["prompt"]["style"] == "chat"
+    assert set(result["prompt"]["stop"]["token_ids"]) == {0, tiny_tokenizer.eos_token_id}
 
 
 def test_response_ends_at_eos(
@@ -150,8 +150,8 @@ def test_response_ends_at_eos(
     asked = SIZE - rows["finish_reason"].count("prompt_too_long")
     assert rows["response"] == [""] * SIZE
     assert rows["finish_reason"].count("stop") == rows["n_tokens"].count(1) == asked == SIZE - 1
-    assert result.metrics["no_answer_rate"] == 1
-    assert result.metrics["missing_eos_rate"] == result.metrics["jaro_winkler"] == 0
+    assert result["metrics"]["no_answer_rate"] == 1
+    assert result["metrics"]["missing_eos_rate"] == result["metrics"]["jaro_winkler"] == 0
 
 
 def reordered(items: Path, path: Path, rows: slice) -> Path:
@@ -249,7 +249,7 @@ def test_bad_models_are_standard_errors_and_leave_the_pool_usable(
     with pytest.raises((RuntimeError, ValueError), match="nobody"):
         run(pool, job(items, str(broken), tmp_path / "out"))
     ((result, _),) = run(pool, job(items, model_paths["first"], tmp_path / "out"))
-    assert result.num_generated == SIZE
+    assert result["num_generated"] == SIZE
 
 
 @pytest.mark.parametrize(
@@ -307,8 +307,8 @@ def test_killed_actor_loses_nothing_and_leaves_nothing_behind(
     (seen,) = killed
     assert 10 < len(seen) < total
     assert one.responses.read_text().splitlines()[: len(seen)] == seen
-    assert result.num_resumed >= len(seen)
-    assert result.num_generated == total - result.num_resumed
+    assert result["num_resumed"] >= len(seen)
+    assert result["num_generated"] == total - result["num_resumed"]
     assert len(set(zip(rows["id"], rows["sample"], strict=True))) == total
 
     wait_until(lambda: ray.available_resources()["CPU"] == resources + 1)

@@ -18,7 +18,8 @@ from deft.platform.config.loading import load_evaluation
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import EvaluateManifest, RecordManifest, require_manifest
 from deft.platform.records.run_directory import RunDirectory
-from deft.platform.run.evaluation import run_evaluation
+from deft.platform.run.context import RunContext
+from deft.platform.run.evaluate_command import run_evaluation
 from deft.platform.tracking import recorder as tracking
 from deft.platform.tracking.experiment_recorder import ExperimentRecorder
 from helpers import make_train_manifest
@@ -26,8 +27,8 @@ from helpers import make_train_manifest
 Deft = Callable[..., CompletedProcess[str]]
 
 OWN_BENCHMARK = """
-from deft.evaluators.benchmark import Benchmark, Item, Sampling
-from deft.evaluators.metrics import accuracy, pass_at_k
+from deft.evaluators.benchmarks.base import Benchmark, Item, Sampling
+from deft.evaluators.scores.metrics import accuracy, pass_at_k
 
 
 def rows():
@@ -148,11 +149,11 @@ def test_evaluation_of_a_run_is_linked_to_it_even_if_mlflow_was_not_there(
 
     monkeypatch.setattr(tracking, "DELIVERY_TIMEOUT", 1.0)
     nobody = "http://127.0.0.1:9"
-    run = run_evaluation(spec, tmp_path, RunConsole(), nobody, verbose=False)
+    run = run_evaluation(spec, RunContext(tmp_path, RunConsole(), nobody))
     assert run.has_finished("evaluate")
     assert not run.has_finished("record")
     monkeypatch.undo()
-    run_evaluation(spec, tmp_path, RunConsole(), uri, verbose=False)
+    run_evaluation(spec, RunContext(tmp_path, RunConsole(), uri))
 
     client = MlflowClient(uri)
     found = client.get_run(run.require_manifest(RecordManifest).mlflow_run_id)

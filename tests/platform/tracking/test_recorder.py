@@ -16,6 +16,7 @@ from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import EvaluateManifest, ModelResult, RecordManifest
 from deft.platform.records.run_directory import RunDirectory
+from deft.platform.run.context import RunContext
 from deft.platform.run.driver import run_experiment
 from deft.platform.tracking import recorder as tracking
 from deft.platform.tracking.experiment_recorder import ExperimentRecorder
@@ -195,15 +196,14 @@ def test_run_without_mlflow_ends_well_and_the_same_command_delivers_it_later(
     trained = ModelResult(directory=str(run.path / "model"), benchmarks={"figfont": figfont})
     run.finish(make_evaluate_manifest({"eval": trained}))
 
-    console = RunConsole()
-    run_experiment(SPEC, tmp_path, console, NOBODY, verbose=False)
+    run_experiment(SPEC, RunContext(tmp_path, RunConsole(), NOBODY))
     assert not run.has_finished("record")
     printed = capfd.readouterr().out
     assert "warning: MLflow took nothing for" in printed
     assert "the same command delivers them" in printed
 
     monkeypatch.undo()
-    run_experiment(SPEC, tmp_path, console, uri, verbose=False)
+    run_experiment(SPEC, RunContext(tmp_path, RunConsole(), uri))
     found = mlflow_run(uri, run)
     assert run.require_manifest(RecordManifest).mlflow_run_id == found.info.run_id
     assert found.info.status == "FINISHED"
