@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, print_error
+
+if TYPE_CHECKING:
+    from deft.platform.run.context import RunContext
 
 app = typer.Typer(
     help="Compare SFT objectives of language models: train on Ray, evaluate with vLLM, "
@@ -50,9 +53,23 @@ Verbose = Annotated[
 ]
 
 
+def _context(
+    root: Path, console: RunConsole, tracking_uri: str | None, *, verbose: bool
+) -> RunContext:
+    from deft.platform.run.context import RunContext
+    from deft.platform.tracking.uri import default_tracking_uri
+
+    return RunContext(
+        root=root.resolve(),
+        console=console,
+        tracking_uri=tracking_uri or default_tracking_uri(root),
+        verbose=verbose,
+    )
+
+
 @contextmanager
-def bad_input() -> Iterator[None]:
-    """What the block raises as ValueError is the user's to mend."""
+def as_user_error() -> Iterator[None]:
+    """Re-raise any ValueError from the block as a UserError."""
     try:
         yield
     except ValueError as error:
@@ -86,16 +103,15 @@ def run(
         from deft.platform.commands.dry_run import show_plan
 
         # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
-        with bad_input():
+        with as_user_error():
             show_plan(spec, root, RunConsole(Console(stderr=True, highlight=False)))
         return
     from deft.platform.commands.show_results import show_results
     from deft.platform.run.driver import run_experiment
-    from deft.platform.tracking.recorder import default_tracking_uri
 
     console.stage("run", f"{spec.run_name} in {root}")
-    uri = tracking_uri or default_tracking_uri(root)
-    show_results(run_experiment(spec, root, console, uri, verbose=verbose), console)
+    context = _context(root, console, tracking_uri, verbose=verbose)
+    show_results(run_experiment(spec, context), console)
     console.say(f"compare runs: deft ui{'' if root == Path('runs') else f' --root {root}'}")
 
 
@@ -118,14 +134,12 @@ def sweep(
     if dry_run:
         from deft.sweeps.dry_run import show_sweep
 
-        with bad_input():
+        with as_user_error():
             show_sweep(plan, root, console)
         return
-    from deft.platform.tracking.recorder import default_tracking_uri
     from deft.sweeps.run import run_sweep
 
-    uri = tracking_uri or default_tracking_uri(root)
-    directory = run_sweep(plan, root, console, uri, verbose=verbose)
+    directory = run_sweep(plan, _context(root, console, tracking_uri, verbose=verbose))
     failed = [cell.run for cell in plan.cells if directory.failure(cell.run)]
     if failed:
         raise StageError(
@@ -266,13 +280,13 @@ def evaluate(
         console.say(spec.model_dump_json(indent=2))
         return
     from deft.platform.commands.show_results import show_evaluation
-    from deft.platform.run.evaluation import run_evaluation
-    from deft.platform.tracking.recorder import default_tracking_uri
+    from deft.platform.records.manifests import EvaluateManifest
+    from deft.platform.run.evaluate_command import run_evaluation
 
     console.stage("run", f"{spec.run_name} in {root}")
-    uri = tracking_uri or default_tracking_uri(root)
-    run = run_evaluation(spec, root, console, uri, verbose=verbose)
-    show_evaluation(run.manifest("evaluate") or {"results": {}}, console, {"eval": spec.model.name})
+    run = run_evaluation(spec, _context(root, console, tracking_uri, verbose=verbose))
+    models = run.require_manifest(EvaluateManifest).models
+    show_evaluation(models, console, {"eval": spec.model.name})
     console.say(f"everything of this evaluation: {run.path}")
 
 
@@ -408,7 +422,7 @@ def register(
     """Upload the model that a run trained to MLflow, and register it under a name."""
     from deft.platform.commands.compare import find_run
     from deft.platform.tracking.model_registry import register_model
-    from deft.platform.tracking.recorder import default_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(root)
     register_model(find_run(run, root), name, uri, RunConsole())
@@ -421,7 +435,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the runs, those that are still training included."""
-    from deft.platform.tracking.recorder import default_tracking_uri, require_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri, require_tracking_uri
 
     if tracking_uri is None and not (root / "mlflow.db").exists():
         raise UserError(f"{root}: no runs there yet; start one with `deft run`")
@@ -452,7 +466,7 @@ def doctor(
 ) -> None:
     """Check packages, devices, memory, disk, ports, MLflow, hub and cluster, and say what to do."""
     from deft.platform.commands.doctor import show_diagnosis
-    from deft.platform.tracking.recorder import default_tracking_uri
+    from deft.platform.tracking.uri import default_tracking_uri
 
     uri = tracking_uri or default_tracking_uri(root)
     if not show_diagnosis(root, uri, RunConsole()):

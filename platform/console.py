@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -31,6 +31,10 @@ class RunConsole:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+
+    def __reduce__(self) -> tuple[Callable[[], RunConsole], tuple[()]]:
+        """Become the console of the process that it is sent to: a terminal cannot be pickled."""
+        return RunConsole, ()
 
     def say(self, text: str) -> None:
         """Print ``text`` as it is; what would act on the terminal is spelt out."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.errors import UserError
-from deft.platform.records.run_directory import manifest_file
+from deft.platform.records.manifests import manifest_file
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.workers.common.files import atomic_file, exclusive, write_atomic
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from deft.platform.commands.compare import headline_metric
+from deft.evaluators.spec import HELDOUT
 from deft.platform.console import ProgressView, RunConsole
-from deft.platform.records.run_directory import read_manifest
+from deft.platform.records.manifests import EvaluateManifest, require_manifest
 from deft.sweeps.cells import PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.spec import label
@@ -94,13 +94,11 @@ def describe(cell: PlannedCell) -> str:
 
 def headline(directory: SweepDirectory, run: str) -> str:
     """What a finished cell measured, in a few words."""
-    manifest = read_manifest(directory.root / run, "evaluate")
-    assert manifest is not None
-    found = manifest["results"]["eval"]
-    words = [f"{name} {found[name]['nll']:.3f} nll" for name in ("heldout",) if name in found]
-    for name in manifest["tables"]["eval"]:
-        metric = headline_metric(manifest, "eval", name)
+    trained = require_manifest(directory.root / run, EvaluateManifest).models["eval"]
+    words = [f"{HELDOUT} {trained.heldout['nll']:.3f} nll"] if trained.heldout else []
+    for name, result in trained.benchmarks.items():
+        metric = result.primary_metric_name
         key = metric.replace("@", "_at_")
-        if key in found[name]:
-            words.append(f"{name} {found[name][key]:.3f} {metric}")
+        if key in result.metrics:
+            words.append(f"{name} {result.metrics[key]:.3f} {metric}")
     return "  ".join(words)

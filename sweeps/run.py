@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -17,17 +17,18 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from deft.evaluators.generation.shared_pool import SharedPool
-from deft.platform.console import RunConsole
 from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
+from deft.platform.run.context import RunContext
 from deft.platform.run.driver import require_importable
 from deft.platform.run.evaluation import require_engine
-from deft.platform.tracking.recorder import SweepRecorder, require_tracking_uri
+from deft.platform.tracking.sweep_recorder import SweepRecorder
+from deft.platform.tracking.uri import require_tracking_uri
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, place
 from deft.sweeps.progress import SweepView
 from deft.sweeps.report.write import write_report
-from deft.sweeps.spec import AshaSpec
+from deft.sweeps.spec import AshaSpec, SweepSpec
 from deft.sweeps.trial import Trial
 
 MAX_REPORTS = 1_000_000
@@ -38,22 +39,12 @@ TRIAL_RESOURCES = {"memory": 1.0}
 something reserved: a byte of memory."""
 
 
-def run_sweep(
-    plan: Plan,
-    root: Path,
-    console: RunConsole,
-    tracking_uri: str,
-    *,
-    verbose: bool,
-) -> SweepDirectory:
+def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
     """Run every cell that is not finished yet, and report on all; one that fails fails alone.
 
     Args:
         plan: the sweep.
-        root: run root, which every node of the cluster sees.
-        console: where progress is shown.
-        tracking_uri: MLflow tracking URI.
-        verbose: whether Ray's, DeepSpeed's and vLLM's own output is shown.
+        context: what its cells share; every node of the cluster sees the run root.
 
     Raises:
         UserError: the input cannot be used; nothing was written for it.
@@ -61,21 +52,23 @@ def run_sweep(
     cells = {cell.run: cell for cell in (*plan.models.values(), *plan.cells)}
     for objective in dict.fromkeys(cell.spec.objective for cell in cells.values()):
         require_importable(objective)
-    require_tracking_uri(tracking_uri)
-    directory = SweepDirectory.of(plan, root)
+    require_tracking_uri(context.tracking_uri)
+    directory, console = SweepDirectory.of(plan, context.root), context.console
     name = directory.path.name
-    with ray_cluster(verbose=verbose), directory.locked():
+    with ray_cluster(verbose=context.verbose), directory.locked():
         placement = place_cells(plan)
         directory.create(plan)
         finished = [run for run in cells if directory.is_finished(run)]
         done = f", {len(finished)} finished already" if finished else ""
-        console.stage("sweep", f"{name}: {len(cells)} cells{done} · {say(placement)}")
-        with SweepRecorder(directory.path, name, tracking_uri, console.say) as recorder:
+        console.stage(
+            "sweep", f"{name}: {len(cells)} cells{done} · {describe_placement(placement)}"
+        )
+        with SweepRecorder(directory.path, name, context.tracking_uri, console.say) as recorder:
             recorder.log_params(plan.spec.model_dump(mode="json", exclude={"base", "models"}))
             for run in finished:
                 recorder.add_cell(directory.root / run)
             try:
-                run_all(plan, directory, placement, recorder, console, tracking_uri, verbose)
+                run_all(plan, directory, placement, recorder, context)
                 report = write_report(directory.path, directory.root, console)
             except BaseException as error:
                 recorder.fail(error)
@@ -93,43 +86,34 @@ def run_all(
     directory: SweepDirectory,
     placement: Placement,
     recorder: SweepRecorder,
-    console: RunConsole,
-    tracking_uri: str,
-    verbose: bool,
+    context: RunContext,
 ) -> None:
     """Run what comes first, then every cell, on the cluster this process is connected to."""
     cells = {cell.run: cell for cell in (*plan.models.values(), *plan.cells)}
-    view = SweepView(directory, cells, console)
+    view = SweepView(directory, cells, context.console)
+    watch = CellWatch(directory, view, lambda run: recorder.add_cell(directory.root / run))
     with ExitStack() as stack:
-        pool = None
         if placement.num_engines:
             pool = SharedPool(
                 plan.cells[0].spec.evaluation.engine,
                 placement.num_engines,
                 use_gpu=placement.reserved,
                 reserve=placement.reserved,
-                verbose=verbose,
+                verbose=context.verbose,
             )
-            stack.enter_context(pool)
+            context = replace(context, pool=stack.enter_context(pool))
         events = stack.enter_context(event_queue(view.handle))
-        view.bars = stack.enter_context(console.progress("cells"))
+        view.bars = stack.enter_context(context.console.progress("cells"))
         trial = Trial(
-            root=str(directory.root),
+            context=context,
             sweep=directory.path.name,
-            tracking_uri=tracking_uri,
             events=events,
-            pool=pool,
             reports=plan.spec.asha is not None,
-            verbose=verbose,
             directory=os.getcwd(),
             python_path=tuple(sys.path),
         )
-
-        def ended(run: str) -> None:
-            recorder.add_cell(directory.root / run)
-
         models = list(plan.models.values())
-        run_cells(plan, models, directory, trial.__call__, placement, view, ended)
+        run_cells(plan.spec, models, trial.__call__, watch, placement.num_cells)
         ready = []
         for cell in plan.cells:
             cause = directory.failure(cell.after) if cell.after else None
@@ -140,7 +124,7 @@ def run_all(
                 directory.forget_failure(cell.run)
                 directory.fail(cell.run, cause)
                 view.failed(cell.run, cause)
-        run_cells(plan, ready, directory, trial.__call__, placement, view, ended)
+        run_cells(plan.spec, ready, trial.__call__, watch, placement.num_cells)
 
 
 def place_cells(plan: Plan) -> Placement:
@@ -170,26 +154,30 @@ def place_cells(plan: Plan) -> Placement:
     )
 
 
-def say(placement: Placement) -> str:
-    """A placement in words."""
+def describe_placement(placement: Placement) -> str:
+    """Describe a placement in words."""
     cells, engines = placement.num_cells, placement.num_engines
     shared = f"{engines} warm engine{'' if engines == 1 else 's'} for all"
     return f"{cells} at a time, {shared if engines else 'an engine for each that needs one'}"
 
 
 def run_cells(
-    plan: Plan,
+    spec: SweepSpec,
     cells: Sequence[PlannedCell],
-    directory: SweepDirectory,
     trial: Callable[[dict[str, Any]], None],
-    placement: Placement,
-    view: SweepView,
-    ended: Callable[[str], None],
+    watch: CellWatch,
+    num_parallel: int,
 ) -> None:
-    """Have Ray Tune run those of ``cells`` that are not finished, each by a call of ``trial``.
+    """Let Ray Tune run those of ``cells`` that are not finished, each by a call of ``trial``.
 
-    ``ended`` is told the name of each run that has come to an end, whichever.
+    Args:
+        spec: rules of the sweep.
+        cells: what to run.
+        trial: called with ``{"run": name}`` in a process of its own.
+        watch: stores and shows how each cell ends.
+        num_parallel: cells that run at a time.
     """
+    directory = watch.directory
     runs = [cell.run for cell in cells if not directory.is_finished(cell.run)]
     if not runs:
         return
@@ -207,17 +195,17 @@ def run_cells(
         tune.with_resources(trial, tune.PlacementGroupFactory([TRIAL_RESOURCES])),
         param_space={"run": tune.grid_search(runs)},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=placement.num_cells,
+            max_concurrent_trials=num_parallel,
             # A new process for each would load everything anew; a stopped one cannot be used again.
-            reuse_actors=plan.spec.asha is None,
-            scheduler=_scheduler(plan.spec.asha),
+            reuse_actors=spec.asha is None,
+            scheduler=_scheduler(spec.asha),
             trial_dirname_creator=lambda trial: str(trial.config["run"]),
         ),
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(storage),
-            failure_config=tune.FailureConfig(max_failures=plan.spec.retries),
-            callbacks=[_Watch(directory, view, ended)],
+            failure_config=tune.FailureConfig(max_failures=spec.retries),
+            callbacks=[watch],
             verbose=0,
         ),
     )
@@ -241,18 +229,25 @@ def _scheduler(asha: AshaSpec | None) -> TrialScheduler | None:
     )
 
 
-class _Watch(TrialProgressCallback):
-    """Keeps and shows how trials end; takes the place of Ray Tune's own lines about them."""
+class CellWatch(TrialProgressCallback):
+    """Stores and shows how cells end; replaces Ray Tune's own lines about its trials."""
 
     def __init__(
         self, directory: SweepDirectory, view: SweepView, ended: Callable[[str], None]
     ) -> None:
+        """Watch the cells of a sweep.
+
+        Args:
+            directory: of the sweep.
+            view: where ends are shown.
+            ended: called with the name of each run that has ended, whether it failed or not.
+        """
         self.directory = directory
         self.view = view
         self.ended = ended
 
     def on_trial_result(self, *_: Any, **__: Any) -> None:
-        """How far a trial is, it says itself."""
+        """Print nothing: a cell reports its own progress."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray Tune stores its callbacks to restore an experiment; here cells restore themselves.

@@ -7,18 +7,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.util.queue import Queue
 from rich.console import Console
 
-from deft.evaluators.generation.shared_pool import SharedPool
 from deft.platform.console import ProgressView, RunConsole
 from deft.platform.errors import describe, root_cause
+from deft.platform.run.context import RunContext
 from deft.platform.run.driver import run_experiment
 from deft.sweeps.directory import SweepDirectory
 
@@ -33,15 +32,13 @@ LOCK_PATIENCE = 120.0
 class Trial:
     """What all cells of a sweep have in common; Ray Tune calls it with the cell."""
 
-    root: str
+    context: RunContext
+    """The sweep's; a cell has a console of its own."""
     sweep: str
     """Name of the sweep's directory."""
-    tracking_uri: str
     events: Queue
-    pool: SharedPool | None
     reports: bool
     """Whether Ray Tune is told the held-out loss while a cell trains."""
-    verbose: bool
     directory: str
     """The driver's working directory."""
     python_path: tuple[str, ...]
@@ -51,17 +48,13 @@ class Trial:
         sys.path.extend(path for path in self.python_path if path not in sys.path)
         # Paths in a spec count from where the command was given; Ray Tune has changed to elsewhere.
         os.chdir(self.directory)
-        directory = SweepDirectory(Path(self.root), self.sweep)
+        directory = SweepDirectory(self.context.root, self.sweep)
         run = config["run"]
         console = CellConsole(run, self.events)
         try:
             run_experiment(
                 directory.read_spec(run),
-                directory.root,
-                console,
-                self.tracking_uri,
-                verbose=self.verbose,
-                pool=self.pool,
+                replace(self.context, console=console),
                 lock_patience=LOCK_PATIENCE,
                 on_validation=report_validation if self.reports else None,
                 sweep=self.sweep,

@@ -18,6 +18,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from deft.platform.records.manifests import EvaluateManifest, PrepareManifest, require_manifest
 from deft.workers.training.engine import resolve_dtype
 
 RUN_FILE = """
@@ -116,12 +117,10 @@ def test_two_objectives_from_yaml_to_mlflow(
         predictions = pq.read_table(file).to_pydict()
         assert predictions["gold"][0] == "IGAD"
         assert len(predictions["response"]) == 20
-        manifest = json.loads((root / run.info.run_name / "stages" / "evaluate.json").read_text())
-        asked, prepared = (
-            manifest["prompts"]["eval"]["figfont"],
-            json.loads((root / run.info.run_name / "stages" / "prepare.json").read_text()),
-        )
-        assert (asked["hash"], asked["num_bos"]) == (prepared["format_hash"], prepared["num_bos"])
+        evaluated = require_manifest(root / run.info.run_name, EvaluateManifest).models["eval"]
+        prompt = evaluated.benchmarks["figfont"].prompt
+        prepared = require_manifest(root / run.info.run_name, PrepareManifest).prepared
+        assert (prompt.hash, prompt.num_bos) == (prepared.format_hash, prepared.num_bos)
         spec = json.loads(Path(client.download_artifacts(run.info.run_id, "spec.json")).read_text())
         assert spec["objective"] == run.data.params["objective"]
 

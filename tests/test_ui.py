@@ -11,7 +11,8 @@ import pytest
 
 from deft.platform.config.loading import load_spec
 from deft.platform.records.run_directory import RunDirectory
-from deft.platform.tracking.recorder import Recorder, default_tracking_uri
+from deft.platform.tracking.experiment_recorder import ExperimentRecorder
+from deft.platform.tracking.uri import default_tracking_uri
 
 OBJECTIVES = ("original", "p", "Cayley_Trans", "DEFT")
 STEPS = range(1, 41)
@@ -45,7 +46,7 @@ def record(root: Path, objective: str, seed: int) -> str:
     names = {"dataset": "figfont", "model": "tiny", "objective": objective}
     run = RunDirectory(root, load_spec(None, names, [f"seed={seed}"]))
     run.create()
-    with Recorder(run, default_tracking_uri(root), pytest.fail) as recorder:
+    with ExperimentRecorder(run, default_tracking_uri(root), pytest.fail) as recorder:
         for step in STEPS:
             gates = {"train/mean_gate": gate(objective, step)}
             run.append_event(step, {"train/nll": nll(objective, seed, step), **gates})

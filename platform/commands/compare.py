@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from deft.evaluators.scores.comparison import (
     LEVEL,
@@ -17,7 +16,12 @@ from deft.evaluators.scores.comparison import (
 from deft.evaluators.spec import HELDOUT, heldout_table
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
-from deft.platform.records.run_directory import manifest_file, read_manifest
+from deft.platform.records.manifests import (
+    EvaluateManifest,
+    ModelResult,
+    manifest_file,
+    require_manifest,
+)
 
 COLUMNS = ("run", "value", "95 %", "− first", "95 %", "p (Holm)", "", "found from")
 RATES = ("truncated", "no EOS", "no answer", "grader error")
@@ -53,15 +57,14 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     bases: set[str] = set()
     labels: list[str] = []
     for run in runs:
-        manifest = read_manifest(run, "evaluate")
-        assert manifest is not None
+        models = require_manifest(run, EvaluateManifest).models
         name = run.resolve().name
-        _add(measured, run, "eval", name, manifest)
+        _add(measured, run, "eval", name, models["eval"])
         labels.append(name)
-        base = manifest["models"].get("base")
-        if base is not None and base not in bases:
-            bases.add(base)
-            _add(measured, run, "base", f"base: {Path(base).name}", manifest)
+        base = models.get("base")
+        if base is not None and base.directory not in bases:
+            bases.add(base.directory)
+            _add(measured, run, "base", f"base: {Path(base.directory).name}", base)
     everyone = {name for found in measured.values() for name in found}
     if len(everyone) < 2:
         raise UserError("give at least two runs to compare")
@@ -79,35 +82,20 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     )
 
 
-def headline_metric(manifest: Mapping[str, Any], label: str, benchmark: str) -> str:
-    """What a model is compared by on a benchmark: ``avg@n`` or the name of a score.
-
-    Args:
-        manifest: of a finished evaluation.
-        label: of the model.
-        benchmark: its name.
-    """
-    headline = str(manifest["tables"][label][benchmark]["headline"])
-    samples = int(manifest["results"][label][benchmark]["num_samples"])
-    return f"avg@{samples}" if headline == "avg" else headline
-
-
 def _add(
     measured: dict[str, dict[str, Measured]],
     run: Path,
     label: str,
     name: str,
-    manifest: dict[str, Any],
+    model: ModelResult,
 ) -> None:
-    for benchmark in manifest["results"].get(label, {}):
-        if benchmark == HELDOUT:
-            path = run / heldout_table(label)
-            measured.setdefault(f"{benchmark}, bits per byte", {})[name] = read_heldout(path)
-            continue
-        table = manifest["tables"][label][benchmark]
-        title = f"{benchmark}, {headline_metric(manifest, label, benchmark)}"
-        found = read_predictions(run / table["path"], table["headline"])
-        measured.setdefault(title, {})[name] = found
+    if model.heldout:
+        scores = read_heldout(run / heldout_table(label))
+        measured.setdefault(f"{HELDOUT}, bits per byte", {})[name] = scores
+    for benchmark, result in model.benchmarks.items():
+        title = f"{benchmark}, {result.primary_metric_name}"
+        scores = read_predictions(run / result.predictions, result.primary_metric)
+        measured.setdefault(title, {})[name] = scores
 
 
 def _show(

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.tracking.provenance import SOURCE
-from deft.platform.tracking.recorder import require_no_secret
+from deft.platform.tracking.uri import require_no_secret
 
 GIB = 2**30
 PATIENCE = 3.0

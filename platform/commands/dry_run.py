@@ -23,6 +23,7 @@ from deft.platform.commands.cost_model import (
 )
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
+from deft.platform.records.manifests import PrepareManifest
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.catalogs.datasets import DATASETS, local_files
 from deft.workers.catalogs.models import MODELS, ModelDimensions
@@ -147,7 +148,11 @@ def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
     None if only the hub knows.
     """
     cache = root.resolve() / "cache"
-    counts: Any = RunDirectory(root.resolve(), spec).manifest("prepare") or known_counts(
+    manifest = RunDirectory(root.resolve(), spec).manifest(PrepareManifest)
+    if manifest is not None:
+        prepared = manifest.prepared
+        return DataSize(prepared.num_examples, prepared.num_tokens, "as prepared")
+    counts = known_counts(
         spec.dataset, spec.model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
     )
     if counts:

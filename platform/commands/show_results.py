@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
+from deft.platform.records.manifests import EvaluateManifest, ModelResult
 from deft.platform.records.run_directory import RunDirectory
 
 SHOWN = (
@@ -24,10 +26,10 @@ SHOWN = (
 """Training metrics in the table at the end of a run; MLflow has all of them."""
 
 
-def show_results(run: RunDirectory, console: RunConsole) -> None:
+def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
     """Print what a finished run measured, base model beside trained model, and where it is."""
     events = run.train_events()
-    first, last = events[0]["metrics"], events[-1]["metrics"]
+    first, last = events[0].metrics, events[-1].metrics
     console.table(
         "training",
         ["", "first step", "last step"],
@@ -37,7 +39,7 @@ def show_results(run: RunDirectory, console: RunConsole) -> None:
             if f"train/{name}" in first and f"train/{name}" in last
         ],
     )
-    show_evaluation(run.manifest("evaluate") or {"results": {}}, console)
+    show_evaluation(run.require_manifest(EvaluateManifest).models, console)
     console.say(f"everything of this run: {run.path}")
 
 
@@ -45,17 +47,17 @@ LABELS = {"base": "base", "eval": "trained"}
 
 
 def show_evaluation(
-    manifest: Mapping[str, Any], console: RunConsole, labels: Mapping[str, str] = LABELS
+    models: Mapping[str, ModelResult], console: RunConsole, labels: Mapping[str, str] = LABELS
 ) -> None:
     """Print a table for each benchmark, a column for each model: means ± standard errors.
 
     Args:
-        manifest: what `evaluate_models` returned.
+        models: results by the label of the model.
         console: where.
         labels: label of a model → heading of its column, in their order.
     """
-    results: Mapping[str, Any] = manifest["results"]
-    shown = [label for label in labels if label in results]
+    results = {label: models[label].metrics for label in labels if label in models}
+    shown = list(results)
     for benchmark in dict.fromkeys(name for label in shown for name in results[label]):
         measured = [results[label].get(benchmark, {}) for label in shown]
         names = [name for name in measured[-1] if not name.endswith(("_stderr", "_low", "_high"))]
@@ -64,7 +66,7 @@ def show_evaluation(
             for name in names
         ]
         console.table(benchmark, ["", *(labels[label] for label in shown)], rows)
-    means = manifest.get("means", {})
+    means = {label: model.means for label, model in models.items() if model.means}
     if means:
         rows = [
             [name.replace("_at_", "@"), *(_with_error(means[label], name) for label in means)]

@@ -34,7 +34,7 @@ from deft.platform.config.spec import ExperimentSpec
 from deft.platform.config.yaml_file import read_yaml
 from deft.platform.errors import StageError, UserError, describe
 from deft.platform.tracking.provenance import SHIPPED_STATE, SOURCE, git_state
-from deft.platform.tracking.recorder import require_no_secret
+from deft.platform.tracking.uri import require_no_secret
 from deft.workers.common.secrets import is_secret_name
 
 ROOMS = ("objectives", "workers", "evaluators", "platform", "sweeps")

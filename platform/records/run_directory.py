@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
 
 from deft.platform.errors import UserError
+from deft.platform.records.manifests import (
+    AnyManifest,
+    Manifest,
+    Stage,
+    manifest_file,
+    read_manifest,
+    require_manifest,
+    save_manifest,
+)
+from deft.workers.common.clock import now_ms
 from deft.workers.common.files import drop_torn_line, exclusive, write_atomic
 
 
 class RunSpec(Protocol):
-    """What a run directory needs to know of the spec of a run."""
+    """The part of a run's spec that its directory needs."""
 
     @property
     def run_name(self) -> str:
         """The directory's name: the same spec is the same run."""
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """All settings."""
-
     def model_dump_json(self, *, indent: int) -> str:
-        """All settings as JSON."""
+        """Return all settings as JSON."""
 
 
-class RunDirectory:
+AnySpec = TypeVar("AnySpec", bound=RunSpec)
+
+
+class Event(BaseModel):
+    """Metrics of one optimizer step, as ``train/<metric>`` or ``validation/<metric>``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    time: int
+    """When they were logged, in milliseconds since the epoch."""
+    step: int
+    metrics: dict[str, float]
+
+
+class RunDirectory(Generic[AnySpec]):
     """``ROOT/<name>-<hash>``; nothing is written before `create`.
 
     A stage that has no manifest did not happen.
     """
 
-    def __init__(self, root: Path, spec: RunSpec) -> None:
+    def __init__(self, root: Path, spec: AnySpec) -> None:
         self.path = root / spec.run_name
         self.spec = spec
         self.events_file = self.path / "events.jsonl"
@@ -42,30 +63,35 @@ class RunDirectory:
         """Make the directory and write the resolved spec into it."""
         write_atomic(self.path / "spec.json", self.spec.model_dump_json(indent=2) + "\n")
 
-    def manifest(self, stage: str) -> dict[str, Any] | None:
-        """What ``stage`` left when it finished; None if it has not."""
-        return read_manifest(self.path, stage)
+    def has_finished(self, stage: Stage) -> bool:
+        """Return whether ``stage`` has left its manifest."""
+        return manifest_file(self.path, stage).is_file()
 
-    def finish(self, stage: str, outputs: dict[str, Any]) -> None:
-        """Declare ``stage`` finished, and when, in milliseconds since the epoch."""
-        outputs = {**outputs, "finished_at": _now()}
-        write_atomic(manifest_file(self.path, stage), json.dumps(outputs, indent=2) + "\n")
+    def manifest(self, kind: type[AnyManifest]) -> AnyManifest | None:
+        """Read the manifest of a stage; None if it has not finished."""
+        return read_manifest(self.path, kind)
+
+    def require_manifest(self, kind: type[AnyManifest]) -> AnyManifest:
+        """Read the manifest of a stage that is known to have finished."""
+        return require_manifest(self.path, kind)
+
+    def finish(self, manifest: Manifest) -> None:
+        """Declare the stage of ``manifest`` finished."""
+        save_manifest(manifest_file(self.path, manifest.stage), manifest)
 
     def append_event(self, step: int, metrics: dict[str, float]) -> None:
-        """Add one line to the run's events: metrics of an optimiser step, and the time."""
+        """Append one line to the run's events: metrics of an optimizer step, and the time."""
+        event = Event(time=now_ms(), step=step, metrics=metrics)
         with self.events_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": _now(), "step": step, "metrics": metrics}) + "\n")
+            file.write(event.model_dump_json() + "\n")
 
-    def events(self) -> list[dict[str, Any]]:
-        """All events so far."""
-        if not self.events_file.exists():
-            return []
-        with self.events_file.open("rb") as file:
-            return [json.loads(line) for line in file]
+    def events(self) -> list[Event]:
+        """Read all events so far."""
+        return list(read_events(self.path))
 
-    def train_events(self) -> list[dict[str, Any]]:
-        """The events of optimiser steps, without those of validations."""
-        return [event for event in self.events() if "train/nll" in event["metrics"]]
+    def train_events(self) -> list[Event]:
+        """Read the events of optimizer steps, without those of validations."""
+        return [event for event in self.events() if "train/nll" in event.metrics]
 
     @contextmanager
     def locked(self, patience: float = 0.0) -> Iterator[None]:
@@ -74,27 +100,23 @@ class RunDirectory:
         Raises:
             UserError: another process is working on the same run.
         """
+        lock = self.path / ".lock"
         with ExitStack() as stack:
             try:
-                stack.enter_context(exclusive(self.path / ".lock", patience=patience))
+                stack.enter_context(exclusive(lock, patience=patience))
             except BlockingIOError:
-                raise UserError(f"{self.path}: another process is at work on this run") from None
+                raise UserError(
+                    f"another process is already running this run (lock: {lock}); wait for its end"
+                ) from None
             drop_torn_line(self.events_file)
             yield
 
 
-def manifest_file(run: Path, stage: str) -> Path:
-    """Where ``stage`` of the run in directory ``run`` leaves its manifest when it finishes."""
-    return run / "stages" / f"{stage}.json"
-
-
-def read_manifest(run: Path, stage: str) -> dict[str, Any] | None:
-    """What ``stage`` of the run in directory ``run`` left when it finished; None if it has not."""
-    try:
-        return dict(json.loads(manifest_file(run, stage).read_text()))
-    except FileNotFoundError:
-        return None
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
+def read_events(run: Path) -> Iterator[Event]:
+    """Read the events of the run in directory ``run``, if it has any, one by one."""
+    file = run / "events.jsonl"
+    if not file.exists():
+        return
+    with file.open("rb") as lines:
+        for line in lines:
+            yield Event.model_validate_json(line)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.items import read_items
+from deft.platform.records.manifests import BenchmarkOverlap
 from deft.workers.data.overlap import find_overlaps
 from deft.workers.data.prepare import Prepared, training_examples
 
@@ -23,8 +23,8 @@ def benchmark_questions(items: Path) -> Iterator[str]:
 
 def overlap_with_benchmarks(
     prepared: Prepared, items: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
-    """Training examples that share text with each benchmark: number, share and ids.
+) -> dict[str, BenchmarkOverlap]:
+    """Find the training examples that share text with each benchmark.
 
     Args:
         prepared: the training data.
@@ -35,14 +35,14 @@ def overlap_with_benchmarks(
     asked = {
         get_benchmark(name).name: benchmark_questions(Path(path)) for name, path in items.items()
     }
-    found = find_overlaps(training_examples(prepared), asked)
+    overlaps = find_overlaps(training_examples(prepared), asked)
     return {
-        name: {
-            "num_overlapping": len(overlap.ids),
-            "share": overlap.share,
-            "ids": overlap.ids[:SHOWN_IDS],
-        }
-        for name, overlap in found.items()
+        name: BenchmarkOverlap(
+            num_overlapping=len(overlap.ids),
+            share=overlap.share,
+            ids=tuple(overlap.ids[:SHOWN_IDS]),
+        )
+        for name, overlap in overlaps.items()
     }
 
 

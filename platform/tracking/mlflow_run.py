@@ -26,7 +26,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from deft.platform.errors import describe
-from deft.platform.tracking.outbox import Entry, Outbox, RefusedError, read_delivered
+from deft.platform.tracking.outbox import Outbox, QueueEntry, RefusedError, read_delivered
 from deft.workers.common.files import exclusive
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class MlflowRun:
     def _search(self, condition: str) -> list[Run]:
         return list(self.client.search_runs([self.experiment_id], condition))
 
-    def apply(self, entries: Sequence[Entry]) -> None:
+    def apply(self, entries: Sequence[QueueEntry]) -> None:
         """Send entries of an outbox: any number of metrics, or one of anything else.
 
         Raises:
@@ -127,7 +127,7 @@ class MlflowRun:
     def _is_deleted(self) -> bool:
         return bool(self.client.get_run(self.run_id).info.lifecycle_stage == "deleted")
 
-    def _apply(self, entry: Entry) -> None:
+    def _apply(self, entry: QueueEntry) -> None:
         match entry:
             case {"params": params}:
                 self._log(params=[Param(key, str(value)) for key, value in params.items()])
@@ -155,7 +155,7 @@ class MlflowRun:
         batch = [RunTag(key, value) for key, value in tags.items()]
         self.client.log_batch(run_id, tags=batch, synchronous=True)
 
-    def _log_metrics(self, entries: Sequence[Entry]) -> None:
+    def _log_metrics(self, entries: Sequence[QueueEntry]) -> None:
         metrics = []
         model = self._linked_model() if any(entry.get("of_model") for entry in entries) else None
         for entry in entries:

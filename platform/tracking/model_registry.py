@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe
 from deft.platform.tracking.outbox import read_delivered
-from deft.platform.tracking.recorder import require_tracking_uri
+from deft.platform.tracking.uri import require_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,8 +1,8 @@
-"""What MLflow shall get: queued in files by whoever has it, delivered in order by one thread.
+"""A durable, ordered queue of MLflow writes: producers append to files, one thread delivers.
 
-Whoever queues never waits for a server. What a server has taken is remembered on disk; where that
-is not known for certain, because it was killed or its answer was lost, the same is sent again, so
-everything that a `Destination` does must be without effect the second time.
+Producers never wait for a server. What the server has confirmed is stored on disk; where that is
+not certain, because it was killed or its response was lost, the same is sent again, so everything
+that a `Destination` does must be idempotent.
 """
 
 from __future__ import annotations
@@ -18,31 +18,33 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deft.platform.errors import describe
+from deft.workers.common.clock import now_ms
 from deft.workers.common.files import drop_torn_line, write_atomic
 
-Entry = dict[str, Any]
+QueueEntry = dict[str, Any]
+"""One write, see `Destination.apply`."""
 
 MAX_POINTS = 1000
-"""Metric points that MLflow takes in one request."""
+"""Metric points that MLflow accepts in one request."""
 
-INTERVAL = 2.0
+POLL_INTERVAL = 2.0
 """Seconds between looks at the queue."""
 
-LONGEST_PAUSE = 30.0
-"""Seconds between attempts when there have been many in vain; the first come after 1, 2, 4, …"""
+MAX_RETRY_INTERVAL = 30.0
+"""Seconds between attempts after many failures; the first retries come after 1, 2, 4, …"""
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """How much of a directory's queue is where."""
+    """How much of a directory's queue has been delivered, and to which MLflow run."""
 
     name: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """By which an MLflow run is found again whose creation was not answered."""
-    created_at: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    """Tag used to find an MLflow run again if the create request timed out."""
+    created_at: int = field(default_factory=now_ms)
     """Milliseconds since the epoch."""
     run_id: str | None = None
-    """The MLflow run that has got so much."""
+    """The MLflow run that received it."""
     events: int = 0
     """Bytes of `events.jsonl`."""
     entries: int = 0
@@ -62,30 +64,30 @@ class Outbox:
             "entries": directory / "mlflow" / "outbox.jsonl",
         }
         drop_torn_line(self._files["entries"])
-        known = read_delivered(directory)
-        self.delivered = known or Delivered(name)
+        delivered_before = read_delivered(directory)
+        self.delivered = delivered_before or Delivered(name)
         # A machine that went down may have kept less of a file than was delivered from it.
         shrunk = {
             key: 0
             for key, file in self._files.items()
             if getattr(self.delivered, key) > _size(file)
         }
-        if known is None or shrunk:
-            self._remember(**shrunk)
+        if delivered_before is None or shrunk:
+            self._store(**shrunk)
 
-    def append(self, entry: Entry) -> None:
+    def append(self, entry: QueueEntry) -> None:
         """Queue one entry, see `Destination.apply`."""
         file = self._files["entries"]
         with file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
-    def waiting(self) -> Iterator[tuple[list[Entry], dict[str, int]]]:
-        """What has not been delivered: entries to send in one go, and what to remember of them."""
+    def waiting(self) -> Iterator[tuple[list[QueueEntry], dict[str, int]]]:
+        """Yield undelivered entries in batches, each with the offsets to `mark` after delivery."""
         # Looked up first, so that the end of a run comes after all its metrics.
         end = _size(self._files["entries"])
         for key, until in (("events", _size(self._files["events"])), ("entries", end)):
             points, offset = 0, getattr(self.delivered, key)
-            batch: list[Entry] = []
+            batch: list[QueueEntry] = []
             for entry, offset_after in _lines(self._files[key], offset, until):
                 count = len(entry.get("metrics", ()))
                 if batch and (not count or not points or points + count > MAX_POINTS):
@@ -97,29 +99,29 @@ class Outbox:
                 yield batch, {key: offset}
 
     def size(self) -> dict[str, int]:
-        """Bytes that have been queued so far."""
+        """Return the bytes that have been queued so far."""
         return {key: _size(file) for key, file in self._files.items()}
 
     def has_delivered(self, size: dict[str, int]) -> bool:
-        """Whether everything up to ``size`` has been delivered."""
+        """Return whether everything up to ``size`` has been delivered."""
         return all(getattr(self.delivered, key) >= end for key, end in size.items())
 
-    def deliver_to(self, run_id: str) -> None:
-        """Say which MLflow run entries go to; another one than before needs them all."""
+    def bind_run(self, run_id: str) -> None:
+        """Set the MLflow run that entries go to; a different one than before gets them all."""
         if run_id != self.delivered.run_id:
-            self._remember(run_id=run_id, events=0, entries=0)
+            self._store(run_id=run_id, events=0, entries=0)
 
     def mark(self, offsets: dict[str, int]) -> None:
-        """Remember that what `waiting` yielded with ``offsets`` was delivered."""
-        self._remember(**offsets)
+        """Store that what `waiting` yielded with ``offsets`` was delivered."""
+        self._store(**offsets)
 
-    def _remember(self, **changes: Any) -> None:
+    def _store(self, **changes: Any) -> None:
         self.delivered = replace(self.delivered, **changes)
         write_atomic(_delivered_file(self.directory), json.dumps(asdict(self.delivered)) + "\n")
 
 
 def read_delivered(directory: Path) -> Delivered | None:
-    """How much of the queue in ``directory`` is where; None if there is none."""
+    """Read how much of the queue in ``directory`` was delivered; None if there is no queue."""
     try:
         return Delivered(**json.loads(_delivered_file(directory).read_text()))
     except FileNotFoundError:
@@ -134,8 +136,8 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _lines(file: Path, start: int, end: int) -> Iterator[tuple[Entry, int]]:
-    """The lines from byte ``start`` to ``end``, and where each of them ends."""
+def _lines(file: Path, start: int, end: int) -> Iterator[tuple[QueueEntry, int]]:
+    """Yield the lines from byte ``start`` to ``end``, each with the offset of its end."""
     if start >= end:
         return
     with file.open("rb") as stream:
@@ -149,43 +151,43 @@ def _lines(file: Path, start: int, end: int) -> Iterator[tuple[Entry, int]]:
 
 
 class RefusedError(Exception):
-    """An entry that will never be taken, and why; those after it may be."""
+    """MLflow rejected an entry for good; those after it may still be accepted."""
 
 
 class Destination(Protocol):
-    """Where entries go."""
+    """The MLflow run that entries are sent to."""
 
     @property
     def run_id(self) -> str:
-        """The MLflow run that they go to."""
+        """MLflow's id of it."""
 
-    def apply(self, entries: Sequence[Entry]) -> None:
-        """Take ``entries``, wholly or in part, any number of times.
+    def apply(self, entries: Sequence[QueueEntry]) -> None:
+        """Write ``entries``, all or some of them; repeating it has no effect.
 
         Raises:
-            RefusedError: one of them will never be taken.
-            Exception: they could not be taken now.
+            RefusedError: one of them was rejected for good.
+            Exception: they could not be written now.
         """
 
 
-class Courier(threading.Thread):
+class DeliveryThread(threading.Thread):
     """Delivers an outbox, from `start` to `stop`."""
 
     def __init__(
-        self, outbox: Outbox, connect: Callable[[], Destination], say: Callable[[str], None]
+        self, outbox: Outbox, connect: Callable[[], Destination], notify: Callable[[str], None]
     ) -> None:
-        """Nothing is sent before `start`.
+        """Prepare to deliver; nothing is sent before `start`.
 
         Args:
             outbox: what is delivered.
             connect: finds or makes the destination; called again after every failure.
-            say: told once that nothing can be delivered, and why, at the second attempt in vain;
-                and once that it could be.
+            notify: called once when delivery fails for the second time in a row, with the cause,
+                and once when it works again.
         """
         super().__init__(name="mlflow", daemon=True)
         self.outbox = outbox
         self._connect = connect
-        self._say = say
+        self._notify = notify
         self._destination: Destination | None = None
         self._changed = threading.Condition()
         self._attempts = 0
@@ -195,10 +197,10 @@ class Courier(threading.Thread):
         self._uploading = False
         self._hurried = False
         self._ended = False
-        self._said: set[str] = set()
+        self._notified: set[str] = set()
 
     def stop(self) -> None:
-        """Deliver no more; what is on its way may still arrive."""
+        """Stop delivering; a request in flight may still arrive."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -206,21 +208,22 @@ class Courier(threading.Thread):
         self.join(timeout=1.0)
 
     def run(self) -> None:
-        """Deliver what there is, time and again."""
+        """Deliver what is queued, until `stop`."""
         while not self._ended:
             try:
                 self._deliver()
                 if self._stuck and not self._ended:
-                    self._say_once("MLflow answers again; what was waiting has been delivered")
+                    self._notify_once("MLflow answers again; the queued results were delivered")
                 self._failures, self._stuck = 0, False
             except Exception as error:
                 self._failures += 1
                 self._destination = None
-                # Parallel trials that make the same entry collide for a moment; no reason to warn.
+                # Parallel trials that create the same entry may collide once: no reason to warn.
                 if self._failures > 1:
                     self._stuck = True
-                    self._say_once(
-                        "warning: MLflow takes nothing now, everything waits on disk",
+                    self._notify_once(
+                        "warning: cannot reach MLflow; results are queued on disk and will be "
+                        "retried",
                         describe(error)[:400],
                     )
             with self._changed:
@@ -232,12 +235,16 @@ class Courier(threading.Thread):
     def _pause(self) -> float:
         if self._hurried:
             return 0.5
-        return min(2.0 ** (self._failures - 1), LONGEST_PAUSE) if self._failures else INTERVAL
+        return (
+            min(2.0 ** (self._failures - 1), MAX_RETRY_INTERVAL)
+            if self._failures
+            else POLL_INTERVAL
+        )
 
     def _deliver(self) -> None:
         if self._destination is None:
             self._destination = self._connect()
-            self.outbox.deliver_to(self._destination.run_id)
+            self.outbox.bind_run(self._destination.run_id)
         for entries, offsets in self.outbox.waiting():
             if self._ended:
                 return
@@ -251,25 +258,25 @@ class Courier(threading.Thread):
             self.outbox.mark(offsets)
             self._failures, self._moved_at = 0, time.monotonic()
 
-    def _deliver_one_by_one(self, destination: Destination, entries: Sequence[Entry]) -> None:
+    def _deliver_one_by_one(self, destination: Destination, entries: Sequence[QueueEntry]) -> None:
         for entry in entries:
             try:
                 destination.apply([entry])
             except RefusedError as refusal:
-                self._say_once("warning: MLflow refuses a part of this run", str(refusal)[:400])
+                self._notify_once("warning: MLflow refuses a part of this run", str(refusal)[:400])
 
-    def _say_once(self, what: str, cause: str = "") -> None:
-        if what not in self._said:
-            self._said.add(what)
-            # Whoever listens may be gone: no reason to stop delivering.
+    def _notify_once(self, what: str, cause: str = "") -> None:
+        if what not in self._notified:
+            self._notified.add(what)
+            # The console may be gone: no reason to stop delivering.
             with contextlib.suppress(Exception):
-                self._say(f"{what}: {cause}" if cause else what)
+                self._notify(f"{what}: {cause}" if cause else what)
 
     def flush(self, patience: float) -> bool:
         """Wait until everything that is queued by now has been delivered.
 
         Returns:
-            False if MLflow took nothing for ``patience`` seconds, before this call or during it.
+            False if MLflow accepted nothing for ``patience`` seconds, before or during this call.
         """
         size, attempts, began = self.outbox.size(), self._attempts, time.monotonic()
         with self._changed:

@@ -1,4 +1,4 @@
-"""MLflow: parameters, curves, results and everything needed to reproduce a run.
+"""What all MLflow runs of this platform share: a queue on disk, and a thread that delivers it.
 
 Metric names and tags are an interface: people filter and group by them in the MLflow UI. Nothing
 here waits for MLflow but the end of a run, for a limited time; see `deft.platform.tracking.outbox`.
@@ -11,100 +11,46 @@ import getpass
 import json
 import logging
 import os
-import re
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any, Generic, Self
 
-from deft.evaluators.spec import HELDOUT
-from deft.platform.config.spec import ExperimentSpec, ModelEvaluationSpec
-from deft.platform.errors import UserError, describe
-from deft.platform.tracking.outbox import Courier, Destination, Outbox
+from deft.platform.errors import describe
+from deft.platform.records.manifests import EvaluateManifest
+from deft.platform.records.run_directory import AnySpec, RunDirectory
+from deft.platform.tracking.outbox import DeliveryThread, Destination, Outbox
 from deft.platform.tracking.provenance import git_state, package_versions
-from deft.workers.catalogs.datasets import DATASETS
+from deft.platform.tracking.uri import require_tracking_uri
+from deft.workers.common.clock import now_ms
 from deft.workers.common.files import write_atomic
-from deft.workers.common.names import unknown_name
-from deft.workers.common.secrets import has_secret, without_secrets
 
-if TYPE_CHECKING:
-    from deft.platform.records.run_directory import RunDirectory
+DELIVERY_TIMEOUT = 60.0
+"""Seconds without progress after which the end of a run no longer waits for MLflow."""
 
-PATIENCE = 60.0
-"""Seconds that the end of a run waits for an MLflow that takes nothing."""
-
-PATIENCE_WITH_FAILURE = 15.0
+DELIVERY_TIMEOUT_AFTER_FAILURE = 15.0
 """The same where the run itself failed."""
 
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-"""Databases that MLflow can use."""
 
-Say = Callable[[str], None]
+class MlflowQueue:
+    """An outbox and the thread that delivers it to MLflow, for as long as a block runs."""
 
+    def __init__(
+        self, directory: Path, name: str, tracking_uri: str, notify: Callable[[str], None]
+    ) -> None:
+        """Prepare to send; nothing is sent before the block is entered.
 
-def default_tracking_uri(root: Path) -> str:
-    """An SQLite database under the run root."""
-    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+        Args:
+            directory: where the queue lies.
+            name: of the MLflow run.
+            tracking_uri: of MLflow.
+            notify: told once that MLflow cannot be reached, and why.
 
-
-def require_no_secret(uri: str) -> None:
-    """Raise UserError if there is a password in the tracking URI ``uri``."""
-    if has_secret(uri) or re.match(r"https?://[^/]*@", uri):
-        raise UserError(
-            f"tracking URI {without_secrets(uri)}: a password in it would reach logs and files. "
-            "Give it by the environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
-            "or MLFLOW_TRACKING_TOKEN, for a server; PGPASSWORD for PostgreSQL. Put an MLflow "
-            "server before other databases that ask for one"
-        )
-
-
-def require_tracking_uri(uri: str) -> None:
-    """Raise UserError if ``uri`` can never be one of MLflow's, whoever is up or down."""
-    require_no_secret(uri)
-    shown = without_secrets(uri)
-    expected = "expected http(s)://HOST:PORT, sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-    try:
-        parts = urlsplit(uri)
-        scheme, host, _ = parts.scheme, parts.hostname or "", parts.port
-    except ValueError as error:
-        raise UserError(f"tracking URI {shown}: {error}; {expected}") from None
-    plugins = {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
-    known = {"http", "https", "databricks", *DATABASES, *plugins}
-    name = scheme.partition("+")[0] or uri
-    if name not in known:
-        raise UserError(f"tracking URI {shown}: {unknown_name('scheme', name, known)} {expected}")
-    if scheme in ("http", "https") and not re.fullmatch(r"[\w.-]+|[0-9a-f:.%]+", host):
-        raise UserError(f"tracking URI {shown}: no host can have such a name; {expected}")
-    if name in DATABASES:
-        try:
-            _import_driver(uri)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"tracking URI {shown}: needs the Python package {error.name}, not installed here"
-            ) from None
-        except ValueError as error:
-            raise UserError(f"tracking URI {shown}: {error}; {expected}") from None
-
-
-def _import_driver(uri: str) -> None:
-    """Import what a database is talked to with; ModuleNotFoundError or ValueError if one cannot."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-    try:
-        make_url(uri).get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise ValueError(str(error).replace(uri, "it")) from None
-
-
-class _Queue:
-    """An outbox and the courier that delivers it to MLflow, for as long as a block runs."""
-
-    def __init__(self, directory: Path, name: str, tracking_uri: str, say: Say) -> None:
+        Raises:
+            UserError: the URI can never be used.
+        """
         require_tracking_uri(tracking_uri)
-        _let_courier_retry()
+        _limit_client_retries()
         self._outbox = Outbox(directory, name)
 
         def connect() -> Destination:
@@ -113,21 +59,21 @@ class _Queue:
 
             return MlflowRun(self._outbox, tracking_uri)
 
-        self._courier = Courier(self._outbox, connect, say)
+        self._delivery = DeliveryThread(self._outbox, connect, notify)
 
     def _start(self, tags: Mapping[str, str], params: Mapping[str, Any]) -> None:
-        self._outbox.append({"status": "RUNNING", "time": _now()})
+        self._outbox.append({"status": "RUNNING", "time": now_ms()})
         self._outbox.append({"tags": {**tags, **_origin()}})
         self._outbox.append({"params": dict(params)})
-        self._courier.start()
+        self._delivery.start()
 
     def __exit__(self, *error: object) -> None:
-        self._courier.stop()
+        self._delivery.stop()
 
     def fail(self, error: BaseException) -> None:
         """Close the run as failed, with its cause as a tag."""
         self._outbox.append({"tags": {"deft.error": describe(error)[:4000]}})
-        self._end("FAILED", PATIENCE_WITH_FAILURE)
+        self._end("FAILED", DELIVERY_TIMEOUT_AFTER_FAILURE)
 
     def _send_files(self, path: Path, folder: str | None = None) -> None:
         """Queue a file, or every file below a directory, by paths that outlive a move of it."""
@@ -139,57 +85,56 @@ class _Queue:
             kept = path.relative_to(self._outbox.directory) if inside else path.absolute()
             self._outbox.append({"artifact": str(kept), "folder": folder})
 
+    def _finish(self, time: int | None = None) -> str | None:
+        """Queue the regular end of the run; return its id as `_end` does."""
+        return self._end("FINISHED", DELIVERY_TIMEOUT, time)
+
     def _end(self, status: str, patience: float, time: int | None = None) -> str | None:
-        """Queue the end of the run; its MLflow id, or None if not all could be delivered."""
-        self._outbox.append({"status": status, "time": time or _now()})
-        return self._outbox.delivered.run_id if self._courier.flush(patience) else None
+        """Queue the end of the run; return its MLflow id, or None if not all was delivered."""
+        self._outbox.append({"status": status, "time": time or now_ms()})
+        return self._outbox.delivered.run_id if self._delivery.flush(patience) else None
 
 
-class Recorder(_Queue):
+class Recorder(MlflowQueue, ABC, Generic[AnySpec]):
     """The MLflow run of one run directory, for as long as the block runs.
 
-    Everything it is told is on disk when a method returns. MLflow gets it when it can.
+    Everything it is given is on disk when a method returns. MLflow gets it when it can.
     """
 
+    kind: str
+    """Value of the tag `deft.kind`."""
+    command: str
+    """The command that made the run."""
+
     def __init__(
-        self, run: RunDirectory, tracking_uri: str, say: Say, *, sweep: str | None = None
+        self, run: RunDirectory[AnySpec], tracking_uri: str, notify: Callable[[str], None]
     ) -> None:
-        """Nothing is sent before the block is entered.
-
-        Args:
-            run: whose it is; the caller holds its lock.
-            tracking_uri: of MLflow.
-            say: told once that MLflow takes nothing, and why.
-            sweep: name of the sweep that the run is a cell of.
-
-        Raises:
-            UserError: the URI can never be used.
-        """
-        super().__init__(run.path, run.path.name, tracking_uri, say)
-        assert isinstance(run.spec, ExperimentSpec | ModelEvaluationSpec)
+        """Prepare to send, see `MlflowQueue`; the caller holds the lock of ``run``."""
+        super().__init__(run.path, run.path.name, tracking_uri, notify)
         self.run = run
-        self.spec: ExperimentSpec | ModelEvaluationSpec = run.spec
-        self.sweep = sweep
 
-    def __enter__(self) -> Recorder:
-        spec = self.spec
-        kind = "evaluation" if isinstance(spec, ModelEvaluationSpec) else "run"
+    def __enter__(self) -> Self:
         tags = {
             "deft.run": self.run.path.name,
-            "deft.kind": kind,
+            "deft.kind": self.kind,
             "deft.directory": str(self.run.path.resolve()),
-            "mlflow.source.name": "deft evaluate" if kind == "evaluation" else "deft run",
-            "mlflow.note.content": describe_run(self.run),
+            "mlflow.source.name": self.command,
+            "mlflow.note.content": self.description(),
         }
-        params = flatten(spec.model_dump(mode="json"))
-        if isinstance(spec, ExperimentSpec):
-            # Numbers on an axis of their own: what parallel coordinates are drawn by.
-            params["objective.family"] = spec.objective.name
-            params |= {f"objective.{key}": value for key, value in spec.objective.params.items()}
-        self._start(tags, params)
-        if self.sweep is not None:
-            self._outbox.append({"sweep": self.sweep})
+        self._start(tags, self.params())
         return self
+
+    @abstractmethod
+    def description(self) -> str:
+        """Describe the run in a few lines of Markdown, for people who find it in MLflow."""
+
+    @abstractmethod
+    def params(self) -> dict[str, Any]:
+        """Return the run's settings as MLflow parameters."""
+
+    @abstractmethod
+    def dataset_of(self, benchmark: str) -> dict[str, str] | None:
+        """Return name and digest of the data that a benchmark, or the loss, is measured on."""
 
     def log(
         self,
@@ -203,7 +148,7 @@ class Recorder(_Queue):
         """Log metrics of one step.
 
         Args:
-            step: the optimiser step.
+            step: the optimizer step.
             metrics: name → value.
             time: when they were measured, in milliseconds since the epoch.
             dataset: name and digest of what they were measured on.
@@ -217,80 +162,8 @@ class Recorder(_Queue):
     ) -> None:
         """Log ``<label>/<benchmark>/<metric>``, linked to the data and, if trained, the model."""
         named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
-        self.log(step, named, time, dataset=self._data_of(benchmark), of_model=label == "eval")
-
-    def _data_of(self, benchmark: str) -> dict[str, str] | None:
-        """Name and digest of the dataset that a benchmark, or the loss, is measured on."""
-        prepared = self.run.manifest("prepare")
-        with_items = prepared or self.run.manifest("evaluate")
-        assert with_items is not None
-        for file in with_items["items"].values():
-            if _items_key(file)["name"] == benchmark:
-                return _items_key(file)
-        spec, heldout = self.spec, self.spec.evaluation.heldout
-        own_rows = heldout is not None and heldout.file is None
-        if benchmark == HELDOUT and own_rows and prepared and isinstance(spec, ExperimentSpec):
-            return _rows_key(spec, prepared, "validation")
-        return None
-
-    def describe_data(self) -> None:
-        """Log what the prepare stage found: counts, the prompt format, and the datasets."""
-        prepared, spec = self.run.manifest("prepare"), self.spec
-        assert prepared is not None
-        assert isinstance(spec, ExperimentSpec)
-        counts = {f"data/{key}": n for key, n in prepared.items() if key.startswith("num_")}
-        bad = {
-            f"data/bad_records/{kind.replace(' ', '_')}": count
-            for kind, count in prepared["bad_records"].items()
-        }
-        shared = {f"data/overlap/{name}": x["share"] for name, x in prepared["overlap"].items()}
-        self.log(0, {**counts, **bad, **shared}, prepared["finished_at"])
-        tags = {
-            "deft.prompt_style": prepared["prompt_style"],
-            "deft.prompt_hash": prepared["format_hash"],
-        }
-        # The description knows the data now.
-        self._outbox.append({"tags": {**tags, "mlflow.note.content": describe_run(self.run)}})
-        rows = _rows_datasets(spec, prepared)
-        items = map(_items_dataset, prepared["items"].values())
-        self._outbox.append({"datasets": [*rows, *items]})
-        for file in (self.run.path / "stages" / "prepare.json", Path(prepared["bad_records_file"])):
-            self._send_files(file, "data")
-
-    def describe_evaluation(self, model_dir: str, items: Mapping[str, str]) -> None:
-        """Log what an evaluation of a model asks, and which run trained the model, if one did."""
-        self._outbox.append({"datasets": list(map(_items_dataset, items.values()))})
-        training = Path(model_dir).parent
-        if (training / "stages" / "train.json").is_file():
-            self._outbox.append({"tags": {"deft.trained_by": training.name}})
-            self._outbox.append({"evaluates": str(training.resolve())})
-
-    def log_model(self) -> None:
-        """Log the model that was trained, by where it is: its weights are not copied."""
-        train, spec = self.run.manifest("train"), self.spec
-        assert train is not None
-        assert isinstance(spec, ExperimentSpec)
-        tags = {
-            "deft.run": self.run.path.name,
-            "deft.directory": str((self.run.path / train["model"]).resolve()),
-        }
-        params = {"objective": str(spec.objective), "base_model": spec.model.name}
-        params |= {"dataset": spec.dataset.name, "seed": str(spec.seed)}
-        model = {"name": _model_name(self.run.path.name), "tags": tags, "params": params}
-        self._outbox.append({"model": {**model, "step": train["metrics"]["step"]}})
-
-    def finish(self) -> str | None:
-        """Queue files, environment and the end of the run, and wait for MLflow to take them.
-
-        Returns:
-            Id of the MLflow run; None if MLflow took nothing for `PATIENCE` seconds.
-        """
-        for name in ("spec.json", "events.jsonl", "code.diff", "packages.txt"):
-            self._send_files(self.run.path / name)
-        for name in ("figures", "predictions"):
-            self._send_files(self.run.path / name)
-        last = self.run.manifest("evaluate")
-        return self._end("FINISHED", PATIENCE, last["finished_at"] if last else None)
+        dataset = self.dataset_of(benchmark)
+        self.log(step, named, time, dataset=dataset, of_model=label == "eval")
 
     def describe_code(self) -> None:
         """Log the commit, the uncommitted diff and the packages of the process that does it."""
@@ -300,72 +173,24 @@ class Recorder(_Queue):
             write_atomic(self.run.path / "code.diff", git["diff"])
         write_atomic(self.run.path / "packages.txt", package_versions())
 
-
-class SweepRecorder(_Queue):
-    """The MLflow run of a sweep, parent of its cells' runs, for as long as the block runs.
-
-    One process holds it. Cells record themselves, each in its own process, by
-    ``run_experiment(…, sweep=name)``.
-    """
-
-    def __init__(self, directory: Path, name: str, tracking_uri: str, say: Say) -> None:
-        """Nothing is sent before the block is entered.
-
-        Args:
-            directory: of the sweep.
-            name: of the sweep: what `run_experiment` gets as ``sweep``.
-            tracking_uri: of MLflow.
-            say: told once that MLflow takes nothing, and why.
-
-        Raises:
-            UserError: the URI can never be used.
-        """
-        super().__init__(directory, name, tracking_uri, say)
-        self.directory = directory
-        self.name = name
-
-    def __enter__(self) -> SweepRecorder:
-        tags = {
-            "deft.sweep": self.name,
-            "deft.kind": "sweep",
-            "deft.directory": str(self.directory.resolve()),
-            "mlflow.source.name": "deft sweep",
-        }
-        self._start(tags, {"sweep": self.name})
-        return self
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log settings of the sweep, such as its axes; nested ones become dotted keys."""
-        self._outbox.append({"params": flatten(params)})
-
-    def log_note(self, markdown: str) -> None:
-        """Describe the sweep where MLflow shows it."""
-        self._outbox.append({"tags": {"mlflow.note.content": markdown}})
-
-    def add_cell(self, run: Path) -> None:
-        """Make the run in directory ``run`` a child, whichever sweep it was of before.
-
-        Called when a cell has ended, or was found finished.
-        """
-        self._outbox.append({"child": str(run.resolve()), "sweep": self.name})
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers of the sweep as a whole."""
-        self._outbox.append({"step": step, "time": _now(), "metrics": dict(metrics)})
-
-    def log_artifacts(self, path: Path) -> None:
-        """Log a file, or a directory under its own name, such as the report's."""
-        self._send_files(path)
-
     def finish(self) -> str | None:
-        """End the run; returns its MLflow id, None if MLflow took nothing for `PATIENCE` s."""
-        return self._end("FINISHED", PATIENCE)
+        """Queue files, environment and the end of the run, and wait for MLflow to take them.
+
+        Returns:
+            Id of the MLflow run; None if MLflow took nothing for `DELIVERY_TIMEOUT` seconds.
+        """
+        for name in ("spec.json", "events.jsonl", "code.diff", "packages.txt"):
+            self._send_files(self.run.path / name)
+        for name in ("figures", "predictions"):
+            self._send_files(self.run.path / name)
+        last = self.run.manifest(EvaluateManifest)
+        return self._finish(last.finished_at if last else None)
 
 
-def _let_courier_retry() -> None:
-    """Let MLflow's client give up soon and say little: the courier comes back, and says it once."""
+def _limit_client_retries() -> None:
+    """Let MLflow's client fail fast and log little: the delivery thread retries and warns once."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # What was sent may have been done: the courier looks before it asks for a run a second time.
+    # What was sent may have been done: the thread looks before it asks for a run a second time.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     # Read when mlflow is imported; what it would log it also raises.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
@@ -381,64 +206,18 @@ def _origin() -> dict[str, str]:
     return origin
 
 
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _model_name(name: str) -> str:
-    """``name`` without what MLflow allows in no model's name."""
-    return re.sub(r"[/:.%\"']", "_", name)
-
-
-def _rows_key(spec: ExperimentSpec, prepared: Mapping[str, Any], context: str) -> dict[str, str]:
-    """Name and digest of the rows of a run; the digest covers tokenizer, length and split."""
-    name = spec.dataset.name.rstrip("/").rsplit("/", 1)[-1]
-    return {"name": name, "digest": f"{Path(prepared['rows_dir']).parent.name}-{context}"}
-
-
-def _rows_datasets(spec: ExperimentSpec, prepared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows that are trained on, and those that are held out."""
-    entry, path = DATASETS.get(spec.dataset.name), spec.dataset.local_path
-    source: dict[str, Any]
-    if path is not None:
-        source_type, source = "local", {"uri": str(path.absolute())}
-    elif entry is not None and entry.hub is None:
-        source_type, source = "code", {"tags": {"mlflow.source.name": entry.source}}
-    else:
-        repo = entry.hub if entry and entry.hub else spec.dataset.name
-        source_type, source = "hugging_face", {"path": repo, "split": spec.dataset.split}
-    counts = {
-        "training": {
-            "num_rows": prepared["num_examples"],
-            "num_tokens": prepared["num_tokens"],
-            "num_target_tokens": prepared["num_target_tokens"],
-        },
-        "validation": {"num_rows": prepared["num_validation_examples"]},
-    }
-    return [
-        {
-            **_rows_key(spec, prepared, context),
-            "context": context,
-            "source_type": source_type,
-            "source": json.dumps(source),
-            "profile": json.dumps(profile),
-        }
-        for context, profile in counts.items()
-        if profile["num_rows"]
-    ]
-
-
-def _items_key(file: str) -> dict[str, str]:
-    """Name and digest of the items in a file that `prepare_items` named by its content."""
+def items_key(file: str) -> dict[str, str]:
+    """Return name and digest of the items in a file that `prepare_items` named by its content."""
     name, _, digest = Path(file).stem.rpartition("-")
     return {"name": name, "digest": digest}
 
 
-def _items_dataset(file: str) -> dict[str, Any]:
+def items_dataset(file: str) -> dict[str, Any]:
+    """Describe the items of a benchmark as an MLflow dataset."""
     with Path(file).open("rb") as lines:
         profile = {"num_rows": sum(1 for _ in lines)}
     return {
-        **_items_key(file),
+        **items_key(file),
         "context": "evaluation",
         "source_type": "local",
         "source": json.dumps({"uri": file}),
@@ -446,40 +225,14 @@ def _items_dataset(file: str) -> dict[str, Any]:
     }
 
 
-def describe_run(run: RunDirectory) -> str:
-    """A few lines of Markdown about a run, for people who find it in MLflow."""
-    spec = run.spec
-    if isinstance(spec, ModelEvaluationSpec):
-        asked = ", ".join(benchmark.name for benchmark in spec.evaluation.suite) or HELDOUT
-        return f"Evaluation of **{spec.model.name}** on {asked}.\n\nDirectory: `{run.path}`"
-    assert isinstance(spec, ExperimentSpec)
-    training, info = spec.training, spec.objective.info
-    lines = [
-        f"**{spec.model.name}** fine-tuned on **{spec.dataset.name}** with **{spec.objective}**, "
-        f"seed {spec.seed}."
-    ]
-    if info is not None:
-        lines.append(
-            f"Per token `{info.value}`, gate `{info.gate}`: {info.summary} ({info.source})"
-        )
-    settings = [
-        f"batches of {training.batch_size} examples, learning rate {training.learning_rate:g}, "
-        f"{training.num_workers} workers, ZeRO-{training.resolved_zero_stage}"
-    ]
-    prepared = run.manifest("prepare")
-    if prepared is not None:
-        settings.insert(
-            0,
-            f"{prepared['num_examples']:,} examples with {prepared['num_target_tokens']:,} target "
-            f"tokens, {prepared['num_validation_examples']:,} held out",
-        )
-    lines.append("\n".join(f"- {setting}" for setting in settings))
-    lines.append(f"Directory: `{run.path}`")
-    return "\n\n".join(lines)
+def key_of_benchmark(items: Mapping[str, str], benchmark: str) -> dict[str, str] | None:
+    """Return name and digest of a benchmark's items, if they are among the files ``items``."""
+    keys = map(items_key, items.values())
+    return next((key for key in keys if key["name"] == benchmark), None)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; ``x.name`` is called ``x``, so that people can filter by it.
+    """Flatten nested settings to dotted keys; ``x.name`` becomes ``x``, so that people can filter.
 
     Items of a list are keyed by their names, as in ``evaluation.benchmarks.figfont.size``.
     """

@@ -12,6 +12,7 @@ import numpy as np
 
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.platform.errors import StageError, UserError
+from deft.platform.records.manifests import PrepareManifest
 from deft.sweeps.report.read_sweep import Cell
 from deft.workers.common.files import atomic_file
 
@@ -51,9 +52,9 @@ def token_landscapes(
         raise LandscapeError(str(error)) from None
     drawn = [objective for objective in found if objective.target is None]
     needs = LANDSCAPE_STATISTICS.union(*(objective.needs for objective in drawn))
-    manifest = cell.manifest("prepare")
-    rows_dir = manifest["validation_dir" if manifest["num_validation_examples"] else "rows_dir"]
-    columns = _statistics(manifest["model_dir"], rows_dir, sorted(needs), cache)
+    data = cell.require_manifest(PrepareManifest).prepared
+    rows_dir = data.validation_dir if data.num_validation_examples else data.rows_dir
+    columns = _statistics(data.model_dir, rows_dir, sorted(needs), cache)
     stats = TokenStats(**columns)
     others = [str(objective.spec) for objective in found if objective.target is not None]
     return landscapes(stats, drawn), others

@@ -13,10 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from deft.evaluators.spec import HELDOUT, heldout_table
+from deft.evaluators.spec import heldout_table
 from deft.objectives.spec import ObjectiveSpec
 from deft.platform.errors import UserError
-from deft.platform.records.run_directory import read_manifest
+from deft.platform.records.manifests import (
+    AnyManifest,
+    EvaluateManifest,
+    read_manifest,
+    require_manifest,
+)
+from deft.platform.records.run_directory import read_events
 from deft.sweeps.directory import read_failure
 from deft.sweeps.spec import HIGHER_IS_BETTER, label
 
@@ -62,22 +68,21 @@ class Cell:
     def run(self) -> str:
         return self.directory.name
 
-    def manifest(self, stage: str) -> dict[str, Any]:
-        """What ``stage`` left; empty if it has not finished."""
-        return read_manifest(self.directory, stage) or {}
+    def manifest(self, kind: type[AnyManifest]) -> AnyManifest | None:
+        """Read the manifest of a stage; None if it has not finished."""
+        return read_manifest(self.directory, kind)
+
+    def require_manifest(self, kind: type[AnyManifest]) -> AnyManifest:
+        """Read the manifest of a stage of a cell that has finished."""
+        return require_manifest(self.directory, kind)
 
     def series(self, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
-        """Steps and values of event metrics, float64 [2, T], by name; without those not logged."""
+        """Read steps and values of event metrics, float64 [2, T], by name; only those logged."""
         points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-        try:
-            with (self.directory / "events.jsonl").open(encoding="utf-8") as file:
-                for line in file:
-                    event = json.loads(line)
-                    for name in points.keys() & event["metrics"].keys():
-                        points[name].append((event["step"], event["metrics"][name]))
-        except FileNotFoundError:
-            return {}
-        return {name: np.array(found, float).T for name, found in points.items() if found}
+        for event in read_events(self.directory):
+            for name in points.keys() & event.metrics.keys():
+                points[name].append((event.step, event.metrics[name]))
+        return {name: np.array(values, float).T for name, values in points.items() if values}
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,7 @@ def _read_cell(line: Mapping[str, Any], directory: Path, root: Path, over: str |
     run = root / line["run"]
     state: State = "not run yet"
     failure: Mapping[str, Any] = {}
-    manifest = read_manifest(run, "evaluate")
+    manifest = read_manifest(run, EvaluateManifest)
     if manifest is not None:
         lost = _lost_table(run, manifest)
         state, failure = ("failed", {"cause": f"{lost} is gone"}) if lost else ("finished", {})
@@ -243,12 +248,11 @@ def _without_constant_axes(cells: Sequence[Cell]) -> list[Cell]:
     ]
 
 
-def _lost_table(run: Path, manifest: Mapping[str, Any]) -> Path | None:
-    """A table that the evaluation wrote and that is no longer there."""
-    paths = [table["path"] for tables in manifest["tables"].values() for table in tables.values()]
-    paths += [
-        heldout_table(name) for name, found in manifest["results"].items() if HELDOUT in found
-    ]
+def _lost_table(run: Path, manifest: EvaluateManifest) -> Path | None:
+    """Return a table that the evaluation wrote and that is no longer there."""
+    models = manifest.models
+    paths = [result.predictions for m in models.values() for result in m.benchmarks.values()]
+    paths += [heldout_table(label) for label, model in models.items() if model.heldout]
     return next((run / path for path in paths if not (run / path).is_file()), None)
 
 

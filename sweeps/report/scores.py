@@ -5,8 +5,9 @@ Shapes: R runs of one objective that differ in their seed, I items of a benchmar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from deft.evaluators.scores import statistics
 from deft.evaluators.scores.comparison import Measured, read_heldout, read_predictions
 from deft.evaluators.scores.statistics import Floats, Interval
 from deft.evaluators.spec import GENERAL, HELDOUT, heldout_table
-from deft.platform.commands.compare import headline_metric
+from deft.platform.records.manifests import EvaluateManifest, ModelResult
 from deft.sweeps.report.read_sweep import Cell
 
 
@@ -76,13 +77,11 @@ def read_column(cells: Sequence[Cell], label: str) -> Column:
     """
     runs: dict[Measure, list[tuple[int, str, Measured]]] = {}
     for cell in cells:
-        manifest = cell.manifest("evaluate")
-        for name in manifest["results"].get(label, {}):
-            path, measure, headline = _table(manifest, label, name)
-            file = cell.directory / path
-            found = read_heldout(file) if name == HELDOUT else read_predictions(file, headline)
-            runs.setdefault(measure, []).append((cell.seed, manifest["models"][label], found))
-    column = {measure: _stack(measure, found) for measure, found in runs.items()}
+        model = cell.require_manifest(EvaluateManifest).models.get(label)
+        if model is not None:
+            for measure, scores in _read_scores(cell.directory, label, model):
+                runs.setdefault(measure, []).append((cell.seed, model.directory, scores))
+    column = {measure: _stack(measure, scores) for measure, scores in runs.items()}
     domain = [measure for measure in column if measure in domain_measures(column)]
     if len(domain) > 1:
         title = f"mean over {len(domain)} benchmarks"
@@ -90,17 +89,14 @@ def read_column(cells: Sequence[Cell], label: str) -> Column:
     return column
 
 
-def _table(
-    manifest: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | str]]]],
-    label: str,
-    name: str,
-) -> tuple[str, Measure, str]:
-    if name == HELDOUT:
+def _read_scores(run: Path, label: str, model: ModelResult) -> Iterator[tuple[Measure, Measured]]:
+    """Read the tables of one model, held-out examples first."""
+    if model.heldout:
         measure = Measure(HELDOUT, "held out, bits per byte", higher_is_better=False)
-        return heldout_table(label), measure, ""
-    table = manifest["tables"][label][name]
-    metric = headline_metric(manifest, label, name)
-    return str(table["path"]), Measure(name, f"{name}, {metric}"), str(table["headline"])
+        yield measure, read_heldout(run / heldout_table(label))
+    for name, result in model.benchmarks.items():
+        scores = read_predictions(run / result.predictions, result.primary_metric)
+        yield Measure(name, f"{name}, {result.primary_metric_name}"), scores
 
 
 def domain_measures(measures: Iterable[Measure]) -> list[Measure]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from deft.platform.records.manifests import (
+    EvaluateManifest,
+    PrepareManifest,
+    RecordManifest,
+    TrainManifest,
+)
 from deft.platform.tracking.provenance import SOURCE, git_state, package_versions
 from deft.sweeps.report import formatting
 from deft.sweeps.report.document import Block, Entry, Listing, Table, Text
@@ -36,7 +40,7 @@ def cost(findings: Findings) -> list[Block]:
             blocks.append(Table(caption, columns, rows))
     finished = [cell for cell in findings.sweep.cells if cell.state == "finished"]
     hours = sum(map(_device_hours, finished))
-    evaluation = sum(_seconds(cell, "evaluate") for cell in finished)
+    evaluation = sum(map(_evaluation_seconds, finished))
     text = (
         f"All {formatting.plural(len(finished), 'finished cell')}, chosen or not: "
         f"{formatting.hours(hours)} device-hours of training and {formatting.duration(evaluation)} "
@@ -48,27 +52,31 @@ def cost(findings: Findings) -> list[Block]:
     return [*blocks, Text(text)]
 
 
-def _seconds(cell: Cell, stage: str) -> float:
-    return float(cell.manifest(stage).get("seconds", math.nan))
+def _training_seconds(cell: Cell) -> float:
+    return cell.require_manifest(TrainManifest).seconds
+
+
+def _evaluation_seconds(cell: Cell) -> float:
+    return cell.require_manifest(EvaluateManifest).timings.total
 
 
 def _device_hours(cell: Cell) -> float:
-    return float(cell.spec["training"]["num_workers"] * _seconds(cell, "train") / 3600)
+    return float(cell.spec["training"]["num_workers"] * _training_seconds(cell) / 3600)
 
 
 def _cost(cells: Sequence[Cell]) -> list[str]:
-    steps = [float(cell.manifest("train")["metrics"]["step"]) for cell in cells]
+    steps = [cell.require_manifest(TrainManifest).step for cell in cells]
     tokens = []
-    for cell, taken in zip(cells, steps, strict=True):
-        data = cell.manifest("prepare")
-        length = data["num_tokens"] / data["num_examples"]
-        tokens.append(taken * cell.spec["training"]["batch_size"] * length)
+    for cell, num_steps in zip(cells, steps, strict=True):
+        data = cell.require_manifest(PrepareManifest).prepared
+        length = data.num_tokens / data.num_examples
+        tokens.append(num_steps * cell.spec["training"]["batch_size"] * length)
     return [
         str(len(cells)),
         f"{np.mean(steps):,.0f}",
         f"{np.mean(tokens):,.0f}",
-        formatting.duration(float(np.mean([_seconds(cell, "train") for cell in cells]))),
-        formatting.duration(float(np.mean([_seconds(cell, "evaluate") for cell in cells]))),
+        formatting.duration(float(np.mean(list(map(_training_seconds, cells))))),
+        formatting.duration(float(np.mean(list(map(_evaluation_seconds, cells))))),
         formatting.hours(sum(map(_device_hours, cells))),
     ]
 
@@ -169,23 +177,25 @@ def _data(findings: Findings) -> list[Table]:
 
 def _data_of(findings: Findings, setting: Setting, cell: Cell) -> Table:
     """What one cell was trained and asked with; directories are named after their content."""
-    prepared: dict[str, Any] = cell.manifest("prepare")
-    asked = cell.manifest("evaluate")["prompts"].get("eval", {})
+    manifest = cell.require_manifest(PrepareManifest)
+    data, trained = manifest.prepared, cell.require_manifest(EvaluateManifest).models["eval"]
     counts = (
-        f"{prepared['num_examples']:,} examples, {prepared['num_validation_examples']:,} held out, "
-        f"{prepared['num_target_tokens']:,} target tokens"
+        f"{data.num_examples:,} examples, {data.num_validation_examples:,} held out, "
+        f"{data.num_target_tokens:,} target tokens"
     )
-    digest = f"{Path(prepared['examples_dir']).name} / {Path(prepared['rows_dir']).parent.name}"
-    style = f"{prepared['prompt_style']}, {prepared['num_bos']} BOS"
-    rows = [["training", counts, style, prepared["format_hash"], digest]]
-    for name, file in prepared["items"].items():
-        prompt = asked.get(name, {})
+    digest = f"{Path(data.examples_dir).name} / {Path(data.rows_dir).parent.name}"
+    style = f"{data.prompt_style}, {data.num_bos} BOS"
+    rows = [["training", counts, style, data.format_hash, digest]]
+    for name, file in manifest.items.items():
+        result = trained.benchmarks.get(name)
+        prompt = result.prompt if result is not None else None
+        num_items = int(result.metrics["num_items"]) if result is not None else 0
         rows.append(
             [
                 name,
-                formatting.plural(_num_items(cell, name), "item"),
-                f"{prompt['style']}, {prompt['num_bos']} BOS" if prompt else formatting.NONE,
-                prompt.get("hash", formatting.NONE),
+                formatting.plural(num_items, "item"),
+                f"{prompt.style}, {prompt.num_bos} BOS" if prompt else formatting.NONE,
+                prompt.hash if prompt else formatting.NONE,
                 Path(file).stem.removeprefix(f"{name}-"),
             ]
         )
@@ -194,9 +204,9 @@ def _data_of(findings: Findings, setting: Setting, cell: Cell) -> Table:
     return Table(f"{caption} (of seed {cell.seed})", columns, rows, frozenset(columns[1:]))
 
 
-def _num_items(cell: Cell, benchmark: str) -> int:
-    results = cell.manifest("evaluate")["results"]["eval"]
-    return int(results.get(benchmark, {}).get("num_items", 0))
+def _mlflow_run(cell: Cell) -> str:
+    record = cell.manifest(RecordManifest)
+    return record.mlflow_run_id if record is not None else formatting.NONE
 
 
 def _runs(findings: Findings) -> Table:
@@ -211,7 +221,7 @@ def _runs(findings: Findings) -> Table:
             cell.setting.title,
             cell.state,
             "yes" if cell.run in chosen else "no",
-            cell.manifest("record").get("mlflow_run_id", formatting.NONE),
+            _mlflow_run(cell),
         ]
         for cell in sweep.cells
     ]

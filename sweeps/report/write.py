@@ -9,6 +9,7 @@ from pathlib import Path
 from deft.evaluators.scores.comparison import LEVEL
 from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
+from deft.platform.records.manifests import EvaluateManifest
 from deft.sweeps.report import (
     formatting,
     section_figures,
@@ -105,9 +106,10 @@ def _subtitle(sweep: Sweep) -> str:
         f"{count} {state}" for state in ("failed", "not run yet") if (count := sweep.count(state))
     ]
     parts.append(f"compared with {sweep.baseline}")
-    ends = [cell.manifest("evaluate").get("finished_at", 0) for cell in sweep.cells]
-    if last := max(ends):
-        parts.append(time.strftime("last result %Y-%m-%d %H:%M UTC", time.gmtime(last / 1000)))
+    manifests = [cell.manifest(EvaluateManifest) for cell in sweep.cells]
+    if ends := [manifest.finished_at for manifest in manifests if manifest is not None]:
+        last = time.gmtime(max(ends) / 1000)
+        parts.append(time.strftime("last result %Y-%m-%d %H:%M UTC", last))
     return " · ".join(parts)
 
 

@@ -25,6 +25,8 @@ import matplotlib as mpl
 import numpy as np
 import psutil
 
+from deft.platform.records.manifests import RecordManifest, load_manifest
+
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -86,8 +88,9 @@ def watch(number: int, folder: Path) -> tuple[list[dict[str, float]], list[float
             time.sleep(INTERVAL)
     if sweep.returncode:
         raise SystemExit(sweep.returncode)
-    manifests = folder.glob("runs/*/stages/record.json")
-    ended = sorted(json.loads(file.read_text())["finished_at"] / 1000 - began for file in manifests)
+    files = folder.glob("runs/*/stages/record.json")
+    manifests = [load_manifest(file, RecordManifest) for file in files]
+    ended = sorted(manifest.finished_at / 1000 - began for manifest in manifests)
     return samples, ended
 
 

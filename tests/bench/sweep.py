@@ -23,6 +23,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from deft.platform.records.manifests import (
+    EvaluateManifest,
+    ModelResult,
+    RecordManifest,
+    Timings,
+    manifest_file,
+    save_manifest,
+)
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -80,9 +89,8 @@ def measure_trials(number: int, root: Path) -> None:
     from deft.platform.console import RunConsole
     from deft.sweeps.cells import load_sweep
     from deft.sweeps.directory import SweepDirectory
-    from deft.sweeps.placement import Placement
     from deft.sweeps.progress import SweepView
-    from deft.sweeps.run import run_cells
+    from deft.sweeps.run import CellWatch, run_cells
 
     file = root / "trials.yaml"
     base = {"dataset": "figfont", "model": "tiny", "objective": "original"}
@@ -96,16 +104,20 @@ def measure_trials(number: int, root: Path) -> None:
     path = str(directory.root)
 
     def stub(config: dict[str, Any]) -> None:
-        stages = Path(path, config["run"], "stages")
-        stages.mkdir(parents=True)
-        (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
-        (stages / "record.json").write_text("{}")
+        run = Path(path, config["run"])
+        evaluated = EvaluateManifest(
+            models={"eval": ModelResult(directory="")},
+            num_generated=0,
+            num_resumed=0,
+            timings=Timings(),
+        )
+        for manifest in (evaluated, RecordManifest(mlflow_run_id="")):
+            save_manifest(manifest_file(run, manifest.stage), manifest)
 
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
-    run_cells(
-        plan, plan.cells, directory, stub, Placement(4, 0, reserved=False), view, lambda _: None
-    )
+    watch = CellWatch(directory, view, lambda run: None)
+    run_cells(plan.spec, plan.cells, stub, watch, num_parallel=4)
     seconds = time.monotonic() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert all(directory.is_finished(cell.run) for cell in plan.cells)

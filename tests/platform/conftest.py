@@ -28,8 +28,9 @@ from moto.moto_server.werkzeug_app import (
 from werkzeug.serving import make_server
 
 from deft.platform.config.loading import load_spec
+from deft.platform.records.manifests import BenchmarkOverlap
 from deft.platform.records.run_directory import RunDirectory
-from helpers import free_port
+from helpers import free_port, make_prepare_manifest
 
 
 class S3Server:
@@ -196,25 +197,18 @@ def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
     items.write_text("{}\n" * 5)
     bad_records = tmp_path / "cache" / "bad_records.jsonl"
     bad_records.write_text('{"where": "a:7"}\n')
-    prepared = {
-        "num_examples": 90,
-        "num_validation_examples": 5,
-        "num_tokens": 9000,
-        "num_target_tokens": 400,
-        "bad_records": {"missing field": 2},
-        "bad_records_file": str(bad_records),
-        "prompt_style": "chat",
-        "format_hash": "0123456789ab",
-        "rows_dir": str(tmp_path / "cache" / "rows" / "ba9876543210" / "train"),
-        "items": {"figfont": str(items)},
-        "overlap": {"gsm8k": {"num_overlapping": 9, "share": 0.1, "ids": ["a:3"]}},
-    }
+    manifest = make_prepare_manifest(
+        items={"figfont": str(items)},
+        overlap={"gsm8k": BenchmarkOverlap(num_overlapping=9, share=0.1, ids=("a:3",))},
+        bad_records={"missing field": 2},
+        bad_records_file=str(bad_records),
+    )
 
     def make(seed: int = 0, objective: str = "DEFT") -> RunDirectory:
         names = {"dataset": "figfont", "model": "tiny", "objective": objective}
         run = RunDirectory(tmp_path, load_spec(None, names, [f"seed={seed}"]))
         run.create()
-        run.finish("prepare", prepared)
+        run.finish(manifest)
         return run
 
     return make

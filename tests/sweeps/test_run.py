@@ -20,12 +20,19 @@ from mlflow import MlflowClient
 from ray.util import placement_group_table
 
 from deft.platform.console import RunConsole
+from deft.platform.records.manifests import (
+    EvaluateManifest,
+    ModelResult,
+    RecordManifest,
+    manifest_file,
+    require_manifest,
+    save_manifest,
+)
 from deft.sweeps.cells import Plan, load_sweep
 from deft.sweeps.directory import SweepDirectory
-from deft.sweeps.placement import Placement
 from deft.sweeps.progress import SweepView
-from deft.sweeps.run import run_cells
-from helpers import wait_until
+from deft.sweeps.run import CellWatch, run_cells
+from helpers import make_evaluate_manifest, wait_until
 
 BASE = {
     "dataset": {"name": "figfont", "size": 60},
@@ -45,6 +52,12 @@ from deft.objectives import objective
 def fragile(stats):
     raise RuntimeError("the objective of this test fails on purpose")
 """
+
+FINISHED = (
+    make_evaluate_manifest({"eval": ModelResult(directory="model")}),
+    RecordManifest(mlflow_run_id="0" * 32),
+)
+"""What tells that a run was evaluated and recorded."""
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -159,8 +172,8 @@ def run_stubs(
     """Run ``stub`` for every cell by Ray Tune; the runs that have ended, in that order."""
     ended: list[str] = []
     view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
-    placement = Placement(at_once, 0, reserved=False)
-    run_cells(plan, plan.cells, directory, stub, placement, view, ended.append)
+    watch = CellWatch(directory, view, ended.append)
+    run_cells(plan.spec, plan.cells, stub, watch, num_parallel=at_once)
     return ended
 
 
@@ -174,13 +187,13 @@ def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> No
     def stub(config: dict[str, Any]) -> None:
         from pathlib import Path
 
-        stages = Path(root, config["run"], "stages")
-        failed_before = stages.parent.exists()
-        stages.mkdir(parents=True, exist_ok=True)
+        run = Path(root, config["run"])
+        failed_before = run.exists()
+        run.mkdir(parents=True, exist_ok=True)
         if config["run"] in fragile and not failed_before:
             raise RuntimeError("not this time")
-        (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
-        (stages / "record.json").write_text("{}")
+        for manifest in FINISHED:
+            save_manifest(manifest_file(run, manifest.stage), manifest)
 
     ended = run_stubs(plan, directory, stub, at_once=8)
     assert all(directory.is_finished(cell.run) for cell in plan.cells)
@@ -201,12 +214,10 @@ def test_asha_stops_a_cell_that_others_are_ahead_of(ray_cluster: None, tmp_path:
 
         run = config["run"]
         spec = SweepDirectory(root, sweep).read_spec(run)
-        stages = root / run / "stages"
         for step in (0, 1, 2, 3):
             report_validation(step, {"nll": 2.0 + spec.seed - step / 10})
-        stages.mkdir(parents=True)
-        (stages / "evaluate.json").write_text('{"results": {"eval": {}}, "tables": {"eval": {}}}')
-        (stages / "record.json").write_text("{}")
+        for manifest in FINISHED:
+            save_manifest(manifest_file(root / run, manifest.stage), manifest)
 
     ended = run_stubs(plan, directory, stub, at_once=1)
     ahead, behind = (cell.run for cell in plan.cells)
@@ -232,8 +243,6 @@ def test_a_model_of_the_sweep_is_trained_first(
     strong, tiny = plan.cells
     losses = {}
     for cell in (strong, tiny):
-        manifest = json.loads(
-            (tmp_path / "runs" / cell.run / "stages" / "evaluate.json").read_text()
-        )
-        losses[cell.run] = manifest["results"]["base"]["heldout"]["nll"]
+        manifest = require_manifest(tmp_path / "runs" / cell.run, EvaluateManifest)
+        losses[cell.run] = manifest.models["base"].heldout["nll"]
     assert losses[strong.run] < losses[tiny.run]

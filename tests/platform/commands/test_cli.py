@@ -178,7 +178,7 @@ def test_dropped_records_are_said_and_listed(
     with RunDirectory(tmp_path / "runs", load_spec(Path("run.yaml"))).locked():
         done = deft("run", "run.yaml", RAY_ADDRESS=ray_address)
     assert done.returncode == 2
-    assert "another process is at work on this run" in done.stderr
+    assert "another process is already running this run" in done.stderr
     assert "38 examples, 1 held out, 1 bad" in done.stdout
     said = " ".join(done.stdout.split())
     assert "warning: left out 1 missing field; listed in" in said

@@ -16,6 +16,7 @@ from deft.platform.commands.dry_run import data_size, dimensions_of
 from deft.platform.config.loading import load_spec
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.data.prepare import prepare
+from helpers import make_prepare_manifest
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -93,7 +94,7 @@ def test_runs_own_manifest_is_believed_first(tmp_path: Path) -> None:
     spec = spec_for(tmp_path / "sums.jsonl")
     run = RunDirectory(tmp_path.resolve(), spec)
     run.create()
-    run.finish("prepare", {"num_examples": 7, "num_tokens": 70})
+    run.finish(make_prepare_manifest(num_examples=7, num_tokens=70))
     known = data_size(spec, tmp_path)
     assert known is not None
     assert known.num_examples == 7

@@ -9,20 +9,23 @@ import pytest
 
 from deft.platform.config.loading import load_spec
 from deft.platform.errors import UserError
+from deft.platform.records.manifests import TrainManifest
 from deft.platform.records.run_directory import RunDirectory
+from helpers import make_train_manifest
 
 SPEC = load_spec(None, {"dataset": "figfont", "model": "tiny", "objective": "DEFT"})
 
 
 def test_stage_without_manifest_did_not_happen(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, SPEC)
-    assert run.manifest("train") is None
+    assert run.manifest(TrainManifest) is None
     assert list(tmp_path.iterdir()) == []
     run.create()
-    run.finish("train", {"seconds": 1.5})
-    manifest = run.manifest("train")
+    assert not run.has_finished("train")
+    run.finish(make_train_manifest(7, seconds=1.5))
+    manifest = run.manifest(TrainManifest)
     assert manifest is not None
-    assert manifest["seconds"] == 1.5
+    assert manifest.seconds == 1.5
     assert load_spec(run.path / "spec.json") == SPEC
 
 
@@ -34,7 +37,7 @@ def test_event_torn_by_a_crash_is_dropped(tmp_path: Path) -> None:
         file.write('{"time": 1, "step"')
     with run.locked():
         run.append_event(2, {"train/nll": 1.0})
-    assert [event["step"] for event in run.events()] == [1, 2]
+    assert [event.step for event in run.events()] == [1, 2]
 
 
 def _hold(root: Path, held: object, release: object) -> None:
@@ -51,7 +54,7 @@ def test_second_driver_on_the_same_run_is_refused(tmp_path: Path) -> None:
     try:
         assert held.wait(30)
         with (
-            pytest.raises(UserError, match="another process is at work"),
+            pytest.raises(UserError, match="another process is already running"),
             RunDirectory(tmp_path, SPEC).locked(),
         ):
             pass

@@ -9,6 +9,7 @@ import pytest
 
 from deft.evaluators.benchmarks.items import prepare_items
 from deft.evaluators.spec import BenchmarkSpec
+from deft.platform.records.manifests import BenchmarkOverlap
 from deft.platform.run.contamination import (
     benchmark_questions,
     different_formats,
@@ -44,11 +45,11 @@ def test_training_on_the_benchmark_is_found_out(items: Path, tmp_path: Path) -> 
         cache=tmp_path / "cache",
     )
     assert overlap_with_benchmarks(prepared, {"figfont": str(items)}) == {
-        "figfont": {
-            "num_overlapping": 3,
-            "share": 0.03,
-            "ids": ["data.jsonl:98", "data.jsonl:99", "data.jsonl:100"],
-        }
+        "figfont": BenchmarkOverlap(
+            num_overlapping=3,
+            share=0.03,
+            ids=("data.jsonl:98", "data.jsonl:99", "data.jsonl:100"),
+        )
     }
     assert overlap_with_benchmarks(prepared, {}) == {}
 
@@ -65,7 +66,7 @@ def test_chain_sum_shares_nothing_with_its_benchmark(split: str, tmp_path: Path)
         cache=tmp_path / "cache",
     )
     found = overlap_with_benchmarks(prepared, {"chain_sum": str(items)})
-    assert found == {"chain_sum": {"num_overlapping": 0, "share": 0.0, "ids": []}}
+    assert found == {"chain_sum": BenchmarkOverlap(num_overlapping=0, share=0.0, ids=())}
 
 
 def test_formats_are_told_apart_by_their_hashes() -> None:

@@ -16,10 +16,13 @@ from mlflow import MlflowClient
 
 from deft.platform.config.loading import load_evaluation
 from deft.platform.console import RunConsole
+from deft.platform.records.manifests import EvaluateManifest, RecordManifest, require_manifest
 from deft.platform.records.run_directory import RunDirectory
-from deft.platform.run.evaluation import run_evaluation
+from deft.platform.run.context import RunContext
+from deft.platform.run.evaluate_command import run_evaluation
 from deft.platform.tracking import recorder as tracking
-from deft.platform.tracking.recorder import Recorder
+from deft.platform.tracking.experiment_recorder import ExperimentRecorder
+from helpers import make_train_manifest
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -82,14 +85,14 @@ def test_any_model_on_a_benchmark_of_ones_own(
     assert "bits_per_byte" in done.stdout
 
     (directory,) = (tmp_path / "runs").glob("evaluation-my-model-*")
-    manifest = json.loads((directory / "stages" / "evaluate.json").read_text())
-    metrics = manifest["results"]["eval"]["sums"]
+    metrics = require_manifest(directory, EvaluateManifest).models["eval"].metrics["sums"]
     table = pq.read_table(directory / "predictions" / "eval-sums.parquet").to_pylist()
     assert len(table) == 48
     right = [row["verdict"] == "correct" for row in table]
     assert right == [len(row["response"]) % 2 == 0 for row in table]
     assert metrics["avg_at_4"] == pytest.approx(sum(right) / 48)
-    assert manifest["results"]["eval"]["heldout"]["num_items"] == 8
+    heldout = require_manifest(directory, EvaluateManifest).models["eval"].heldout
+    assert heldout["num_items"] == 8
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("deft")
@@ -107,8 +110,8 @@ def test_any_model_on_a_benchmark_of_ones_own(
     interrupt(directory, table)
     resumed = deft(*arguments, RAY_ADDRESS=ray_address)
     assert resumed.returncode == 0, resumed.stderr
-    manifest = json.loads((directory / "stages" / "evaluate.json").read_text())
-    assert (manifest["num_resumed"], manifest["num_generated"]) == (10, 38)
+    manifest = require_manifest(directory, EvaluateManifest)
+    assert (manifest.num_resumed, manifest.num_generated) == (10, 38)
     after = pq.read_table(directory / "predictions" / "eval-sums.parquet").to_pylist()
     assert after == table
 
@@ -135,8 +138,8 @@ def test_evaluation_of_a_run_is_linked_to_it_even_if_mlflow_was_not_there(
 ) -> None:
     trained, uri = make_run(), f"sqlite:///{tmp_path / 'mlflow.db'}"
     save_small_model(trained.path / "model")
-    trained.finish("train", {"model": "model", "metrics": {"step": 7}})
-    with Recorder(trained, uri, print) as recorder:
+    trained.finish(make_train_manifest(7))
+    with ExperimentRecorder(trained, uri, print) as recorder:
         recorder.log_model()
         training_run = recorder.finish()
     held_out = tmp_path / "held.jsonl"
@@ -144,16 +147,16 @@ def test_evaluation_of_a_run_is_linked_to_it_even_if_mlflow_was_not_there(
     heldout = {"heldout": {"file": str(held_out)}}
     spec = load_evaluation(trained.path.name, [], {}, heldout, (), tmp_path)
 
-    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    monkeypatch.setattr(tracking, "DELIVERY_TIMEOUT", 1.0)
     nobody = "http://127.0.0.1:9"
-    run = run_evaluation(spec, tmp_path, RunConsole(), nobody, verbose=False)
-    assert run.manifest("evaluate") is not None
-    assert run.manifest("record") is None
+    run = run_evaluation(spec, RunContext(tmp_path, RunConsole(), nobody))
+    assert run.has_finished("evaluate")
+    assert not run.has_finished("record")
     monkeypatch.undo()
-    run_evaluation(spec, tmp_path, RunConsole(), uri, verbose=False)
+    run_evaluation(spec, RunContext(tmp_path, RunConsole(), uri))
 
     client = MlflowClient(uri)
-    found = client.get_run(run.manifest("record")["mlflow_run_id"])
+    found = client.get_run(run.require_manifest(RecordManifest).mlflow_run_id)
     assert found.info.status == "FINISHED"
     assert found.data.tags["deft.kind"] == "evaluation"
     assert found.data.tags["deft.trained_by"] == trained.path.name

@@ -86,7 +86,7 @@ def test_a_second_driver_of_a_run_says_that_there_is_one(
     second = deft("run", "run.yaml", RAY_ADDRESS=ray_address)
     assert first.poll() is None
     assert second.returncode == 2
-    assert "another process is at work on this run" in second.stderr
+    assert "another process is already running this run" in second.stderr
     assert "Traceback" not in second.stderr + second.stdout
     said, _ = first.communicate(timeout=400)
     assert first.returncode == 0, said

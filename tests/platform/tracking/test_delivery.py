@@ -18,8 +18,10 @@ from mlflow.entities import Run, ViewType
 
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.tracking import recorder as tracking
-from deft.platform.tracking.recorder import Recorder, SweepRecorder, default_tracking_uri
-from helpers import wait_until
+from deft.platform.tracking.experiment_recorder import ExperimentRecorder
+from deft.platform.tracking.sweep_recorder import SweepRecorder
+from deft.platform.tracking.uri import default_tracking_uri
+from helpers import make_train_manifest, wait_until
 
 MakeRun = Callable[..., RunDirectory]
 
@@ -44,9 +46,9 @@ def runs_of(client: MlflowClient, run: RunDirectory) -> list[Run]:
     return list(client.search_runs([experiment.experiment_id], condition, ViewType.ALL))
 
 
-def record(run: RunDirectory, recorder: Recorder) -> str | None:
+def record(run: RunDirectory, recorder: ExperimentRecorder) -> str | None:
     """Everything that the end of a run records."""
-    run.finish("train", {"model": "model", "metrics": {"step": 300}})
+    run.finish(make_train_manifest(300))
     recorder.describe_data()
     recorder.log_model()
     recorder.log_result(0, "base", "figfont", {"exact_match": 0.25}, 1_700_000_000_000)
@@ -91,7 +93,7 @@ def outlive(
     """
     said = list[str]()
     client = MlflowClient(server.uri)
-    with run.locked(), Recorder(run, server.uri, said.append) as recorder:
+    with run.locked(), ExperimentRecorder(run, server.uri, said.append) as recorder:
         append(run, 1, 150)
         wait_until(lambda: recorder._outbox.delivered.run_id is not None)
         run_id = recorder._outbox.delivered.run_id
@@ -111,7 +113,7 @@ def outlive(
         seconds = time.monotonic() - began
         assert record(run, recorder) == run_id
     assert_recorded_once(client, run, 300)
-    assert "MLflow takes nothing now, everything waits on disk" in said[0]
+    assert "cannot reach MLflow; results are queued on disk and will be retried" in said[0]
     assert "MLflow answers again" in said[1]
     assert len(said) == 2
     return seconds, said[0]
@@ -148,7 +150,7 @@ def test_a_clock_that_goes_back_leaves_nothing_out_and_nothing_twice(
 ) -> None:
     """The platform's clock alone: a test must not set the machine's."""
     now, run = time.time_ns, make_run(seed=3)
-    with run.locked(), Recorder(run, server.uri, lambda _: None) as recorder:
+    with run.locked(), ExperimentRecorder(run, server.uri, lambda _: None) as recorder:
         append(run, 1, 150)
         wait_until(lambda: recorder._outbox.delivered.events > 0)
         monkeypatch.setattr(time, "time_ns", lambda: now() - 3600 * 10**9)
@@ -234,7 +236,7 @@ def test_answers_that_are_lost_leave_nothing_out_and_nothing_twice(
     server: Any, proxy: Proxy, make_run: MakeRun
 ) -> None:
     run = make_run(seed=1)  # the server remembers the run of another test
-    with run.locked(), Recorder(run, proxy.uri, lambda _: None) as recorder:
+    with run.locked(), ExperimentRecorder(run, proxy.uri, lambda _: None) as recorder:
         append(run, 1, 300)
         assert record(run, recorder) is not None
     assert {"create", "log-batch", "update", "log-inputs", "logged-models", "outputs"} <= set(
@@ -247,19 +249,20 @@ CELL = """
 import sys
 from pathlib import Path
 from deft.platform.config.loading import load_spec
+from deft.platform.records.manifests import TrainManifest
 from deft.platform.records.run_directory import RunDirectory
-from deft.platform.tracking.recorder import Recorder
+from deft.platform.tracking.experiment_recorder import ExperimentRecorder
 
 root, uri, seed = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 names = {"dataset": "figfont", "model": "tiny", "objective": "DEFT"}
 run = RunDirectory(root, load_spec(None, names, [f"seed={seed}"]))
-with run.locked(), Recorder(run, uri, lambda text: print(text), sweep="grid") as recorder:
+with run.locked(), ExperimentRecorder(run, uri, lambda text: print(text), sweep="grid") as recorder:
     recorder.describe_data()
     for step in range(1, 201):
         run.append_event(step, {f"train/m{i}": float(step) for i in range(20)})
         if step % 50 == 0:
-            recorder._courier.flush(60)
-    run.finish("train", {"model": "model", "metrics": {"step": 200}})
+            recorder._delivery.flush(60)
+    run.finish(TrainManifest(model="model", seconds=1.0, step=200, metrics={}))
     recorder.log_model()
     recorder.log_result(200, "eval", "figfont", {"exact_match": 0.5}, 1_700_000_000_000)
     sys.exit(recorder.finish() is None)
@@ -323,12 +326,12 @@ class _Forbidden(BaseHTTPRequestHandler):
 def test_server_that_refuses_is_named_once_with_its_cause(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
+    monkeypatch.setattr(tracking, "DELIVERY_TIMEOUT", 2.0)
     run, said = make_run(), list[str]()
     with ThreadingHTTPServer(("127.0.0.1", 0), _Forbidden) as refusing:
         threading.Thread(target=refusing.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{refusing.server_port}"
-        with run.locked(), Recorder(run, uri, said.append) as recorder:
+        with run.locked(), ExperimentRecorder(run, uri, said.append) as recorder:
             assert recorder.finish() is None
         refusing.shutdown()
     (warning,) = said

@@ -13,9 +13,12 @@ from transformers import Qwen2ForCausalLM
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
+from deft.platform.records.manifests import RecordManifest
 from deft.platform.records.run_directory import RunDirectory
+from deft.platform.tracking.experiment_recorder import ExperimentRecorder
 from deft.platform.tracking.model_registry import register_model
-from deft.platform.tracking.recorder import Recorder, default_tracking_uri
+from deft.platform.tracking.uri import default_tracking_uri
+from helpers import make_train_manifest
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def run(
     """A run that trained a model and has been recorded."""
     run = make_run()
     save_small_model(run.path / "model")
-    run.finish("train", {"model": "model", "metrics": {"step": 7}})
+    run.finish(make_train_manifest(7))
     return run
 
 
@@ -45,16 +48,18 @@ def test_registered_model_is_the_one_that_was_trained(
     uri = default_tracking_uri(tmp_path)
     with pytest.raises(UserError, match="not recorded in MLflow yet"):
         register_model(run.path, "reader", uri, RunConsole())
-    with Recorder(run, uri, print) as recorder:
+    with ExperimentRecorder(run, uri, print) as recorder:
         recorder.log_model()
-        run.finish("record", {"mlflow_run_id": recorder.finish()})
+        run.finish(RecordManifest(mlflow_run_id=recorder.finish()))
     for _ in range(2):
         register_model(run.path, "reader", uri, RunConsole())
     assert capfd.readouterr().out.count("upload") == 1
     client = MlflowClient(uri)
     (version,) = client.search_model_versions("name = 'reader'")
     model = client.get_logged_model(version.source.removeprefix("models:/"))
-    assert model.source_run_id == version.run_id == run.manifest("record")["mlflow_run_id"]
+    assert (
+        model.source_run_id == version.run_id == run.require_manifest(RecordManifest).mlflow_run_id
+    )
 
     loaded = mlflow.transformers.load_model("models:/reader/1", return_type="components")
     ids = torch.tensor([[1, 2, 3]])

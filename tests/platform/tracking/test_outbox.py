@@ -44,7 +44,7 @@ def test_metrics_go_in_batches_that_mlflow_takes(tmp_path: Path) -> None:
 
 def test_delivery_goes_on_after_the_last_batch_that_was_marked(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, "a")
-    outbox.deliver_to("r1")
+    outbox.bind_run("r1")
     write_events(tmp_path, 250, width=9)
     waiting = outbox.waiting()
     outbox.mark(next(waiting)[1])
@@ -52,7 +52,7 @@ def test_delivery_goes_on_after_the_last_batch_that_was_marked(tmp_path: Path) -
     assert again.delivered == outbox.delivered
     assert next(again.waiting())[0][0]["step"] == 111
     # Another MLflow run, perhaps of another server, has got nothing yet.
-    again.deliver_to("r2")
+    again.bind_run("r2")
     assert next(again.waiting())[0][0]["step"] == 0
     assert again.delivered.id == outbox.delivered.id
 

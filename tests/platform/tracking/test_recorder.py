@@ -14,16 +14,16 @@ from mlflow.entities import Run, ViewType
 from deft.platform.config.loading import load_spec
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
+from deft.platform.records.manifests import EvaluateManifest, ModelResult, RecordManifest
 from deft.platform.records.run_directory import RunDirectory
+from deft.platform.run.context import RunContext
 from deft.platform.run.driver import run_experiment
 from deft.platform.tracking import recorder as tracking
-from deft.platform.tracking.recorder import (
-    Recorder,
-    SweepRecorder,
-    default_tracking_uri,
-    flatten,
-    require_tracking_uri,
-)
+from deft.platform.tracking.experiment_recorder import ExperimentRecorder
+from deft.platform.tracking.recorder import flatten
+from deft.platform.tracking.sweep_recorder import SweepRecorder
+from deft.platform.tracking.uri import default_tracking_uri, require_tracking_uri
+from helpers import make_benchmark_result, make_evaluate_manifest, make_train_manifest
 
 MakeRun = Callable[..., RunDirectory]
 CapFd = pytest.CaptureFixture[str]
@@ -58,14 +58,14 @@ def mlflow_run(uri: str, run: RunDirectory) -> Run:
 
 def test_events_are_delivered_once_however_often_they_are_sent(make_run: MakeRun, uri: str) -> None:
     run = make_run()
-    with Recorder(run, uri, print) as recorder:
+    with ExperimentRecorder(run, uri, print) as recorder:
         for step in range(1, 4):
             run.append_event(step, {"train/nll": 1 / step, "train/grad_norm": math.nan})
         first = recorder.finish()
     # A driver that was killed may know less of what it had delivered than MLflow does.
     delivered = run.path / "mlflow" / "delivered.json"
     delivered.write_text(delivered.read_text().replace('"events": ', '"events": 0, "entries": '))
-    with Recorder(run, uri, print) as recorder:
+    with ExperimentRecorder(run, uri, print) as recorder:
         assert recorder._outbox.delivered.events == 0
         assert recorder.finish() == first
     client = MlflowClient(uri)
@@ -77,12 +77,12 @@ def test_events_are_delivered_once_however_often_they_are_sent(make_run: MakeRun
 
 def test_failed_run_carries_its_cause_and_can_go_on(make_run: MakeRun, uri: str) -> None:
     run = make_run()
-    with Recorder(run, uri, print) as recorder:
+    with ExperimentRecorder(run, uri, print) as recorder:
         recorder.fail(MemoryError("no room"))
     failed = mlflow_run(uri, run)
     assert failed.info.status == "FAILED"
     assert failed.data.tags["deft.error"] == "MemoryError: no room"
-    with Recorder(run, uri, print) as recorder:
+    with ExperimentRecorder(run, uri, print) as recorder:
         assert recorder.finish() == failed.info.run_id
     finished = mlflow_run(uri, run)
     assert finished.info.status == "FINISHED"
@@ -92,7 +92,7 @@ def test_failed_run_carries_its_cause_and_can_go_on(make_run: MakeRun, uri: str)
 def test_data_code_and_prompt_format_are_recorded(make_run: MakeRun, uri: str) -> None:
     run = make_run()
     for _ in range(2):  # as when a run is started again
-        with Recorder(run, uri, print) as recorder:
+        with ExperimentRecorder(run, uri, print) as recorder:
             recorder.describe_code()
             recorder.describe_data()
             recorder.finish()
@@ -130,8 +130,8 @@ def test_results_are_linked_to_the_model_and_to_what_it_was_asked(
     make_run: MakeRun, uri: str
 ) -> None:
     run = make_run()
-    with Recorder(run, uri, print) as recorder:
-        run.finish("train", {"model": "model", "metrics": {"step": 7}})
+    with ExperimentRecorder(run, uri, print) as recorder:
+        run.finish(make_train_manifest(7))
         recorder.log_model()
         results = {"exact_match": 0.5, "mean_tokens": math.nan}
         recorder.log_result(7, "eval", "figfont", results, 1_700_000_000_000)
@@ -155,12 +155,12 @@ def test_results_are_linked_to_the_model_and_to_what_it_was_asked(
 def test_run_that_was_made_twice_is_one_in_the_end(make_run: MakeRun, uri: str) -> None:
     """As when a server answers so late that it was asked again, and then does both."""
     run = make_run()
-    with Recorder(run, uri, print) as recorder:
+    with ExperimentRecorder(run, uri, print) as recorder:
         first = recorder.finish()
     client = MlflowClient(uri)
     kept = client.get_run(first)
     client.create_run(kept.info.experiment_id, tags={"deft.id": kept.data.tags["deft.id"]})
-    with Recorder(run, uri, print) as recorder:
+    with ExperimentRecorder(run, uri, print) as recorder:
         assert recorder.finish() == first
     experiments = [kept.info.experiment_id]
     assert [found.info.run_id for found in client.search_runs(experiments)] == [first]
@@ -169,7 +169,7 @@ def test_run_that_was_made_twice_is_one_in_the_end(make_run: MakeRun, uri: str) 
 
 def test_what_mlflow_refuses_is_said_and_the_rest_is_delivered(make_run: MakeRun, uri: str) -> None:
     run, said = make_run(), list[str]()
-    with Recorder(run, uri, said.append) as recorder:
+    with ExperimentRecorder(run, uri, said.append) as recorder:
         run.append_event(1, {"train/nll": 1.0})
         run.append_event(2, {"train/at@16": 1.0})  # no name that MLflow takes
         run.append_event(3, {"train/nll": 0.5})
@@ -185,30 +185,31 @@ def test_what_mlflow_refuses_is_said_and_the_rest_is_delivered(make_run: MakeRun
 def test_run_without_mlflow_ends_well_and_the_same_command_delivers_it_later(
     make_run: MakeRun, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: CapFd
 ) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    monkeypatch.setattr(tracking, "DELIVERY_TIMEOUT", 1.0)
     run = make_run()
-    with Recorder(run, NOBODY, print) as recorder:
+    with ExperimentRecorder(run, NOBODY, print) as recorder:
         recorder.describe_data()
         for step in range(1, 4):
             run.append_event(step, {"train/nll": 1 / step, "train/mean_p": 0.5})
-    run.finish("train", {"model": "model", "seconds": 1.0, "metrics": {"step": 3}})
-    run.finish("evaluate", {"results": {"eval": {"figfont": {"exact_match": 1.0}}}, "means": {}})
+    run.finish(make_train_manifest(3))
+    figfont = make_benchmark_result({"exact_match": 1.0}, primary_metric="exact_match")
+    trained = ModelResult(directory=str(run.path / "model"), benchmarks={"figfont": figfont})
+    run.finish(make_evaluate_manifest({"eval": trained}))
 
-    console = RunConsole()
-    run_experiment(SPEC, tmp_path, console, NOBODY, verbose=False)
-    assert run.manifest("record") is None
+    run_experiment(SPEC, RunContext(tmp_path, RunConsole(), NOBODY))
+    assert not run.has_finished("record")
     printed = capfd.readouterr().out
     assert "warning: MLflow took nothing for" in printed
     assert "the same command delivers them" in printed
 
     monkeypatch.undo()
-    run_experiment(SPEC, tmp_path, console, uri, verbose=False)
+    run_experiment(SPEC, RunContext(tmp_path, RunConsole(), uri))
     found = mlflow_run(uri, run)
-    assert run.manifest("record")["mlflow_run_id"] == found.info.run_id
+    assert run.require_manifest(RecordManifest).mlflow_run_id == found.info.run_id
     assert found.info.status == "FINISHED"
     # It began and ended when it did, not when it was delivered.
     assert found.info.start_time == recorder._outbox.delivered.created_at
-    assert found.info.end_time == run.manifest("evaluate")["finished_at"]
+    assert found.info.end_time == run.require_manifest(EvaluateManifest).finished_at
     assert found.data.metrics["eval/figfont/exact_match"] == 1.0
     assert found.data.metrics["data/num_examples"] == 90
     history = MlflowClient(uri).get_metric_history(found.info.run_id, "train/nll")
@@ -219,8 +220,8 @@ def test_run_without_mlflow_ends_well_and_the_same_command_delivers_it_later(
     ("bad", "message"),
     [
         ("htp://localhost:5000", "Did you mean http?"),
-        ("http://", "no host can have such a name"),
-        ("http://my server:5000", "no host can have such a name"),
+        ("http://", "invalid host name"),
+        ("http://my server:5000", "invalid host name"),
         ("http://localhost:port", "Port"),
         ("mlruns", "unknown scheme 'mlruns'"),
         ("postgresql+nothing://user@host/db", "nothing"),
@@ -265,7 +266,7 @@ def test_cells_are_children_of_their_latest_sweep(
             sweep.log_note("two cells")
             if name == "first":
                 for cell in cells:
-                    with Recorder(cell, uri, print, sweep=name) as recorder:
+                    with ExperimentRecorder(cell, uri, print, sweep=name) as recorder:
                         recorder.finish()
             # The second sweep finds one of them finished.
             sweep.add_cell(cells[0].path)
@@ -289,7 +290,7 @@ def test_cells_are_children_of_their_latest_sweep(
         "report/index.html"
     ]
     # The cell that ran after its sweep had been made known joined it by itself.
-    with Recorder(cells[1], uri, print, sweep="second") as recorder:
+    with ExperimentRecorder(cells[1], uri, print, sweep="second") as recorder:
         recorder.finish()
     joined = mlflow_run(uri, cells[1]).data.tags
     assert joined["mlflow.parentRunId"] == parents["second"]
@@ -306,7 +307,7 @@ def test_parameters_are_named_as_people_filter_by_them(make_run: MakeRun, uri: s
     assert flat["evaluation.benchmarks.figfont.size"] == 500
     assert flat["seed"] == 0
     run = make_run(objective="GeneralFamily-0.5")
-    with Recorder(run, uri, print) as recorder:
+    with ExperimentRecorder(run, uri, print) as recorder:
         recorder.finish()
     params = mlflow_run(uri, run).data.params
     assert params["objective"] == "GeneralFamily-0.5"

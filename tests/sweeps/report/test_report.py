@@ -23,6 +23,13 @@ from deft.objectives.figure_style import INK
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
+from deft.platform.records.manifests import (
+    ModelResult,
+    PrepareManifest,
+    RecordManifest,
+    manifest_file,
+    save_manifest,
+)
 from deft.sweeps.report.document import Table
 from deft.sweeps.report.findings import Findings, gather
 from deft.sweeps.report.landscapes import LandscapeError, token_landscapes
@@ -36,6 +43,12 @@ from deft.sweeps.report.section_results import (
     rates_table,
 )
 from deft.sweeps.report.write import write_report
+from helpers import (
+    make_benchmark_result,
+    make_evaluate_manifest,
+    make_prepare_manifest,
+    make_train_manifest,
+)
 
 YAML = """name: trial  # <script>alert("file")</script>
 grid:
@@ -43,7 +56,6 @@ grid:
   seed: [0, 1]
 """
 NUM_ITEMS = 60
-PROMPT = {"hash": "abcabcabcabc", "style": "chat", "num_bos": 1}
 RATE_AXIS = "training.learning_rate"
 
 
@@ -153,52 +165,42 @@ def finish_cell(
         ]
         write_losses(losses, run / "predictions" / f"{label}-heldout.parquet")
     _write_events(run, nll, num_steps, focus=focus)
-    stages = {
-        "prepare": _prepared(run, scores),
-        "train": {"model": "model", "seconds": 90.0, "metrics": {"step": num_steps}},
-        "evaluate": {
-            "results": {
-                label: {
-                    **{name: {"num_samples": 1, "num_items": len(v)} for name, v in found.items()},
-                    "heldout": {"bits_per_byte": 4.5},
-                }
-                for label, found in (("eval", scores), ("base", base))
-            },
-            "tables": {
-                label: {
-                    name: {"path": f"predictions/{label}-{name}.parquet", "headline": "avg"}
-                    for name in found
-                }
-                for label, found in (("eval", scores), ("base", base))
-            },
-            "prompts": {"eval": {name: dict(PROMPT) for name in scores}},
-            "models": {"eval": str(run / "model"), "base": "/models/tiny"},
-            "seconds": 30.0,
-            "finished_at": 1_790_000_000_000,
+    evaluated = make_evaluate_manifest(
+        {
+            "eval": _model_result("eval", str(run / "model"), scores),
+            "base": _model_result("base", "/models/tiny", base),
         },
-        "record": {"mlflow_run_id": f"mlflow-{run.name}"},
-    }
-    for stage, manifest in stages.items():
-        file = run / "stages" / f"{stage}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(manifest))
+        seconds=30.0,
+    )
+    manifests = (
+        make_prepare_manifest(
+            items={name: f"/cache/items/{name}-aabbcc.jsonl" for name in scores},
+            num_examples=320,
+            num_validation_examples=2,
+            num_tokens=3200,
+            num_target_tokens=640,
+            format_hash="f0f0f0f0f0f0",
+        ),
+        make_train_manifest(num_steps, seconds=90.0),
+        evaluated.model_copy(update={"finished_at": 1_790_000_000_000}),
+        RecordManifest(mlflow_run_id=f"mlflow-{run.name}"),
+    )
+    for manifest in manifests:
+        save_manifest(manifest_file(run, manifest.stage), manifest)
 
 
-def _prepared(run: Path, scores: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
-    return {
-        "model_dir": "/models/tiny",
-        "examples_dir": "/cache/examples/0123456789ab",
-        "rows_dir": "/cache/rows/ba9876543210/train",
-        "validation_dir": "/cache/rows/ba9876543210/validation",
-        "num_examples": 320,
-        "num_validation_examples": 2,
-        "num_tokens": 3200,
-        "num_target_tokens": 640,
-        "prompt_style": "chat",
-        "format_hash": "f0f0f0f0f0f0",
-        "num_bos": 1,
-        "items": {name: f"/cache/items/{name}-aabbcc.jsonl" for name in scores},
-    }
+def _model_result(label: str, directory: str, scores: Mapping[str, Sequence[bool]]) -> ModelResult:
+    return ModelResult(
+        directory=directory,
+        heldout={"bits_per_byte": 4.5},
+        benchmarks={
+            name: make_benchmark_result(
+                {"num_samples": 1, "num_items": len(verdicts)},
+                predictions=f"predictions/{label}-{name}.parquet",
+            )
+            for name, verdicts in scores.items()
+        },
+    )
 
 
 def _write_events(run: Path, nll: float, num_steps: int, *, focus: bool) -> None:
@@ -541,7 +543,7 @@ def test_failed_and_missing_cells_are_named(reported: Disk, written: Path) -> No
     failed, missing = (
         cell["run"]
         for cell in reported.cells
-        if not (reported.root / cell["run"] / "stages" / "evaluate.json").exists()
+        if not manifest_file(reported.root / cell["run"], "evaluate").exists()
     )
     markdown = (written / "report.md").read_text()
     (row,) = [line for line in markdown.splitlines() if "no memory" in line]
@@ -641,7 +643,8 @@ def test_landscape_is_computed_once_from_what_was_prepared(
     )
     run = disk.add_cell("DEFT", 0)
     finish_cell(run, {"figfont": right(9)}, {}, nll=2.0)
-    (run / "stages" / "prepare.json").write_text(json.dumps(vars(prepared)))
+    manifest = PrepareManifest(prepared=prepared, items={}, overlap={})
+    save_manifest(manifest_file(run, "prepare"), manifest)
     disk.write(axes=["objective", "seed"])
     (cell,) = read_sweep(disk.directory, disk.root).cells
     names = ["original", "DEFT", "LabelSmoothing"]

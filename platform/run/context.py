@@ -1,0 +1,39 @@
+"""What every part of a command that runs experiments shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from deft.evaluators.generation.pool import Pool
+from deft.platform.console import RunConsole
+from deft.platform.run.cluster import require_workers
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where runs lie, what the user sees of them, and what they run on."""
+
+    root: Path
+    """Run root, absolute: runs, the cache and the default MLflow store lie there."""
+    console: RunConsole
+    tracking_uri: str
+    verbose: bool = False
+    """Whether Ray's, DeepSpeed's and vLLM's own output is shown."""
+    use_gpu: bool = False
+    """Whether the cluster has GPUs, see `on_cluster`."""
+    pool: Pool | None = None
+    """Warm engines that several runs share; without, each run starts its own."""
+
+    @property
+    def cache(self) -> Path:
+        """Folder of models, data and evaluations that runs share."""
+        return self.root / "cache"
+
+    def on_cluster(self, num_workers: int = 0) -> RunContext:
+        """Return the context on the cluster that this process is connected to.
+
+        Raises:
+            UserError: the cluster cannot hold ``num_workers`` training workers.
+        """
+        return replace(self, use_gpu=require_workers(num_workers))

@@ -1,0 +1,133 @@
+"""The evaluate stage of a run: the model that training starts from, and the trained one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from ray.util.queue import Queue
+
+from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.generation.model_dir import fingerprint
+from deft.evaluators.spec import GENERAL
+from deft.platform.config.spec import ExperimentSpec
+from deft.platform.console import RunConsole
+from deft.platform.records.manifests import (
+    EvaluateManifest,
+    ModelResult,
+    PrepareManifest,
+    Timings,
+    load_manifest,
+    save_manifest,
+)
+from deft.platform.records.run_directory import RunDirectory
+from deft.platform.run.contamination import different_formats
+from deft.platform.run.context import RunContext
+from deft.platform.run.evaluation import (
+    Evaluation,
+    evaluate_models,
+    measure_heldout,
+    shown_events,
+    with_engines,
+)
+from deft.workers.common.files import exclusive
+from deft.workers.data.prepare import Prepared
+
+
+def evaluate_stage(
+    run: RunDirectory[ExperimentSpec], manifest: PrepareManifest, context: RunContext
+) -> None:
+    """Evaluate the base model and the trained one, and compare prompts with those of training."""
+    spec, prepared, console = run.spec, manifest.prepared, context.console
+    if run.has_finished("evaluate"):
+        console.stage("evaluate", "finished already")
+        return
+    names = [get_benchmark(benchmark.name).name for benchmark in spec.evaluation.suite]
+    console.stage("evaluate", f"base and trained model · {', '.join(names) or 'no benchmark'}")
+    with with_engines(spec.evaluation, context) as context, shown_events(console) as events:
+        base = Evaluation(
+            spec=spec.evaluation,
+            models={"base": prepared.model_dir},
+            items=manifest.items,
+            trained_style=prepared.prompt_style,
+            out=run.path,
+            context=context,
+            validation_dir=prepared.validation_dir,
+        )
+        trained = replace(base, models={"eval": str(run.path / "model")})
+        losses = measure_heldout(trained, events)
+        outcome = merge_results(
+            evaluate_base(base, events), evaluate_models(trained, losses, events)
+        )
+    warn_of_other_formats(prepared, outcome.models["eval"], console)
+    run.finish(outcome)
+
+
+def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
+    """Evaluate the one model that training starts from, or take the results of another run.
+
+    They are the same for every run that starts there and is evaluated alike, so they are kept in
+    the cache, where others wait for them. The predictions are copied into each run.
+    """
+    directory = evaluation.context.cache / "evaluations" / _digest_of_inputs(evaluation)
+    file = directory / "evaluate.json"
+    with exclusive(directory / ".lock", patience=math.inf):
+        if file.is_file():
+            cached = load_manifest(file, EvaluateManifest)
+            results = cached.model_copy(update={"num_generated": 0, "timings": Timings()})
+            (label,) = evaluation.models
+            evaluation.context.console.say(f"          {label}: evaluated already, for another run")
+        else:
+            for_all = replace(evaluation, out=directory)
+            losses = measure_heldout(for_all, events)
+            results = evaluate_models(for_all, losses, events)
+            save_manifest(file, results)
+    predictions = directory / "predictions"
+    if predictions.is_dir():
+        shutil.copytree(predictions, evaluation.out / "predictions", dirs_exist_ok=True)
+    return results
+
+
+def _digest_of_inputs(evaluation: Evaluation) -> str:
+    """Hash everything that the results of an evaluation of one model depend on."""
+    ((_, model),) = evaluation.models.items()
+    digest = hashlib.sha256()
+    for part in (
+        fingerprint(Path(model)),
+        evaluation.spec.model_dump_json(),
+        evaluation.spec.data_digest(),
+        *(Path(evaluation.items[name]).name for name in sorted(evaluation.items)),
+        evaluation.trained_style,
+        str(evaluation.validation_dir),
+    ):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def merge_results(first: EvaluateManifest, second: EvaluateManifest) -> EvaluateManifest:
+    """Merge the results of different models, as if it had been one evaluation."""
+    return EvaluateManifest(
+        models=first.models | second.models,
+        num_generated=first.num_generated + second.num_generated,
+        num_resumed=first.num_resumed + second.num_resumed,
+        timings=first.timings + second.timings,
+    )
+
+
+def warn_of_other_formats(prepared: Prepared, model: ModelResult, console: RunConsole) -> None:
+    """Warn of benchmarks whose prompts had another format than the trained model's data.
+
+    `general` is what the model could do before, and is meant to be unlike the training data.
+    """
+    prompts = {name: result.prompt for name, result in model.benchmarks.items() if name != GENERAL}
+    hashes = {name: prompt.hash for name, prompt in prompts.items()}
+    for name in different_formats(prepared.format_hash, hashes):
+        prompt = prompts[name]
+        console.say(
+            f"warning: {name} was asked in another prompt format ({prompt.style}, "
+            f"{prompt.num_bos} BOS) than the training data's ({prepared.prompt_style}, "
+            f"{prepared.num_bos} BOS)"
+        )

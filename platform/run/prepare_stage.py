@@ -1,0 +1,119 @@
+"""The prepare stage of a run: model, tokenised data and benchmarks on disk."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from deft.evaluators.generation.prepare import (
+    prepare_benchmarks,
+    require_prompts,
+    with_absolute_paths,
+)
+from deft.platform.config.spec import ExperimentSpec
+from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
+from deft.platform.records.manifests import PrepareManifest
+from deft.platform.records.run_directory import RunDirectory
+from deft.platform.run.cluster import run_task
+from deft.platform.run.contamination import overlap_with_benchmarks
+from deft.platform.run.context import RunContext
+from deft.workers.data.prepare import Prepared, prepare
+from deft.workers.data.readers import describe as describe_counts
+from deft.workers.spec import DatasetSpec, ModelSpec
+
+
+def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> PrepareManifest:
+    """Bring data and model to disk by a Ray task, unless that was done before.
+
+    Raises:
+        UserError: data or model cannot be used.
+    """
+    before = run.manifest(PrepareManifest)
+    if before is not None and _is_there(before):
+        context.console.stage("prepare", f"{summary(before.prepared)}, finished already")
+        return before
+    spec, cache = run.spec, context.cache
+    dataset, model = (
+        _dataset_with_absolute_path(spec.dataset),
+        _model_with_absolute_path(spec.model),
+    )
+    evaluation = with_absolute_paths(spec.evaluation)
+
+    def work() -> PrepareManifest:
+        items = prepare_benchmarks(evaluation, cache)
+        prepared = prepare(
+            dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
+        )
+        require_prompts(evaluation, items, prepared.model_dir, prepared.prompt_style)
+        overlap = overlap_with_benchmarks(prepared, items)
+        return PrepareManifest(prepared=prepared, items=items, overlap=overlap)
+
+    started = time.monotonic()
+    manifest = run_task(work, stage="prepare")
+    require_a_batch(spec, manifest.prepared)
+    seconds = time.monotonic() - started
+    context.console.stage("prepare", f"{summary(manifest.prepared)} ({seconds:.0f} s)")
+    warn_of_data(manifest, context.console)
+    return manifest
+
+
+def _is_there(manifest: PrepareManifest) -> bool:
+    """Return whether the files that ``manifest`` names still exist."""
+    prepared = manifest.prepared
+    paths = (prepared.model_dir, prepared.rows_dir, *manifest.items.values())
+    return all(Path(path).exists() for path in paths)
+
+
+def _dataset_with_absolute_path(spec: DatasetSpec) -> DatasetSpec:
+    """Make a local path absolute: Ray's processes work in other directories."""
+    path = spec.local_path
+    key = "name" if spec.data_dir is None else "data_dir"
+    return spec if path is None else spec.model_copy(update={key: str(path.absolute())})
+
+
+def _model_with_absolute_path(spec: ModelSpec) -> ModelSpec:
+    path = Path(spec.name)
+    return spec.model_copy(update={"name": str(path.absolute())}) if path.exists() else spec
+
+
+def require_a_batch(spec: ExperimentSpec, prepared: Prepared) -> None:
+    """Raise UserError if there are too few examples for a step of training."""
+    training = spec.training
+    if training.num_steps(prepared.num_examples, prepared.num_tokens) == 0:
+        raise UserError(
+            f"training.batch_size: only {prepared.num_examples} training examples are at most "
+            f"{training.max_length} tokens long, fewer than training.batch_size="
+            f"{training.batch_size}; lower it, or raise training.max_length"
+        )
+
+
+def summary(prepared: Prepared) -> str:
+    """Summarize the prepared data in one line; zero counts are omitted."""
+    parts = [
+        f"{prepared.num_examples:,} examples",
+        f"{prepared.num_validation_examples:,} held out",
+        f"{prepared.num_too_long:,} too long",
+        f"{prepared.num_truncated:,} cut to length",
+        f"{prepared.num_noisy_examples:,} with another's response",
+        f"{sum(prepared.bad_records.values()):,} bad",
+        f"{prepared.num_tokens:,} tokens",
+    ]
+    nonzero = [part for index, part in enumerate(parts) if index == 0 or not part.startswith("0 ")]
+    return f"{', '.join(nonzero)}, {prepared.num_target_tokens:,} of them targets"
+
+
+def warn_of_data(manifest: PrepareManifest, console: RunConsole) -> None:
+    """Warn of bad records, and of training examples that benchmarks contain."""
+    prepared = manifest.prepared
+    if prepared.bad_records:
+        console.say(
+            f"warning: left out {describe_counts(prepared.bad_records)}; listed in "
+            f"{prepared.bad_records_file}"
+        )
+    for name, overlap in manifest.overlap.items():
+        if overlap.num_overlapping:
+            console.say(
+                f"warning: {overlap.num_overlapping:,} training examples ({overlap.share:.2%}) "
+                f"share text with benchmark {name}, the first is {overlap.ids[0]}"
+            )

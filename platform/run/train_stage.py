@@ -1,0 +1,121 @@
+"""The train stage of a run: Ray Train does the work, this process shows and records it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+from deft.platform.config.spec import ExperimentSpec
+from deft.platform.console import ProgressView, RunConsole, format_metrics
+from deft.platform.records.manifests import TrainManifest
+from deft.platform.records.run_directory import RunDirectory
+from deft.platform.run.cluster import event_queue
+from deft.platform.run.context import RunContext
+from deft.platform.run.ray_train import chosen_checkpoint, fetch_model, fit
+from deft.workers.data.prepare import Prepared
+from deft.workers.training.job import TrainJob
+
+OnValidation = Callable[[int, dict[str, float]], None]
+"""Gets the step and the metrics of every validation."""
+
+
+def train_stage(
+    run: RunDirectory[ExperimentSpec],
+    prepared: Prepared,
+    context: RunContext,
+    on_validation: OnValidation | None = None,
+) -> None:
+    """Train with Ray Train; the export moves to `model/`, step metrics go to the events."""
+    spec, training, console = run.spec, run.spec.training, context.console
+    if run.has_finished("train"):
+        console.stage("train", "finished already")
+        return
+    num_steps = training.num_steps(prepared.num_examples, prepared.num_tokens)
+    console.stage(
+        "train",
+        f"{spec.objective} · {num_steps} steps of {training.batch_size} examples · "
+        f"{training.num_workers} workers, ZeRO-{training.resolved_zero_stage}",
+    )
+    started = time.monotonic()
+    with console.progress("steps") as view:
+        progress = TrainingProgress(run, num_steps, console, view, on_validation)
+        with event_queue(progress.handle) as events:
+            job = TrainJob(
+                training=training,
+                objective=str(spec.objective),
+                model_dir=prepared.model_dir,
+                examples_dir=prepared.examples_dir,
+                rows_dir=prepared.rows_dir,
+                validation_dir=prepared.validation_dir,
+                num_steps=num_steps,
+                seed=spec.seed,
+                events=events,
+            )
+            result = fit(
+                job,
+                name=run.path.name,
+                storage=training.checkpoint_storage or str(run.path / "checkpoints"),
+                use_gpu=context.use_gpu,
+                on_restart=progress.restarted,
+            )
+    fetch_model(chosen_checkpoint(result, training.keep), run.path / "model")
+    seconds, metrics = time.monotonic() - started, dict(result.metrics or {})
+    step = metrics.pop("step")
+    run.finish(TrainManifest(model="model", seconds=seconds, step=step, metrics=metrics))
+    if training.keep_checkpoints is None:
+        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+class TrainingProgress:
+    """Shows the events of training workers, and appends their metrics to the run's events."""
+
+    def __init__(
+        self,
+        run: RunDirectory[ExperimentSpec],
+        num_steps: int,
+        console: RunConsole,
+        view: ProgressView,
+        on_validation: OnValidation | None,
+    ) -> None:
+        self._run = run
+        self._num_steps = num_steps
+        self._console = console
+        self._view = view
+        self._on_validation = on_validation
+        # A resumed run repeats the steps since its checkpoint.
+        self._recorded = {(next(iter(e.metrics)).split("/")[0], e.step) for e in run.events()}
+
+    def handle(self, event: dict[str, Any]) -> None:
+        """Show one event of a worker; append it to the run's events if it carries metrics."""
+        kind, step, metrics = event["event"], event["step"], event["metrics"]
+        self._show(kind, step, metrics)
+        if kind in ("train", "validation") and (kind, step) not in self._recorded:
+            self._recorded.add((kind, step))
+            self._run.append_event(step, {f"{kind}/{name}": x for name, x in metrics.items()})
+
+    def restarted(self, cause: str) -> None:
+        """Warn that workers were replaced."""
+        self._console.say(
+            f"warning: lost a training worker ({cause}); restarting from the last checkpoint"
+        )
+
+    def _show(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
+        if kind == "train":
+            shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
+            self._view.update("train", step, self._num_steps, shown)
+        elif kind == "validation":
+            shown = format_metrics(metrics, ("nll", "bits_per_byte", "token_accuracy"))
+            self._console.say(f"          held out, after {step} steps  {shown}")
+            if self._on_validation is not None:
+                self._on_validation(step, metrics)
+        elif kind == "damaged_checkpoint":
+            self._console.say(
+                f"warning: the checkpoint of step {step} is damaged ({metrics['file']}) "
+                "and passed over"
+            )
+        elif kind == "preemption":
+            self._console.say(f"warning: a node will be taken away; step {step} is stored")
+        else:
+            self._console.say(f"warning: step {step} was skipped: {metrics['problem']}")

@@ -1,0 +1,163 @@
+"""The MLflow run of one experiment: its data, its curves, its model and its results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from deft.evaluators.spec import HELDOUT
+from deft.platform.config.spec import ExperimentSpec
+from deft.platform.records.manifests import PrepareManifest, TrainManifest, manifest_file
+from deft.platform.records.run_directory import RunDirectory
+from deft.platform.tracking.recorder import Recorder, flatten, items_dataset, key_of_benchmark
+from deft.workers.catalogs.datasets import DATASETS
+from deft.workers.data.prepare import Prepared
+
+
+class ExperimentRecorder(Recorder[ExperimentSpec]):
+    """The MLflow run of what `deft run` does."""
+
+    kind = "run"
+    command = "deft run"
+
+    def __init__(
+        self,
+        run: RunDirectory[ExperimentSpec],
+        tracking_uri: str,
+        notify: Callable[[str], None],
+        *,
+        sweep: str | None = None,
+    ) -> None:
+        """Prepare to send, see `Recorder`; ``sweep`` names the one that the run is a cell of."""
+        super().__init__(run, tracking_uri, notify)
+        self.sweep = sweep
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.sweep is not None:
+            self._outbox.append({"sweep": self.sweep})
+        return self
+
+    def params(self) -> dict[str, Any]:
+        """Return all settings, and the objective's parameters one by one."""
+        objective = self.run.spec.objective
+        params = flatten(self.run.spec.model_dump(mode="json"))
+        # Numbers on an axis of their own: what parallel coordinates are drawn by.
+        params["objective.family"] = objective.name
+        return params | {f"objective.{key}": value for key, value in objective.params.items()}
+
+    def description(self) -> str:
+        """Describe model, data, objective and the most important settings."""
+        spec = self.run.spec
+        training, info = spec.training, spec.objective.info
+        lines = [
+            f"**{spec.model.name}** fine-tuned on **{spec.dataset.name}** with "
+            f"**{spec.objective}**, seed {spec.seed}."
+        ]
+        if info is not None:
+            lines.append(
+                f"Per token `{info.value}`, gate `{info.gate}`: {info.summary} ({info.source})"
+            )
+        settings = [
+            f"batches of {training.batch_size} examples, learning rate "
+            f"{training.learning_rate:g}, {training.num_workers} workers, "
+            f"ZeRO-{training.resolved_zero_stage}"
+        ]
+        manifest = self.run.manifest(PrepareManifest)
+        if manifest is not None:
+            data = manifest.prepared
+            settings.insert(
+                0,
+                f"{data.num_examples:,} examples with {data.num_target_tokens:,} target tokens, "
+                f"{data.num_validation_examples:,} held out",
+            )
+        lines.append("\n".join(f"- {setting}" for setting in settings))
+        lines.append(f"Directory: `{self.run.path}`")
+        return "\n\n".join(lines)
+
+    def dataset_of(self, benchmark: str) -> dict[str, str] | None:
+        """Return name and digest of a benchmark's items, or of the held-out rows."""
+        manifest, spec = self.run.require_manifest(PrepareManifest), self.run.spec
+        heldout = spec.evaluation.heldout
+        if benchmark == HELDOUT and heldout is not None and heldout.file is None:
+            return _rows_key(spec, manifest.prepared, "validation")
+        return key_of_benchmark(manifest.items, benchmark)
+
+    def describe_data(self) -> None:
+        """Log the prepared data: counts, the prompt format, and the datasets."""
+        manifest = self.run.require_manifest(PrepareManifest)
+        data = manifest.prepared
+        counts = {f"data/{key}": n for key, n in asdict(data).items() if key.startswith("num_")}
+        bad = {
+            f"data/bad_records/{kind.replace(' ', '_')}": count
+            for kind, count in data.bad_records.items()
+        }
+        shared = {f"data/overlap/{name}": x.share for name, x in manifest.overlap.items()}
+        self.log(0, {**counts, **bad, **shared}, manifest.finished_at)
+        tags = {"deft.prompt_style": data.prompt_style, "deft.prompt_hash": data.format_hash}
+        # The description knows the data now.
+        self._outbox.append({"tags": {**tags, "mlflow.note.content": self.description()}})
+        rows = _rows_datasets(self.run.spec, data)
+        items = map(items_dataset, manifest.items.values())
+        self._outbox.append({"datasets": [*rows, *items]})
+        for file in (manifest_file(self.run.path, "prepare"), Path(data.bad_records_file)):
+            self._send_files(file, "data")
+
+    def log_model(self) -> None:
+        """Log the model that was trained, by where it is: its weights are not copied."""
+        train, spec = self.run.require_manifest(TrainManifest), self.run.spec
+        tags = {
+            "deft.run": self.run.path.name,
+            "deft.directory": str((self.run.path / train.model).resolve()),
+        }
+        params = {"objective": str(spec.objective), "base_model": spec.model.name}
+        params |= {"dataset": spec.dataset.name, "seed": str(spec.seed)}
+        model = {"name": _model_name(self.run.path.name), "tags": tags, "params": params}
+        self._outbox.append({"model": {**model, "step": train.step}})
+
+
+def _model_name(name: str) -> str:
+    """Replace the characters of ``name`` that MLflow allows in no model's name."""
+    return re.sub(r"[/:.%\"']", "_", name)
+
+
+def _rows_key(spec: ExperimentSpec, prepared: Prepared, context: str) -> dict[str, str]:
+    """Return name and digest of a run's rows; the digest covers tokenizer, length and split."""
+    name = spec.dataset.name.rstrip("/").rsplit("/", 1)[-1]
+    return {"name": name, "digest": f"{Path(prepared.rows_dir).parent.name}-{context}"}
+
+
+def _rows_datasets(spec: ExperimentSpec, prepared: Prepared) -> list[dict[str, Any]]:
+    """Describe the rows that are trained on, and those that are held out, as MLflow datasets."""
+    entry, path = DATASETS.get(spec.dataset.name), spec.dataset.local_path
+    source: dict[str, Any]
+    if path is not None:
+        source_type, source = "local", {"uri": str(path.absolute())}
+    elif entry is not None and entry.hub is None:
+        source_type, source = "code", {"tags": {"mlflow.source.name": entry.source}}
+    else:
+        repo = entry.hub if entry and entry.hub else spec.dataset.name
+        source_type, source = "hugging_face", {"path": repo, "split": spec.dataset.split}
+    counts = {
+        "training": {
+            "num_rows": prepared.num_examples,
+            "num_tokens": prepared.num_tokens,
+            "num_target_tokens": prepared.num_target_tokens,
+        },
+        "validation": {"num_rows": prepared.num_validation_examples},
+    }
+    return [
+        {
+            **_rows_key(spec, prepared, context),
+            "context": context,
+            "source_type": source_type,
+            "source": json.dumps(source),
+            "profile": json.dumps(profile),
+        }
+        for context, profile in counts.items()
+        if profile["num_rows"]
+    ]
