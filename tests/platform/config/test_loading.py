@@ -131,7 +131,7 @@ def test_wrong_type_names_line_expectation_and_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "nearest"),
     [
-        ("objective", "DEFFT", "'DEFT'"),
+        ("objective", "DEFFT", "Did you mean DEFT?"),
         ("model", "tinny", "tiny"),
         ("dataset", "figfnt", "figfont"),
     ],
