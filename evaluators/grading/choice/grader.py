@@ -84,6 +84,11 @@ _NUMBERED = re.compile(
 _ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": 0}
 
 
+_ONLY_STATEMENT = re.compile(
+    r"\b[Oo]nly (?:the )?(first|second|third)(?: one| statement)? is (?:correct|true|right)\b"
+)
+
+
 def _lettered(text: str, options: Mapping[str, str]) -> str:
     """Replace "option 3" and "the third option" by the option's letter."""
     letters = sorted(options)
@@ -92,6 +97,9 @@ def _lettered(text: str, options: Mapping[str, str]) -> str:
         number = int(match["number"] or _ORDINALS[match["ordinal"].lower()])
         return f"option {letters[number - 1]}" if number <= len(letters) else match.group()
 
+    text = _ONLY_STATEMENT.sub(
+        lambda m: f"The answer is: Only statement {_ORDINALS[m[1]]} is correct", text
+    )
     return _NUMBERED.sub(letter, text)
 
 
@@ -125,6 +133,7 @@ _LEADS = re.compile(
         (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
            |the\s+\w+\s+{_IS})\s*:?
     | \b(?:most\s+likely(?:\s+(?:diagnosis|cause|option|choice))?|(?:first|1st|top)\s+choice)\s*:
+    | \bless\s+(?:likely|appropriate|suitable|probable)\s+than\b
     | \bit(?:'s|\s+is)(?=\s+not\b[^.\n]{{1,80}}\bbut\b)
     | \b(?:replace|switch(?:\s+from)?|change)\b[^.\n]{{1,60}}?\b(?:with|by|to)\b
     | (?:答案|选项)\s*(?:应该?)?(?:是|为|选)?\s*[：:]?|选(?=\s*[A-Z])
@@ -262,6 +271,7 @@ class Chooser:
             or self._leading_mark(lines)
             or concluded(text, self.options)
             or self._by_elimination(text)
+            or self._true_or_false(lines[-1])
         )
 
     def _ranked(self, lines: list[str]) -> str | None:
@@ -282,6 +292,18 @@ class Chooser:
             return option
         value = re.sub(r"^\W*(?:about|approximately|roughly|around)\s+", "", line, flags=re.I)
         return self._exact(re.split(r",?\s*\bi\.e\b|\(", value)[0])
+
+    def _true_or_false(self, line: str) -> str | None:
+        """Read ``this is not true``, ``the data say yes`` where the options are such words."""
+        words = re.search(
+            r"\b(?:is|are)\s+(not\s+|in)?(?:true|correct)\W*$|\bsays?\s+(yes|no)\W*$",
+            line,
+            re.IGNORECASE,
+        )
+        if words is None:
+            return None
+        said = words[2] or ("false" if words[1] else "true")
+        return self._exact(said)
 
     def _by_elimination(self, text: str) -> str | None:
         """Return the option that is left where all others are turned down by their letters."""
@@ -583,13 +605,15 @@ def _stems(text: str) -> str:
     """Return the stems of the words of a text, without articles: decreased is decreases."""
     text = text.replace("↑", " increase ").replace("↓", " decrease ")
     words = [token.word for token in tokens_of(_plain(text))]
+    if any(character.isdigit() for character in text):
+        return ""  # numbers are compared by value
     return " ".join(word for word in words if word not in ("the", "an", "it", "will", "be", "is"))
 
 
 @lru_cache(maxsize=1_000)
 def _number_set(text: str) -> frozenset[str] | None:
     """Return the numbers of a text that lists several and says nothing else: ``1, 2 and 3``."""
-    if not re.fullmatch(r"\W*\d(?:(?:\W|\band\b|\bonly\b)*\d)+\W*(?:only\W*)?", text):
+    if not re.fullmatch(r"\W*\d(?:(?:[\s,;&+]|\band\b)+\d)+\W*(?:only\W*)?", text):
         return None
     return frozenset(re.findall(r"\d", text))
 
