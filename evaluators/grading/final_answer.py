@@ -68,7 +68,15 @@ _FOREIGN = re.compile(
     r"|(?:结果|結果)(?:为|是|為)\s*(?=[-\d$\\])",
     re.IGNORECASE,
 )
+_FOREIGN_BEHIND = re.compile(
+    r"(?<![A-Za-z\d])(?:(?:ist|Option|opción|opção|option|la|le)\s+)?([A-Z])\)?\s*(?:(?:ist )?die (?:richtige|korrekte|beste) "
+    r"(?:Antwort|Option)|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la |a )?(?:respuesta |resposta )?"
+    r"corre(?:c)?ta|(?:选项|選項|项|項)?(?:才)?(?:是|为)?(?:正确|正確)(?!吗)|(?:が|は)(?:正解|正しい)"
+    r"|(?:번)?(?:이|가)?\s*(?:정답|맞))",
+)
 _KEYWORDS = (
+    *("die richtige", "die korrekte", "die beste", "qui est", "correct", "正确", "正確", "correta"),
+    *("正しい", "정답", "맞"),
     *("antwort", "lösung", "respuesta", "réponse", "resposta", "risposta", "antwoord"),
     *(
         "odpowied",
@@ -106,28 +114,33 @@ def announced(text: str) -> str:
     text = re.sub(rf"(?<=^Answer: ){_BULLET}", "", text, flags=re.MULTILINE)
     lowered = text.lower()
     if any(word in lowered for word in _KEYWORDS):  # the pattern is slow, and hardly ever needed
-        text = _FOREIGN.sub(" Answer: ", text)
+        text = _FOREIGN.sub(" Answer: ", _FOREIGN_BEHIND.sub(r" Answer: \1. ", text))
     return text if text.isascii() else _OUT_OF_SCRIPT.sub(" ", _INTO_SCRIPT.sub(" ", text))
 
 
 def plain_characters(text: str) -> str:
-    """Replace letters and digits of other fonts, scripts and widths, and drop emoji."""
+    """Replace letters and digits of other fonts, scripts and widths."""
     if text.isascii():
         return text
-    text = _DECORATION.sub("", unicodedata.normalize("NFC", text))
+    text = unicodedata.normalize("NFC", text)
     return "".join(_plain_character(c) if ord(c) > 0x2BF else c for c in text)
 
 
 def _plain_character(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Nd":
+    if unicodedata.category(character) == "Nd":
         return str(unicodedata.decimal(character))
     code = ord(character)
     if 0x1D400 <= code <= 0x1D7FF or 0xFF01 <= code <= 0xFF5E:
         return unicodedata.normalize("NFKC", character)
-    if category == "So" and code >= 0x2600:
-        return ""
     return character
+
+
+def without_emoji(text: str) -> str:
+    """Drop emoji, check marks and the box that ends a proof."""
+    if text.isascii():
+        return text
+    text = _DECORATION.sub("", text)
+    return "".join(c for c in text if ord(c) < 0x2600 or unicodedata.category(c) != "So")
 
 
 def _from_json(match: re.Match[str]) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 
 from deft.evaluators.grading.brackets import read_group
 from deft.evaluators.grading.choice.prose import abridged, concluded
+from deft.evaluators.grading.choice.vocabulary import tokens_of
+from deft.evaluators.grading.final_answer import announced
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
@@ -45,9 +47,9 @@ def grade(record: Mapping[str, Any]) -> Grade:
     options = {letter.upper(): text for letter, text in record["options"].items()}
     finish_reason = record.get("finish_reason")
     chooser = Chooser(options)
-    text = _STYLE_TAG.sub("", _ANSWER_TAG.sub(_tagged, answer_part(record["response"])))
+    text = _STYLE_TAG.sub("", announced(answer_part(record["response"])))
     text = _SNAKE.sub(" ", text)
-    text = final_section(_lettered(text, options))
+    text = final_section(_lettered(_QUESTION_AND_ANSWER.sub(r"\1Answer:", text), options))
     letter = None
     for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
         letter = letter or chooser.explicit(part)
@@ -71,19 +73,20 @@ def final_section(text: str) -> str:
     return text[headings[-1].end() :].strip() if headings else text
 
 
-_ANSWER_TAG = re.compile(r"[<\[](/?)(?:final|(?:final[_ ]?)?answer)[>\]]", re.IGNORECASE)
+_QUESTION_AND_ANSWER = re.compile(r"\A(\W*Q(?:uestion)?\s*:[^\n]{1,600}?\s)A:", re.DOTALL)
 _STYLE_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|span)>", re.IGNORECASE)
 _SNAKE = re.compile(r"(?<=[a-z])_(?=[a-z])")
 _NUMBERED = re.compile(
     r"\b(?:(?P<noun>option|choice|answer)\s+(?:number\s+)?(?P<number>[1-9])(?![\d.,%]*\d|\s*%)"
-    r"|(?P<ordinal>first|second|third|fourth|fifth|last)\s+(?:option|choice|answer))\b",
+    r"|the\s+(?P<ordinal>first|second|third|fourth|fifth|last)\s+(?:option|choice|answer|one))\b",
     re.IGNORECASE,
 )
 _ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": 0}
 
 
-def _tagged(tag: re.Match[str]) -> str:
-    return "\n" if tag[1] else "\nAnswer: "
+_ONLY_STATEMENT = re.compile(
+    r"\b[Oo]nly (?:the )?(first|second|third)(?: one| statement)? is (?:correct|true|right)\b"
+)
 
 
 def _lettered(text: str, options: Mapping[str, str]) -> str:
@@ -94,10 +97,14 @@ def _lettered(text: str, options: Mapping[str, str]) -> str:
         number = int(match["number"] or _ORDINALS[match["ordinal"].lower()])
         return f"option {letters[number - 1]}" if number <= len(letters) else match.group()
 
+    text = _ONLY_STATEMENT.sub(
+        lambda m: f"The answer is: Only statement {_ORDINALS[m[1]]} is correct", text
+    )
     return _NUMBERED.sub(letter, text)
 
 
 _BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
+_COMPARISON = re.compile(r"[A-Z]\s*(?:[<>]|\\(?:ll|gg|lt|gt|to|rightarrow|leq?|geq?)\b)\s*[A-Z]")
 _IS = (
     r"\b(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|seems\s+to\s+be|appears\s+to\s+be"
     r"|remains|becomes)"
@@ -125,6 +132,10 @@ _LEADS = re.compile(
         (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
         (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
            |the\s+\w+\s+{_IS})\s*:?
+    | \b(?:most\s+likely(?:\s+(?:diagnosis|cause|option|choice))?|(?:first|1st|top)\s+choice)\s*:
+    | \bless\s+(?:likely|appropriate|suitable|probable)\s+than\b
+    | \bit(?:'s|\s+is)(?=\s+not\b[^.\n]{{1,80}}\bbut\b)
+    | \b(?:replace|switch(?:\s+from)?|change)\b[^.\n]{{1,60}}?\b(?:with|by|to)\b
     | (?:答案|选项)\s*(?:应该?)?(?:是|为|选)?\s*[：:]?|选(?=\s*[A-Z])
     | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option|statement)\s+{_IS}\s*:?
     | \b(?:so|thus|therefore|hence)\s*,?\s+
@@ -134,7 +145,7 @@ _LEADS = re.compile(
 )
 _TRAILS = re.compile(
     r"""
-    \b(?P<letter>[A-Z])\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
+    \b(?P<letter>[A-Z]|[b-hj-z](?=\s+is\s+the\s))\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
     \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
     (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
     (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
@@ -149,6 +160,12 @@ _BAD_AHEAD = re.compile(
     r"\s*(?:\w+\s+){0,2}$",
     re.IGNORECASE,
 )
+_SECOND = re.compile(
+    r"\b(?:second|2nd|third|3rd|fourth|4th|next|less|least|other|another|alternative|previous|"
+    r"not|former)\W{1,3}$",
+    re.IGNORECASE,
+)
+"""Ahead of "choice: B": it is not the first one."""
 _SUPPOSED = re.compile(r"\b[Ii]f\s[^.?!\n]+$|\bHad\s[^.?!\n]+$")
 _NEGATED = re.compile(
     r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|neither\b"
@@ -247,12 +264,59 @@ class Chooser:
             return None  # the options, repeated
         if len(lines) == 1 and (said := abridged(lines[0], self.options)):
             return said
-        return self._set_off(lines) or self._leading_mark(lines) or concluded(text, self.options)
+        return (
+            self._set_off(lines)
+            or self._ranked(lines)
+            or self._result(lines[-1])
+            or self._leading_mark(lines)
+            or concluded(text, self.options)
+            or self._by_elimination(text)
+            or self._true_or_false(lines[-1])
+        )
+
+    def _ranked(self, lines: list[str]) -> str | None:
+        """Return the first of options that are ranked: ``D > B > C``, or a numbered list."""
+        chain = re.split(r"\s*(?:>|≫)\s*", re.sub(r"^\W*[Rr]ank\w*\s*:", "", lines[-1]))
+        if len(chain) > 2:
+            named = [self._whole_line(link.strip(" .")) for link in chain]
+            return named[0] if None not in named else None
+        for at, line in enumerate(lines[:-1]):
+            if _RANKING.search(line) and (item := re.match(r"\W*1[.)]\s*(.*)", lines[at + 1])):
+                return self._whole_line(item[1])
+        return None
+
+    def _result(self, line: str) -> str | None:
+        """Return the option that a calculation ends in, or a value that is put in other words."""
+        _, equals, result = line.rpartition("=")
+        if equals and (option := self._exact(result)):
+            return option
+        value = re.sub(r"^\W*(?:about|approximately|roughly|around)\s+", "", line, flags=re.I)
+        return self._exact(re.split(r",?\s*\bi\.e\b|\(", value)[0])
+
+    def _true_or_false(self, line: str) -> str | None:
+        """Read ``this is not true``, ``the data say yes`` where the options are such words."""
+        words = re.search(
+            r"\b(?:is|are)\s+(not\s+|in)?(?:true|correct)\W*$|\bsays?\s+(yes|no)\W*$",
+            line,
+            re.IGNORECASE,
+        )
+        if words is None:
+            return None
+        said = words[2] or ("false" if words[1] else "true")
+        return self._exact(said)
+
+    def _by_elimination(self, text: str) -> str | None:
+        """Return the option that is left where all others are turned down by their letters."""
+        denied = set(re.findall(r"\b[Nn]ot\s+(?:option\s+)?\(?([A-Z])\b", text))
+        left = [letter for letter in self.options if letter not in denied]
+        return left[0] if len(left) == 1 and len(self.options) > 2 else None
 
     def _leading_mark(self, lines: list[str]) -> str | None:
         """Read ``B. It lowers the afterload``: one marked letter, which opens the text."""
         marks = {m[1] for line in lines for m in _MARK.finditer(line)} & set(self.options)
         first = _MARK.match(lines[0])
+        if _TURNED_DOWN.search(re.split(r"[.;!?]\s", lines[0][3:].lower())[0]):
+            return None
         return first[1] if first and marks == {first[1]} else None
 
     def _set_off(self, lines: list[str]) -> str | None:
@@ -280,12 +344,14 @@ class Chooser:
     def _boxes(self, text: str) -> Iterator[Statement]:
         for match in list(_BOX.finditer(text))[-MAX_STATEMENTS:]:
             content = _box_content(text, match.end() - 1)
-            if content.strip():
+            if content.strip() and not _COMPARISON.search(content):
                 yield Statement(match.start(), self.resolve(content))
 
     def _leading(self, text: str) -> Iterator[Statement]:
         for match in list(_LEADS.finditer(text))[-MAX_STATEMENTS:]:
             if _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
+                continue
+            if _SECOND.search(text, max(0, match.start() - 20), match.start()):
                 continue
             if "would" in match.group().lower() and _SUPPOSED.search(
                 text, max(0, match.start() - 200), match.start()
@@ -318,7 +384,7 @@ class Chooser:
         position = 0
         while match := _TRAILS.search(text, position):
             position = match.start("letter") + 1
-            letter, between = match["letter"], match["text"].strip(" .:,()*_-–—")
+            letter, between = match["letter"].upper(), match["text"].strip(" .:,()*_-–—")
             # "B cells … so D is correct": what stands between must be the option's own text.
             if letter not in self.options or (between and self._by_text(between) != letter):
                 continue
@@ -337,6 +403,7 @@ class Chooser:
         if _NONE_OF.match(fragment) and not self._by_text(fragment):
             return None
         whole = self._exact(fragment) or self._exact(_EXPLAINED.split(fragment)[0])
+        whole = whole or self._numbered(fragment)
         if whole:
             return whole
         otherwise = _OTHERWISE.search(fragment)
@@ -355,9 +422,17 @@ class Chooser:
             named = abridged(fragment, self.options) or concluded(fragment, self.options)
         return named
 
+    def _numbered(self, fragment: str) -> str | None:
+        """Read ``3`` as the third option, where no option says a number of its own."""
+        number = re.fullmatch(r"\W*([1-9])\W*", fragment)
+        letters = sorted(self.options)
+        if number is None or any(re.search(r"\d", text) for text in self.options.values()):
+            return None
+        return letters[int(number[1]) - 1] if int(number[1]) <= len(letters) else None
+
     def _exact(self, fragment: str) -> str | None:
         """Return the option that a fragment is, in its words or as a number."""
-        for normal_form in (_folded, _value):
+        for normal_form in (_folded, _value, _stems, _number_set):
             form = normal_form(fragment)
             matches = [c for c, text in self.options.items() if form and normal_form(text) == form]
             if len(matches) == 1:
@@ -432,10 +507,28 @@ class Chooser:
         if not rest:
             return letter.upper()
         if (marked or letter.isupper()) and self._starts_with_text(rest) == letter.upper():
-            return letter.upper()
+            first_sentence = re.split(r"[.;!?]\s", rest)[0]
+            remark = _folded(first_sentence).removeprefix(self.texts[letter.upper()])
+            return None if _REMARK.match(remark) or _TURNED_DOWN.search(remark) else letter.upper()
         return None
 
 
+_REMARK = re.compile(
+    r"\s*(?!is (?:the )?(?:correct|right|best|most likely|answer))"
+    r"(?:is|are|was|were|has|have|had|may|might|can|could|should|would|will|does|do|did|must|lacks?"
+    r"|causes?|covers?|treats?|acts?|inhibits?|works?|increases?|decreases?|requires?)\b"
+)
+"""Behind an option's text: the line speaks about the option instead of choosing it."""
+_TURNED_DOWN = re.compile(
+    r"\b(?:not|no|never|wrong|incorrect|false|less|least|second|2nd|third|alternative|poor|unlikely"
+    r"|contraindicated|reserved|avoid\w*|only if|ineffective|inappropriate|insufficient|ruled out"
+    r"|excluded?|rejected|instead)\b"
+)
+
+
+_RANKING = re.compile(
+    r"\b(?:rank\w*|most to least|in order of|order of likelihood)\b", re.IGNORECASE
+)
 _CLOSING_LETTER = re.compile(r"(?:\*\*|__|\w\w[.!:]\s)\(?([A-Z])\)?\.?(?:\*\*|__)?[\s.]*$")
 _SET_OFF = re.compile(r"(?:^|[,;:.?!]|\bso)\s*(yes|no|maybe|true|false)\s*[,.;:!—–]", re.MULTILINE)
 _ANNOUNCED = re.compile(r"\b(?:is|are|be|answer)\W*:\W*$", re.IGNORECASE)
@@ -505,6 +598,24 @@ def _value(text: str) -> float | None:
     if number is None or not float(number[2] or 1):
         return None
     return float(number[1]) / float(number[2] or 1) / (100 if number[3] else 1)
+
+
+@lru_cache(maxsize=1_000)
+def _stems(text: str) -> str:
+    """Return the stems of the words of a text, without articles: decreased is decreases."""
+    text = text.replace("↑", " increase ").replace("↓", " decrease ")
+    words = [token.word for token in tokens_of(_plain(text))]
+    if any(character.isdigit() for character in text):
+        return ""  # numbers are compared by value
+    return " ".join(word for word in words if word not in ("the", "an", "it", "will", "be", "is"))
+
+
+@lru_cache(maxsize=1_000)
+def _number_set(text: str) -> frozenset[str] | None:
+    """Return the numbers of a text that lists several and says nothing else: ``1, 2 and 3``."""
+    if not re.fullmatch(r"\W*\d(?:(?:[\s,;&+]|\band\b)+\d)+\W*(?:only\W*)?", text):
+        return None
+    return frozenset(re.findall(r"\d", text))
 
 
 _FRAC = re.compile(r"\\[dt]?frac[{\s]*(\d+)[}{\s]+(\d+)[}\s]*")

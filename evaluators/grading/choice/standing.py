@@ -176,6 +176,16 @@ _EXPLAINED = any_of(
     r"(?:is|are|was|were)\s+(?:\w+\s+){0,3}(?:due to|caused by|mediated by|attribut\w+"
     r"|explained by|because|a result of|secondary to)"
 )
+_INSTRUCTION = re.compile(
+    r"\W*(?:start|give|treat(?: (?:her|him|this patient))? with|use|prescribe|administer|begin)\s+"
+    r"(?:with\s+)?(?:oral\s+|intravenous\s+|IV\s+|a\s+course\s+of\s+)?",
+    re.IGNORECASE,
+)
+"""Ahead of what the patient shall get, as a sentence of its own."""
+_DIAGNOSED = re.compile(
+    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has|have)\s+$",
+    re.IGNORECASE,
+)
 _SUMMING_UP = re.compile(
     r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately|"
     r"taken (?:together|as a whole)|all in all|altogether|by (?:elimination|exclusion))\b",
@@ -274,6 +284,9 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         _CONCLUSION.search(clause)
         or (place.is_complement and _CONCLUSION.search(place.ahead))
         or _SUMMING_UP.match(place.sentence)
+        or _INSTRUCTION.fullmatch(place.ahead)
+        or _DIAGNOSED.search(place.before)
+        or re.match(r"\s*(?:is|are) given\b", place.behind)
         or re.search(r"\b(?:should|must)\s+$", place.before)
         or (re.search(r"\bso\s+$", place.before) and not re.search(r"\w", place.behind))
     ):

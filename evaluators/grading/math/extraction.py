@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 
 from deft.evaluators.grading.brackets import read_group
-from deft.evaluators.grading.final_answer import announced
+from deft.evaluators.grading.final_answer import announced, without_emoji
 from deft.evaluators.grading.math.conclusion import (
     FORMULA,
     NUMBER,
@@ -60,7 +60,7 @@ def find_answer(response: str, parts: int = 1, *, worded: bool = False) -> Found
             answer.
         worded: whether the gold answer is a word, as against a number or a formula.
     """
-    response = _without_bold(announced(response))
+    response = _without_bold(without_emoji(announced(response)))
     first = before_next_problem(response)
     return (
         (_explicit_answer(first, parts) if first != response else None)
