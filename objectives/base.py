@@ -7,8 +7,10 @@ backend), of shape [N], and detached: the head turns gates into gradients, autog
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -96,7 +98,7 @@ class ObjectiveOutput(NamedTuple):
     value: Tensor
     """What is summed into the loss."""
     gate: Tensor
-    """−∂value/∂logp with every detached quantity held fixed."""
+    """−∂value/∂logp with every detached quantity held fixed; see `deft.objectives.check`."""
     keep: Tensor | None = None
     """bool: tokens that count at all; the others leave the loss and its normaliser."""
     focus: Tensor | None = None
@@ -189,7 +191,13 @@ def get_objective(spec: str | Mapping[str, Any] | ObjectiveSpec | Objective) -> 
         spec = ObjectiveSpec.model_validate(spec)
     function = _load(spec)
     declared: Declaration = getattr(function, "__deft_objective__", _UNDECLARED)
-    target = declared.target(**spec.params) if declared.target is not None else None
+    try:
+        target = declared.target(**spec.params) if declared.target is not None else None
+    except Exception as error:
+        raise ValueError(
+            f"{spec}: its target distribution raises {describe_error(error)}; "
+            "@objective(target=…) takes a function of the objective's parameters"
+        ) from None
     return Objective(
         spec, function, declared.needs, declared.token_local, declared.drops_tokens, target
     )
@@ -199,9 +207,42 @@ def _load(spec: ObjectiveSpec) -> ObjectiveFunction:
     path = CATALOG[spec.name].implementation if spec.name in CATALOG else spec.name
     module_name, _, attribute = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"objective {spec.name!r} cannot be imported: {error}") from error
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        # A module of the user's may raise anything while it is imported.
+        raise ValueError(
+            f"objective {spec.name!r} cannot be imported: {describe_error(error)}"
+        ) from error
+    function = getattr(module, attribute, None)
+    if function is None:
+        objectives = [name for name, item in vars(module).items() if _is_declared(item)]
+        hint = f"its objectives are {', '.join(objectives)}" if objectives else "it has none"
+        raise ValueError(
+            f"objective {spec.name!r} cannot be imported: {module_name} has no attribute "
+            f"{attribute!r}; {hint}"
+        )
     if not callable(function):
-        raise ValueError(f"objective {spec.name!r} is not callable: {function!r}")
+        raise ValueError(
+            f"objective {spec.name!r} is {type(function).__name__}; name a function "
+            "(TokenStats, **params) -> ObjectiveOutput"
+        )
     return function  # type: ignore[no-any-return]
+
+
+def _is_declared(item: Any) -> bool:
+    return hasattr(item, "__deft_objective__")
+
+
+def describe_error(error: Exception) -> str:
+    """Name an error of an author's code, and the line of that code which raised it."""
+    described = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, SyntaxError):
+        return described
+    libraries = ("<frozen", "site-packages", str(Path(importlib.__file__).parent))
+    lines = [
+        f"{Path(frame.filename).name}, line {frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).parent != Path(__file__).parent
+        and not any(library in frame.filename for library in libraries)
+    ]
+    return f"{described} ({lines[-1]})" if lines else described

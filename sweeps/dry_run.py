@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deft.platform.commands.cost_model import CARDS, MFU, gpu_hours, trained_tokens, training_flops
-from deft.platform.commands.dry_run import data_size, dimensions_of
+from deft.platform.commands.dry_run import check_own_objectives, data_size, dimensions_of
 from deft.platform.console import RunConsole
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
@@ -21,8 +21,9 @@ def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
     """Print the cells of a sweep and what is left to do.
 
     Raises:
-        ValueError: a local file of data cannot be read.
+        ValueError: a local file of data cannot be read, or an objective cannot be used.
     """
+    check_own_objectives(dict.fromkeys(cell.spec.objective for cell in plan.cells))
     directory = SweepDirectory.of(plan, root)
     axes = list(plan.spec.grid)
     rows = [

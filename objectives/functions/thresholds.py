@@ -80,6 +80,7 @@ def _most(score: Tensor, mask: Tensor, share: float) -> Tensor:
     candidates = score[mask]
     if len(candidates) == 0:
         return torch.zeros_like(mask)
-    # 12 digits suffice to keep 0.1 · 30 from counting as 3 and a bit more.
-    count = min(len(candidates), math.ceil(round(share * len(candidates), 12)))
+    # 12 digits suffice to keep 0.1 · 30 from counting as 3 and a bit more; a share that they round
+    # to nothing is still a token.
+    count = max(1, min(len(candidates), math.ceil(round(share * len(candidates), 12))))
     return mask & (score >= candidates.topk(count).values[-1])

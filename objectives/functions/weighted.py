@@ -75,4 +75,6 @@ def focal(stats: TokenStats, *, gamma: float) -> ObjectiveOutput:
 
 
 def _weighted(stats: TokenStats, weight: Tensor) -> ObjectiveOutput:
+    """Weigh the NLL by sg(weight)."""
+    weight = weight.detach()
     return ObjectiveOutput(value=-weight * stats.logp, gate=weight)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from deft.objectives.spec import ObjectiveSpec
 from deft.platform.commands.cost_model import (
     CARDS,
     GIB,
@@ -42,8 +44,9 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
     """Print the plan of ``spec``: data, steps, memory, time and placement.
 
     Raises:
-        ValueError: a local file of data cannot be read.
+        ValueError: a local file of data cannot be read, or an objective cannot be used.
     """
+    check_own_objectives([spec.objective])
     training = spec.training
     model = dimensions_of(spec.model.name)
     data = data_size(spec, root)
@@ -73,6 +76,15 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
         show_memory(spec, model, console)
         if data is not None:
             show_time(spec, model, trained_tokens(training, data), console)
+
+
+def check_own_objectives(objectives: Iterable[ObjectiveSpec]) -> None:
+    """Check the objectives that are given by import paths; only those need torch."""
+    for objective in objectives:
+        if objective.info is None:
+            from deft.objectives.check import check_own_objective
+
+            check_own_objective(objective)
 
 
 def placement(spec: ExperimentSpec) -> list[list[str]]:

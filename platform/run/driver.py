@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deft.objectives import ObjectiveSpec, get_objective
+from deft.objectives import ObjectiveSpec
+from deft.objectives.check import check_own_objective
 from deft.objectives.diagnostics import draw_gate_dynamics
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
@@ -81,11 +82,11 @@ def run_experiment(
 
 
 def require_importable(objective: ObjectiveSpec) -> None:
-    """Raise UserError if ``objective`` is given by an import path that leads nowhere."""
+    """Raise UserError if ``objective`` cannot be imported, or its gate is not its value's."""
     try:
-        get_objective(objective)
+        check_own_objective(objective)
     except ValueError as error:
-        raise UserError(f"objective: {error}") from None
+        raise UserError(str(error)) from None
 
 
 def run_recorded(
