@@ -176,6 +176,10 @@ class ModelSpec(Settings):
         return path if self.name not in MODELS and path.is_dir() else None
 
 
+ALL_LINEAR = "all-linear"
+"""LoRA target that stands for all linear layers but the head."""
+
+
 class LoraSpec(Settings):
     """Low-rank adapters (arXiv 2106.09685) in place of full fine-tuning, by peft."""
 
@@ -185,9 +189,13 @@ class LoraSpec(Settings):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping an input of an adapter."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Names of the modules to adapt, such as q_proj; all-linear is every linear layer except the
-    head, which takes part if it is named: lm_head."""
+    targets: tuple[str, ...] = Field(default=(ALL_LINEAR,), min_length=1)
+    """Modules to adapt, by the last part of their names or more of it: q_proj, mlp.down_proj,
+    embed_tokens. all-linear is every linear layer and the experts of a mixture, but not the head,
+    which takes part if it is named as well: lm_head."""
+    keep_adapter: bool = False
+    """Store the adapter itself as `model/adapter` beside the model that it is merged into, as
+    `PeftModel.from_pretrained` loads it."""
 
     @model_validator(mode="after")
     def require_head_without_dropout(self) -> LoraSpec:
@@ -233,12 +241,12 @@ class TrainingSpec(Settings):
     epochs: int = Field(default=1, ge=1)
     """Passes over the training examples; incomplete batches are dropped."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after this many optimiser steps even if `epochs` would go on."""
+    """Stop after this many optimizer steps even if `epochs` would go on."""
     tokens: int | None = Field(default=None, ge=1)
     """Train on about this many tokens, prompts included, however many passes that takes, instead of
     for `epochs`: full steps until they are reached."""
     batch_size: int = Field(default=256, ge=1)
-    """Examples per optimiser step, over all workers."""
+    """Examples per optimizer step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Examples of `max_length` per forward pass of one worker. With packing, as many shorter ones
     as fit into their tokens; without, or with a reduction by micro-batch, exactly so many."""
@@ -274,7 +282,7 @@ class TrainingSpec(Settings):
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; if not given 2 with more than one worker, else 0."""
     offload_optimizer: bool = False
-    """Keep optimiser states in the host's memory and update there (ZeRO 1 to 3)."""
+    """Keep optimizer states in the host's memory and update there (ZeRO 1 to 3)."""
     offload_parameters: bool = False
     """Keep parameters in the host's memory too, each on the device only while in use (ZeRO 3)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -376,13 +384,13 @@ class TrainingSpec(Settings):
         return self.packing and self.reduction == "global_tokens"
 
     def is_validated(self, step: int, num_steps: int) -> bool:
-        """Whether held-out examples are looked at after ``step`` optimiser steps."""
+        """Whether held-out examples are looked at after ``step`` optimizer steps."""
         due = self.validate_every is not None and step % self.validate_every == 0
         scored = self.keep == "best" and self.is_saved(step, num_steps)
         return due or scored or step in (0, num_steps)
 
     def is_saved(self, step: int, num_steps: int) -> bool:
-        """Whether there is a checkpoint after ``step`` optimiser steps."""
+        """Whether there is a checkpoint after ``step`` optimizer steps."""
         due = self.checkpoint_every is not None and step % self.checkpoint_every == 0
         return step == num_steps or (due and step > 0)
 

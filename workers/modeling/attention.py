@@ -9,24 +9,77 @@ Shapes: H query heads, G key and value heads, T positions of the row, E width of
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from deft.workers.common.compat import attention_of, calls_attention_functions
 
 PACKED_SDPA = "packed_sdpa"
+GPU_ATTENTION = "flash_attention_2"
+"""Attention of flash-attn, which runs on a GPU only: not before a model has been moved there."""
 
 
-def attention_implementation(*, packing: bool) -> str:
-    """The attention to load a model with, as `from_pretrained(attn_implementation=…)` takes it."""
+def choose_attention(config: PreTrainedConfig, *, packing: bool) -> str:
+    """Return the attention to load a model with, for `from_pretrained(attn_implementation=…)`.
+
+    Raises:
+        ValueError: the model has none that can be used; the message says which setting would do.
+    """
+    names = [PACKED_SDPA] if packing else ["sdpa", "eager"]
     if torch.cuda.is_available() and find_spec("flash_attn") is not None:
-        return "flash_attention_2"
-    return PACKED_SDPA if packing else "sdpa"
+        names.insert(0, GPU_ATTENTION)
+    if packing:
+        require_packable(config)
+    problem: Exception | None = None
+    for name in names:
+        try:
+            model = _build_without_weights(config, name)
+        except Exception as error:  # each family refuses an attention in a way of its own
+            problem = error
+        else:
+            require_supported(model)
+            return name
+    if packing:
+        raise ValueError(
+            f"training.packing: {config.model_type} has attention of its own; "
+            f"{remedy(choose_attention(config, packing=False))}"
+        )
+    assert problem is not None
+    raise ValueError(
+        f"model: {config.model_type} cannot be trained: none of the attentions "
+        f"{', '.join(names)} can be used ({first_line(problem)})"
+    )
+
+
+def remedy(attention: str) -> str:
+    """Say how to train without packing."""
+    return f"set training.packing to false: examples are padded then, with {attention} attention"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, with its type where that says more."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def _build_without_weights(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            deepcopy(config), attn_implementation=attention
+        )
+    return model
 
 
 def require_packable(config: PreTrainedConfig) -> None:
@@ -35,7 +88,8 @@ def require_packable(config: PreTrainedConfig) -> None:
     if foreign := sorted(kinds - {"full_attention", "sliding_attention"}):
         raise ValueError(
             f"training.packing: {config.model_type} has layers of kind {', '.join(foreign)}, which "
-            "would carry over from one packed example to the next; set training.packing to false"
+            "would carry over from one packed example to the next; "
+            f"{remedy(choose_attention(config, packing=False))}"
         )
 
 
@@ -44,12 +98,12 @@ def require_supported(model: PreTrainedModel) -> None:
     if attention_of(model) == PACKED_SDPA and not calls_attention_functions(model):
         raise ValueError(
             f"training.packing: {type(model).__name__} has attention of its own; "
-            "set training.packing to false"
+            f"{remedy(choose_attention(model.config, packing=False))}"
         )
 
 
 def packed_keywords(cu_seq_lens: torch.Tensor, position_ids: torch.Tensor) -> dict[str, Any]:
-    """What a transformers model takes to attend within examples only.
+    """Build the arguments that make a transformers model attend within examples only.
 
     Args:
         cu_seq_lens: int32 [examples + 1], where each example begins and the last ends.
@@ -75,13 +129,13 @@ def packed_sdpa(
     dropout: float = 0.0,
     scaling: float | None = None,
     *,
-    cu_seq_lens_q: torch.Tensor,
+    cu_seq_lens_q: torch.Tensor | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each example; an attention function as transformers calls it.
+    """Compute causal attention within each example, as transformers calls an attention function.
 
     It is not compiled: every new number of examples would be compiled anew.
 
@@ -90,7 +144,7 @@ def packed_sdpa(
         query: [1, H, T, E].
         key: [1, G, T, E].
         value: [1, G, T, E].
-        attention_mask: None.
+        attention_mask: None; not supported.
         dropout: probability of dropping an attention weight.
         scaling: factor of the products; 1/√E if None.
         cu_seq_lens_q: int32 [examples + 1].
@@ -103,13 +157,18 @@ def packed_sdpa(
         [1, T, H, E].
 
     Raises:
-        ValueError: the model caps attention logits or has attention sinks.
+        ValueError: the model caps attention logits, has attention sinks or a mask of its own, or
+            does not pass on where examples begin.
     """
     if softcap is not None or s_aux is not None:
         raise ValueError(
-            "training.packing: this model caps attention logits or has attention sinks, which "
-            "packing supports only with flash-attn on a GPU; set training.packing to false"
+            "the model caps attention logits or has attention sinks, which packing supports only "
+            "with flash-attn on a GPU"
         )
+    if cu_seq_lens_q is None:
+        raise ValueError("the model does not tell its attention where packed examples begin")
+    if attention_mask is not None:
+        raise ValueError("the model masks attention in a way of its own")
     grouped = key.shape[1] != query.shape[1]
     # Split, not sliced: a slice's gradient would be a tensor of the whole row's size.
     lengths = cu_seq_lens_q.diff().tolist()
@@ -134,7 +193,8 @@ def packed_sdpa(
                 enable_gqa=grouped,
             )
         )
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    # Some models take a view of the result.
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)

@@ -1,4 +1,4 @@
-"""What a model does to the product of its hidden states and its head: nothing, scale it, cap it."""
+"""How a model turns the product of hidden states and head into logits: as it is, scaled, capped."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from deft.workers.modeling.lora import unadapted
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 """Settings that hold a factor of the logits; some models multiply by theirs, others divide."""
 
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Settings that hold the bound of the logits."""
+
 
 class LogitTransform(NamedTuple):
     """logits = softcap · tanh(head(scale · hidden) / softcap), or head(scale · hidden)."""
@@ -24,13 +27,13 @@ class LogitTransform(NamedTuple):
     softcap: float | None = None
 
     def scaled(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states [..., D] of which the head makes logits that are still to be capped."""
+        """Scale hidden states [..., D]; the head turns them into logits before the cap."""
         return hidden if self.scale == 1 else hidden * self.scale
 
 
 @torch.no_grad()
 def logit_transform(model: PreTrainedModel) -> LogitTransform:
-    """How ``model`` gets from hidden states to logits, as its settings say and its forward shows.
+    """Find how ``model`` gets from hidden states to logits, from its settings and its forward.
 
     The layers below the head are not run: they are made to return random hidden states.
 
@@ -50,7 +53,8 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
         raise ValueError(f"{name}: the weights of its head are not finite")
 
     config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
+    caps = (getattr(config, name, None) for name in _SOFT_CAPS)
+    softcap = next((float(cap) for cap in caps if cap), None)
     settings = [getattr(config, name, None) for name in _SCALES]
     scales = [float(value) for value in settings if value]
     candidates = [
@@ -71,16 +75,18 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
     if not error(best) <= tolerance:
         raise ValueError(
             f"{name} makes its logits in a way of its own, which no objective would see; known are "
-            f"a linear head, final_logit_softcapping, and a factor given as {', '.join(_SCALES)}"
+            f"a linear head, a soft cap given as {', '.join(_SOFT_CAPS)}, and a factor given as "
+            f"{', '.join(_SCALES)}"
         )
     return best
 
 
 def _logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """The logits [1, T, V] that ``model`` makes of last hidden states [1, T, D]."""
+    """Compute the logits [1, T, V] that ``model`` makes of last hidden states [1, T, D]."""
     tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
     # Most models call the one, OPT the other.
-    with _forward_replaced({model.base_model, model.get_decoder()}, _LayersOutput(hidden)):
+    layers = {part for part in (model.base_model, model.get_decoder()) if part is not None}
+    with _forward_replaced(layers, _LayersOutput(hidden)):
         logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits
 

@@ -36,7 +36,7 @@ AT_THRESHOLD = 0.1
 
 
 class ObjectiveHead(nn.Module):
-    """Takes the place of a model's `lm_head`, with the same parameters under the same names.
+    """The objective in place of a model's `lm_head`, with the same parameters and names.
 
     The objective runs inside this module's forward because ZeRO-3 gathers a parameter only for the
     module that owns it. It returns plain tensors because DeepSpeed finds those, and nothing else,
@@ -71,7 +71,7 @@ class ObjectiveHead(nn.Module):
         reference: ReferenceHead | torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Sum of token values, and the detached statistics of every token.
+        """Compute the sum of token values, and the detached statistics of every token.
 
         Args:
             hidden: last hidden states [N, D].
@@ -228,7 +228,7 @@ class ObjectiveModel(nn.Module):
         cu_seq_lens: torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """See `ObjectiveHead.forward`; `deft.workers.training.batches.collate` makes micro-batches.
+        """Run the model and its `ObjectiveHead` on a micro-batch as `collate` makes it.
 
         Position t predicts label t + 1; only positions with a target reach the head's products.
         """
@@ -262,9 +262,11 @@ def target_statistics(
     transform: LogitTransform,
     input_ids: torch.Tensor,
     labels: torch.Tensor,
-    statistics: Collection[str],
+    statistics: Collection[str] = (),
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens: torch.Tensor | None = None,
 ) -> TokenStats:
-    """Statistics of a batch's N target tokens under a model that is not trained, each [N].
+    """Compute statistics of a batch's N target tokens under a model that is not trained, each [N].
 
     Args:
         model: with the head that it came with.
@@ -272,11 +274,13 @@ def target_statistics(
         input_ids: int64 [B, T], padded on the right.
         labels: int64 [B, T], not shifted; `IGNORE_INDEX` where there is no target.
         statistics: optional fields of `TokenStats` to compute.
+        position_ids: see `deft.workers.training.batches.collate`.
+        cu_seq_lens: likewise.
     """
     head, targets = model.get_output_embeddings(), labels[:, 1:].flatten()
     chosen = targets != IGNORE_INDEX
     return linear_objective(
-        transform.scaled(last_hidden(model, input_ids)[chosen]),
+        transform.scaled(last_hidden(model, input_ids, position_ids, cu_seq_lens)[chosen]),
         head.weight,
         targets[chosen],
         "original",
@@ -292,7 +296,7 @@ def last_hidden(
     position_ids: torch.Tensor | None = None,
     cu_seq_lens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Last hidden states of all positions but each row's last, [B·(T − 1), D]."""
+    """Compute the last hidden states of all positions but each row's last, [B·(T − 1), D]."""
     packed = {}
     if position_ids is not None and cu_seq_lens is not None:
         packed = packed_keywords(cu_seq_lens, position_ids)

@@ -115,7 +115,7 @@ def padding_share(plan: MicroBatchPlan, lengths: Sequence[int], *, packing: bool
 
 
 def collate(
-    rows: Sequence[dict[str, list[int]]], pad_token_id: int, device: torch.device, *, packing: bool
+    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device, *, packing: bool
 ) -> dict[str, torch.Tensor]:
     """Collate a micro-batch; without rows, a single token that has no target.
 
@@ -126,8 +126,8 @@ def collate(
         there is no attention mask, since under causal attention no token sees what is to its right.
     """
     if not rows:
-        rows = [{"input_ids": [pad_token_id], "labels": [IGNORE_INDEX]}]
-    return _packed(rows, device) if packing else _padded(rows, pad_token_id, device)
+        rows = [{"input_ids": [fill_token_id], "labels": [IGNORE_INDEX]}]
+    return _packed(rows, device) if packing else _padded(rows, fill_token_id, device)
 
 
 def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -149,7 +149,7 @@ def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[
 
 
 def _padded(
-    rows: Sequence[dict[str, list[int]]], pad_token_id: int, device: torch.device
+    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
     import torch
 
@@ -161,6 +161,6 @@ def _padded(
         )
 
     return {
-        "input_ids": padded("input_ids", pad_token_id),
+        "input_ids": padded("input_ids", fill_token_id),
         "labels": padded("labels", IGNORE_INDEX),
     }

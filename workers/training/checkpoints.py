@@ -1,4 +1,4 @@
-"""Checkpoints: every rank writes its shard, Ray Train stores them; and the way back.
+"""Checkpoints: every rank writes its shard and Ray Train stores them; and resuming from one.
 
 A checkpoint holds `engine/`, DeepSpeed's shards; `progress.json`, which says after how many steps
 and on how many workers they were written; `checksums/`, by which damage is found; and, where it is
@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
-from transformers import PreTrainedTokenizerBase
 
 from deft.workers.common.checksums import damaged_file_of, file_names, write_checksums
-from deft.workers.training.engine import export_model
 
 if TYPE_CHECKING:
     import deepspeed
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 def save_checkpoint(
     engine: deepspeed.DeepSpeedEngine,
-    tokenizer: PreTrainedTokenizerBase | None,
+    export: Callable[[Path], None] | None,
     step: int,
     metrics: dict[str, float],
 ) -> None:
@@ -38,14 +36,14 @@ def save_checkpoint(
 
     Args:
         engine: what to save.
-        tokenizer: exported with the model; None exports neither.
-        step: optimiser steps done.
+        export: writes the model into a directory; None exports none.
+        step: optimizer steps done.
         metrics: of this step.
     """
     directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
     engine.save_checkpoint(directory / "engine", tag="state")
-    if tokenizer is not None:
-        export_model(engine, tokenizer, directory / "model")
+    if export is not None:
+        export(directory / "model")
     if torch.distributed.get_rank() == 0:
         progress = {"step": step, "world_size": torch.distributed.get_world_size()}
         (directory / "progress.json").write_text(json.dumps(progress))
@@ -85,7 +83,7 @@ class Resumption:
     Args:
         rank: this process's.
         world_size: number of processes.
-        on_damage: told, for every checkpoint that is passed over, its step and a damaged file.
+        on_damage: called with the step and a damaged file of every checkpoint that is passed over.
     """
 
     def __init__(self, rank: int, world_size: int, on_damage: Callable[[int, str], None]) -> None:
@@ -99,12 +97,12 @@ class Resumption:
 
     def __enter__(self) -> Resumption:
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
-        for found in sorted(reported, key=lambda found: found.metrics["step"], reverse=True):
-            directory = Path(self._stack.enter_context(found.checkpoint.as_directory()))
+        for report in sorted(reported, key=lambda report: report.metrics["step"], reverse=True):
+            directory = Path(self._stack.enter_context(report.checkpoint.as_directory()))
             progress = _read_progress(directory)
             damaged = self._damaged_file(directory, progress["world_size"])
             if damaged is not None:
-                self._on_damage(found.metrics["step"], damaged)
+                self._on_damage(report.metrics["step"], damaged)
                 continue
             self._directory, self._step = directory, progress["step"]
             self.is_universal = progress["world_size"] != self._world_size
@@ -112,15 +110,15 @@ class Resumption:
         return self
 
     def _damaged_file(self, directory: Path, written_by: int) -> str | None:
-        """A damaged file of a checkpoint, on every rank the same; each reads its share of them."""
+        """Find a damaged file, on every rank the same; each reads a share of the files."""
         damaged: list[str | None] = [None] * self._world_size
         parts = range(self._rank, written_by, self._world_size)
-        mine = (damaged_file_of(directory, part) for part in parts)
-        torch.distributed.all_gather_object(damaged, next(filter(None, mine), None))
+        own_share = (damaged_file_of(directory, part) for part in parts)
+        torch.distributed.all_gather_object(damaged, next(filter(None, own_share), None))
         return next(filter(None, damaged), None)
 
     def load(self, engine: deepspeed.DeepSpeedEngine) -> int:
-        """Restore weights, optimiser and schedule; returns the number of steps already done."""
+        """Restore weights, optimizer and schedule; returns the number of steps already done."""
         if self._directory is None:
             return 0
         source, tag = self._directory / "engine", "state"
@@ -130,7 +128,7 @@ class Resumption:
         return self._step
 
     def _converted(self, shards: Path) -> Path:
-        """A directory with ``shards`` in the universal format, as the folder `universal`."""
+        """Convert ``shards`` to the universal format, as the folder `universal` of a directory."""
         from deepspeed.checkpoint import ds_to_universal
 
         directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
@@ -153,7 +151,7 @@ class Resumption:
 
 
 def _read_progress(directory: Path) -> dict[str, int]:
-    """What `progress.json` says. If it cannot be read, the checksums of rank 0 will tell."""
+    """Read `progress.json`; if that fails, the checksums of rank 0 will show the damage."""
     try:
         progress = json.loads((directory / "progress.json").read_text())
         return {key: progress[key] for key in ("step", "world_size")}

@@ -1,21 +1,14 @@
-"""The DeepSpeed engine: precision, ZeRO stage, optimizer, schedule, and getting the model out."""
+"""The DeepSpeed engine: precision, ZeRO stage, optimizer, and schedule."""
 
 from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    get_cosine_schedule_with_warmup,
-)
+from transformers import AutoConfig, PreTrainedModel, get_cosine_schedule_with_warmup
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from deft.workers.common.compat import (
@@ -24,13 +17,11 @@ from deft.workers.common.compat import (
     skip_steps_without_finite_gradient,
 )
 from deft.workers.common.mappings import deep_merge
-from deft.workers.modeling.attention import (
-    attention_implementation,
-    require_packable,
-    require_supported,
-)
-from deft.workers.modeling.lora import add_adapters, merged_parameters
+from deft.workers.modeling.attention import choose_attention
+from deft.workers.modeling.loading import load_causal_lm, require_positions
+from deft.workers.modeling.lora import add_adapters
 from deft.workers.modeling.objective_model import ObjectiveModel
+from deft.workers.modeling.self_check import settle_attention, unused_modules
 from deft.workers.spec import TrainingSpec
 from deft.workers.training.deepspeed_build import load_collectives
 
@@ -62,18 +53,18 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
     """Load the model to train, with attention, kernels and adapters as ``spec`` says.
 
     Raises:
-        ValueError: the model's layers do not go with packing, or have no module to adapt.
+        ValueError: weights are missing, or the model cannot be trained as ``spec`` says.
     """
-    if spec.packing:
-        require_packable(AutoConfig.from_pretrained(model_dir))
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=dtype, attn_implementation=attention_implementation(packing=spec.packing)
-    )
-    require_supported(model)
+    config = AutoConfig.from_pretrained(model_dir)
+    require_positions(config, spec.max_length)
+    attention = choose_attention(config, packing=spec.packing)
+    model = load_causal_lm(model_dir, dtype=dtype, attn_implementation=attention)
+    settle_attention(model, packing=spec.packing)
     if torch.cuda.is_available() and find_spec("liger_kernel") is not None:
         apply_liger_kernels(model)
     if spec.lora is not None:
-        add_adapters(model, spec.lora)
+        unused = unused_modules(model, packing=spec.packing)
+        add_adapters(model, spec.lora, zero_stage=spec.resolved_zero_stage, unused=unused)
     if spec.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if spec.compile:
@@ -83,13 +74,12 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
 
 def load_reference(model_dir: str, model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Load a frozen copy of the model that is trained, with its dtype and attention."""
-    reference: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    return load_causal_lm(
         model_dir,
         dtype=model.dtype,
         device_map=device,
         attn_implementation=attention_of(model),
     )
-    return reference
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -181,25 +171,3 @@ def take_step(engine: deepspeed.DeepSpeedEngine) -> float:
         return norm
     engine.step()
     return float(engine.get_global_grad_norm())
-
-
-def export_model(
-    engine: deepspeed.DeepSpeedEngine, tokenizer: PreTrainedTokenizerBase, directory: Path
-) -> None:
-    """Write Hugging Face safetensors and tokenizer on rank 0; every rank must call this.
-
-    Adapters are merged into the weights that they adapt. Under ZeRO-3 parameters are gathered a few
-    at a time, so no device ever holds the whole model.
-    """
-    writes = torch.distributed.get_rank() == 0
-    sharded = engine.zero_optimization_stage() == 3
-    model: PreTrainedModel = engine.module.model
-    # Tied parameters appear once here, under their first name, as in a Hugging Face checkpoint.
-    state: dict[str, torch.Tensor] = {}
-    for parameter in merged_parameters(model):
-        with deepspeed.zero.GatheredParameters(parameter.parts, enabled=sharded):
-            if writes:
-                state[parameter.name] = parameter.value().detach().cpu().clone()
-    if writes:
-        model.save_pretrained(directory, state_dict=state)
-        tokenizer.save_pretrained(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import ray.train
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from deft.objectives import get_objective
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import training_example_ids
+from deft.workers.modeling.loading import fill_token_id, require_exportable
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.training.batches import (
     MicroBatchPlan,
@@ -27,6 +29,7 @@ from deft.workers.training.batches import (
 )
 from deft.workers.training.checkpoints import Resumption, save_checkpoint
 from deft.workers.training.engine import build_engine, load_model, load_reference, resolve_dtype
+from deft.workers.training.export import export_model
 from deft.workers.training.job import TrainJob
 from deft.workers.training.metrics import gather_targets, step_metrics
 from deft.workers.training.preemption import PreemptionNotice
@@ -51,7 +54,7 @@ def train(job: TrainJob) -> None:
     """
     worker = setup_worker(job)
     data = setup_data(job)
-    engine, first_step = setup_engine(job, worker)
+    engine, first_step = setup_engine(job, worker, data)
     notice = PreemptionNotice(worker.device)
     if first_step == 0:
         validate_if_due(job, worker, engine, data, step=0)
@@ -132,10 +135,13 @@ def setup_data(job: TrainJob) -> Data:
     return Data(rows, held_out, token_counts(rows), tokenizer)
 
 
-def setup_engine(job: TrainJob, worker: Worker) -> tuple[deepspeed.DeepSpeedEngine, int]:
+def setup_engine(
+    job: TrainJob, worker: Worker, data: Data
+) -> tuple[deepspeed.DeepSpeedEngine, int]:
     """Build the engine and load the last whole checkpoint; returns it and the steps done."""
     dtype, objective = resolve_dtype(job.training.dtype), get_objective(job.objective)
     model = load_model(job.model_dir, job.training, dtype)
+    require_exportable(model, data.tokenizer)
     needs_copy = objective.needs_reference and job.training.lora is None
     reference = load_reference(job.model_dir, model, worker.device) if needs_copy else None
 
@@ -165,7 +171,7 @@ def fetch(job: TrainJob, worker: Worker, data: Data, step: int) -> Batch:
     micro_batches = [
         collate(
             [data.rows[index] for index in chosen],
-            data.tokenizer.pad_token_id,
+            fill_token_id(data.tokenizer),
             worker.device,
             packing=spec.packing,
         )
@@ -212,7 +218,7 @@ def validate_if_due(
     if not (len(data.held_out) and job.training.is_validated(step, job.num_steps)):
         return {}
     metrics = validate(
-        engine, data.held_out, job.training, data.tokenizer.pad_token_id, worker.device
+        engine, data.held_out, job.training, fill_token_id(data.tokenizer), worker.device
     )
     worker.report("validation", step, metrics)
     return {f"validation/{name}": value for name, value in metrics.items()}
@@ -234,4 +240,13 @@ def save_if_due(
         worker.report("preemption", step, {})
     if is_preempted or job.training.is_saved(step, job.num_steps):
         is_exported = step == job.num_steps or job.training.keep == "best"
-        save_checkpoint(engine, data.tokenizer if is_exported else None, step, metrics)
+        lora = job.training.lora
+        export = partial(
+            export_model,
+            engine,
+            data.tokenizer,
+            rows=data.held_out if len(data.held_out) else data.rows,
+            packing=job.training.packing,
+            keep_adapter=lora is not None and lora.keep_adapter,
+        )
+        save_checkpoint(engine, export if is_exported else None, step, metrics)

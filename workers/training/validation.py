@@ -21,7 +21,7 @@ def validate(
     engine: deepspeed.DeepSpeedEngine,
     rows: datasets.Dataset,
     spec: TrainingSpec,
-    pad_token_id: int,
+    fill_token_id: int,
     device: torch.device,
 ) -> dict[str, float]:
     """Evaluate the model on ``rows``, every rank a share of them; every rank must call this.
@@ -30,7 +30,7 @@ def validate(
         engine: the model and its objective.
         rows: examples as prepared, with `target_bytes`.
         spec: how examples are cut into micro-batches.
-        pad_token_id: what an empty micro-batch holds.
+        fill_token_id: token of padding and of empty micro-batches.
         device: where the model is.
 
     Returns:
@@ -50,7 +50,7 @@ def validate(
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     for chosen in split_into_micro_batches(indices, padded, spec, world_size)[rank]:
         real = [rows[index] for index in chosen if index < len(rows)]
-        _, tokens = engine(**collate(real, pad_token_id, device, packing=spec.packing))
+        _, tokens = engine(**collate(real, fill_token_id, device, packing=spec.packing))
         target = tokens["target"]
         totals += torch.stack(
             [
@@ -62,7 +62,7 @@ def validate(
             ]
         )
     torch.distributed.all_reduce(totals)
-    # What was wrong here is no reason for a step that training skips later.
+    # A problem met here does not explain a step that training skips later.
     engine.module.model.get_output_embeddings().problem = None
     engine.train()
     value, kept, nll, correct, targets = totals.tolist()

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from deft.objectives import get_objective
-from deft.workers.modeling.lora import add_adapters, merged_parameters, without_adapters
+from deft.workers.modeling.lora import add_adapters, merged_tensors, without_adapters
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.spec import LoraSpec
 from deft.workers.training.batches import collate
@@ -47,12 +47,12 @@ def build(*, tied: bool, targets: tuple[str, ...]) -> Any:
         (False, ("lm_head",)),
     ],
 )
-def test_merged_parameters_are_the_adapted_model(tied: bool, targets: tuple[str, ...]) -> None:
+def test_merged_tensors_are_the_adapted_model(tied: bool, targets: tuple[str, ...]) -> None:
     adapted, base = build(tied=tied, targets=targets)
     objective_model = ObjectiveModel(adapted, get_objective("DEFT"))
     total, _ = objective_model(**BATCH)
     total.backward()
-    merged = {p.name: p.value().detach() for p in merged_parameters(adapted)}
+    merged = {p.name: p.value().detach() for p in merged_tensors(adapted)}
     assert merged.keys() == base.keys()
     changed = {name for name in base if not torch.equal(base[name], merged[name])}
     assert changed == {
@@ -90,7 +90,7 @@ def test_the_base_model_is_the_reference() -> None:
     labels = BATCH["labels"][0, 1:]
     target = labels != -100
     log_reference = frozen(BATCH["input_ids"]).logits[0, :-1][target].log_softmax(-1)
-    merged = {p.name: p.value().detach() for p in merged_parameters(adapted)}
+    merged = {p.name: p.value().detach() for p in merged_tensors(adapted)}
     frozen.load_state_dict({**frozen.state_dict(), **merged})
     log_probs = frozen(BATCH["input_ids"]).logits[0, :-1][target].log_softmax(-1)
     nll = -log_probs.gather(1, labels[target][:, None]).sum()

@@ -118,7 +118,6 @@ def deepspeed_runs(
 
         prepare_process()
         from deft.workers.training import sft_loop
-        from deft.workers.training.engine import export_model
 
         class Events:
             def __init__(self) -> None:
@@ -135,13 +134,13 @@ def deepspeed_runs(
             events = Events()
             with tempfile.TemporaryDirectory() as directory:
 
-                def export(
-                    engine: Any, tokenizer: Any, *_: Any, directory: str = directory
+                def save_checkpoint(
+                    engine: Any, export: Any, *_: Any, directory: str = directory
                 ) -> None:
-                    export_model(engine, tokenizer, Path(directory))
+                    export(Path(directory))
 
                 # One Ray Train run stands for many here: none has a checkpoint.
-                sft_loop.save_checkpoint = export
+                sft_loop.save_checkpoint = save_checkpoint
                 sft_loop.train(replace(job, events=events))
                 if ray.train.get_context().get_world_rank() == 0:
                     exported = AutoModelForCausalLM.from_pretrained(directory)

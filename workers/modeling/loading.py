@@ -1,0 +1,134 @@
+"""Loading a causal language model: all of its weights, and nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+MAX_NAMED = 5
+"""Weights that a message names."""
+
+
+def load_causal_lm(directory: str | Path, **options: Any) -> PreTrainedModel:
+    """Load the model in ``directory`` from its safetensors.
+
+    Args:
+        directory: local directory of a prepared or exported model.
+        options: further arguments of `from_pretrained`, such as dtype or device_map.
+
+    Raises:
+        ValueError: weights of the model are missing, or files hold weights that it does not have.
+    """
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory, use_safetensors=True, output_loading_info=True, **options
+    )
+    problems = [
+        f"{len(report[key])} weights {meaning} ({_some(report[key])})"
+        for key, meaning in (
+            ("missing_keys", f"of {type(model).__name__} are missing"),
+            ("unexpected_keys", f"do not belong to {type(model).__name__}"),
+            ("mismatched_keys", "have another shape"),
+        )
+        if report[key]
+    ]
+    if problems:
+        raise ValueError(
+            f"model {directory}: {'; '.join(problems)}; save the model anew with save_pretrained, "
+            "from the object that was trained"
+        )
+    loaded: PreTrainedModel = model
+    allow_sampling_flags(loaded)
+    return loaded
+
+
+def _some(keys: Any) -> str:
+    names = sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
+    return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
+
+
+def allow_sampling_flags(model: PreTrainedModel) -> None:
+    """Turn sampling on where the generation config has flags of it, such as a temperature.
+
+    Older models have such flags without `do_sample`, which transformers reads but does not save.
+    """
+    config = model.generation_config
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+
+
+def require_trainable(directory: str | Path, *, max_length: int) -> None:
+    """Check what would fail in training or in the export afterwards; loads no weights.
+
+    Raises:
+        ValueError: weights are missing, the tokenizer has more ids than the model, the model has
+            fewer positions than ``max_length``, or its configuration cannot be saved.
+    """
+    model = load_causal_lm(directory, device_map="meta")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    require_rows_for_ids(model.config, tokenizer)
+    require_positions(model.config, max_length)
+    require_exportable(model, tokenizer)
+
+
+def require_rows_for_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError if the tokenizer has ids that the model has no embedding for."""
+    rows = config.get_text_config().vocab_size
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ValueError(
+            f"model: the tokenizer has ids up to {largest} ({token!r}), but the embedding has only "
+            f"{rows} rows; resize it with model.resize_token_embeddings(len(tokenizer)) and save "
+            "the model anew"
+        )
+
+
+def require_positions(config: PreTrainedConfig, max_length: int) -> None:
+    """Raise ValueError if ``max_length`` is longer than the model's positions."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < max_length:
+        raise ValueError(
+            f"training.max_length: {max_length} is longer than the {positions} positions of the "
+            f"model (max_position_embeddings); give at most {positions}"
+        )
+
+
+def require_exportable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the small files of an export somewhere, so that what cannot be saved fails now.
+
+    Raises:
+        ValueError: config, generation config or tokenizer cannot be saved; the message says why.
+    """
+    parts = {
+        "config.json": model.config,
+        "generation_config.json": getattr(model, "generation_config", None),
+        "the tokenizer": tokenizer,
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        for name, part in parts.items():
+            if part is None:
+                continue
+            try:
+                part.save_pretrained(directory)
+            except Exception as error:
+                raise ValueError(
+                    f"model: {name} cannot be saved with the trained model: "
+                    f"{' '.join(str(error).split()):.300}; correct it in the model's directory"
+                ) from error
+
+
+def fill_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that fills up padded rows: any will do, since no token sees it."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token_id for token_id in candidates if token_id is not None)
