@@ -7,6 +7,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 1000
 """Rows that are held in memory at a time."""
+TEXT_FIELDS = ("id", "response", "instruction")
+"""Fields of `Example` that are texts; the others are stored as JSON."""
 BAD_RECORDS_FILE = "bad_records.jsonl"
 """A line of JSON for each record that was left out or cut, beside the Arrow files."""
 TOO_LONG, TRUNCATED = "too long", "truncated"
@@ -37,32 +40,25 @@ def write_examples(batches: Iterable[Sequence[Example]], file: Path) -> int:
     """Write examples to an Arrow stream file; return how many there were."""
     import pyarrow as pa
 
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
     schema = pa.schema(
-        [
-            ("id", pa.string()),
-            ("prompt", pa.list_(message)),
-            ("response", pa.string()),
-            ("instruction", pa.string()),
-            # Examples that ask the same have the same group.
-            ("group", pa.int64()),
-        ]
+        # Examples that ask the same have the same group.
+        [*((field.name, pa.string()) for field in fields(Example)), ("group", pa.int64())]
     )
 
     def to_table(examples: Sequence[Example]) -> pa.RecordBatch:
-        rows = [
-            {
-                "id": example.id,
-                "prompt": list(example.prompt),
-                "response": example.response,
-                "instruction": example.instruction,
-                "group": question_hash(example),
-            }
-            for example in examples
-        ]
-        return pa.RecordBatch.from_pylist(rows, schema=schema)
+        columns = {
+            field.name: [_to_text(getattr(example, field.name)) for example in examples]
+            for field in fields(Example)
+        }
+        groups = [question_hash(example) for example in examples]
+        return pa.RecordBatch.from_pydict({**columns, "group": groups}, schema=schema)
 
     return write_table(map(to_table, batches), schema, file)
+
+
+def _to_text(value: Any) -> str:
+    """Return a text as it is, anything else as JSON: turns differ in what they have."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def write_table(batches: Iterable[pa.RecordBatch], schema: pa.Schema, file: Path) -> int:
@@ -118,13 +114,18 @@ def iterate_examples(rows: Dataset) -> Iterator[Example]:
         yield from to_examples(batch)
 
 
-def to_examples(batch: dict[str, list[Any]]) -> list[Example]:
+def to_examples(columns: dict[str, list[Any]]) -> list[Example]:
     """Return the examples in one batch of columns."""
-    columns = ("id", "prompt", "response", "instruction")
-    return [
-        Example(id, tuple(prompt), response, instruction)
-        for id, prompt, response, instruction in zip(*(batch[c] for c in columns), strict=True)
+    values = [
+        columns[name] if name in TEXT_FIELDS else map(_from_json, columns[name])
+        for name in (field.name for field in fields(Example))
     ]
+    return [Example(*row) for row in zip(*values, strict=True)]
+
+
+def _from_json(text: str) -> Any:
+    value = json.loads(text)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def normalize(text: str) -> str:
