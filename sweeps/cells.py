@@ -1,22 +1,34 @@
-"""From a sweep file to its cells: each a complete run, known by its content hash."""
+"""From a sweep file to its cells: each a complete run, identified by its content hash."""
 
 from __future__ import annotations
 
 import copy
-import itertools
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deft.platform.config.loading import apply_settings, set_value, to_experiment, validate
+from deft.platform.config.loading import (
+    apply_settings,
+    place_of,
+    set_value,
+    to_experiment,
+    validate,
+)
 from deft.platform.config.spec import ExperimentSpec, name_of_parts
-from deft.platform.config.yaml_file import KeyPath, read_yaml
+from deft.platform.config.yaml_file import KeyPath, Origin, read_yaml
 from deft.platform.errors import UserError
-from deft.sweeps.spec import DottedSettings, SweepSpec, label
+from deft.sweeps.axes import plain_value
+from deft.sweeps.combinations import (
+    Combination,
+    RuleError,
+    grid_combinations,
+    included_combinations,
+    matches,
+)
+from deft.sweeps.spec import SweepSpec, label
 from deft.workers.common.mappings import deep_merge
 from deft.workers.spec import ModelSpec
 
@@ -27,7 +39,7 @@ class PlannedCell:
 
     spec: ExperimentSpec
     settings: dict[str, Any]
-    """Its value on each axis."""
+    """Its value on each axis, as the run file's field reads it."""
     after: str | None = None
     """Name of the run that trains the model it starts from."""
 
@@ -75,13 +87,13 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
         name: _model_cell(name, run, base, origins, str(file)) for name, run in spec.models.items()
     }
     cells: dict[str, PlannedCell] = {}
-    for places, values, extra in combinations(spec):
-        cell = _cell(spec, values, extra, places, base, models, root, origins, str(file))
+    first: dict[str, Combination] = {}
+    for combination, overrides in _pick(spec, str(file), origins):
+        cell = _cell(spec, combination, overrides, base, models, root, origins, str(file))
         if cell.run in cells:
-            first = ", ".join(f"{axis} {label(v)}" for axis, v in cells[cell.run].settings.items())
-            again = ", ".join(f"{axis} {label(v)}" for axis, v in values.items())
-            raise UserError(f"{file}: two cells are the same run: {first}; and {again}")
-        cells[cell.run] = cell
+            twice = "; and ".join(map(_describe, (first[cell.run], combination)))
+            raise UserError(f"{file}: two cells are the same run: {twice}")
+        cells[cell.run], first[cell.run] = cell, combination
     if not cells:
         raise UserError(f"{file}: exclude leaves no cell")
     engines = [cell.spec.evaluation.engine for cell in (*cells.values(), *models.values())]
@@ -90,46 +102,47 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
     return Plan(spec, file.read_text(encoding="utf-8"), models, tuple(cells.values()))
 
 
-MAX_COMBINATIONS = 100_000
-"""Of a grid; one value more on each axis of a few is soon millions."""
-
-
-def combinations(
-    spec: SweepSpec,
-) -> Iterator[tuple[dict[str, KeyPath], DottedSettings, DottedSettings]]:
-    """Every cell: where the value of each axis stands in the file, the values, further settings.
+def _pick(
+    spec: SweepSpec, file: str, origins: Mapping[KeyPath, Origin]
+) -> list[tuple[Combination, list[int]]]:
+    """Apply the rules: the combinations that are cells, each with the overrides that it gets.
 
     Raises:
-        UserError: the grid is out of all proportion.
+        UserError: a rule matches none.
     """
-    number = math.prod(map(len, spec.grid.values()))
-    if number > MAX_COMBINATIONS:
-        raise UserError(f"grid: {number:,} combinations; {MAX_COMBINATIONS:,} are allowed")
-    for chosen in itertools.product(*(range(len(values)) for values in spec.grid.values())):
-        places: dict[str, KeyPath] = {
-            axis: ("grid", axis, index) for axis, index in zip(spec.grid, chosen, strict=True)
-        }
-        values = {axis: spec.grid[axis][int(place[-1])] for axis, place in places.items()}
-        if not any(matches(rule, values) for rule in spec.exclude):
-            yield places, values, {}
-    for index, given in enumerate(spec.include):
-        places = {key: ("include", index, key) for key in given}
-        values = {axis: given[axis] for axis in spec.grid}
-        yield places, values, {key: given[key] for key in given if key not in spec.grid}
+    try:
+        grid = grid_combinations(spec)
+        # Every rule is looked at, also for what an earlier one excludes: none may be in vain.
+        excluded = [
+            matches(rule, ("exclude", index), grid, spec.models)
+            for index, rule in enumerate(spec.exclude)
+        ]
+        left_out = [any(by_rule) for by_rule in zip(*excluded, strict=True)] or [False] * len(grid)
+        cells = [cell for cell, out in zip(grid, left_out, strict=True) if not out]
+        cells += included_combinations(spec)
+        if not cells:
+            return []
+        overridden = [
+            matches(override.match, ("overrides", index, "match"), cells, spec.models)
+            for index, override in enumerate(spec.overrides)
+        ]
+    except RuleError as error:
+        dotted = ".".join(map(str, error.key))
+        raise UserError(f"{place_of(error.key, origins, file)}: {dotted}: {error}") from None
+    return [
+        (cell, [index for index, by_rule in enumerate(overridden) if by_rule[number]])
+        for number, cell in enumerate(cells)
+    ]
 
 
-def matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    """Whether a cell has the value, or one of the values, that ``rule`` gives for each axis."""
-    return all(
-        values[axis] == wanted or (isinstance(wanted, list) and values[axis] in wanted)
-        for axis, wanted in rule.items()
-    )
+def _describe(combination: Combination) -> str:
+    return ", ".join(f"{axis} {label(value)}" for axis, value in combination.written.items())
 
 
 class _Layer:
     """Settings of a run that grow by layers, and where each of them stands."""
 
-    def __init__(self, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
+    def __init__(self, data: dict[str, Any], origins: dict[KeyPath, Origin]) -> None:
         self.data = data
         self.origins = origins
 
@@ -137,7 +150,7 @@ class _Layer:
         return _Layer(copy.deepcopy(self.data), dict(self.origins))
 
     def lay(
-        self, settings: Mapping[str, Any], origins: Mapping[KeyPath, str], under: KeyPath
+        self, settings: Mapping[str, Any], origins: Mapping[KeyPath, Origin], under: KeyPath
     ) -> None:
         """Lay a mapping that stands at ``under`` in the sweep file over what is there."""
         self.data = deep_merge(self.data, settings, bare_names=True)
@@ -146,7 +159,7 @@ class _Layer:
             k[size:]: at for k, at in origins.items() if k[:size] == under and k[size:]
         }
 
-    def set(self, key: str, value: Any, origin: str) -> None:
+    def set(self, key: str, value: Any, origin: Origin) -> None:
         set_value(self.data, self.origins, tuple(key.split(".")), value, origin)
 
     def run(self, file: str) -> ExperimentSpec:
@@ -154,48 +167,49 @@ class _Layer:
 
 
 def _model_cell(
-    name: str, run: Mapping[str, Any], base: _Layer, origins: Mapping[KeyPath, str], file: str
+    name: str, run: Mapping[str, Any], base: _Layer, origins: Mapping[KeyPath, Origin], file: str
 ) -> PlannedCell:
     layer = base.copy()
     layer.lay(run, origins, ("models", name))
-    layer.set("name", name, f"{file}: models.{name}")
+    layer.set("name", name, Origin(f"{file}: models.{name}"))
     return PlannedCell(layer.run(file), {})
 
 
 def _cell(
     spec: SweepSpec,
-    values: DottedSettings,
-    extra: DottedSettings,
-    places: Mapping[str, KeyPath],
+    combination: Combination,
+    overrides: Iterable[int],
     base: _Layer,
     models: Mapping[str, PlannedCell],
     root: Path,
-    origins: Mapping[KeyPath, str],
+    origins: Mapping[KeyPath, Origin],
     file: str,
 ) -> PlannedCell:
     layer = base.copy()
-    given = {**values, **extra}
+    nowhere = Origin(file)
+    axes = {axis: (value.written, value.key) for axis, value in combination.values.items()}
     # The whole of a thing before its parts: dataset before dataset.size.
-    for key in sorted(given, key=lambda key: key.count(".")):
-        layer.set(key, given[key], origins.get(places[key], file))
-    for index, override in enumerate(spec.overrides):
-        if matches(override.match, values):
-            for key, value in override.set.items():
-                place: KeyPath = ("overrides", index, "set", key)
-                layer.set(key, value, origins.get(place, file))
+    settings = sorted({**axes, **combination.extra}.items(), key=lambda item: item[0].count("."))
+    for key, (value, place) in settings:
+        layer.set(key, value, origins.get(place, nowhere))
+    for index in overrides:
+        for key, value in spec.overrides[index].set.items():
+            layer.set(key, value, origins.get(("overrides", index, "set", key), nowhere))
     if spec.budget is not None:
-        where = origins.get(("budget", "tokens"), file)
-        layer.set("training.tokens", spec.budget.tokens, where)
-        layer.set("training.max_steps", None, where)
-    first = models.get(label(values.get("model")))
+        origin = origins.get(("budget", "tokens"), nowhere)
+        layer.set("training.tokens", spec.budget.tokens, origin)
+        layer.set("training.max_steps", None, origin)
+    first = models.get(label(axes["model"][0])) if "model" in axes else None
     if first is not None:
         # It is not there yet, so the settings are checked with the model that it is trained from.
-        layer.set("model", first.spec.model.name, file)
+        layer.set("model", first.spec.model.name, nowhere)
     run = layer.run(file)
+    values = {
+        axis: plain_value(value.parsed, value.written) for axis, value in combination.values.items()
+    }
     if first is None:
         return PlannedCell(run, values)
     name = name_of_parts(run.dataset.name, first.spec.name, str(run.objective))
     model = ModelSpec.model_construct(name=str(root.absolute() / first.run / "model"))
-    return PlannedCell(
-        run.model_copy(update={"model": model, "name": name}), values, after=first.run
-    )
+    run = run.model_copy(update={"model": model, "name": name})
+    return PlannedCell(run, values, after=first.run)

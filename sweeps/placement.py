@@ -30,8 +30,8 @@ def place(
 
     On GPUs, engines keep theirs for the whole sweep: about one for every `num_workers` that train,
     so that one cell is evaluated while the next trains. Where the GPUs are too few for both, cells
-    run one by one with engines of their own. On CPUs nothing is set aside: an engine that waits for
-    the next model costs no time.
+    run one by one with engines of their own. On CPUs nothing is set aside: an engine that waits
+    for the next model costs no time.
 
     Args:
         num_cpus: of the cluster.

@@ -20,6 +20,9 @@ from deft.workers.common.names import unknown_name
 from deft.workers.common.secrets import has_secret, without_secrets
 from deft.workers.common.settings import Settings
 
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+"""Share of a moving average that is kept at each step."""
+
 MAX_VALIDATION = 128
 """Held-out examples where a run file does not say how many: the paper's number."""
 
@@ -257,7 +260,7 @@ class TrainingSpec(Settings):
     """Longest example in tokens, prompt and response together; longer ones are left out."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW's moment decay rates."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled weight decay."""

@@ -269,7 +269,7 @@ def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
         variables = settings.get("env_vars") or {}
         for name in filter(is_secret_name, map(str, variables)):
             raise UserError(
-                f"{origins['env_vars', name]}: env_vars.{name}: Ray's dashboard shows the "
+                f"{origins['env_vars', name].place}: env_vars.{name}: Ray's dashboard shows the "
                 "variables of a job to whoever may see it. Set secrets in the environment of the "
                 "cluster's nodes before `ray start`"
             )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from deft.platform.config.presets import PRESETS
 from deft.platform.config.spec import ExperimentSpec, ModelEvaluationSpec
-from deft.platform.config.yaml_file import KeyPath, parse_yaml, read_yaml
+from deft.platform.config.yaml_file import KeyPath, Origin, parse_yaml, read_yaml
 from deft.platform.errors import UserError
 from deft.workers.common.mappings import deep_merge
 from deft.workers.common.names import nearest_name
@@ -38,15 +39,15 @@ def load_spec(
     data, origins = read_yaml(file) if file else ({}, {})
     for key, name in (names or {}).items():
         if name is not None:
-            set_value(data, origins, (key,), name, f"--{key}")
+            set_value(data, origins, (key,), name, Origin(f"--{key}"))
     apply_settings(data, origins, settings)
     return to_experiment(data, str(file) if file else None, origins)
 
 
 def to_experiment(
-    data: Mapping[str, Any], file: str | None, origins: Mapping[KeyPath, str]
+    data: Mapping[str, Any], file: str | None, origins: Mapping[KeyPath, Origin]
 ) -> ExperimentSpec:
-    """``data``, laid over the preset of its dataset and model, as a spec; see `validate`."""
+    """Lay ``data`` over the preset of its dataset and model, and make a spec of it: `validate`."""
     return validate(ExperimentSpec, deep_merge(preset(data), data, bare_names=True), file, origins)
 
 
@@ -58,7 +59,7 @@ def load_evaluation(
     settings: Iterable[str],
     root: Path,
 ) -> ModelEvaluationSpec:
-    """The spec of an evaluation that the command line describes.
+    """Make the spec of an evaluation that the command line describes.
 
     Args:
         model: name, directory or hub id of a model; or directory of a run, or its name in ``root``.
@@ -78,7 +79,7 @@ def load_evaluation(
         **_trained_model(model, root),
     }
     data["evaluation"] |= {key: value for key, value in common.items() if value is not None}
-    origins: dict[KeyPath, str] = {}
+    origins: dict[KeyPath, Origin] = {}
     apply_settings(data, origins, settings)
     spec = validate(ModelEvaluationSpec, data, None, origins)
     heldout = spec.evaluation.heldout
@@ -88,7 +89,7 @@ def load_evaluation(
 
 
 def _trained_model(model: str, root: Path) -> dict[str, Any]:
-    """``model`` as settings; a run stands for what it trained, and for its prompt style."""
+    """Make settings of ``model``; a run stands for what it trained, and for its prompt style."""
     for run in (Path(model), root / model):
         if (run / "spec.json").is_file():
             if not (run / "model").is_dir():
@@ -104,9 +105,9 @@ def _trained_model(model: str, root: Path) -> dict[str, Any]:
 
 
 def validate(
-    spec: type[Spec], data: Mapping[str, Any], file: str | None, origins: Mapping[KeyPath, str]
+    spec: type[Spec], data: Mapping[str, Any], file: str | None, origins: Mapping[KeyPath, Origin]
 ) -> Spec:
-    """``data`` as a spec.
+    """Make a spec of ``data``.
 
     Args:
         spec: its class.
@@ -129,7 +130,7 @@ def validate(
 
 
 def apply_settings(
-    data: dict[str, Any], origins: dict[KeyPath, str], settings: Iterable[str]
+    data: dict[str, Any], origins: dict[KeyPath, Origin], settings: Iterable[str]
 ) -> None:
     """Let ``key=value`` settings, with a dotted key and a YAML value, override ``data``.
 
@@ -140,12 +141,14 @@ def apply_settings(
         dotted, equals, text = setting.partition("=")
         if not equals or not dotted:
             raise UserError(f"--set {setting}: expected key=value, as in training.max_steps=10")
-        value, _ = parse_yaml(text, f"--set {setting}", lines=False)
-        set_value(data, origins, tuple(dotted.split(".")), value, f"--set {setting}")
+        key, place = tuple(dotted.split(".")), f"--set {setting}"
+        value, parts = parse_yaml(text, place, lines=False)
+        set_value(data, origins, key, value, parts.pop((), Origin(place)))
+        origins |= {(*key, *part): origin for part, origin in parts.items()}
 
 
 def preset(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that belong to the dataset and model named in ``data``."""
+    """Return the settings that belong to the dataset and model named in ``data``."""
     dataset, model = (
         part.get("name") if isinstance(part := data.get(key), dict) else part
         for key in ("dataset", "model")
@@ -156,7 +159,7 @@ def preset(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def set_value(
-    data: dict[str, Any], origins: dict[KeyPath, str], key: KeyPath, value: Any, origin: str
+    data: dict[str, Any], origins: dict[KeyPath, Origin], key: KeyPath, value: Any, origin: Origin
 ) -> None:
     """Set ``key`` in ``data``, and in ``origins`` where the value stands.
 
@@ -170,49 +173,80 @@ def set_value(
         target[str(part)] = below
         target = below
     target[str(key[-1])] = value
-    for known in [known for known in origins if known[: len(key)] == key]:
-        del origins[known]
+    for below_key in [other for other in origins if other[: len(key)] == key]:
+        del origins[below_key]
     origins[key] = origin
 
 
 def _explain(
-    detail: ErrorDetails, spec: type[BaseModel], file: str | None, origins: Mapping[KeyPath, str]
+    detail: ErrorDetails,
+    spec: type[BaseModel],
+    file: str | None,
+    origins: Mapping[KeyPath, Origin],
 ) -> str:
-    """One validation error as ``where: key: what is wrong``."""
-    key = detail["loc"]
-    where = next(
-        (origins[key[:end]] for end in range(len(key), 0, -1) if key[:end] in origins), file
-    )
+    """Write one validation error as ``where: key: what is wrong``."""
+    key: KeyPath = detail["loc"]
     match detail["type"]:
         case "extra_forbidden":
-            known = sorted(_fields_at(spec, key[:-1]))
+            known = sorted(fields_at(spec, key[:-1]))
             nearest = nearest_name(str(key[-1]), known)
             hint = f"did you mean {nearest}? " if nearest else ""
             message = f"unknown key; {hint}There are: {', '.join(known)}."
         case "missing":
             message = f"is missing; give it in the file or as --{key[-1]}"
         case "value_error":
-            message = str(detail["ctx"]["error"])
+            key, message = _with_key_of(str(detail["ctx"]["error"]), key, origins)
         case _:
             message = f"{detail['msg']}, got {detail['input']!r:.80}"
-    return ": ".join(filter(None, [where, _dotted(key), message]))
+    if key in origins:
+        message += _as_yaml_reads(detail, origins[key].text)
+    return ": ".join(filter(None, [place_of(key, origins, file), _dotted(key), message]))
 
 
-def _fields_at(spec: type[BaseModel], key: KeyPath) -> Iterable[str]:
-    """Names of the fields that ``spec`` has at ``key``."""
-    model: Any = spec
+def place_of(key: KeyPath, origins: Mapping[KeyPath, Origin], file: str | None) -> str | None:
+    """Return the place of ``key``, or of what it is part of; ``file`` if neither is known."""
+    parents = (key[:end] for end in range(len(key), 0, -1))
+    return next((origins[parent].place for parent in parents if parent in origins), file)
+
+
+def _with_key_of(
+    message: str, key: KeyPath, origins: Mapping[KeyPath, Origin]
+) -> tuple[KeyPath, str]:
+    """Move a key that a validator's message begins with, ``part.of.it: …``, to the end of its own.
+
+    What is checked across several settings is reported where they all are; its message names the
+    one that is wrong, which has a line of its own.
+    """
+    named, colon, rest = message.partition(": ")
+    parts = (int(part) if part.isdecimal() else part for part in named.split("."))
+    full = (*key, *parts)
+    return (full, rest) if colon and full in origins else (key, message)
+
+
+def _as_yaml_reads(detail: ErrorDetails, text: str | None) -> str:
+    """Say how a value was written where YAML made something else of it than it looks like."""
+    value = detail["input"]
+    if text is None or not isinstance(value, bool | int | float):
+        return ""
+    surprise = isinstance(value, bool) and text.lower() not in ("true", "false")
+    said = f"; YAML 1.1 reads {text} as {str(value).lower()}" if surprise else ""
+    if detail["type"] == "string_type":
+        said += f'; write "{text}", in quotes, for the text'
+    return said
+
+
+def fields_at(spec: type[BaseModel], key: KeyPath) -> Mapping[str, FieldInfo]:
+    """Return the fields that ``spec`` has at ``key`` by their names; none for an unknown key."""
+    model: type[BaseModel] | None = spec
     for part in key:
-        if isinstance(part, int):
-            continue
-        field = model.model_fields.get(part)
-        model = _model_in(field.annotation) if field else None
-        if model is None:
-            return ()
-    return tuple(model.model_fields)
+        if model is not None and isinstance(part, str):
+            field = model.model_fields.get(part)
+            model = _model_in(field.annotation) if field else None
+    return model.model_fields if model is not None else {}
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The first pydantic model in a type annotation."""
+    """Find the first pydantic model in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -1,4 +1,4 @@
-"""`ExperimentSpec`: one experiment, made of what each package needs; loads no torch and no ray."""
+"""`ExperimentSpec`: one experiment, made of each package's settings; loads no torch and no ray."""
 
 from __future__ import annotations
 

@@ -93,6 +93,149 @@ def test_exclude_include_and_overrides(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("axis", "values", "rule"),
+    [
+        ("training.learning_rate", [1e-4, 5e-4], 1e-4),
+        ("training.learning_rate", [1e-4, 5e-4], "1e-4"),
+        ("training.learning_rate", ["1e-4", 5e-4], 0.0001),
+        ("training.learning_rate", [1e-4, 5e-4], [0.1, "1.0e-4"]),
+        ("training.batch_size", [8, 16], "8"),
+        ("training.batch_size", [8.0, 16], 8),
+        ("training.betas", [[0.9, 0.95], [0.9, 0.99]], ["0.9", 0.95]),
+        ("training.packing", [True, False], "yes"),
+        ("training.lora", [None, {"rank": 4}], None),
+        ("training.lora", [{"rank": 4, "alpha": 32}, None], {"rank": "4"}),
+        ("objective", ["original", "DEFT"], "nll"),
+        ("objective", ["deft", "p"], "DEFT"),
+        ("objective", ["GeneralFamily-0.5", "p"], {"name": "GeneralFamily", "alpha": "5e-1"}),
+        ("dataset", ["figfont", "chain_sum"], {"name": "figfont"}),
+        (
+            "dataset",
+            [{"name": "figfont", "noise": 0.3}, "figfont"],
+            {"name": "figfont", "noise": "0.3"},
+        ),
+        ("model", ["tiny", "smollm2-135m"], {"name": "tiny"}),
+        ("training.deepspeed.zero_optimization.reduce_bucket_size", [5e8, 5e7], "5e8"),
+    ],
+)
+def test_rules_compare_settings_as_they_are_parsed(
+    tmp_path: Path, axis: str, values: list[Any], rule: Any
+) -> None:
+    grid = {axis: values, **({} if axis == "objective" else {"objective": ["EAFT"]})}
+    base = {**BASE, "training": {**BASE["training"], "batch_size": 16}}
+    everything = load(tmp_path, base=base, grid=grid)
+    first, second = everything.cells
+    kept = load(tmp_path, base=base, grid=grid, exclude=[{axis: rule}])
+    assert [cell.run for cell in kept.cells] == [second.run]
+    override = {"match": {axis: rule}, "set": {"training.warmup_ratio": 0.2}}
+    overridden = load(tmp_path, base=base, grid=grid, overrides=[override])
+    ratios = [cell.spec.training.warmup_ratio for cell in overridden.cells]
+    assert ratios == [0.2, first.spec.training.warmup_ratio]
+
+
+def test_settings_of_cells_are_as_parsed(tmp_path: Path) -> None:
+    grid = {
+        "objective": ["nll", "deft"],
+        "training.learning_rate": ["1e-4"],
+        "dataset": ["figfont"],
+    }
+    assert [cell.settings for cell in load(tmp_path, grid=grid).cells] == [
+        {"objective": name, "training.learning_rate": 1e-4, "dataset": "figfont"}
+        for name in ("original", "DEFT")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        (
+            {"exclude": [{"seed": 0, "objective": "DETF"}]},
+            ":23: exclude.0.objective: no cell has DETF; cells have original, DEFT; did you",
+        ),
+        (
+            {"exclude": [{"seed": 0}, {"seed": 4}]},
+            ":23: exclude.1.seed: no cell has 4; cells have 0, 1; did you mean 1?",
+        ),
+        (
+            {"exclude": [{"objective": ["DEFT", "orignal"]}]},
+            "no cell has orignal; cells have original, DEFT; did you mean original?",
+        ),
+        (
+            {"exclude": [{"objective": "TALR"}]},
+            "no cell has TALR; cells have original, DEFT; unknown objective 'TALR'",
+        ),
+        (
+            {"exclude": [{"objective": "p"}]},
+            "exclude.0.objective: no cell has p; cells have original, DEFT; give one of them",
+        ),
+        (
+            {"exclude": [{"seed": True}]},
+            "exclude.0.seed: no cell has True; cells have 0, 1; expected a number, got true",
+        ),
+        (
+            {
+                "exclude": [{"objective": "nll", "seed": 1}],
+                "overrides": [{"match": {"objective": "nll", "seed": "1"}, "set": {"seed": 2}}],
+            },
+            "overrides.0.match: no cell has objective nll and seed 1 together, though",
+        ),
+        (
+            {
+                "exclude": [{"objective": "nll"}],
+                "overrides": [{"match": {"objective": "original"}, "set": {"seed": 2}}],
+            },
+            "overrides.0.match.objective: no cell has original; cells have DEFT; give one of them",
+        ),
+        (
+            {
+                "grid": {"model": ["strong", "tiny"], "objective": ["p"]},
+                "models": {"strong": {"objective": "p"}},
+                "exclude": [{"model": "strnog"}],
+            },
+            "exclude.0.model: no cell has strnog; cells have strong, tiny; did you mean strong?",
+        ),
+    ],
+)
+def test_a_rule_that_matches_no_cell_is_refused(
+    tmp_path: Path, sweep: dict[str, Any], expected: str
+) -> None:
+    assert expected in message(tmp_path, **sweep)
+
+
+def test_rules_may_overlap(tmp_path: Path) -> None:
+    exclude = [{"objective": "DEFT"}, {"objective": "DEFT", "seed": 1}]
+    assert len(load(tmp_path, exclude=exclude).cells) == 2
+
+
+def test_a_rule_names_a_model_of_the_sweep(tmp_path: Path) -> None:
+    plan = load(
+        tmp_path,
+        models={"strong": {"objective": "original"}},
+        grid={"model": ["strong", "tiny"], "objective": ["DEFT"]},
+        exclude=[{"model": "strong"}],
+    )
+    assert [cell.settings["model"] for cell in plan.cells] == ["tiny"]
+
+
+def test_surprises_of_yaml_in_a_sweep_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+    head = "base: base.yaml\n"
+    for text, expected in [
+        ("grid: {objective: [p], seed: [010]}", "2: grid.seed.0: 010 is octal"),
+        ("grid: {objective: [p], seed: [1:30]}", "2: grid.seed.0: 1:30 is a number of base 60"),
+        ("grid:\n  objective: [p]\n  seed: [0, yes]", "4: seed: expected a number, got true"),
+        ("grid: {objective: [p], dataset.split: [on]}", "YAML 1.1 reads on as true"),
+        ("name: no\ngrid: {objective: [p]}", "2: name: Input should be a valid string, got False"),
+        ("grid: {objective: [p]}\nretries: on", "3: retries: expected a number, got true"),
+    ]:
+        file.write_text(head + text)
+        with pytest.raises(UserError) as caught:
+            load_sweep(file, tmp_path)
+        assert expected in str(caught.value)
+
+
 def test_a_dotted_axis_sets_part_of_a_thing_and_a_whole_one_replaces_it(tmp_path: Path) -> None:
     plan = load(tmp_path, grid={"dataset.size": [100], "objective": ["p"], "dataset": ["figfont"]})
     (cell,) = plan.cells

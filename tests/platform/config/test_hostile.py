@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deft.platform.config import yaml_file
 from deft.platform.config.loading import load_spec
-from deft.platform.config.yaml_file import MAX_BYTES, read_yaml
+from deft.platform.config.yaml_file import MAX_BYTES, parse_yaml, read_yaml
 from deft.platform.errors import UserError
 from deft.sweeps.cells import Plan, load_sweep
 from deft.workers.common.text import has_surrogates
@@ -51,7 +51,8 @@ FRAGMENTS = [
     *("!!bool x", "!!int x", "!!float x", "!!timestamp x", "!!binary x", "!!null x"),
     *("!!set {a, b}", "null", "true", "~", ".inf", "-.inf", ".nan", "1e999", "-1", "0"),
     "0x" + "f" * 9000,
-    *("9" * 5000, "1:2:3", "2024-99-99", "2024-01-01", "0o9", "1_000", "+.e+"),
+    *("9" * 5000, "1:2:3", "2024-99-99", "2024-01-01", "0o9", "1_000", "+.e+", "010", "0o10"),
+    *("1e-4", "-1E5", "1:30", "1:30.5", "08", "on", "Yes", "no", "OFF", "y", "0x1F", "0b11"),
     *("../../../etc/passwd", "/etc/passwd", "a" * 5000, "[" * 2000, "- " * 2000, "{a: " * 300),
     *("name: ", "grid: ", "base: ", "model: ", "dataset: ", "training: ", "1: 2", "[a]: b"),
 ]
@@ -167,6 +168,25 @@ def test_a_setting_is_taken_or_refused(key: str, value: str) -> None:
         refusal(error)
 
 
+@given(st.text("0123456789_:.eE+-ox", min_size=1, max_size=12))
+@example("0100")
+@example("1:30")
+@example("1e-4")
+@example("0x1F")
+@example("1_000.5")
+@example("190:20:30.15")
+def test_a_number_is_what_it_looks_like(text: str) -> None:
+    """Python reads no octal and no base 60 where there is no sign of it."""
+    try:
+        value, _ = parse_yaml(text, "value")
+    except UserError as error:
+        refusal(error)
+        return
+    if isinstance(value, int | float):
+        plain = text.replace("_", "")
+        assert value == (int(plain, 0) if isinstance(value, int) else float(plain))
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -233,7 +253,7 @@ def test_what_would_take_for_ever_is_refused_at_once(
     assert ":1: nested more than 50 deep" in refused(b"a: &a [*a]", tmp_path)
     assert "nested more than 50 deep" in refused(b"a: " + b"[" * 100_000, tmp_path)
     assert ":2: a number of 9,000 digits" in refused(b"\nseed: " + b"9" * 9000, tmp_path)
-    monkeypatch.setattr(yaml_file.yaml, "SafeLoader", None)  # it is not even begun
+    monkeypatch.setattr(yaml_file, "_Loader", None)  # it is not even begun
     assert "larger than 1,048,576 bytes" in refused(b"#" * (MAX_BYTES + 1), tmp_path)
 
 
@@ -251,9 +271,17 @@ def test_a_grid_out_of_all_proportion_is_refused(tmp_path: Path) -> None:
         (b"a: 1\n1: 2\n", ":2: a key must be a text, got 1"),
         (b"a: 1\n[b]: 2\n", ":2: a key must be a text, got a sequence"),
         (b"a: .nan\n", ":1: expected a finite number, got .nan"),
-        (b"a: 1e999\nb: -.inf", ":2: expected a finite number, got -.inf"),
+        (b"a: 1\nb: -.inf", ":2: expected a finite number, got -.inf"),
+        (b"a: 1e999", ":1: expected a finite number, got 1e999"),
         (b'\na: "\\ud800"', ":2: NUL, or half of a surrogate pair, in '\\ud800'"),
-        (b"a: 2024-99-99", ": not valid YAML: a value that does not go with its tag"),
+        (b"a: !!bool x", ": not valid YAML: a value that does not go with its tag"),
+        (b"a: 2024-99-99", ":1: a: 2024-99-99 is a date in YAML; write "),
+        (b"a: {b: 0100}", ":1: a.b: 0100 is octal in YAML 1.1 and means 64; write 100 or 64"),
+        (b"a:\n- -010", ":2: a.0: -010 is octal in YAML 1.1 and means -8; write -10 or -8"),
+        (b"a: 0o10", ":1: a: 0o10 is a text in YAML 1.1; write 8, or"),
+        (b"a: 089", ":1: a: 089 is a text in YAML 1.1; write 89, or"),
+        (b"a: 1:30", ":1: a: 1:30 is a number of base 60 in YAML 1.1 and means 90; write 90"),
+        (b"a: 1:30.5", ":1: a: 1:30.5 is a number of base 60 in YAML 1.1 and means 90.5"),
         (b"a: \0", ": not valid YAML: unacceptable character #x0000"),
     ],
 )

@@ -178,6 +178,107 @@ def test_bad_settings_are_named_as_they_were_given(tmp_path: Path) -> None:
     assert message(tmp_path, QUICKSTART, "training.x=1").startswith("--set training.x=1: ")
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("training.learning_rate", "1e-4", 1e-4),
+        ("training.learning_rate", '"1e-4"', 1e-4),
+        ("training.learning_rate", "1.0e-4", 1e-4),
+        ("training.max_steps", "1e3", 1000),
+        ("training.max_steps", "1_000", 1000),
+        ("training.max_steps", "~", None),
+        ("training.packing", "off", False),
+        ("training.packing", "yes", True),
+        ("training.betas", "[0, 0.95]", (0.0, 0.95)),
+        (
+            "training.deepspeed.zero_optimization",
+            "{reduce_bucket_size: 5e8}",
+            {"reduce_bucket_size": 5e8},
+        ),
+        ("dataset.validation", "1e-1", 0.1),
+        ("name", '"on"', "on"),
+        ("name", '"0100"', "0100"),
+    ],
+)
+def test_values_are_what_they_look_like(
+    tmp_path: Path, setting: str, value: str, expected: object
+) -> None:
+    """In the file and on the command line alike."""
+    *sections, key = setting.split(".")
+    indents = ["  " * depth for depth in range(len(sections) + 1)]
+    lines = [f"{i}{s}:\n" for i, s in zip(indents, sections, strict=False)]
+    nested = "".join([*lines, f"{indents[-1]}{key}: {value}\n"])
+    text = QUICKSTART.replace("dataset: figfont", "dataset: {name: figfont}")
+    if setting.startswith("dataset"):
+        nested, text = "", text.replace("figfont}", f"figfont, {key}: {value}}}")
+    specs = [load_spec(write(tmp_path, text + nested))]
+    specs += [load_spec(write(tmp_path, QUICKSTART), settings=[f"{setting}={value}"])]
+    for spec in specs:
+        read: object = spec
+        for part in setting.split("."):
+            read = read[part] if isinstance(read, dict) else getattr(read, part)
+        assert read == expected
+        assert type(read) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("training.batch_size=0100", "0100 is octal in YAML 1.1 and means 64; write 100 or 64"),
+        ("seed=010", "010 is octal in YAML 1.1 and means 8; write 10 or 8"),
+        ("training.max_steps=1:30", "1:30 is a number of base 60 in YAML 1.1 and means 90"),
+        ("training.max_steps=0o10", "0o10 is a text in YAML 1.1; write 8"),
+        ("name=2024-01-01", '2024-01-01 is a date in YAML; write "2024-01-01"'),
+        (
+            "name=on",
+            'name: Input should be a valid string, got True; YAML 1.1 reads on as true; write "on"',
+        ),
+        ("name=1e5", 'name: Input should be a valid string, got 100000.0; write "1e5", in quotes'),
+        (
+            "dataset.split=no",
+            'got False; YAML 1.1 reads no as false; write "no", in quotes',
+        ),
+        (
+            "seed=yes",
+            "seed: expected a number, got true; write the number; YAML 1.1 reads yes as true",
+        ),
+        ("seed=true", "seed: expected a number, got true; write the number"),
+        ("dataset.validation=true", "dataset.validation: expected a number, got true"),
+        ("training.zero_stage=on", "training.zero_stage: expected a number, got true"),
+        ("training.betas=[true, 0.9]", "training.betas: expected a number, got [true, 0.9]"),
+        ("training.betas=[1.5, 0.95]", "training.betas.0: Input should be less than 1, got 1.5"),
+        ("training.betas=[0.9, 1]", "training.betas.1: Input should be less than 1, got 1"),
+        (
+            "training.betas=[-0.1, 0.9]",
+            "training.betas.0: Input should be greater than or equal to 0",
+        ),
+        ("training.dtype=off", "got False; YAML 1.1 reads off as false"),
+        (
+            "objective={name: GeneralFamily, alpha: on}",
+            "alpha = True is refused: expected a number",
+        ),
+    ],
+)
+def test_surprises_of_yaml_are_refused_with_what_was_meant(
+    tmp_path: Path, setting: str, expected: str
+) -> None:
+    assert expected in message(tmp_path, QUICKSTART, setting)
+    key, _, value = setting.partition("=")
+    nested = "".join("{" + part + ": " for part in key.split(".")) + value
+    (tmp_path / "small.yaml").write_text(nested + "}" * len(key.split(".")))
+    with pytest.raises(UserError) as caught:
+        load_spec(tmp_path / "small.yaml", {"dataset": None, "model": "tiny", "objective": None})
+    assert f"small.yaml:1: {key}" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_parts_of_a_setting_are_named_by_their_own_line(tmp_path: Path) -> None:
+    text = "dataset:\n  name: figfont\n  validation: 2\n  size: 9_000_000\n"
+    text += "model: tiny\nobjective: DEFT\n"
+    said = message(tmp_path, text)
+    assert said.startswith("DIR/run.yaml:4: dataset.size: figfont has 40000 training examples")
+
+
 def test_missing_file_and_bad_encoding(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         load_spec(tmp_path / "none.yaml")
