@@ -25,7 +25,7 @@ from deft.platform.tracking.sweep_recorder import SweepRecorder
 from deft.platform.tracking.uri import require_tracking_uri
 from deft.sweeps.cells import Cell, Plan
 from deft.sweeps.directory import SweepDirectory
-from deft.sweeps.placement import Placement, place
+from deft.sweeps.placement import Placement, divide_cluster
 from deft.sweeps.progress import SweepView
 from deft.sweeps.report.write import write_report
 from deft.sweeps.spec import AshaSpec, SweepSpec
@@ -140,7 +140,7 @@ def place_cells(plan: Plan) -> Placement:
     for spec in generating[:1]:  # they share their engines
         require_engine(spec.evaluation, use_gpu=use_gpu)
     resources = ray.cluster_resources()
-    placement = place(
+    placement = divide_cluster(
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
         num_nodes=sum(node["Alive"] for node in ray.nodes()),

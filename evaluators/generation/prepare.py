@@ -54,7 +54,7 @@ def require_prompts(
             raise ValueError(f"{benchmark.name}: {error}") from None
 
 
-def absolute(spec: EvaluationSpec) -> EvaluationSpec:
+def with_absolute_paths(spec: EvaluationSpec) -> EvaluationSpec:
     """``spec`` with local paths made absolute: Ray's processes work in other directories."""
     benchmarks = tuple(
         benchmark.model_copy(update={"file": str(Path(benchmark.file).absolute())})

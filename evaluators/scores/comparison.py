@@ -19,7 +19,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Measured:
+class ItemScores:
     """What one run says about each item of a benchmark."""
 
     ids: Sequence[str]
@@ -58,7 +58,7 @@ class Comparison:
         return self.adjusted_p < LEVEL
 
 
-def read_predictions(path: Path, headline: str) -> Measured:
+def read_predictions(path: Path, headline: str) -> ItemScores:
     """The items of a predictions table; ``headline`` as in `Benchmark`."""
     columns = ["id", "sample", "verdict", "finish_reason", "scores"]
     rows = pq.read_table(path, columns=columns).to_pylist()
@@ -79,7 +79,7 @@ def read_predictions(path: Path, headline: str) -> Measured:
     rates["no EOS"] = [row["finish_reason"] for row in rows].count("length") / len(rows)
     means = np.array([np.mean(samples) for samples in values.values()])
     one_each = headline == "avg" and len(rows) == len(values)
-    return Measured(
+    return ItemScores(
         ids=list(values),
         values=means,
         weights=np.ones(len(means)),
@@ -88,16 +88,16 @@ def read_predictions(path: Path, headline: str) -> Measured:
     )
 
 
-def read_heldout(path: Path) -> Measured:
+def read_heldout(path: Path) -> ItemScores:
     """The rows of a table of losses, measured in bits per byte."""
     losses = read_losses(path)
     bits, sizes = text_bits(losses)
     ids = [f"{loss.row}/{loss.n_bytes}" for loss in losses]
-    return Measured(ids=ids, values=bits / sizes, weights=sizes, single=None, rates={})
+    return ItemScores(ids=ids, values=bits / sizes, weights=sizes, single=None, rates={})
 
 
 def compare(
-    measured: Mapping[str, Mapping[str, Measured]], first: str
+    measured: Mapping[str, Mapping[str, ItemScores]], first: str
 ) -> dict[tuple[str, str], Comparison]:
     """Compare every run with the run ``first`` on every benchmark that both have.
 

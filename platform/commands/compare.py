@@ -8,7 +8,7 @@ from pathlib import Path
 from deft.evaluators.scores.comparison import (
     LEVEL,
     Comparison,
-    Measured,
+    ItemScores,
     compare,
     read_heldout,
     read_predictions,
@@ -53,7 +53,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     Raises:
         UserError: fewer than two models are to be compared.
     """
-    measured: dict[str, dict[str, Measured]] = {}
+    measured: dict[str, dict[str, ItemScores]] = {}
     bases: set[str] = set()
     labels: list[str] = []
     for run in runs:
@@ -83,7 +83,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
 
 
 def _add(
-    measured: dict[str, dict[str, Measured]],
+    measured: dict[str, dict[str, ItemScores]],
     run: Path,
     label: str,
     name: str,
@@ -101,7 +101,7 @@ def _add(
 def _show(
     benchmark: str,
     names: Sequence[str],
-    measured: dict[str, Measured],
+    measured: dict[str, ItemScores],
     comparisons: dict[tuple[str, str], Comparison],
     console: RunConsole,
 ) -> None:

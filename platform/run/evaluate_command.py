@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.generation.prepare import absolute, prepare_benchmarks, require_prompts
+from deft.evaluators.generation.prepare import (
+    prepare_benchmarks,
+    require_prompts,
+    with_absolute_paths,
+)
 from deft.evaluators.spec import HELDOUT
 from deft.platform.config.spec import ModelEvaluationSpec
 from deft.platform.console import RunConsole
@@ -81,7 +85,7 @@ def prepare_evaluation(spec: ModelEvaluationSpec, cache: Path) -> tuple[str, dic
     path, style = Path(spec.model.name), spec.prompt_style
     name = str(path.absolute()) if path.exists() else spec.model.name
     model = spec.model.model_copy(update={"name": name})
-    evaluation = absolute(spec.evaluation)
+    evaluation = with_absolute_paths(spec.evaluation)
     models, bad_data = cache / "models", {"stage": "evaluation", "refusal": "evaluation: "}
     items = run_task(lambda: prepare_benchmarks(evaluation, cache), **bad_data)
     directory = run_task(

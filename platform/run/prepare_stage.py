@@ -5,7 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from deft.evaluators.generation.prepare import absolute, prepare_benchmarks, require_prompts
+from deft.evaluators.generation.prepare import (
+    prepare_benchmarks,
+    require_prompts,
+    with_absolute_paths,
+)
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
@@ -34,7 +38,7 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
         _dataset_with_absolute_path(spec.dataset),
         _model_with_absolute_path(spec.model),
     )
-    evaluation = absolute(spec.evaluation)
+    evaluation = with_absolute_paths(spec.evaluation)
 
     def work() -> PrepareManifest:
         items = prepare_benchmarks(evaluation, cache)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deft.platform.console import RunConsole
-from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.errors import StageError, UserError, describe_error, root_cause
 from deft.platform.records.manifests import EvaluateManifest, RecordManifest
 from deft.platform.tracking.recorder import DELIVERY_TIMEOUT, MlflowQueue, Recorder
 
@@ -31,7 +31,7 @@ def record_failure(recorder: MlflowQueue, stage: str) -> Iterator[None]:
         recorder.fail(cause)
         if isinstance(cause, UserError):
             raise cause from None
-        raise StageError(f"{stage}: {describe(cause)}") from error
+        raise StageError(f"{stage}: {describe_error(cause)}") from error
 
 
 def record_results(
