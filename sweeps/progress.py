@@ -44,10 +44,10 @@ class SweepView:
             run = event["run"]
             name = describe_cell(self.cells[run])
             if event["event"] == "warning":
-                self.console.say(f"warning: {name}: {event['text']}")
+                self.console.print(f"warning: {name}: {event['text']}")
             elif event["event"] == "stage" and run not in self._started | self._seconds:
                 self._started[run] = time.monotonic()
-                self.console.say(f"          started   {name}")
+                self.console.print(f"          started   {name}")
             elif event["event"] == "progress" and self._has_bars:
                 assert self.bars is not None
                 self.bars.update(name, event["done"], event["total"], event["name"])
@@ -62,7 +62,7 @@ class SweepView:
 
     def retried(self, run: str) -> None:
         """A cell, or its process, failed and is tried again."""
-        self.console.say(f"warning: {describe_cell(self.cells[run])}: trying again")
+        self.console.print(f"warning: {describe_cell(self.cells[run])}: trying again")
 
     def _ended(self, run: str, how: str, what: str) -> None:
         with self._lock:
@@ -71,7 +71,7 @@ class SweepView:
             seconds = time.monotonic() - self._started.pop(run, self._began)
             self._seconds[run] = seconds
             name = describe_cell(self.cells[run])
-            self.console.say(f"          {how:<9} {name} ({seconds:.0f} s)  {what}".rstrip())
+            self.console.print(f"          {how:<9} {name} ({seconds:.0f} s)  {what}".rstrip())
             if self.bars is not None:
                 self.bars.remove(name)
                 self.bars.update("cells", self._done, len(self.cells))

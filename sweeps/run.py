@@ -63,7 +63,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
         console.stage(
             "sweep", f"{name}: {len(cells)} cells{done} · {describe_placement(placement)}"
         )
-        with SweepRecorder(directory.path, name, context.tracking_uri, console.say) as recorder:
+        with SweepRecorder(directory.path, name, context.tracking_uri, console.print) as recorder:
             recorder.log_params(plan.spec.model_dump(mode="json", exclude={"base", "models"}))
             for run in finished:
                 recorder.add_cell(directory.root / run)
@@ -77,7 +77,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
             recorder.log_metrics({"cells": len(cells), "failed_cells": failed})
             recorder.log_artifacts(report)
             if recorder.finish() is None:
-                console.say("warning: MLflow does not answer; the same command delivers later")
+                console.print("warning: MLflow does not answer; the same command delivers later")
     return directory
 
 

@@ -62,7 +62,7 @@ class Trial:
         except Exception as error:
             cause = describe_error(root_cause(error))
             directory.fail(run, cause)
-            console.say(f"warning: {cause}")
+            console.print(f"warning: {cause}")
             # What it was raised from need not survive the way to another process.
             raise RuntimeError(cause) from None
         directory.forget_failure(run)
@@ -82,7 +82,7 @@ class CellConsole(RunConsole):
         self.run = run
         self.events = events
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         if text.startswith("warning:"):
             self._send("warning", text=text.removeprefix("warning: "))
 

@@ -96,7 +96,7 @@ class Benchmark:
     """Number of items, where it is known beforehand."""
     several_sources: bool = False
     """Whether every source is reported on its own, and a part of the items is taken from each."""
-    headline: str = "avg"
+    primary_metric: str = "avg"
     """What runs are compared by: ``avg`` (share of correct responses) or one of the scores."""
     paper: Paper | None = None
 

@@ -24,7 +24,7 @@ class ItemScores:
 
     ids: Sequence[str]
     values: Floats
-    """The headline value of each item, mean over its samples, [I]."""
+    """The value of the primary metric of each item, mean over its samples, [I]."""
     weights: Floats
     """Of the items, [I]: bytes for a rate per byte, ones otherwise."""
     single: NDArray[np.bool_] | None
@@ -58,14 +58,14 @@ class Comparison:
         return self.adjusted_p < LEVEL
 
 
-def read_predictions(path: Path, headline: str) -> ItemScores:
-    """The items of a predictions table; ``headline`` as in `Benchmark`."""
+def read_predictions(path: Path, primary_metric: str) -> ItemScores:
+    """The items of a predictions table; ``primary_metric`` as in `Benchmark`."""
     columns = ["id", "sample", "verdict", "finish_reason", "scores"]
     rows = pq.read_table(path, columns=columns).to_pylist()
     values: dict[str, list[float]] = {}
     for row in rows:
-        score = dict(row["scores"] or []).get(headline, 0.0)
-        value = float(row["verdict"] == "correct") if headline == "avg" else score
+        score = dict(row["scores"] or []).get(primary_metric, 0.0)
+        value = float(row["verdict"] == "correct") if primary_metric == "avg" else score
         values.setdefault(row["id"], []).append(value)
     verdicts = [row["verdict"] for row in rows]
     rates = {
@@ -78,7 +78,7 @@ def read_predictions(path: Path, headline: str) -> ItemScores:
     }
     rates["no EOS"] = [row["finish_reason"] for row in rows].count("length") / len(rows)
     means = np.array([np.mean(samples) for samples in values.values()])
-    one_each = headline == "avg" and len(rows) == len(values)
+    one_each = primary_metric == "avg" and len(rows) == len(values)
     return ItemScores(
         ids=list(values),
         values=means,

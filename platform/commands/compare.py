@@ -74,7 +74,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
         if labels[0] in found:
             names = [name for name in order if name in found]
             _show(benchmark, names, found, comparisons, console)
-    console.say(
+    console.print(
         f"differences to {labels[0]} over the items that both have; p from McNemar's exact test "
         "for one right or wrong response an item, else from the paired bootstrap; corrected for "
         f"{len(comparisons)} comparisons (Holm); told from noise below {LEVEL}; "

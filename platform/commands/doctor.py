@@ -60,7 +60,7 @@ def show_diagnosis(root: Path, tracking_uri: str, console: RunConsole) -> bool:
     )
     problems = [finding for finding in findings if finding.state is CheckState.problem]
     plural = "" if len(problems) == 1 else "s"
-    console.say(f"{len(problems)} problem{plural}" if problems else "no problem found")
+    console.print(f"{len(problems)} problem{plural}" if problems else "no problem found")
     return not problems
 
 

@@ -55,7 +55,7 @@ def finish_record(recorder: Recorder[Any], console: RunConsole) -> None:
     started = time.monotonic()
     run_id = recorder.finish()
     if run_id is None:
-        console.say(
+        console.print(
             f"warning: MLflow took nothing for {DELIVERY_TIMEOUT:.0f} s; all results are in "
             f"{recorder.run.path}, and the same command delivers them when MLflow is there"
         )

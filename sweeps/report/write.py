@@ -56,7 +56,7 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     write_atomic(out / "report.md", document.to_markdown())
     _remove_old_figures(out / "figures", {f"{picture.name}.png" for picture in document.pictures})
     _show(report, console)
-    console.say(f"report: {out / 'report.html'}, {out / 'report.md'}")
+    console.print(f"report: {out / 'report.html'}, {out / 'report.md'}")
     return out
 
 
@@ -72,7 +72,7 @@ def _show(report: SweepReportData, console: RunConsole) -> None:
         rows = [[entry.text for entry in row] for row in table.entries]
         console.table(table.caption, table.columns, rows)
     for item in section_results.headline_sentences(report).items:
-        console.say(f"{item.lead} {item.text}")
+        console.print(f"{item.lead} {item.text}")
 
 
 def compose(report: SweepReportData, cache: Path) -> Document:
