@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deft.objectives.base import Objective, TokenStats
-from deft.objectives.figure_style import look
+from deft.objectives.figure_style import style_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,7 +187,7 @@ def draw_gate_dynamics(histories: Mapping[str, Mapping[str, Sequence[float]]]) -
 def _draw_line(
     axis: Axes, index: int, name: str, steps: Sequence[float], values: Sequence[float]
 ) -> None:
-    style = look(index)
+    style = style_for(index)
     axis.plot(
         steps,
         values,

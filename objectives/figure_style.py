@@ -13,7 +13,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "+++", "ooo")
 
 
-class Look(NamedTuple):
+class PlotStyle(NamedTuple):
     """Matplotlib's style arguments for one objective."""
 
     color: str
@@ -22,9 +22,9 @@ class Look(NamedTuple):
     hatch: str
 
 
-def look(index: int) -> Look:
+def style_for(index: int) -> PlotStyle:
     """Return the style of the objective at ``index``; the first 28 differ."""
-    return Look(
+    return PlotStyle(
         _COLOURS[index % len(_COLOURS)],
         _DASHES[index % len(_DASHES)],
         _MARKERS[index % len(_MARKERS)],
@@ -32,5 +32,5 @@ def look(index: int) -> Look:
     )
 
 
-BASELINE = Look(INK, "-", "*", "")
+BASELINE = PlotStyle(INK, "-", "*", "")
 """Style of the objective that all others are compared with."""

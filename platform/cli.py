@@ -99,7 +99,7 @@ def run(
     spec = load_spec(file, names, settings or ())
     console = RunConsole()
     if dry_run:
-        console.say(spec.model_dump_json(indent=2))
+        console.print(spec.model_dump_json(indent=2))
         from deft.platform.commands.dry_run import show_plan
 
         # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
@@ -112,7 +112,7 @@ def run(
     console.stage("run", f"{spec.run_name} in {root}")
     context = _context(root, console, tracking_uri, verbose=verbose)
     show_results(run_experiment(spec, context), console)
-    console.say(f"compare runs: deft ui{'' if root == Path('runs') else f' --root {root}'}")
+    console.print(f"compare runs: deft ui{'' if root == Path('runs') else f' --root {root}'}")
 
 
 @app.command()
@@ -204,11 +204,11 @@ def submit_(
         tracking_uri=tracking_uri,
     )
     for problem in submit.missing_paths(specs, working_dir, root):
-        console.say(f"warning: {problem}")
+        console.print(f"warning: {problem}")
     job = submit.submit(submit.connect(address), entrypoint, working_dir)
     console.stage("submit", f"job {job.id} at {job.address}, results in {root} there")
     if not follow:
-        console.say(f"follow it: {job.to_follow}\nstop it:   {job.to_stop}")
+        console.print(f"follow it: {job.to_follow}\nstop it:   {job.to_stop}")
         return
     try:
         code = submit.follow(job)
@@ -277,7 +277,7 @@ def evaluate(
     spec = load_evaluation(model, _names(benchmarks), sampling, common, settings or (), root)
     console = RunConsole()
     if dry_run:
-        console.say(spec.model_dump_json(indent=2))
+        console.print(spec.model_dump_json(indent=2))
         return
     from deft.platform.commands.show_results import show_evaluation
     from deft.platform.records.manifests import EvaluateManifest
@@ -287,7 +287,7 @@ def evaluate(
     run = run_evaluation(spec, _context(root, console, tracking_uri, verbose=verbose))
     models = run.require_manifest(EvaluateManifest).models
     show_evaluation(models, console, {"eval": spec.model.name})
-    console.say(f"everything of this evaluation: {run.path}")
+    console.print(f"everything of this evaluation: {run.path}")
 
 
 @app.command()
@@ -443,13 +443,13 @@ def ui(
     require_tracking_uri(uri)
     console = RunConsole()
     if uri.startswith("http"):
-        console.say(f"that server has the UI itself: {uri}")
+        console.print(f"that server has the UI itself: {uri}")
         return
     from deft.platform.commands.doctor import why_taken
 
     if problem := why_taken(port):
         raise UserError(f"--port {port}: {problem}; give another port")
-    console.say(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    console.print(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     sys.stdout.flush()
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     # One person looks at runs and curves: one worker instead of four, and none of the eight

@@ -36,7 +36,7 @@ class RunConsole:
         """Become the console of the process that it is sent to: a terminal cannot be pickled."""
         return RunConsole, ()
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print ``text`` as it is; what would act on the terminal is spelt out."""
         self.console.print(Text(printable(text)), soft_wrap=True)
 
@@ -112,7 +112,7 @@ class ProgressView:
             self.printed[name] = part
             seconds_each = (time.monotonic() - began) / max(done - first, 1)
             left = f", {seconds_each * (total - done):.0f} s left" if first < done < total else ""
-            self.owner.say(f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip())
+            self.owner.print(f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip())
 
     def remove(self, name: str) -> None:
         """Take the bar of what is over away."""

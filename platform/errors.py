@@ -29,7 +29,9 @@ def root_cause(error: BaseException) -> BaseException:
         case RayTaskError(cause=BaseException() as cause):
             return root_cause(cause)
         case WorkerGroupError(worker_failures=failures) if failures:
-            return min((root_cause(failures[rank]) for rank in sorted(failures)), key=_in_the_wake)
+            return min(
+                (root_cause(failures[rank]) for rank in sorted(failures)), key=is_secondary_failure
+            )
         case WorkerHealthCheckFailedError(health_check_failure=cause):
             return root_cause(cause)
         case ControllerError(controller_failure=cause):
@@ -39,7 +41,7 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _in_the_wake(cause: BaseException) -> bool:
+def is_secondary_failure(cause: BaseException) -> bool:
     """Whether a rank's collective failed only because another rank was gone."""
     return "gloo" in str(cause) or "NCCL" in str(cause)
 
@@ -51,10 +53,10 @@ def lost_worker(error: BaseException) -> BaseException | None:
 
     cause = root_cause(error)
     is_lost = isinstance(cause, (RayActorError, WorkerHealthCheckTimeoutError))
-    return cause if is_lost or _in_the_wake(cause) else None
+    return cause if is_lost or is_secondary_failure(cause) else None
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """``error`` as one paragraph without traceback, and without passwords in addresses."""
     text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -32,7 +32,7 @@ def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
     ]
     console.table(f"cells of {directory.path.name}", [*axes, "", "run"], rows, left=True)
     if len(plan.cells) > MAX_SHOWN:
-        console.say(f"… and {len(plan.cells) - MAX_SHOWN:,} more")
+        console.print(f"… and {len(plan.cells) - MAX_SHOWN:,} more")
     console.table("plan", ["", ""], plan_rows(plan, directory, root), left=True)
 
 

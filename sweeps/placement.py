@@ -17,7 +17,7 @@ class Placement:
     """True if devices are set aside for the engines."""
 
 
-def place(
+def divide_cluster(
     *,
     num_cpus: float,
     num_gpus: float,

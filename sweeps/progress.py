@@ -42,19 +42,19 @@ class SweepView:
         """Show an event that a cell sent."""
         with self._lock:
             run = event["run"]
-            name = describe(self.cells[run])
+            name = describe_cell(self.cells[run])
             if event["event"] == "warning":
-                self.console.say(f"warning: {name}: {event['text']}")
+                self.console.print(f"warning: {name}: {event['text']}")
             elif event["event"] == "stage" and run not in self._started | self._seconds:
                 self._started[run] = time.monotonic()
-                self.console.say(f"          started   {name}")
+                self.console.print(f"          started   {name}")
             elif event["event"] == "progress" and self._has_bars:
                 assert self.bars is not None
                 self.bars.update(name, event["done"], event["total"], event["name"])
 
     def finished(self, run: str) -> None:
         """A cell is through with everything."""
-        self._ended(run, "finished", headline(self.directory, run))
+        self._ended(run, "finished", primary_results(self.directory, run))
 
     def failed(self, run: str, cause: str) -> None:
         """A cell failed for good."""
@@ -62,7 +62,7 @@ class SweepView:
 
     def retried(self, run: str) -> None:
         """A cell, or its process, failed and is tried again."""
-        self.console.say(f"warning: {describe(self.cells[run])}: trying again")
+        self.console.print(f"warning: {describe_cell(self.cells[run])}: trying again")
 
     def _ended(self, run: str, how: str, what: str) -> None:
         with self._lock:
@@ -70,8 +70,8 @@ class SweepView:
             # Events of a cell may still be on their way when Ray Tune knows that it is over.
             seconds = time.monotonic() - self._started.pop(run, self._began)
             self._seconds[run] = seconds
-            name = describe(self.cells[run])
-            self.console.say(f"          {how:<9} {name} ({seconds:.0f} s)  {what}".rstrip())
+            name = describe_cell(self.cells[run])
+            self.console.print(f"          {how:<9} {name} ({seconds:.0f} s)  {what}".rstrip())
             if self.bars is not None:
                 self.bars.remove(name)
                 self.bars.update("cells", self._done, len(self.cells))
@@ -81,7 +81,7 @@ class SweepView:
         return self.bars is not None and self.bars.bars is not None
 
 
-def describe(cell: PlannedCell) -> str:
+def describe_cell(cell: PlannedCell) -> str:
     """A cell by its values on the axes."""
     if not cell.settings:
         return f"model {cell.spec.name}"
@@ -92,7 +92,7 @@ def describe(cell: PlannedCell) -> str:
     return ", ".join(named)
 
 
-def headline(directory: SweepDirectory, run: str) -> str:
+def primary_results(directory: SweepDirectory, run: str) -> str:
     """What a finished cell measured, in a few words."""
     trained = require_manifest(directory.root / run, EvaluateManifest).models["eval"]
     words = [f"{HELDOUT} {trained.heldout['nll']:.3f} nll"] if trained.heldout else []

@@ -25,7 +25,7 @@ from deft.platform.tracking.sweep_recorder import SweepRecorder
 from deft.platform.tracking.uri import require_tracking_uri
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
-from deft.sweeps.placement import Placement, place
+from deft.sweeps.placement import Placement, divide_cluster
 from deft.sweeps.progress import SweepView
 from deft.sweeps.report.write import write_report
 from deft.sweeps.spec import AshaSpec, SweepSpec
@@ -63,7 +63,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
         console.stage(
             "sweep", f"{name}: {len(cells)} cells{done} · {describe_placement(placement)}"
         )
-        with SweepRecorder(directory.path, name, context.tracking_uri, console.say) as recorder:
+        with SweepRecorder(directory.path, name, context.tracking_uri, console.print) as recorder:
             recorder.log_params(plan.spec.model_dump(mode="json", exclude={"base", "models"}))
             for run in finished:
                 recorder.add_cell(directory.root / run)
@@ -77,7 +77,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
             recorder.log_metrics({"cells": len(cells), "failed_cells": failed})
             recorder.log_artifacts(report)
             if recorder.finish() is None:
-                console.say("warning: MLflow does not answer; the same command delivers later")
+                console.print("warning: MLflow does not answer; the same command delivers later")
     return directory
 
 
@@ -140,7 +140,7 @@ def place_cells(plan: Plan) -> Placement:
     for spec in generating[:1]:  # they share their engines
         require_engine(spec.evaluation, use_gpu=use_gpu)
     resources = ray.cluster_resources()
-    placement = place(
+    placement = divide_cluster(
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
         num_nodes=sum(node["Alive"] for node in ray.nodes()),

@@ -16,7 +16,7 @@ from ray.util.queue import Queue
 from rich.console import Console
 
 from deft.platform.console import ProgressView, RunConsole
-from deft.platform.errors import describe, root_cause
+from deft.platform.errors import describe_error, root_cause
 from deft.platform.run.context import RunContext
 from deft.platform.run.driver import run_experiment
 from deft.sweeps.directory import SweepDirectory
@@ -60,9 +60,9 @@ class Trial:
                 sweep=self.sweep,
             )
         except Exception as error:
-            cause = describe(root_cause(error))
+            cause = describe_error(root_cause(error))
             directory.fail(run, cause)
-            console.say(f"warning: {cause}")
+            console.print(f"warning: {cause}")
             # What it was raised from need not survive the way to another process.
             raise RuntimeError(cause) from None
         directory.forget_failure(run)
@@ -82,7 +82,7 @@ class CellConsole(RunConsole):
         self.run = run
         self.events = events
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         if text.startswith("warning:"):
             self._send("warning", text=text.removeprefix("warning: "))
 

@@ -40,7 +40,7 @@ FLAGS = [
 CHARTS = ("train/nll", "train/mean_gate")
 RUNS = "params.objective != ''"
 """Leaves out the parent run of a sweep, which has no curves."""
-PATIENCE = 60
+PAGE_TIMEOUT = 60
 """Seconds until the server has to answer, or the page to show what is waited for."""
 
 
@@ -75,7 +75,7 @@ def mlflow_ui(root: Path) -> Iterator[str]:
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PAGE_TIMEOUT
     while time.monotonic() < deadline and server.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=5):
@@ -92,8 +92,8 @@ def browser_page() -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
         try:
             page = browser.new_page(viewport={"width": 1500, "height": 800})
-            page.set_default_timeout(PATIENCE * 1000)
-            expect.set_options(timeout=PATIENCE * 1000)
+            page.set_default_timeout(PAGE_TIMEOUT * 1000)
+            expect.set_options(timeout=PAGE_TIMEOUT * 1000)
             yield page
         finally:
             browser.close()

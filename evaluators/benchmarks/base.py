@@ -96,7 +96,7 @@ class Benchmark:
     """Number of items, where it is known in advance."""
     several_sources: bool = False
     """Whether each source is reported on its own, and items are taken from each in turn."""
-    headline: str = "avg"
+    primary_metric: str = "avg"
     """Metric that runs are compared by: ``avg`` (share of correct responses) or a score."""
     paper: Paper | None = None
 

@@ -28,6 +28,6 @@ FIGFONT = Benchmark(
     sampling=Sampling(max_tokens=16),
     metrics=(accuracy, pass_at_k, score_means),
     size=MAX_TEST_SIZE,
-    headline="jaro_winkler",
+    primary_metric="jaro_winkler",
     paper=Paper(Sampling(max_tokens=5), {"qwen": "qwen-figfont", "llama": "llama-figfont"}),
 )

@@ -19,12 +19,12 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Measured:
+class ItemScores:
     """The scores of one run on the items of a benchmark."""
 
     ids: Sequence[str]
     values: Floats
-    """The headline value of each item, mean over its samples, [I]."""
+    """The value of the primary metric of each item, mean over its samples, [I]."""
     weights: Floats
     """Of the items, [I]: bytes for a rate per byte, ones otherwise."""
     single: NDArray[np.bool_] | None
@@ -60,14 +60,14 @@ class Comparison:
         return self.adjusted_p < LEVEL
 
 
-def read_predictions(path: Path, headline: str) -> Measured:
-    """Read the items of a predictions table; ``headline`` as in `Benchmark`."""
+def read_predictions(path: Path, primary_metric: str) -> ItemScores:
+    """Read the items of a predictions table; ``primary_metric`` as in `Benchmark`."""
     columns = ["id", "sample", "verdict", "finish_reason", "scores"]
     rows = pq.read_table(path, columns=columns).to_pylist()
     values: dict[str, list[float]] = {}
     for row in rows:
-        score = dict(row["scores"] or []).get(headline, 0.0)
-        value = float(row["verdict"] == "correct") if headline == "avg" else score
+        score = dict(row["scores"] or []).get(primary_metric, 0.0)
+        value = float(row["verdict"] == "correct") if primary_metric == "avg" else score
         values.setdefault(row["id"], []).append(value)
     verdicts = [row["verdict"] for row in rows]
     rates = {
@@ -80,8 +80,8 @@ def read_predictions(path: Path, headline: str) -> Measured:
     }
     rates["no EOS"] = [row["finish_reason"] for row in rows].count("length") / len(rows)
     means = np.array([np.mean(samples) for samples in values.values()])
-    one_each = headline == "avg" and len(rows) == len(values)
-    return Measured(
+    one_each = primary_metric == "avg" and len(rows) == len(values)
+    return ItemScores(
         ids=list(values),
         values=means,
         weights=np.ones(len(means)),
@@ -90,16 +90,16 @@ def read_predictions(path: Path, headline: str) -> Measured:
     )
 
 
-def read_heldout(path: Path) -> Measured:
+def read_heldout(path: Path) -> ItemScores:
     """Read the rows of a table of losses, in bits per byte."""
     losses = read_losses(path)
     bits, sizes = text_bits(losses)
     ids = [f"{loss.row}/{loss.n_bytes}" for loss in losses]
-    return Measured(ids=ids, values=bits / sizes, weights=sizes, single=None, rates={})
+    return ItemScores(ids=ids, values=bits / sizes, weights=sizes, single=None, rates={})
 
 
 def compare(
-    measured: Mapping[str, Mapping[str, Measured]], first: str
+    measured: Mapping[str, Mapping[str, ItemScores]], first: str
 ) -> dict[tuple[str, str], Comparison]:
     """Compare every run with the run ``first`` on every benchmark that both have.
 

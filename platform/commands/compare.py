@@ -8,7 +8,7 @@ from pathlib import Path
 from deft.evaluators.scores.comparison import (
     LEVEL,
     Comparison,
-    Measured,
+    ItemScores,
     compare,
     read_heldout,
     read_predictions,
@@ -53,7 +53,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     Raises:
         UserError: fewer than two models are to be compared.
     """
-    measured: dict[str, dict[str, Measured]] = {}
+    measured: dict[str, dict[str, ItemScores]] = {}
     bases: set[str] = set()
     labels: list[str] = []
     for run in runs:
@@ -74,7 +74,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
         if labels[0] in found:
             names = [name for name in order if name in found]
             _show(benchmark, names, found, comparisons, console)
-    console.say(
+    console.print(
         f"differences to {labels[0]} over the items that both have; p from McNemar's exact test "
         "for one right or wrong response an item, else from the paired bootstrap; corrected for "
         f"{len(comparisons)} comparisons (Holm); told from noise below {LEVEL}; "
@@ -83,7 +83,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
 
 
 def _add(
-    measured: dict[str, dict[str, Measured]],
+    measured: dict[str, dict[str, ItemScores]],
     run: Path,
     label: str,
     name: str,
@@ -101,7 +101,7 @@ def _add(
 def _show(
     benchmark: str,
     names: Sequence[str],
-    measured: dict[str, Measured],
+    measured: dict[str, ItemScores],
     comparisons: dict[tuple[str, str], Comparison],
     console: RunConsole,
 ) -> None:

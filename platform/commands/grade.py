@@ -125,4 +125,4 @@ def show_counts(counts: Counter[Verdict], out: Path, console: RunConsole) -> Non
         [verdict, f"{counts[verdict]}", f"{counts[verdict] / total:.1%}"] for verdict in Verdict
     ]
     console.table("verdicts", ["", "lines", "share"], rows)
-    console.say(f"graded lines: {out}")
+    console.print(f"graded lines: {out}")

@@ -52,4 +52,4 @@ def draw_landscape(
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_landscapes(landscapes(stats, chosen)).savefig(out, dpi=150)
-    console.say(f"{len(stats.p):,} tokens under {len(chosen)} objectives: {out}")
+    console.print(f"{len(stats.p):,} tokens under {len(chosen)} objectives: {out}")

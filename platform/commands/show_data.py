@@ -43,7 +43,7 @@ def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole
         raise UserError(str(error)) from None
     position = 0
     for record in records:
-        console.say("")
+        console.print("")
         if isinstance(record, BadRecord):
             said = f"{record.where} · bad record ({record.kind}): {record.message}"
             console.console.print(Text(printable(said), BAD), soft_wrap=True)

@@ -40,7 +40,7 @@ def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None
         ],
     )
     show_evaluation(run.require_manifest(EvaluateManifest).models, console)
-    console.say(f"everything of this run: {run.path}")
+    console.print(f"everything of this run: {run.path}")
 
 
 LABELS = {"base": "base", "eval": "trained"}
@@ -102,7 +102,7 @@ def show_catalog(kind: str, console: RunConsole) -> None:
     signatures = {key: getattr(info, "signature", key) for key, info in catalogs[kind].items()}
     width = max(map(len, signatures.values()))
     for key, info in catalogs[kind].items():
-        console.say(f"{signatures[key]:<{width}}  {info.summary} [{info.source}]")
+        console.print(f"{signatures[key]:<{width}}  {info.summary} [{info.source}]")
 
 
 def objectives_markdown() -> str:

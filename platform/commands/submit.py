@@ -32,12 +32,13 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.config.yaml_file import read_yaml
-from deft.platform.errors import StageError, UserError, describe
+from deft.platform.errors import StageError, UserError, describe_error
 from deft.platform.tracking.provenance import SHIPPED_STATE, SOURCE, git_state
 from deft.platform.tracking.uri import require_no_secret
 from deft.workers.common.secrets import is_secret_name
 
-ROOMS = ("objectives", "workers", "evaluators", "platform", "sweeps")
+PACKAGES = ("objectives", "workers", "evaluators", "platform", "sweeps")
+"""Folders of the checkout that make up the import package `deft`."""
 
 ENVIRONMENT_FILE = "runtime_env.yaml"
 """Ray's runtime environment of the jobs of a working directory, if it has one."""
@@ -171,7 +172,7 @@ def _is_left_out(path: Path, working_dir: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Job:
+class SubmittedJob:
     """A job on the cluster."""
 
     id: str
@@ -215,7 +216,8 @@ def connect(address: str) -> JobSubmissionClient:
         ) from None
     except (RuntimeError, ValueError, LookupError, requests.RequestException) as error:
         raise UserError(
-            f"--address {address}: what answers there is no job server of Ray ({describe(error)})"
+            f"--address {address}: what answers there is no job server of Ray "
+            f"({describe_error(error)})"
         ) from None
     version = Version(str(client._server_ray_version))
     if version < OLDEST_RAY:
@@ -226,7 +228,7 @@ def connect(address: str) -> JobSubmissionClient:
     return client
 
 
-def submit(client: JobSubmissionClient, command: str, working_dir: Path) -> Job:
+def submit(client: JobSubmissionClient, command: str, working_dir: Path) -> SubmittedJob:
     """Ship ``working_dir`` and the code that runs here, and start ``command`` on the cluster.
 
     Raises:
@@ -248,7 +250,7 @@ def submit(client: JobSubmissionClient, command: str, working_dir: Path) -> Job:
                 f"the cluster does not take the job: {cause} What is shipped is {working_dir}, "
                 f"without what .gitignore, .rayignore and {ENVIRONMENT_FILE} leave out."
             ) from None
-    return Job(job, client, client.get_address())
+    return SubmittedJob(job, client, client.get_address())
 
 
 def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
@@ -293,15 +295,15 @@ def shipped_code() -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="deft-") as folder:
         package = Path(folder) / "deft"
-        for room in ROOMS:
+        for name in PACKAGES:
             shutil.copytree(
-                SOURCE.parent / room, package / room, ignore=shutil.ignore_patterns("__pycache__")
+                SOURCE.parent / name, package / name, ignore=shutil.ignore_patterns("__pycache__")
             )
         (package / "platform" / SHIPPED_STATE).write_text(json.dumps(git_state()))
         yield package
 
 
-def follow(job: Job) -> int:
+def follow(job: SubmittedJob) -> int:
     """Print the job's log as it grows, to the end; returns the exit code of its driver.
 
     Raises:
@@ -315,7 +317,7 @@ def follow(job: Job) -> int:
             info = job.client.get_job_info(job.id)
         except (requests.RequestException, RuntimeError) as error:
             raise StageError(
-                f"the cluster answers no more ({describe(error)}); if job {job.id} is still "
+                f"the cluster answers no more ({describe_error(error)}); if job {job.id} is still "
                 f"running, follow it by: {job.to_follow}"
             ) from None
         if info.status.is_terminal():
@@ -338,7 +340,7 @@ def follow(job: Job) -> int:
 class _Log:
     """A job's log, of which nothing is printed twice when the connection has to be made again."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SubmittedJob) -> None:
         self.job = job
         self.printed = 0  # characters
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from ray.util.queue import Queue
 from rich.console import Console
 
-from deft.platform.errors import StageError, UserError, describe, print_error, root_cause
+from deft.platform.errors import StageError, UserError, describe_error, print_error, root_cause
 from deft.workers.common.ray_placement import on_this_node
 
 Result = TypeVar("Result")
@@ -59,10 +59,10 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
     if given is not None:
         # Ray itself would try for a quarter of an hour.
         try:
-            _knock(given[1])
+            probe_port(given[1])
         except OSError as error:
             raise UserError(
-                f"RAY_ADDRESS={address}: no Ray cluster there ({describe(error)}); without "
+                f"RAY_ADDRESS={address}: no Ray cluster there ({describe_error(error)}); without "
                 "RAY_ADDRESS, one starts here"
             ) from None
     try:
@@ -85,7 +85,7 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def probe_port(address: str) -> None:
     """Raise OSError if nothing listens at ``address``, host:port."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), HEAD_INTERVAL).close()
@@ -104,14 +104,14 @@ def _watched_head(address: str) -> Iterator[None]:
         heard_at = time.monotonic()
         while not block_left.wait(HEAD_INTERVAL):
             try:
-                _knock(address)
+                probe_port(address)
                 heard_at = time.monotonic()
             except OSError as error:
                 if time.monotonic() > heard_at + HEAD_SILENCE:
                     print_error(
                         f"the head of the Ray cluster ({address}) has not answered for "
-                        f"{HEAD_SILENCE:.0f} s ({describe(error)}); what was finished is kept, and "
-                        "the same command goes on from there"
+                        f"{HEAD_SILENCE:.0f} s ({describe_error(error)}); what was finished is "
+                        "kept, and the same command goes on from there"
                     )
                     Console(stderr=True).show_cursor()  # which a progress bar has hidden
                     os._exit(1)
@@ -161,7 +161,7 @@ def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Re
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
             raise UserError(f"{refusal}{cause}") from None
-        raise StageError(f"{stage}: {describe(cause)}") from error
+        raise StageError(f"{stage}: {describe_error(cause)}") from error
     return result
 
 

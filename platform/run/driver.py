@@ -59,7 +59,7 @@ def run_experiment(
         return run
 
     def recorder() -> ExperimentRecorder:
-        return ExperimentRecorder(run, context.tracking_uri, console.say, sweep=sweep)
+        return ExperimentRecorder(run, context.tracking_uri, console.print, sweep=sweep)
 
     if all(run.has_finished(stage) for stage in STAGES if stage != "record"):
         with run.locked(lock_patience), recorder() as mlflow_run:

@@ -49,7 +49,7 @@ def run_evaluation(
     if run.has_finished("evaluate"):
         with (
             run.locked(),
-            EvaluationRecorder(run, context.tracking_uri, console.say) as recorder,
+            EvaluationRecorder(run, context.tracking_uri, console.print) as recorder,
         ):
             record_evaluation(recorder, console)
         return run
@@ -59,7 +59,7 @@ def run_evaluation(
         model_dir, items = prepare_evaluation(spec, context.cache)
         with run.locked():
             run.create()
-            with EvaluationRecorder(run, context.tracking_uri, console.say) as recorder:
+            with EvaluationRecorder(run, context.tracking_uri, console.print) as recorder:
                 recorder.describe_code()
                 recorder.describe_evaluation(model_dir, items)
                 with record_failure(recorder, "evaluate"):

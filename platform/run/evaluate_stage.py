@@ -79,7 +79,9 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
             cached = load_manifest(file, EvaluateManifest)
             results = cached.model_copy(update={"num_generated": 0, "timings": Timings()})
             (label,) = evaluation.models
-            evaluation.context.console.say(f"          {label}: evaluated already, for another run")
+            evaluation.context.console.print(
+                f"          {label}: evaluated already, for another run"
+            )
         else:
             for_all = replace(evaluation, out=directory)
             losses = measure_heldout(for_all, events)
@@ -126,7 +128,7 @@ def warn_of_other_formats(prepared: Prepared, model: ModelResult, console: RunCo
     hashes = {name: prompt.hash for name, prompt in prompts.items()}
     for name in different_formats(prepared.format_hash, hashes):
         prompt = prompts[name]
-        console.say(
+        console.print(
             f"warning: {name} was asked in another prompt format ({prompt.style}, "
             f"{prompt.num_bos} BOS) than the training data's ({prepared.prompt_style}, "
             f"{prepared.num_bos} BOS)"

@@ -87,7 +87,7 @@ def evaluate_models(
     for job, result in generate(evaluation, events):
         results[job.label][job.name] = BenchmarkResult(
             metrics=dict(result.metrics),
-            primary_metric=get_benchmark(job.benchmark.name).headline,
+            primary_metric=get_benchmark(job.benchmark.name).primary_metric,
             predictions=str(job.predictions.relative_to(evaluation.out)),
             prompt=result.prompt,
         )
@@ -180,13 +180,13 @@ def shown_events(console: RunConsole) -> Iterator[Queue]:
                 view.update(name, event["done"], event["total"])
             elif event["event"] == "engine_ready":
                 how = "started" if event["how"] == "started" else "took over the weights"
-                console.say(f"          engine {how} in {event['seconds']:.1f} s")
+                console.print(f"          engine {how} in {event['seconds']:.1f} s")
             elif event["event"] == "waiting_for_devices":
                 need = ", ".join(f"{amount:g} {kind}" for kind, amount in event["needed"].items())
-                console.say(f"          waiting for {need} to become free")
+                console.print(f"          waiting for {need} to become free")
             elif event["event"] == "evaluator_died":
                 name = f"{event['benchmark']}, {event['model']}"
-                console.say(f"          {name}: evaluator lost, another goes on")
+                console.print(f"          {name}: evaluator lost, another goes on")
 
         with event_queue(handle) as events:
             yield events

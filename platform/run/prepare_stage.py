@@ -107,13 +107,13 @@ def warn_of_data(manifest: PrepareManifest, console: RunConsole) -> None:
     """Warn of bad records, and of training examples that benchmarks contain."""
     prepared = manifest.prepared
     if prepared.bad_records:
-        console.say(
+        console.print(
             f"warning: left out {describe_counts(prepared.bad_records)}; listed in "
             f"{prepared.bad_records_file}"
         )
     for name, overlap in manifest.overlap.items():
         if overlap.num_overlapping:
-            console.say(
+            console.print(
                 f"warning: {overlap.num_overlapping:,} training examples ({overlap.share:.2%}) "
                 f"share text with benchmark {name}, the first is {overlap.ids[0]}"
             )

@@ -13,7 +13,7 @@ import pyarrow.fs
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from deft.platform.errors import describe, lost_worker
+from deft.platform.errors import describe_error, lost_worker
 from deft.workers.common.checksums import FOLDER, damaged_file
 from deft.workers.common.files import atomic_directory
 from deft.workers.common.ray_placement import give_back_placement_group
@@ -72,7 +72,7 @@ def fit(
             restarts += 1
             if cause is None or restarts > MAX_RESTARTS:
                 raise
-            on_restart(describe(cause))
+            on_restart(describe_error(cause))
         finally:
             give_back_placement_group(run)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deft.platform.console import RunConsole
-from deft.platform.errors import StageError, UserError, describe, root_cause
+from deft.platform.errors import StageError, UserError, describe_error, root_cause
 from deft.platform.records.manifests import EvaluateManifest, RecordManifest
 from deft.platform.tracking.recorder import DELIVERY_TIMEOUT, MlflowQueue, Recorder
 
@@ -31,7 +31,7 @@ def record_failure(recorder: MlflowQueue, stage: str) -> Iterator[None]:
         recorder.fail(cause)
         if isinstance(cause, UserError):
             raise cause from None
-        raise StageError(f"{stage}: {describe(cause)}") from error
+        raise StageError(f"{stage}: {describe_error(cause)}") from error
 
 
 def record_results(
@@ -55,7 +55,7 @@ def finish_record(recorder: Recorder[Any], console: RunConsole) -> None:
     started = time.monotonic()
     run_id = recorder.finish()
     if run_id is None:
-        console.say(
+        console.print(
             f"warning: MLflow took nothing for {DELIVERY_TIMEOUT:.0f} s; all results are in "
             f"{recorder.run.path}, and the same command delivers them when MLflow is there"
         )

@@ -97,7 +97,7 @@ class TrainingProgress:
 
     def restarted(self, cause: str) -> None:
         """Warn that workers were replaced."""
-        self._console.say(
+        self._console.print(
             f"warning: lost a training worker ({cause}); restarting from the last checkpoint"
         )
 
@@ -107,15 +107,15 @@ class TrainingProgress:
             self._view.update("train", step, self._num_steps, shown)
         elif kind == "validation":
             shown = format_metrics(metrics, ("nll", "bits_per_byte", "token_accuracy"))
-            self._console.say(f"          held out, after {step} steps  {shown}")
+            self._console.print(f"          held out, after {step} steps  {shown}")
             if self._on_validation is not None:
                 self._on_validation(step, metrics)
         elif kind == "damaged_checkpoint":
-            self._console.say(
+            self._console.print(
                 f"warning: the checkpoint of step {step} is damaged ({metrics['file']}) "
                 "and passed over"
             )
         elif kind == "preemption":
-            self._console.say(f"warning: a node will be taken away; step {step} is stored")
+            self._console.print(f"warning: a node will be taken away; step {step} is stored")
         else:
-            self._console.say(f"warning: step {step} was skipped: {metrics['problem']}")
+            self._console.print(f"warning: step {step} was skipped: {metrics['problem']}")

@@ -25,7 +25,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from deft.platform.errors import describe
+from deft.platform.errors import describe_error
 from deft.platform.tracking.outbox import Outbox, QueueEntry, RefusedError, read_delivered
 from deft.workers.common.files import exclusive
 
@@ -122,7 +122,7 @@ class MlflowRun:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE" or self._is_deleted():
                 raise
-            raise RefusedError(describe(error)) from error
+            raise RefusedError(describe_error(error)) from error
 
     def _is_deleted(self) -> bool:
         return bool(self.client.get_run(self.run_id).info.lifecycle_stage == "deleted")

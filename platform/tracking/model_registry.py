@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deft.platform.console import RunConsole
-from deft.platform.errors import StageError, UserError, describe
+from deft.platform.errors import StageError, UserError, describe_error
 from deft.platform.tracking.outbox import read_delivered
 from deft.platform.tracking.uri import require_tracking_uri
 
@@ -50,7 +50,7 @@ def register_model(run: Path, name: str, tracking_uri: str, console: RunConsole)
         _upload(client, model, run / "model", console)
         number = _register(client, model, name)
     except MlflowException as error:
-        raise StageError(f"MLflow: {describe(error)}") from error
+        raise StageError(f"MLflow: {describe_error(error)}") from error
     console.stage("register", f"{run.name} is version {number} of {name}: models:/{name}/{number}")
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from deft.platform.errors import describe
+from deft.platform.errors import describe_error
 from deft.workers.common.clock import now_ms
 from deft.workers.common.files import drop_torn_line, write_atomic
 
@@ -224,7 +224,7 @@ class DeliveryThread(threading.Thread):
                     self._notify_once(
                         "warning: cannot reach MLflow; results are queued on disk and will be "
                         "retried",
-                        describe(error)[:400],
+                        describe_error(error)[:400],
                     )
             with self._changed:
                 self._attempts += 1

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Self
 
-from deft.platform.errors import describe
+from deft.platform.errors import describe_error
 from deft.platform.records.manifests import EvaluateManifest
 from deft.platform.records.run_directory import AnySpec, RunDirectory
 from deft.platform.tracking.outbox import DeliveryThread, Destination, Outbox
@@ -72,7 +72,7 @@ class MlflowQueue:
 
     def fail(self, error: BaseException) -> None:
         """Close the run as failed, with its cause as a tag."""
-        self._outbox.append({"tags": {"deft.error": describe(error)[:4000]}})
+        self._outbox.append({"tags": {"deft.error": describe_error(error)[:4000]}})
         self._end("FAILED", DELIVERY_TIMEOUT_AFTER_FAILURE)
 
     def _send_files(self, path: Path, folder: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Which differences between the objectives of a sweep are more than noise.
+"""Comparisons of a sweep's objectives with the baseline and with the base model.
 
 Shapes as in `deft.sweeps.report.scores`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -18,12 +18,12 @@ from deft.evaluators.scores.statistics import Interval
 from deft.sweeps.report.read_sweep import Setting
 from deft.sweeps.report.scores import Column, Measure, Scores
 
-Verdict = Literal["better", "worse", "not distinguishable"]
+Conclusion = Literal["better", "worse", "not distinguishable"]
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """How two models differ on a measure, paired over what both have."""
+class PairedComparison:
+    """The difference of two models on a measure, paired over shared items and seeds."""
 
     difference: float
     interval: Interval
@@ -35,18 +35,19 @@ class Contrast:
     adjusted_p: float = math.nan
     """Holm's, over all comparisons of the report; NaN for what is not tested."""
     better: bool = False
-    """Whether the difference is in the direction that is wanted."""
+    """Whether the second model scores better."""
 
     @property
-    def verdict(self) -> Verdict:
+    def conclusion(self) -> Conclusion:
+        """The direction of the difference, if it is significant."""
         if not self.adjusted_p < LEVEL:
             return "not distinguishable"
         return "better" if self.better else "worse"
 
 
 @dataclass(frozen=True)
-class Results:
-    """Everything measured in one setting."""
+class SettingResults:
+    """All scores and comparisons of one setting."""
 
     setting: Setting
     measures: Sequence[Measure]
@@ -58,32 +59,33 @@ class Results:
     intervals: Mapping[tuple[str, Measure], Interval]
     """95 % intervals of objectives."""
     base_intervals: Mapping[Measure, Interval]
-    contrasts: Mapping[tuple[str, Measure], Contrast]
+    comparisons: Mapping[tuple[str, Measure], PairedComparison]
     """Objectives against the baseline, see `compare_all`."""
-    gains: Mapping[tuple[str, Measure], Contrast]
+    gains: Mapping[tuple[str, Measure], PairedComparison]
     """Objectives against the base model, not tested."""
 
     @property
     def primary(self) -> Measure | None:
+        """The measure that the answer is about; None if no cell has finished."""
         return self.measures[0] if self.measures else None
 
     def ranking(self, measure: Measure) -> list[str]:
-        """Objectives from best to worst."""
-        found = [name for name, column in self.objectives.items() if measure in column]
+        """Return objectives from best to worst."""
+        names = [name for name, column in self.objectives.items() if measure in column]
         sign = -1 if measure.higher_is_better else 1
-        return sorted(found, key=lambda name: sign * self.objectives[name][measure].mean)
+        return sorted(names, key=lambda name: sign * self.objectives[name][measure].mean)
 
 
 def paired(first: Scores, second: Scores) -> tuple[Scores, Scores]:
-    """What both have: the same items, and the same seeds if they share any.
+    """Restrict both to the items that they share, and to common seeds if there are any.
 
-    What belongs to no seed, such as a base model, stands beside every seed of the other. Without a
-    common seed, means over seeds are compared.
+    Scores without seeds, such as a base model's, are paired with every seed of the other. Without
+    a common seed, means over seeds are paired.
     """
-    place = {id: i for i, id in enumerate(second.ids)}
-    mine = [i for i, id in enumerate(first.ids) if id in place]
-    theirs = [place[first.ids[i]] for i in mine]
-    first, second = _items(first, mine), _items(second, theirs)
+    row_in_second = {item: row for row, item in enumerate(second.ids)}
+    first_rows = [row for row, item in enumerate(first.ids) if item in row_in_second]
+    second_rows = [row_in_second[first.ids[row]] for row in first_rows]
+    first, second = _items(first, first_rows), _items(second, second_rows)
     if not first.seeds or not second.seeds:
         rows = max(len(first.values), len(second.values))
         return _spread(first, rows), _spread(second, rows)
@@ -115,10 +117,10 @@ def _spread(scores: Scores, rows: int) -> Scores:
     return replace(scores, values=np.broadcast_to(scores.values, (rows, len(scores.ids))))
 
 
-def contrast(
+def compare_pair(
     first: Scores, second: Scores, *, higher_is_better: bool, resamples: int
-) -> Contrast | None:
-    """``second`` − ``first`` over what both have; None if they share no item.
+) -> PairedComparison | None:
+    """Compare ``second`` with ``first`` over shared items; return None if they share none.
 
     The interval and the p-value are those of the hierarchical bootstrap over seeds and items; with
     one seed and one right or wrong response an item, p is that of McNemar's exact test. The minimum
@@ -127,104 +129,109 @@ def contrast(
     first, second = paired(first, second)
     if not first.ids:
         return None
-    found = statistics.paired_difference(
+    difference = statistics.paired_difference(
         first.values, second.values, weights=first.weights, resamples=resamples
     )
-    p_value, detectable = found.p_value, found.detectable
+    p_value, detectable = difference.p_value, difference.detectable
     num_runs = len(first.values)
     if num_runs == 1 and first.single and second.single:
         p_value = statistics.mcnemar(first.values[0] > 0.5, second.values[0] > 0.5)
     if num_runs > 1:
         over_seeds = statistics.detectable_effect(second.by_run - first.by_run)
         detectable = math.hypot(detectable, over_seeds)
-    return Contrast(
-        difference=found.mean,
-        interval=found.interval,
+    return PairedComparison(
+        difference=difference.mean,
+        interval=difference.interval,
         p_value=p_value,
         detectable=detectable,
         num_seeds=num_runs,
-        num_items=found.num_items,
-        better=(found.mean > 0) == higher_is_better,
+        num_items=difference.num_items,
+        better=(difference.mean > 0) == higher_is_better,
     )
 
 
 Columns = Mapping[Setting, Mapping[str, Column]]
-"""What every objective scores in every setting."""
-Contrasts = dict[tuple[Setting, str, Measure], Contrast]
+"""Setting → objective → scores."""
+Comparisons = dict[tuple[Setting, str, Measure], PairedComparison]
+"""By setting, objective and measure."""
 
 
-def shape(scores: Scores) -> tuple[int, int]:
-    """Numbers of items and runs: the bootstrap is fastest if equal ones follow each other."""
+class _Pair(NamedTuple):
+    """Scores of an objective and what they are compared with."""
+
+    setting: Setting
+    objective: str
+    measure: Measure
+    reference: Scores
+    scores: Scores
+
+    @property
+    def key(self) -> tuple[Setting, str, Measure]:
+        return self.setting, self.objective, self.measure
+
+
+def _shape(scores: Scores) -> tuple[int, int]:
+    """Return numbers of items and runs; the bootstrap is fastest if equal shapes follow in turn."""
     return scores.values.shape[::-1]
 
 
-def compare_all(columns: Columns, baseline: str) -> Contrasts:
-    """Every objective against the baseline on every measure, with p corrected for all of them."""
-    pairs = [
-        (setting, name, measure, found[baseline][measure], scores)
-        for setting, found in columns.items()
-        for name, column in found.items()
-        for measure, scores in column.items()
-        if name != baseline and measure in found.get(baseline, {})
-    ]
-    resamples = num_resamples(len(pairs))
-    tested = {
-        (setting, name, measure): found
-        for setting, name, measure, first, second in sorted(pairs, key=lambda p: shape(p[4]))
-        if (
-            found := contrast(
-                first, second, higher_is_better=measure.higher_is_better, resamples=resamples
-            )
+def _compare_pairs(pairs: Sequence[_Pair], resamples: int) -> Comparisons:
+    comparisons: Comparisons = {}
+    for pair in sorted(pairs, key=lambda pair: _shape(pair.scores)):
+        comparison = compare_pair(
+            pair.reference,
+            pair.scores,
+            higher_is_better=pair.measure.higher_is_better,
+            resamples=resamples,
         )
-        is not None
-    }
-    adjusted = statistics.holm([found.p_value for found in tested.values()])
+        if comparison is not None:
+            comparisons[pair.key] = comparison
+    return comparisons
+
+
+def compare_all(columns: Columns, baseline: str) -> Comparisons:
+    """Compare every objective with the baseline on every measure, and correct p for all pairs."""
+    pairs = [
+        _Pair(setting, name, measure, models[baseline][measure], scores)
+        for setting, models in columns.items()
+        for name, column in models.items()
+        for measure, scores in column.items()
+        if name != baseline and measure in models.get(baseline, {})
+    ]
+    comparisons = _compare_pairs(pairs, num_resamples(len(pairs)))
+    adjusted = statistics.holm([comparison.p_value for comparison in comparisons.values()])
     return {
-        key: replace(found, adjusted_p=p)
-        for (key, found), p in zip(tested.items(), adjusted, strict=True)
+        key: replace(comparison, adjusted_p=p)
+        for (key, comparison), p in zip(comparisons.items(), adjusted, strict=True)
     }
 
 
 def num_resamples(num_comparisons: int) -> int:
-    """Enough for the smallest p, 1 / (resamples + 1), to survive Holm's correction with room."""
+    """Return enough that the smallest p, 1 / (resamples + 1), easily passes Holm's correction."""
     return max(statistics.RESAMPLES, round(2 * num_comparisons / LEVEL))
 
 
-def gains_over_base(columns: Columns, bases: Mapping[Setting, Column]) -> Contrasts:
-    """Every objective against the base model on every measure; nothing is tested."""
+def gains_over_base(columns: Columns, bases: Mapping[Setting, Column]) -> Comparisons:
+    """Compare every objective with the base model on every measure; nothing is tested."""
     pairs = [
-        (setting, name, measure, bases[setting][measure], scores)
-        for setting, found in columns.items()
-        for name, column in found.items()
+        _Pair(setting, name, measure, bases[setting][measure], scores)
+        for setting, models in columns.items()
+        for name, column in models.items()
         for measure, scores in column.items()
         if measure in bases[setting]
     ]
-    return {
-        (setting, name, measure): found
-        for setting, name, measure, first, second in sorted(pairs, key=lambda p: shape(p[4]))
-        if (
-            found := contrast(
-                first,
-                second,
-                higher_is_better=measure.higher_is_better,
-                resamples=statistics.RESAMPLES,
-            )
-        )
-        is not None
-    }
+    return _compare_pairs(pairs, statistics.RESAMPLES)
 
 
 def all_intervals(
     columns: Mapping[Setting, Mapping[str, Column]],
 ) -> dict[tuple[Setting, str, Measure], Interval]:
-    """The 95 % interval of every model on every measure."""
-    found = [
-        (setting, name, measure, scores)
+    """Compute the 95 % interval of every model on every measure."""
+    scores_by_key = {
+        (setting, name, measure): scores
         for setting, models in columns.items()
         for name, column in models.items()
         for measure, scores in column.items()
-    ]
-    return {
-        (setting, name, measure): scores.interval()
-        for setting, name, measure, scores in sorted(found, key=lambda item: shape(item[3]))
     }
+    in_order = sorted(scores_by_key.items(), key=lambda item: _shape(item[1]))
+    return {key: scores.interval() for key, scores in in_order}

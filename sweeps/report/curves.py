@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deft.sweeps.report.read_sweep import Cell
+from deft.sweeps.report.read_sweep import CellResult
 
 MOST_POINTS = 60
 """Longer curves become means over as many equal stretches of steps."""
@@ -25,23 +25,23 @@ class Curve:
     high: NDArray[np.float64]
 
     def at(self, part: float) -> float:
-        """The mean at the point that is nearest to ``part`` of the last step."""
+        """Return the mean at the point that is nearest to ``part`` of the last step."""
         return float(self.mean[np.abs(self.steps - part * self.steps[-1]).argmin()])
 
 
-def read_curves(cells: Sequence[Cell], names: Iterable[str]) -> dict[str, Curve]:
-    """Curves of event metrics by name, over the steps that all cells logged."""
+def read_curves(cells: Sequence[CellResult], names: Iterable[str]) -> dict[str, Curve]:
+    """Read curves of event metrics by name, over the steps that all cells logged."""
     names = tuple(names)
-    found: dict[str, list[NDArray[np.float64]]] = {}
+    runs: dict[str, list[NDArray[np.float64]]] = {}
     for cell in cells:
         for name, series in cell.series(names).items():
-            found.setdefault(name, []).append(_thin(series))
-    curves = {name: _over_seeds(found[name]) for name in names if name in found}
+            runs.setdefault(name, []).append(_thin(series))
+    curves = {name: _over_seeds(runs[name]) for name in names if name in runs}
     return {name: curve for name, curve in curves.items() if len(curve.steps)}
 
 
 def _thin(series: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most `MOST_POINTS` points: the mean step and mean value of each stretch."""
+    """Reduce to at most `MOST_POINTS` points: mean step and mean value of each stretch."""
     parts = np.array_split(series, min(series.shape[1], MOST_POINTS), axis=1)
     return np.stack([part.mean(1) for part in parts], axis=1)
 

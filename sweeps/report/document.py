@@ -28,26 +28,27 @@ assert set(SYMBOLS) == set(get_args(Mark))
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What stands in one cell of a table."""
+class TableEntry:
+    """One cell of a table."""
 
     text: str
     details: tuple[str, ...] = ()
     """Smaller lines below."""
     mark: Mark | None = None
-    """A verdict, shown as its symbol before `change`, or with its word where there is none."""
+    """A conclusion, shown as its symbol before `change`, or with its word if that is empty."""
     change: str = ""
-    """What the verdict is about."""
+    """The difference that the conclusion is about."""
     strong: bool = False
 
     @property
-    def verdict(self) -> str:
+    def conclusion(self) -> str:
+        """Symbol and difference; empty without a mark."""
         return f"{SYMBOLS[self.mark]} {self.change or self.mark}" if self.mark else ""
 
     @property
     def lines(self) -> list[str]:
         """The texts that are not empty, from top to bottom."""
-        return [text for text in (self.text, *self.details, self.verdict) if text]
+        return [text for text in (self.text, *self.details, self.conclusion) if text]
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ class Table:
     kind: ClassVar = "table"
     caption: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | Entry]]
+    rows: Sequence[Sequence[str | TableEntry]]
     text_columns: frozenset[str] = frozenset()
     """Columns of words, set to the left; the others hold numbers."""
 
     @property
-    def entries(self) -> list[list[Entry]]:
-        return [[Entry(e) if isinstance(e, str) else e for e in row] for row in self.rows]
+    def entries(self) -> list[list[TableEntry]]:
+        """Rows with plain strings wrapped as entries."""
+        return [[TableEntry(e) if isinstance(e, str) else e for e in row] for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Picture:
     """Of the file, and of the ids in the SVG."""
     caption: str
     description: str
-    """What it shows, for those who do not see it."""
+    """Text for screen readers."""
     svg: str
     png: bytes
 
@@ -91,7 +93,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Points:
+class BulletList:
     """A list."""
 
     kind: ClassVar = "points"
@@ -108,11 +110,11 @@ class Listing:
 
     @property
     def fence(self) -> str:
-        """More backticks than the text has in a row."""
+        """Code fence: more backticks than the text has in a row."""
         return "`" * (1 + max([2, *map(len, re.findall(r"`+", self.text))]))
 
 
-Block = Table | Picture | Text | Points | Listing
+Block = Table | Picture | Text | BulletList | Listing
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ class Document:
         return [b for s in self.sections for b in s.blocks if isinstance(b, Picture)]
 
     def to_html(self) -> str:
-        """One page that needs nothing else."""
+        """Render one self-contained page."""
         return _environment().get_template("report.html.j2").render(document=self)
 
     def to_markdown(self) -> str:
-        """Markdown as on GitHub; pictures are expected in ``figures/``."""
+        """Render GitHub Markdown; pictures are expected in ``figures/``."""
         return _environment().get_template("report.md.j2").render(document=self)
 
 
@@ -158,11 +160,11 @@ def _environment() -> Environment:
 
 
 def _visible(value: object) -> object:
-    """Texts with escape sequences spelt out: Markdown is read in terminals. Pictures stay."""
+    """Escape control characters in texts, since Markdown is read in terminals; keep pictures."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def escape_markdown(text: str) -> str:
-    """``text`` as Markdown that reads as it stands, on one line, in a table too."""
+    """Escape ``text`` so that Markdown shows it literally, on one line, in tables too."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", " ".join(text.split()))

@@ -13,23 +13,24 @@ import numpy as np
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.platform.errors import StageError, UserError
 from deft.platform.records.manifests import PrepareManifest
-from deft.sweeps.report.read_sweep import Cell
+from deft.sweeps.report.read_sweep import CellResult
 from deft.workers.common.files import atomic_file
 
 NUM_ROWS = 48
-"""Examples that are looked at."""
-PATIENCE = 600
-"""Seconds for a device to be free and the model to be read."""
+"""Number of examples whose tokens are drawn."""
+
+DEVICE_TIMEOUT = 600
+"""Seconds to wait for a free device and the statistics."""
 
 
 class LandscapeError(Exception):
-    """Why there is no landscape."""
+    """A landscape cannot be drawn."""
 
 
 def token_landscapes(
-    cell: Cell, objectives: Sequence[str], cache: Path
+    cell: CellResult, objectives: Sequence[str], cache: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """What objectives would make of the base model's tokens, on examples of the cell's data.
+    """Compute how objectives weight the base model's tokens, on examples of the cell's data.
 
     Args:
         cell: one that is finished.
@@ -47,25 +48,25 @@ def token_landscapes(
     from deft.objectives.diagnostics import LANDSCAPE_STATISTICS, landscapes
 
     try:
-        found = [get_objective(name) for name in objectives]
+        resolved = [get_objective(name) for name in objectives]
     except ValueError as error:
         raise LandscapeError(str(error)) from None
-    drawn = [objective for objective in found if objective.target is None]
+    drawn = [objective for objective in resolved if objective.target is None]
     needs = LANDSCAPE_STATISTICS.union(*(objective.needs for objective in drawn))
     data = cell.require_manifest(PrepareManifest).prepared
     rows_dir = data.validation_dir if data.num_validation_examples else data.rows_dir
     columns = _statistics(data.model_dir, rows_dir, sorted(needs), cache)
     stats = TokenStats(**columns)
-    others = [str(objective.spec) for objective in found if objective.target is not None]
+    others = [str(objective.spec) for objective in resolved if objective.target is not None]
     return landscapes(stats, drawn), others
 
 
 def _statistics(model_dir: str, rows_dir: str, needs: Sequence[str], cache: Path) -> dict[str, Any]:
-    """The fields of `TokenStats` of the first `NUM_ROWS` examples, by a Ray task if not cached."""
+    """Return the fields of `TokenStats` of `NUM_ROWS` examples, by a Ray task if not cached."""
     import torch
 
     try:
-        # A model of one's own may be written anew in place; rows are named after their content.
+        # A local model may be overwritten in place; rows are named after their content.
         parts = "\0".join([fingerprint(Path(model_dir)), rows_dir, *needs, str(NUM_ROWS)])
     except FileNotFoundError:
         raise LandscapeError(f"{model_dir} is gone") from None
@@ -73,9 +74,9 @@ def _statistics(model_dir: str, rows_dir: str, needs: Sequence[str], cache: Path
     if not file.is_file():
         if not Path(rows_dir).is_dir():
             raise LandscapeError(f"{rows_dir} is gone")
-        found = _compute(model_dir, rows_dir, needs)
+        columns = _compute(model_dir, rows_dir, needs)
         with atomic_file(file) as out:
-            np.savez(out, **found)
+            np.savez(out, **columns)
     with np.load(file) as kept:
         return {name: torch.from_numpy(kept[name]) for name in kept.files}
 
@@ -97,10 +98,10 @@ def _compute(model_dir: str, rows_dir: str, needs: Sequence[str]) -> dict[str, A
             gpus = 1 if require_workers(0) else 0
             task = ray.remote(num_gpus=gpus)(work).remote()
             try:
-                result: dict[str, Any] = ray.get(task, timeout=PATIENCE)
+                result: dict[str, Any] = ray.get(task, timeout=DEVICE_TIMEOUT)
             except ray.exceptions.GetTimeoutError:
                 ray.cancel(task, force=True)
-                raise LandscapeError(f"no free device within {PATIENCE} s") from None
+                raise LandscapeError(f"no free device within {DEVICE_TIMEOUT} s") from None
             return result
     except (UserError, StageError, OSError, RuntimeError, ray.exceptions.RayError) as error:
         raise LandscapeError(" ".join(str(error).split())[:300]) from error

@@ -1,6 +1,6 @@
 """The report's figures. Every objective looks the same in all of them; see `figure_style`.
 
-Nothing is told by colour alone: bars are hatched, lines differ in dash and marker, and all of them
+Color is never the only cue: bars are hatched, lines differ in dash and marker, and all of them
 carry their names.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from deft.evaluators.scores.statistics import Interval
-from deft.objectives.figure_style import BASELINE, INK, Look, look
+from deft.objectives.figure_style import BASELINE, INK, PlotStyle, style_for
 from deft.sweeps.report.curves import Curve
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ _CURVE_INCHES = 2.9
 _POINT_INCHES = 3.6
 _ROW_INCHES = 0.27
 _START = 0.15
-"""Share of the steps that a cropped panel makes no room for."""
+"""Share of the steps that a cropped panel leaves out."""
 _FEWEST_POINTS = 4
 """A panel of fewer points is not cropped."""
 _BASELINE_FILL = "#8b9098"
-"""Of bars in ink, so that whiskers stay visible on them."""
+"""Fill of the baseline's bars: lighter than ink, so that whiskers stay visible on them."""
 
 
-class Bars(NamedTuple):
+class BarPanel(NamedTuple):
     """One panel of bars."""
 
     title: str
@@ -44,18 +44,18 @@ class Bars(NamedTuple):
     """The value before training."""
 
 
-class Panel(NamedTuple):
+class CurvePanel(NamedTuple):
     """One panel of curves."""
 
     label: str
-    """What is on the y axis."""
+    """Title of the panel, for its y axis."""
     curves: Mapping[str, Curve]
     crop: bool = False
     """Whether the y axis leaves out the first steps."""
 
 
 class Point(NamedTuple):
-    """Where one objective lies, with intervals."""
+    """Position of one objective, with intervals."""
 
     x: float
     x_interval: Interval
@@ -63,21 +63,21 @@ class Point(NamedTuple):
     y_interval: Interval
 
 
-class Points(NamedTuple):
+class PointPanel(NamedTuple):
     """One panel of points."""
 
     title: str
     points: Mapping[str, Point]
 
 
-def looks(objectives: Sequence[str], baseline: str) -> dict[str, Look]:
-    """How each objective is drawn; the baseline in ink."""
+def styles_for(objectives: Sequence[str], baseline: str) -> dict[str, PlotStyle]:
+    """Assign a style to each objective; the baseline is drawn in ink."""
     others = [name for name in objectives if name != baseline]
-    return {baseline: BASELINE} | {name: look(index) for index, name in enumerate(others)}
+    return {baseline: BASELINE} | {name: style_for(index) for index, name in enumerate(others)}
 
 
-def draw_bars(panels: Sequence[Bars], styles: Mapping[str, Look]) -> Figure:
-    """Means over seeds with the standard deviation over seeds, a dot for each seed."""
+def draw_bars(panels: Sequence[BarPanel], styles: Mapping[str, PlotStyle]) -> Figure:
+    """Draw means over seeds with the standard deviation over seeds, a dot for each seed."""
     names = [name for name in styles if any(name in panel.runs for panel in panels)]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -110,7 +110,7 @@ def draw_bars(panels: Sequence[Bars], styles: Mapping[str, Look]) -> Figure:
     return figure
 
 
-def _draw_bar(axis: Axes, row: int, values: Sequence[float], style: Look) -> None:
+def _draw_bar(axis: Axes, row: int, values: Sequence[float], style: PlotStyle) -> None:
     mean = float(np.mean(values))
     color = _BASELINE_FILL if style.color == INK else style.color
     axis.barh(
@@ -133,8 +133,8 @@ def _draw_bar(axis: Axes, row: int, values: Sequence[float], style: Look) -> Non
     )
 
 
-def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Look]) -> Figure:
-    """A line for the mean over seeds of each objective, a band from the lowest to the highest."""
+def draw_curves(panels: Sequence[CurvePanel], styles: Mapping[str, PlotStyle]) -> Figure:
+    """Draw a line for each objective's mean over seeds, a band from the lowest to the highest."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     size = (PAGE_INCHES * columns / 3, _CURVE_INCHES * rows)
@@ -157,7 +157,7 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Look]) -> Figure:
             )
         axis.grid(axis="y")
         axis.set_title(panel.label)
-        axis.set_xlabel("optimiser step")
+        axis.set_xlabel("optimizer step")
         if panel.crop:
             _crop_start(axis, panel.curves.values())
         ends = {
@@ -169,7 +169,7 @@ def draw_curves(panels: Sequence[Panel], styles: Mapping[str, Look]) -> Figure:
 
 
 def _crop_start(axis: Axes, curves: Iterable[Curve]) -> None:
-    """Frame what comes after the first steps, whose values would leave no room for the rest."""
+    """Scale the y axis to what follows the first steps, whose values would flatten the rest."""
     late = [
         band[curve.steps > _START * curve.steps[-1]]
         for curve in curves
@@ -185,10 +185,10 @@ def _crop_start(axis: Axes, curves: Iterable[Curve]) -> None:
 def _name_points(
     axis: Axes,
     points: Mapping[str, tuple[float, float]],
-    styles: Mapping[str, Look],
+    styles: Mapping[str, PlotStyle],
     inches: float,
 ) -> None:
-    """Names on the right of the axis, each tied to its point, pushed apart where they would touch.
+    """Write names right of the axis, tied to their points, apart where they would touch.
 
     Args:
         axis: with its final limits.
@@ -225,7 +225,7 @@ def _name_points(
 
 
 def spread(values: Sequence[float], distance: float) -> list[float]:
-    """Ascending ``values`` moved as little as needed to be at least ``distance`` apart.
+    """Move ascending ``values`` as little as needed to be at least ``distance`` apart.
 
     Those that would touch are laid out evenly around their mean, group by group; none below 0.
     """
@@ -254,9 +254,9 @@ def _top(group: Sequence[float], distance: float) -> float:
 
 
 def draw_points(
-    panels: Sequence[Points], styles: Mapping[str, Look], x_label: str, y_label: str
+    panels: Sequence[PointPanel], styles: Mapping[str, PlotStyle], x_label: str, y_label: str
 ) -> Figure:
-    """A named point with intervals for each objective; lines at no change."""
+    """Draw a named point with intervals for each objective, and lines at no change."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = _grid(len(panels), columns, (PAGE_INCHES * columns / 2, _POINT_INCHES * rows))

@@ -1,4 +1,4 @@
-"""What a sweep has on disk: its cells, what became of each, and which learning rate was chosen."""
+"""Reading of a sweep from disk: the state of its cells, and the value chosen on an axis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deft.platform.records.run_directory import read_events
 from deft.sweeps.directory import read_failure
 from deft.sweeps.spec import HIGHER_IS_BETTER, label
 
-State = Literal["finished", "failed", "not run yet"]
+CellState = Literal["finished", "failed", "not run yet"]
 
 BY_SEEDS = ("objective", "seed")
 """Axes that a setting leaves open: objectives are compared in it, over seeds."""
@@ -34,7 +34,7 @@ BY_SEEDS = ("objective", "seed")
 
 @dataclass(frozen=True)
 class Setting:
-    """What objectives are compared in: every axis but objective, seed and the one to choose on."""
+    """Values on every axis but objective, seed and the one to choose on."""
 
     dataset: str
     model: str
@@ -48,8 +48,8 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of the sweep."""
+class CellResult:
+    """One run of a sweep and its state."""
 
     directory: Path
     objective: str
@@ -59,7 +59,7 @@ class Cell:
     choice: str
     """Value on the axis that is chosen on; empty if there is none."""
     spec: Mapping[str, Any]
-    state: State
+    state: CellState
     cause: str = ""
     """Why it failed."""
     attempts: int = 0
@@ -113,35 +113,37 @@ class Sweep:
     """Axis on which a value is chosen for each objective."""
     by: str | None
     """Event metric that it is chosen by."""
-    cells: Sequence[Cell]
+    cells: Sequence[CellResult]
     candidates: Sequence[Candidate]
 
     @property
     def objectives(self) -> list[str]:
-        """Every objective, the baseline first, then in the order of the cells."""
+        """All objectives: the baseline first, then in the order of the cells."""
         names = dict.fromkeys(cell.objective for cell in self.cells)
         return [self.baseline, *(name for name in names if name != self.baseline)]
 
     @property
     def settings(self) -> list[Setting]:
+        """All settings, in the order of the cells."""
         return list(dict.fromkeys(cell.setting for cell in self.cells))
 
-    def chosen(self, setting: Setting, objective: str) -> list[Cell]:
-        """The finished cells that stand for an objective in a setting, in the order of seeds."""
+    def chosen(self, setting: Setting, objective: str) -> list[CellResult]:
+        """Return the finished cells that represent an objective in a setting, sorted by seed."""
         values = {
             candidate.value
             for candidate in self.candidates
             if (candidate.setting, candidate.objective) == (setting, objective) and candidate.chosen
         }
-        found = [
+        cells = [
             cell
             for cell in self.cells
             if (cell.setting, cell.objective, cell.state) == (setting, objective, "finished")
             and (self.over is None or cell.choice in values)
         ]
-        return sorted(found, key=lambda cell: cell.seed)
+        return sorted(cells, key=lambda cell: cell.seed)
 
-    def count(self, state: State) -> int:
+    def count(self, state: CellState) -> int:
+        """Count the cells in ``state``."""
         return sum(cell.state == state for cell in self.cells)
 
 
@@ -166,27 +168,27 @@ def find_sweep(name: str, root: Path) -> Path:
 
 
 def read_sweep(directory: Path, root: Path) -> Sweep:
-    """The sweep in ``directory`` and the state of its cells under ``root``.
+    """Read the sweep in ``directory`` and the state of its cells under ``root``.
 
     Raises:
         UserError: a file of the sweep is missing or damaged.
     """
     try:
-        head = json.loads((directory / "sweep.json").read_text())
+        about = json.loads((directory / "sweep.json").read_text())
         lines = (directory / "cells.jsonl").read_text().splitlines()
-        select = head["select"] or {"over": None, "by": None}
+        select = about["select"] or {"over": None, "by": None}
         over, by = select["over"], select["by"]
         cells = [_read_cell(json.loads(line), directory, root, over) for line in lines]
         if not cells:
             raise UserError(f"{directory / 'cells.jsonl'}: the sweep has no cells")
         cells = _without_constant_axes(cells)
-        baseline = _canonical(head["baseline"])
+        baseline = _canonical(about["baseline"])
         if baseline not in {cell.objective for cell in cells}:
             baseline = cells[0].objective
         return Sweep(
             directory=directory,
-            name=head["name"],
-            file=head["file"],
+            name=about["name"],
+            file=about["file"],
             baseline=baseline,
             over=over,
             by=by,
@@ -199,19 +201,22 @@ def read_sweep(directory: Path, root: Path) -> Sweep:
         raise UserError(f"{directory}: damaged: {error!r}") from None
 
 
-def _read_cell(line: Mapping[str, Any], directory: Path, root: Path, over: str | None) -> Cell:
+def _read_cell(
+    line: Mapping[str, Any], directory: Path, root: Path, over: str | None
+) -> CellResult:
     spec, settings = line["spec"], line["settings"]
     run = root / line["run"]
-    state: State = "not run yet"
+    state: CellState = "not run yet"
     failure: Mapping[str, Any] = {}
     manifest = read_manifest(run, EvaluateManifest)
     if manifest is not None:
-        lost = _lost_table(run, manifest)
-        state, failure = ("failed", {"cause": f"{lost} is gone"}) if lost else ("finished", {})
-    elif found := read_failure(directory, run.name):
-        state, failure = "failed", found
-    apart = (*BY_SEEDS, over, "dataset", "model")
-    return Cell(
+        lost_table = _lost_table(run, manifest)
+        state = "failed" if lost_table else "finished"
+        failure = {"cause": f"{lost_table} is gone"} if lost_table else {}
+    elif last_failure := read_failure(directory, run.name):
+        state, failure = "failed", last_failure
+    named_apart = (*BY_SEEDS, over, "dataset", "model")
+    return CellResult(
         directory=run,
         objective=_canonical(spec["objective"]),
         seed=spec["seed"],
@@ -219,7 +224,7 @@ def _read_cell(line: Mapping[str, Any], directory: Path, root: Path, over: str |
             dataset=label(settings.get("dataset", spec["dataset"]["name"])),
             model=label(settings.get("model", spec["model"]["name"])),
             others=tuple(
-                (axis, label(value)) for axis, value in settings.items() if axis not in apart
+                (axis, label(value)) for axis, value in settings.items() if axis not in named_apart
             ),
         ),
         choice=label(settings[over]) if over else "",
@@ -230,8 +235,8 @@ def _read_cell(line: Mapping[str, Any], directory: Path, root: Path, over: str |
     )
 
 
-def _without_constant_axes(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells whose settings name only what differs between settings, beside dataset and model."""
+def _without_constant_axes(cells: Sequence[CellResult]) -> list[CellResult]:
+    """Leave out of the settings the axes on which all cells have the same value."""
     values: dict[str, set[str]] = {}
     for cell in cells:
         for axis, value in cell.setting.others:
@@ -257,52 +262,51 @@ def _lost_table(run: Path, manifest: EvaluateManifest) -> Path | None:
 
 
 def _canonical(objective: Any) -> str:
-    """An objective's canonical name; one whose module is not here goes by the name it has."""
+    """Return an objective's canonical name, or its label where its module cannot be imported."""
     try:
         return str(ObjectiveSpec.model_validate(objective))
     except ValidationError:
         return label(objective)
 
 
-def choose(cells: Sequence[Cell], by: str) -> list[Candidate]:
-    """The values on the axis that is chosen on, and which of them each objective goes by.
+def choose(cells: Sequence[CellResult], by: str) -> list[Candidate]:
+    """Choose for each objective and setting the value with the best mean of ``by`` over seeds.
 
-    It is the one of best mean of ``by`` over seeds, at the end of training; of values of which not
-    all seeds have finished, only those with the most are looked at, or one that breaks down for
-    some seeds would be chosen by the others. The first of equals.
+    Only values with the most finished seeds are considered: a value that breaks down for some seeds
+    must not be chosen by the others. The first of equals is taken.
 
     Args:
         cells: of the whole sweep.
         by: a metric of `HIGHER_IS_BETTER`.
     """
-    groups: dict[tuple[Setting, str], dict[str, list[Cell]]] = {}
+    groups: dict[tuple[Setting, str], dict[str, list[CellResult]]] = {}
     for cell in cells:
         values = groups.setdefault((cell.setting, cell.objective), {})
         values.setdefault(cell.choice, []).append(cell)
     sign = -1.0 if HIGHER_IS_BETTER[by] else 1.0
     candidates = []
     for (setting, objective), values in groups.items():
-        scores = {value: _scores(found, by) for value, found in values.items()}
+        scores = {value: _last_values(same, by) for value, same in values.items()}
         best = min(scores, key=_rank(scores, sign))
         candidates += [
             Candidate(
                 setting=setting,
                 objective=objective,
                 value=value,
-                score=float(np.mean(found)) if found else math.nan,
-                num_finished=len(found),
+                score=float(np.mean(of_seeds)) if of_seeds else math.nan,
+                num_finished=len(of_seeds),
                 num_cells=len(values[value]),
-                chosen=value == best and bool(found),
+                chosen=value == best and bool(of_seeds),
             )
-            for value, found in scores.items()
+            for value, of_seeds in scores.items()
         ]
     return candidates
 
 
-def _scores(cells: Iterable[Cell], by: str) -> list[float]:
-    """The last value of ``by`` of every finished cell."""
-    found = [cell.series([by]).get(by) for cell in cells if cell.state == "finished"]
-    return [float(series[1, -1]) for series in found if series is not None]
+def _last_values(cells: Iterable[CellResult], by: str) -> list[float]:
+    """Return the last value of ``by`` of every finished cell."""
+    curves = [cell.series([by]).get(by) for cell in cells if cell.state == "finished"]
+    return [float(curve[1, -1]) for curve in curves if curve is not None]
 
 
 def _rank(

@@ -1,4 +1,4 @@
-"""What the objectives of a sweep score, item by item.
+"""Scores of a sweep's objectives, item by item.
 
 Shapes: R runs of one objective that differ in their seed, I items of a benchmark.
 """
@@ -13,15 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from deft.evaluators.scores import statistics
-from deft.evaluators.scores.comparison import Measured, read_heldout, read_predictions
+from deft.evaluators.scores.comparison import ItemScores, read_heldout, read_predictions
 from deft.evaluators.scores.statistics import Floats, Interval
 from deft.evaluators.spec import GENERAL, HELDOUT, heldout_table
 from deft.platform.records.manifests import EvaluateManifest, ModelResult
-from deft.sweeps.report.read_sweep import Cell
+from deft.sweeps.report.read_sweep import CellResult
 
 
 class Measure(NamedTuple):
-    """One number that objectives are compared by."""
+    """A number that objectives are compared by."""
 
     benchmark: str
     title: str
@@ -46,36 +46,38 @@ class Scores:
     weights: Floats
     """Of the items, [I]."""
     single: bool
-    """Whether a value says of one response that it is right or wrong."""
+    """Whether each value is one right or wrong response."""
     rates: Mapping[str, float]
     """Shares of responses, means over runs: truncated, no EOS, no answer, grader error."""
 
     @property
     def by_run(self) -> Floats:
-        """The value of each run, [R]."""
+        """Value of each run, [R]."""
         return np.asarray((self.values * self.weights).sum(1) / self.weights.sum())
 
     @property
     def mean(self) -> float:
+        """Mean over runs."""
         return float(self.by_run.mean())
 
     def interval(self) -> Interval:
+        """Compute the 95 % interval of `mean` over runs and items."""
         return statistics.bootstrap_interval(self.values, weights=self.weights)
 
 
 Column = dict[Measure, Scores]
-"""What one model scores, by measure."""
+"""Scores of one model by measure."""
 
 
-def read_column(cells: Sequence[Cell], label: str) -> Column:
-    """What the models of ``cells`` called ``label`` (``base`` or ``eval``) score, over seeds.
+def read_column(cells: Sequence[CellResult], label: str) -> Column:
+    """Read the scores of the models of ``cells`` called ``label`` (``base`` or ``eval``).
 
-    Only values are kept of the tables of predictions, one table at a time.
+    Tables of predictions are read one at a time, and only values are kept.
 
     Raises:
         FileNotFoundError: a table is gone.
     """
-    runs: dict[Measure, list[tuple[int, str, Measured]]] = {}
+    runs: dict[Measure, list[tuple[int, str, ItemScores]]] = {}
     for cell in cells:
         model = cell.require_manifest(EvaluateManifest).models.get(label)
         if model is not None:
@@ -89,7 +91,7 @@ def read_column(cells: Sequence[Cell], label: str) -> Column:
     return column
 
 
-def _read_scores(run: Path, label: str, model: ModelResult) -> Iterator[tuple[Measure, Measured]]:
+def _read_scores(run: Path, label: str, model: ModelResult) -> Iterator[tuple[Measure, ItemScores]]:
     """Read the tables of one model, held-out examples first."""
     if model.heldout:
         measure = Measure(HELDOUT, "held out, bits per byte", higher_is_better=False)
@@ -100,59 +102,58 @@ def _read_scores(run: Path, label: str, model: ModelResult) -> Iterator[tuple[Me
 
 
 def domain_measures(measures: Iterable[Measure]) -> list[Measure]:
-    """The benchmarks that were named; `general` stands beside them, unless it is the only one."""
-    found = [m for m in measures if m.benchmark not in (HELDOUT, MEAN)]
-    return [m for m in found if m.benchmark != GENERAL] or found
+    """Select the benchmarks of the domain: all but `general`, unless it is the only one."""
+    benchmarks = [m for m in measures if m.benchmark not in (HELDOUT, MEAN)]
+    return [m for m in benchmarks if m.benchmark != GENERAL] or benchmarks
 
 
 def in_order(measures: Iterable[Measure]) -> list[Measure]:
-    """The primary measure first: the mean over benchmarks, or the only one, or held-out loss."""
-    found = dict.fromkeys(measures)
-    domain = domain_measures(found)
-    means = [m for m in found if m.benchmark == MEAN]
-    rest = [m for m in found if m not in (*means, *domain)]
+    """Sort measures, the primary one first: the mean, or the only benchmark, or held-out loss."""
+    distinct = dict.fromkeys(measures)
+    domain = domain_measures(distinct)
+    means = [m for m in distinct if m.benchmark == MEAN]
+    rest = [m for m in distinct if m not in (*means, *domain)]
     return [*means, *domain, *sorted(rest, key=lambda m: m.benchmark == HELDOUT)]
 
 
-def _stack(measure: Measure, runs: Sequence[tuple[int, str, Measured]]) -> Scores:
-    """Runs on the same items as one array [R, I].
+def _stack(measure: Measure, runs: Sequence[tuple[int, str, ItemScores]]) -> Scores:
+    """Stack runs on the same items to one array [R, I].
 
     Held-out rows are drawn by the seed: where they differ they are pooled, [1, I], as each seed has
     items of its own. A base model that all seeds share counts once.
     """
     seeds = tuple(seed for seed, _, _ in runs)
-    found = [measured for _, _, measured in runs]
+    tables = [scores for _, _, scores in runs]
     rates = {
-        name: float(np.mean([measured.rates[name] for measured in found]))
-        for name in found[0].rates
+        name: float(np.mean([scores.rates[name] for scores in tables])) for name in tables[0].rates
     }
-    same_items = all(measured.ids == found[0].ids for measured in found)
+    same_items = all(scores.ids == tables[0].ids for scores in tables)
     if measure.benchmark == HELDOUT and not same_items:
         return Scores(
             seeds=(),
-            ids=tuple(f"{seed}/{id}" for seed, _, measured in runs for id in measured.ids),
-            values=np.concatenate([measured.values for measured in found])[None],
-            weights=np.concatenate([measured.weights for measured in found]),
+            ids=tuple(f"{seed}/{item}" for seed, _, scores in runs for item in scores.ids),
+            values=np.concatenate([scores.values for scores in tables])[None],
+            weights=np.concatenate([scores.weights for scores in tables]),
             single=False,
             rates=rates,
         )
     if len({model for _, model, _ in runs}) == 1 and same_items and len(runs) > 1:
-        seeds, found = (), found[:1]
-    shared = set(found[0].ids).intersection(*(measured.ids for measured in found))
-    ids = tuple(id for id in found[0].ids if id in shared)
-    rows = [[{id: i for i, id in enumerate(m.ids)}[id] for id in ids] for m in found]
+        seeds, tables = (), tables[:1]
+    shared = set(tables[0].ids).intersection(*(scores.ids for scores in tables))
+    ids = tuple(item for item in tables[0].ids if item in shared)
+    rows = [[{item: i for i, item in enumerate(t.ids)}[item] for item in ids] for t in tables]
     return Scores(
         seeds=seeds,
         ids=ids,
-        values=np.stack([m.values[row] for m, row in zip(found, rows, strict=True)]),
-        weights=found[0].weights[rows[0]],
-        single=all(measured.single is not None for measured in found),
+        values=np.stack([t.values[row] for t, row in zip(tables, rows, strict=True)]),
+        weights=tables[0].weights[rows[0]],
+        single=all(scores.single is not None for scores in tables),
         rates=rates,
     )
 
 
 def mean_over_benchmarks(parts: Sequence[Scores]) -> Scores:
-    """The plain mean over benchmarks as one set of items, so that it is resampled like one.
+    """Combine benchmarks to one set of items whose mean is the plain mean over benchmarks.
 
     Every benchmark weighs the same, however many items it has. Values are moved so that the mean of
     each benchmark is the overall one: how often a benchmark is drawn must not move the mean, as its
@@ -163,7 +164,7 @@ def mean_over_benchmarks(parts: Sequence[Scores]) -> Scores:
     num_runs = max(len(part.values) for part in parts)
     return Scores(
         seeds=next((part.seeds for part in parts if part.seeds), ()),
-        ids=tuple(f"{number}/{id}" for number, part in enumerate(parts) for id in part.ids),
+        ids=tuple(f"{number}/{item}" for number, part in enumerate(parts) for item in part.ids),
         values=np.concatenate(
             [
                 np.broadcast_to(part.values - mean + overall, (num_runs, len(part.ids)))

@@ -1,4 +1,4 @@
-"""The report's pictures, drawn for page and file, and the tables with their numbers."""
+"""Sections of figures: pictures for page and file, and tables with their numbers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from deft.sweeps.report import formatting
 from deft.sweeps.report.curves import Curve
-from deft.sweeps.report.document import Block, Entry, Picture, Table, Text
-from deft.sweeps.report.findings import Findings
+from deft.sweeps.report.document import Block, Picture, Table, TableEntry, Text
 from deft.sweeps.report.landscapes import LandscapeError, token_landscapes
 from deft.sweeps.report.plots import (
     PAGE_INCHES,
-    Bars,
-    Panel,
+    BarPanel,
+    CurvePanel,
     Point,
-    Points,
+    PointPanel,
     draw_bars,
     draw_curves,
     draw_points,
 )
 from deft.sweeps.report.read_sweep import Setting
+from deft.sweeps.report.report_data import SweepReportData
 from deft.sweeps.report.section_results import forgotten
 from deft.sweeps.report.svg import figure_style, to_png, to_svg
 
@@ -59,16 +59,16 @@ def _picture(
     return Picture(name, caption, description, svg, png)
 
 
-def bars(findings: Findings) -> list[Block]:
-    """Figure 1: the primary measure of each objective, one panel for each setting."""
+def bars(report: SweepReportData) -> list[Block]:
+    """Draw figure 1: the primary measure of each objective, one panel for each setting."""
     panels = []
-    for setting, results in findings.results.items():
+    for setting, results in report.results.items():
         measure = results.primary
         if measure is not None:
-            found = {name: c[measure] for name, c in results.objectives.items() if measure in c}
+            scores_of = {name: c[measure] for name, c in results.objectives.items() if measure in c}
             base = results.base[measure].mean if measure in results.base else None
-            runs = {name: scores.by_run.tolist() for name, scores in found.items()}
-            panels.append(Bars(setting.title, measure.title, runs, base))
+            runs = {name: scores.by_run.tolist() for name, scores in scores_of.items()}
+            panels.append(BarPanel(setting.title, measure.title, runs, base))
     if not panels:
         return []
     caption = (
@@ -79,31 +79,31 @@ def bars(findings: Findings) -> list[Block]:
         "Bars: score of each objective in each setting. The table after it has the numbers."
     )
     return [
-        _picture("bars", caption, description, lambda: draw_bars(panels, findings.styles)),
+        _picture("bars", caption, description, lambda: draw_bars(panels, report.styles)),
     ]
 
 
-def curves(findings: Findings, setting: Setting, number: int) -> list[Block]:
-    """Learning curves on the yardsticks that all objectives share."""
+def curves(report: SweepReportData, setting: Setting, number: int) -> list[Block]:
+    """Draw learning curves on the metrics that all objectives share."""
     caption = (
         "Means over seeds; bands reach from the lowest seed to the highest. Frames leave out where "
         "long curves begin."
     )
     name = f"learning-{number}"
-    return _curves(findings, setting, name, LEARNING, "Learning curves", caption, crop=True)
+    return _curves(report, setting, name, LEARNING, "Learning curves", caption, crop=True)
 
 
-def gate_dynamics(findings: Findings, setting: Setting, number: int) -> list[Block]:
-    """Figure 3: what the objectives did to the tokens of the training batches."""
+def gate_dynamics(report: SweepReportData, setting: Setting, number: int) -> list[Block]:
+    """Draw figure 3: gate, focus and probability of the tokens of the training batches."""
     caption = (
         "Step means over the target tokens of the training batches, means over seeds; bands reach "
         "from the lowest seed to the highest. Only objectives with a focus have one."
     )
-    return _curves(findings, setting, f"gate-{number}", GATE, "Gate dynamics", caption)
+    return _curves(report, setting, f"gate-{number}", GATE, "Gate dynamics", caption)
 
 
 def _curves(
-    findings: Findings,
+    report: SweepReportData,
     setting: Setting,
     picture_name: str,
     metrics: Mapping[str, str],
@@ -112,50 +112,50 @@ def _curves(
     *,
     crop: bool = False,
 ) -> list[Block]:
-    found = findings.curves[setting]
+    curves_of = report.curves[setting]
     panels = {
-        metric: Panel(
-            label, {name: c[metric] for name, c in found.items() if metric in c}, crop=crop
+        metric: CurvePanel(
+            label, {name: c[metric] for name, c in curves_of.items() if metric in c}, crop=crop
         )
         for metric, label in metrics.items()
     }
     panels = {metric: panel for metric, panel in panels.items() if panel.curves}
     if not panels:
         return []
-    heading = findings.heading(title, setting)
+    heading = report.heading(title, setting)
     drawn = list(panels.values())
     labels = ", ".join(panel.label for panel in drawn)
     picture = _picture(
         picture_name,
         f"{heading}. {caption}",
         f"Lines over training steps for each objective: {labels}. The table after it has numbers.",
-        lambda: draw_curves(drawn, findings.styles),
+        lambda: draw_curves(drawn, report.styles),
     )
     return [picture, _curve_table(heading, drawn)]
 
 
-def _curve_table(heading: str, panels: Sequence[Panel]) -> Table:
-    """Start, middle and end of every curve, and the range of seeds at the end."""
+def _curve_table(heading: str, panels: Sequence[CurvePanel]) -> Table:
+    """Tabulate start, middle and end of every curve, and the range of seeds at the end."""
     objectives = dict.fromkeys(name for panel in panels for name in panel.curves)
-    rows: list[list[str | Entry]] = [
+    rows: list[list[str | TableEntry]] = [
         [name, *(_milestones(panel.curves.get(name)) for panel in panels)] for name in objectives
     ]
     columns = ["objective", *(panel.label for panel in panels)]
     return Table(f"{heading}: start → middle → end, and the range of seeds there", columns, rows)
 
 
-def _milestones(curve: Curve | None) -> Entry:
+def _milestones(curve: Curve | None) -> TableEntry:
     if curve is None:
-        return Entry(formatting.NONE)
+        return TableEntry(formatting.NONE)
     points = (float(curve.mean[0]), curve.at(0.5), float(curve.mean[-1]))
     low, high = (formatting.significant(float(band[-1])) for band in (curve.low, curve.high))
-    return Entry(" → ".join(map(formatting.significant, points)), details=(f"{low} … {high}",))
+    return TableEntry(" → ".join(map(formatting.significant, points)), details=(f"{low} … {high}",))
 
 
-def forgetting(findings: Findings) -> list[Block]:
-    """Gain on the domain against what became of the rest."""
+def forgetting(report: SweepReportData) -> list[Block]:
+    """Draw the gain on the domain against the change of the general suite."""
     panels = []
-    for setting, results in findings.results.items():
+    for setting, results in report.results.items():
         primary, general = results.primary, forgotten(results)
         if primary is None or general is None:
             continue
@@ -166,7 +166,7 @@ def forgetting(findings: Findings) -> list[Block]:
             and (changed := results.gains.get((name, general))) is not None
         }
         if points:
-            panels.append(Points(setting.title, points))
+            panels.append(PointPanel(setting.title, points))
     if not panels:
         return [Text("The general suite was not asked, so nothing is known of what was forgotten.")]
     caption = (
@@ -180,21 +180,21 @@ def forgetting(findings: Findings) -> list[Block]:
             "forgetting",
             caption,
             f"{description} The table after it has the numbers.",
-            lambda: draw_points(panels, findings.styles, *axes),
+            lambda: draw_points(panels, report.styles, *axes),
         )
     ]
 
 
-def landscapes(findings: Findings, cache: Path) -> list[Block]:
-    """Figure 2: for each base model and dataset, how hard each objective pulls at which tokens."""
+def landscapes(report: SweepReportData, cache: Path) -> list[Block]:
+    """Draw figure 2: the gradient of each objective by token, for each base model and dataset."""
     blocks: list[Block] = []
     seen = set()
-    for setting in findings.results:
+    for setting in report.results:
         pair = (setting.dataset, setting.model)
-        chosen = {o: findings.sweep.chosen(setting, o) for o in findings.sweep.objectives}
+        chosen = {o: report.sweep.chosen(setting, o) for o in report.sweep.objectives}
         # An objective whose cells all failed may well fail here too.
-        trained = [objective for objective, found in chosen.items() if found]
-        cells = [cell for found in chosen.values() for cell in found]
+        trained = [objective for objective, cells in chosen.items() if cells]
+        cells = [cell for of_objective in chosen.values() for cell in of_objective]
         if pair in seen or not cells:
             continue
         seen.add(pair)
@@ -239,10 +239,10 @@ def _landscape(name: str, title: str, panels: Mapping[str, Any]) -> list[Block]:
 
 
 def _regions(panel: Any) -> list[str]:
-    known = panel.p >= 0.5
-    others = panel.entropy[~known]
+    is_known = panel.p >= 0.5
+    others = panel.entropy[~is_known]
     is_open = panel.entropy > (others.median() if len(others) else 0)
-    masks = (known, ~known & is_open, ~known & ~is_open)
+    masks = (is_known, ~is_known & is_open, ~is_known & ~is_open)
     return [
         formatting.significant(float(panel.gradient_norm[mask].mean()))
         if mask.any()

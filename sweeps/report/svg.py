@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG inside a page: in the page's ink, and with nothing from outside."""
+"""Matplotlib figures as self-contained SVG inside a page, in the color of the page's text."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def figure_style(**changes: float | str) -> Iterator[None]:
 
 
 def to_png(figure: Figure) -> bytes:
-    """A PNG on white, for where SVG cannot be shown."""
+    """Render a PNG on white, for viewers without SVG."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=144, facecolor="white")
     return file.getvalue()
 
 
 def to_svg(figure: Figure, name: str, description: str, page_inches: float) -> str:
-    """An `<svg>` element without background that is black where the page's text is black.
+    """Render an `<svg>` element without background that takes the color of the page's text.
 
     Args:
         figure: drawn within `figure_style`.
         name: unique in the page; the element's ids begin with it.
-        description: what it shows, for those who do not see it.
-        page_inches: how wide a figure is that fills the page; narrower ones take their share of it.
+        description: text for screen readers.
+        page_inches: width of a figure that fills the page; narrower ones take their share of it.
     """
     from matplotlib import rc_context
 

@@ -1,4 +1,4 @@
-"""`deft report`: what a sweep has found so far, as one page of HTML and as Markdown."""
+"""`deft report`: the results of a sweep so far, as one page of HTML and as Markdown."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from deft.sweeps.report import (
     section_results,
 )
 from deft.sweeps.report.comparisons import num_resamples
-from deft.sweeps.report.document import Block, Document, Points, Section, Table, Text
-from deft.sweeps.report.findings import Findings, gather
+from deft.sweeps.report.document import Block, BulletList, Document, Section, Table, Text
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
+from deft.sweeps.report.report_data import SweepReportData, gather
 from deft.workers.common.files import atomic_file, write_atomic
 
 FEW_SEEDS = 5
@@ -29,7 +29,7 @@ FEW_ITEMS = 30
 
 
 def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
-    """Write `report.html`, `report.md` and `figures/*.png`; prints the main tables.
+    """Write `report.html`, `report.md` and `figures/*.png`; print the main tables.
 
     Unfinished sweeps are reported too: what failed or is missing is named.
 
@@ -42,12 +42,12 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
         The directory of the report.
 
     Raises:
-        UserError: it is no sweep, or damaged.
+        UserError: it is not a sweep, or damaged.
     """
     sweep = read_sweep(sweep_dir, root)
     console.stage("report", f"{sweep.count('finished')} of {len(sweep.cells)} cells have finished")
-    findings = gather(sweep)
-    document = compose(findings, root.resolve() / "cache")
+    report = gather(sweep)
+    document = compose(report, root.resolve() / "cache")
     out = sweep_dir / "report"
     for picture in document.pictures:
         with atomic_file(out / "figures" / f"{picture.name}.png") as file:
@@ -55,8 +55,8 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     write_atomic(out / "report.html", document.to_html())
     write_atomic(out / "report.md", document.to_markdown())
     _remove_old_figures(out / "figures", {f"{picture.name}.png" for picture in document.pictures})
-    _show(findings, console)
-    console.say(f"report: {out / 'report.html'}, {out / 'report.md'}")
+    _show(report, console)
+    console.print(f"report: {out / 'report.html'}, {out / 'report.md'}")
     return out
 
 
@@ -66,32 +66,32 @@ def _remove_old_figures(folder: Path, current: set[str]) -> None:
             file.unlink()
 
 
-def _show(findings: Findings, console: RunConsole) -> None:
-    """The answer, and the table behind it."""
-    for table in _tables(findings, section_results.brief_table):
+def _show(report: SweepReportData, console: RunConsole) -> None:
+    """Print the answer and the table behind it."""
+    for table in _tables(report, section_results.brief_table):
         rows = [[entry.text for entry in row] for row in table.entries]
         console.table(table.caption, table.columns, rows)
-    for item in section_results.answers(findings).items:
-        console.say(f"{item.lead} {item.text}")
+    for item in section_results.headline_sentences(report).items:
+        console.print(f"{item.lead} {item.text}")
 
 
-def compose(findings: Findings, cache: Path) -> Document:
-    """The report of what was gathered."""
-    sweep = findings.sweep
+def compose(report: SweepReportData, cache: Path) -> Document:
+    """Compose the report's document."""
+    sweep = report.sweep
     sections = [
-        Section("Answer", _answer(findings)),
-        Section("Scores by seed", _by_seed(findings)),
-        Section("Learning curves", _each(findings, section_figures.curves)),
-        Section("Gate dynamics", _each(findings, section_figures.gate_dynamics)),
-        Section("Token landscape", section_figures.landscapes(findings, cache)),
-        Section("Gain and forgetting", _forgetting(findings)),
-        Section("What became of responses", _tables(findings, section_results.rates_table)),
-        Section("Cost", section_provenance.cost(findings)),
-        Section("Choice among values", section_provenance.choice(findings) if sweep.over else []),
-        Section("Failed and missing cells", section_provenance.unfinished(findings)),
-        Section("Every comparison", _tables(findings, section_results.comparison_table)),
-        Section("How this was measured", [_methods(findings)]),
-        Section("To reproduce", section_provenance.reproduction(findings)),
+        Section("Answer", _answer(report)),
+        Section("Scores by seed", _by_seed(report)),
+        Section("Learning curves", _each(report, section_figures.curves)),
+        Section("Gate dynamics", _each(report, section_figures.gate_dynamics)),
+        Section("Token landscape", section_figures.landscapes(report, cache)),
+        Section("Gain and forgetting", _forgetting(report)),
+        Section("What became of responses", _tables(report, section_results.rates_table)),
+        Section("Cost", section_provenance.cost(report)),
+        Section("Choice among values", section_provenance.choice(report) if sweep.over else []),
+        Section("Failed and missing cells", section_provenance.unfinished(report)),
+        Section("Every comparison", _tables(report, section_results.comparison_table)),
+        Section("How this was measured", [_methods(report)]),
+        Section("To reproduce", section_provenance.reproduction(report)),
     ]
     return Document(
         title=f"Sweep {sweep.name}",
@@ -113,48 +113,52 @@ def _subtitle(sweep: Sweep) -> str:
     return " · ".join(parts)
 
 
-def _answer(findings: Findings) -> list[Block]:
+def _answer(report: SweepReportData) -> list[Block]:
     tables: list[Block] = [
-        section_results.main_table(findings, setting)
-        for setting, results in findings.results.items()
+        section_results.main_table(report, setting)
+        for setting, results in report.results.items()
         if results.primary is not None
     ]
     legend = Text(
         "In brackets the 95 % interval over seeds and items; below the difference to "
-        f"{findings.baseline}, and whether it is told from noise: ▲ better, ▼ worse, ≈ not "
+        f"{report.baseline}, and whether it is told from noise: ▲ better, ▼ worse, ≈ not "
         f"distinguishable, corrected for all "
-        f"{formatting.plural(findings.num_comparisons, 'comparison')} of this report. The best "
+        f"{formatting.plural(report.num_comparisons, 'comparison')} of this report. The best "
         "score of a column is set in bold, be it by chance or not."
     )
-    return [section_results.answers(findings), *tables, *([legend] if tables else [])]
+    return [section_results.headline_sentences(report), *tables, *([legend] if tables else [])]
 
 
-def _by_seed(findings: Findings) -> list[Block]:
-    return [*section_figures.bars(findings), *_tables(findings, section_results.seeds_table)]
+def _by_seed(report: SweepReportData) -> list[Block]:
+    return [*section_figures.bars(report), *_tables(report, section_results.seeds_table)]
 
 
-def _forgetting(findings: Findings) -> list[Block]:
+def _forgetting(report: SweepReportData) -> list[Block]:
     return [
-        *section_figures.forgetting(findings),
-        *_tables(findings, section_results.forgetting_table),
+        *section_figures.forgetting(report),
+        *_tables(report, section_results.forgetting_table),
     ]
 
 
-def _each(findings: Findings, draw: Callable[[Findings, Setting, int], list[Block]]) -> list[Block]:
+def _each(
+    report: SweepReportData, draw: Callable[[SweepReportData, Setting, int], list[Block]]
+) -> list[Block]:
     return [
         block
-        for number, setting in enumerate(findings.results, 1)
-        for block in draw(findings, setting, number)
+        for number, setting in enumerate(report.results, 1)
+        for block in draw(report, setting, number)
     ]
 
 
-def _tables(findings: Findings, make: Callable[[Findings, Setting], Table | None]) -> list[Table]:
-    found = [make(findings, setting) for setting in findings.results]
-    return [table for table in found if table is not None]
+def _tables(
+    report: SweepReportData, make: Callable[[SweepReportData, Setting], Table | None]
+) -> list[Table]:
+    tables = [make(report, setting) for setting in report.results]
+    return [table for table in tables if table is not None]
 
 
-def _methods(findings: Findings) -> Points:
-    count = findings.num_comparisons
+def _methods(report: SweepReportData) -> BulletList:
+    count = report.num_comparisons
     resamples = f"{num_resamples(count):,}"
     items = [
         Text(
@@ -170,7 +174,7 @@ def _methods(findings: Findings) -> Points:
             lead="Intervals.",
         ),
         Text(
-            f"Objectives are compared with {findings.baseline} on the same items and, where both "
+            f"Objectives are compared with {report.baseline} on the same items and, where both "
             "have them, with the same seeds. p is that of the paired bootstrap with "
             f"{resamples} resamples, or of McNemar's exact test for a single seed with one right "
             "or wrong response an item. p (Holm) is corrected for all "
@@ -187,11 +191,7 @@ def _methods(findings: Findings) -> Points:
         ),
     ]
     fewest = min(
-        (
-            len(findings.sweep.chosen(s, o))
-            for s, r in findings.results.items()
-            for o in r.objectives
-        ),
+        (len(report.sweep.chosen(s, o)) for s, r in report.results.items() for o in r.objectives),
         default=0,
     )
     if 0 < fewest < FEW_SEEDS:
@@ -204,7 +204,7 @@ def _methods(findings: Findings) -> Points:
             )
         )
     smallest = min(
-        (c.num_items for r in findings.results.values() for c in r.contrasts.values()), default=0
+        (c.num_items for r in report.results.values() for c in r.comparisons.values()), default=0
     )
     if 0 < smallest < FEW_ITEMS:
         items.append(
@@ -214,7 +214,7 @@ def _methods(findings: Findings) -> Points:
                 lead="Few items.",
             )
         )
-    if any(m.benchmark == HELDOUT for r in findings.results.values() for m in r.measures):
+    if any(m.benchmark == HELDOUT for r in report.results.values() for m in r.measures):
         items.append(
             Text(
                 "Bits per byte is comparable across tokenizers; lower is better. Where each seed "
@@ -222,4 +222,4 @@ def _methods(findings: Findings) -> Points:
                 lead="Held out.",
             )
         )
-    return Points(items)
+    return BulletList(items)

@@ -35,7 +35,7 @@ def test_terminal_gets_a_bar_with_eta() -> None:
 
 def test_markup_in_text_is_shown_as_it_is() -> None:
     out = io.StringIO()
-    RunConsole(Console(file=out)).say("a [bold]name[/bold]")
+    RunConsole(Console(file=out)).print("a [bold]name[/bold]")
     assert out.getvalue() == "a [bold]name[/bold]\n"
 
 
@@ -48,7 +48,7 @@ def test_nothing_that_is_said_acts_on_the_terminal(terminal: bool) -> None:
     out = io.StringIO()
     screen = Console(file=out, force_terminal=terminal, color_system=None, width=400)
     console = RunConsole(screen)
-    console.say(HOSTILE)
+    console.print(HOSTILE)
     console.stage(HOSTILE, HOSTILE)
     console.table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]])
     with console.progress("steps") as view:

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from deft.platform.errors import describe
+from deft.platform.errors import describe_error
 
 
 def test_passwords_in_the_addresses_that_libraries_cite_are_not_said(
@@ -17,5 +17,5 @@ def test_passwords_in_the_addresses_that_libraries_cite_are_not_said(
     with pytest.raises(MlflowException) as caught:
         client.get_experiment_by_name("deft")
     assert "hunter2" in str(caught.value)
-    assert "hunter2" not in describe(caught.value)
-    assert "127.0.0.1" in describe(caught.value)
+    assert "hunter2" not in describe_error(caught.value)
+    assert "127.0.0.1" in describe_error(caught.value)

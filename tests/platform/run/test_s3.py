@@ -14,7 +14,7 @@ import pyarrow.fs
 import pytest
 import ray.train
 
-from deft.platform.errors import describe, root_cause
+from deft.platform.errors import describe_error, root_cause
 from deft.platform.run.ray_train import chosen_checkpoint, fetch_model, fit
 from deft.workers.spec import TrainingSpec
 from deft.workers.training.job import TrainJob
@@ -137,7 +137,7 @@ def test_storage_that_is_away_ends_the_run_and_nothing_is_lost(
     with pytest.raises(Exception) as raised:  # noqa: PT011
         train()
     seconds = time.monotonic() - began
-    assert cause in describe(root_cause(raised.value))
+    assert cause in describe_error(root_cause(raised.value))
     assert server.is_away
     server.come_back()
     steps.unlink()

@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 import pytest
 
 from deft.sweeps.report.document import (
+    BulletList,
     Document,
-    Entry,
     Listing,
     Picture,
-    Points,
     Section,
     Table,
+    TableEntry,
     Text,
 )
 
@@ -31,11 +31,11 @@ TAGS = {"script", "img", "iframe", "object", "embed", "link"}
 
 def document(text: str) -> Document:
     """``text`` wherever there is a text."""
-    entry = Entry(text, details=(text,), mark="better", change=text)
+    entry = TableEntry(text, details=(text,), mark="better", change=text)
     picture = Picture("figure", text, text, "<svg></svg>", b"")
     blocks = [
         Text(text, lead=text),
-        Points([Text(text)]),
+        BulletList([Text(text)]),
         Table(text, [text, f"{text}2"], [[entry, text]], frozenset({text})),
         picture,
         Listing(text, text),

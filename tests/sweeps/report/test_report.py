@@ -31,14 +31,14 @@ from deft.platform.records.manifests import (
     save_manifest,
 )
 from deft.sweeps.report.document import Table
-from deft.sweeps.report.findings import Findings, gather
 from deft.sweeps.report.landscapes import LandscapeError, token_landscapes
 from deft.sweeps.report.read_sweep import choose, find_sweep, read_sweep
+from deft.sweeps.report.report_data import SweepReportData, gather
 from deft.sweeps.report.scores import Measure
 from deft.sweeps.report.section_results import (
-    answers,
     brief_table,
     forgetting_table,
+    headline_sentences,
     main_table,
     rates_table,
 )
@@ -288,7 +288,7 @@ def console() -> RunConsole:
     return RunConsole(Console(quiet=True))
 
 
-def findings_of(disk: Disk) -> Findings:
+def findings_of(disk: Disk) -> SweepReportData:
     return gather(read_sweep(disk.directory, disk.root))
 
 
@@ -322,7 +322,7 @@ def test_scores_are_what_the_chosen_cells_say(trial: Disk) -> None:
     assert table["DEFT"][2].startswith("0.475 [")
     assert table["DEFT"][3].startswith("4.500 [")
 
-    found = findings.results[plain].contrasts["DEFT", AVG]
+    found = findings.results[plain].comparisons["DEFT", AVG]
     expected = statistics.paired_difference(nll, deft)
     assert found.difference == pytest.approx(18 / 60)
     assert found.interval == pytest.approx(expected.interval)
@@ -342,7 +342,7 @@ def test_scores_are_what_the_chosen_cells_say(trial: Disk) -> None:
 
 
 def test_answer_is_said_in_words(trial: Disk) -> None:
-    (first, second) = answers(findings_of(trial)).items
+    (first, second) = headline_sentences(findings_of(trial)).items
     assert first.lead == "figfont · tiny:"
     assert first.text.startswith(
         "DEFT scores best, 0.708 against 0.408 of original (figfont, avg@1): a difference of +0.300"
@@ -359,10 +359,10 @@ def test_no_difference_is_said_with_what_would_have_been_found(disk: Disk) -> No
     disk.write(axes=["objective", "seed"])
     findings = findings_of(disk)
     (setting,) = findings.sweep.settings
-    found = findings.results[setting].contrasts["p", AVG]
+    found = findings.results[setting].comparisons["p", AVG]
     # One seed, right or wrong: two items that one alone has right are McNemar's 2 · (1/2)².
     assert found.p_value == pytest.approx(0.5)
-    (answer,) = answers(findings).items
+    (answer,) = headline_sentences(findings).items
     assert "p scores best, 0.533 against 0.500 of original" in answer.text
     assert "not distinguishable from original (p = 1.0000 after Holm's correction)" in answer.text
     detectable = statistics.detectable_effect(np.array(right(32), float) - right(30))
@@ -374,7 +374,7 @@ def test_baseline_may_be_the_best(disk: Disk) -> None:
         run = disk.add_cell(objective, 0)
         finish_cell(run, {"figfont": right(number)}, {"figfont": right(3)}, nll=2.0)
     disk.write(axes=["objective", "seed"])
-    (answer,) = answers(findings_of(disk)).items
+    (answer,) = headline_sentences(findings_of(disk)).items
     assert answer.text.startswith("no objective scores better than original, 0.833")
     assert "The next is p with a difference of −0.017" in answer.text
     assert answer.text.endswith("Worse: DEFT.")
@@ -591,7 +591,7 @@ def test_without_benchmarks_held_out_loss_decides(disk: Disk) -> None:
         run = disk.add_cell(objective, 0)
         finish_cell(run, {}, {}, nll=2.0, bits=bits)
     disk.write(axes=["objective", "seed"])
-    (answer,) = answers(findings_of(disk)).items
+    (answer,) = headline_sentences(findings_of(disk)).items
     assert "DEFT scores best, 3.500 against 4.500 of original" in answer.text
     assert "lower is better" in answer.text
 

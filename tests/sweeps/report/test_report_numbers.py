@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 from deft.evaluators.scores import statistics
 from deft.evaluators.spec import GENERAL, HELDOUT
 from deft.sweeps.report import formatting
-from deft.sweeps.report.comparisons import contrast, num_resamples, paired
+from deft.sweeps.report.comparisons import compare_pair, num_resamples, paired
 from deft.sweeps.report.curves import MOST_POINTS, _over_seeds, _thin
-from deft.sweeps.report.document import Document, Entry, Listing, Section, Table, escape_markdown
-from deft.sweeps.report.plots import looks, spread
+from deft.sweeps.report.document import (
+    Document,
+    Listing,
+    Section,
+    Table,
+    TableEntry,
+    escape_markdown,
+)
+from deft.sweeps.report.plots import spread, styles_for
 from deft.sweeps.report.scores import MEAN, Measure, Scores, in_order, mean_over_benchmarks
 
 
@@ -60,19 +67,19 @@ def test_pairs_share_items_and_seeds() -> None:
     assert mine.values.tolist() == [[4, 5, 6]]
     assert theirs.values.tolist() == [[0, 0, 3]]
     none = scores([[1.0]], prefix="other")
-    assert contrast(first, none, higher_is_better=True, resamples=100) is None
+    assert compare_pair(first, none, higher_is_better=True, resamples=100) is None
 
 
 def test_detectable_effect_covers_seeds() -> None:
     base = scores([[0.0] * 50, [0.0] * 50], seeds=(0, 1))
     better = scores([[0.3] * 50, [0.1] * 50], seeds=(0, 1))
-    found = contrast(base, better, higher_is_better=True, resamples=2000)
+    found = compare_pair(base, better, higher_is_better=True, resamples=2000)
     assert found is not None
     # No item differs from another, so that all of it is the seeds': s = 0.2/√2, over √2 seeds.
     assert found.detectable == pytest.approx(2.8016 * 0.1, rel=1e-4)
     assert found.difference == pytest.approx(0.2)
     assert found.better
-    worse = contrast(base, better, higher_is_better=False, resamples=100)
+    worse = compare_pair(base, better, higher_is_better=False, resamples=100)
     assert worse is not None
     assert not worse.better
 
@@ -118,7 +125,7 @@ def test_labels_are_pushed_apart_and_keep_their_order(values: list[float]) -> No
 
 def test_objectives_look_different_without_colour() -> None:
     names = [f"objective {i}" for i in range(12)]
-    found = looks(names, names[3])
+    found = styles_for(names, names[3])
     assert found[names[3]].linestyle == "-"
     assert len({(style.linestyle, style.marker) for style in found.values()}) == len(names)
 
@@ -149,7 +156,7 @@ def test_markdown_reads_as_written() -> None:
 
 
 def test_both_renderings_keep_every_kind_of_block() -> None:
-    table = Table("caption", ["name", "value"], [["a|b", Entry("1", ("2",), "better", "+3")]])
+    table = Table("caption", ["name", "value"], [["a|b", TableEntry("1", ("2",), "better", "+3")]])
     listing = Listing("as written", "x: ```")
     document = Document("<title>", "sub", [Section("One & two", [table, listing])])
     html, markdown = document.to_html(), document.to_markdown()
