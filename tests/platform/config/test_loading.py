@@ -255,7 +255,7 @@ def test_values_are_what_they_look_like(
         ("training.dtype=off", "got False; YAML 1.1 reads off as false"),
         (
             "objective={name: GeneralFamily, alpha: on}",
-            "alpha = True is refused: expected a number",
+            "parameter 'alpha' is True; expected a number",
         ),
     ],
 )
