@@ -10,6 +10,8 @@ MAX_TAIL = 60_000
 """Characters from the end of a response in which the answer is looked for."""
 MAX_BOX = 2_000
 """Characters that are kept of a box further up, in a response that rambled on after it."""
+MAX_REPEATS = 60
+"""Repetitions of a few characters that are kept; a model in a loop writes thousands."""
 MIN_QUESTION = 50
 """Characters of a question that is a new one, rather than the old one in a few words."""
 
@@ -29,6 +31,7 @@ _TURN_END = re.compile(
     r"|\n[ \t]*(?:user|assistant|system|human|User|Human)[ \t]*(?:\n|\Z)"
 )
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{1,30}\|>(?:\s*assistant\b)?|<s>|<bos>|<start_of_turn>model")
+_LOOP = re.compile(rf"(\D{{1,8}}?)\1{{{MAX_REPEATS},}}")
 _CLOSING = re.compile(
     r"\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
     r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}$",
@@ -51,6 +54,7 @@ def answer_part(response: str, *, opens_thought: bool = False) -> str:
         box = response.rfind(r"\boxed", 0, end)
         further_up = response[box : min(box + MAX_BOX, end)] if box >= 0 else ""
         response = f"{further_up}\n\n{response[end:]}"
+    response = _LOOP.sub(lambda loop: loop[1] * MAX_REPEATS, response)
     response = _without_thoughts(response.replace("\x00", ""), opens_thought)
     response = _first_turn(response.replace("\r\n", "\n"))
     return _CLOSING.sub("", response.strip()).strip()

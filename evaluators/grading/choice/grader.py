@@ -538,7 +538,7 @@ _MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
 _ITEM_LETTER = re.compile(
     r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b)"
 )
-_ITEMS_APART = re.compile(r"[;,.]\s*(?=\W*[A-Z](?:\s+is\b|\W{0,2}:))")
+_ITEMS_APART = re.compile(r"[;,.]\s{0,3}(?=\W{0,8}[A-Z](?:\s+is\b|\W{0,2}:))")
 _VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
 _MARKED_CORRECT = re.compile(
     r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
@@ -554,9 +554,9 @@ _NONE_OF = re.compile(
     re.IGNORECASE,
 )
 _LETTER = re.compile(
-    r"\W*?(?P<label>(?:option|choice|letter|"
-    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]+\s*)?(?P<letter>[A-Za-z])"
-    r"(?P<close>\s*[)\]】]+)?(?P<stop>\s*[.:,;—–]|\s+-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
+    r"\W{0,20}?(?P<label>(?:option|choice|letter|"
+    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]{1,3}\s{0,3})?(?P<letter>[A-Za-z])"
+    r"(?P<close>\s{0,3}[)\]】]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(

@@ -16,6 +16,8 @@ MAX_FRAME_GAP = 40
 """Characters between "the one that is not … is" and what it leads to."""
 MAX_ITEM = 60
 """Characters from the start of a list's item in which the option stands that it is about."""
+MAX_COMPLEMENT = 200
+"""Characters ahead of an option in which "is", "is called", "is most likely due to" stands."""
 MAX_HEDGE = 60
 """Characters ahead of "… is X" in which a "may" or "perhaps" concerns X."""
 
@@ -245,7 +247,8 @@ class _Place:
     def is_complement(self) -> bool:
         """Check whether the sentence says that something is this."""
         ends = not re.search(r"\w", self.rest)
-        return bool(_COMPLEMENT.search(self.ahead) or (ends and _APPENDED.search(self.ahead)))
+        tail = self.ahead[-MAX_COMPLEMENT:]
+        return bool(_COMPLEMENT.search(tail) or (ends and _APPENDED.search(tail)))
 
 
 def _place(sentence: str, start: int, end: int) -> _Place:

@@ -7,6 +7,7 @@ LaTeX without spacing, sizing or font commands. Words survive only inside ``\\te
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from deft.evaluators.grading.brackets import closing_position, read_group
 
@@ -76,13 +77,6 @@ _UNICODE = str.maketrans(
         "⟨": r"\langle ",
         "⟩": r"\rangle ",
         "∠": r"\angle ",
-        "½": r"\frac{1}{2}",
-        "⅓": r"\frac{1}{3}",
-        "⅔": r"\frac{2}{3}",
-        "¼": r"\frac{1}{4}",
-        "¾": r"\frac{3}{4}",
-        "⅕": r"\frac{1}{5}",
-        "⅛": r"\frac{1}{8}",
         "（": "(",
         "）": ")",
         "，": ",",
@@ -189,6 +183,50 @@ _CONTINUED = re.compile(
 )
 
 
+_NOTATIONS: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        # colors, sizes and other decoration
+        (r"\\(?:textcolor|colorbox|color|fcolorbox\s*\{[^{}]*\})\s*\{[^{}]*\}|\\bbox\s*(?:\[[^\[\]]*\])?", ""),
+        (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bold|mathstrut)(?![a-zA-Z])", ""),
+        (r"^\s*\\?#\s*(?=[\d-])", ""),
+        (r"\(\s*\\(?:text|mathrm)\s*\{([a-z ]*)\}\s*\)\s*$", r"\\text{ \1}"),
+        # digits in groups: 1.234.567, 1_234_567, 1'234'567, 12,34,567; 4{2}
+        (r"^\s*(\d{1,3})[.](\d{3})[.](\d{3})\s*$", r"\1\2\3"),
+        (r"(?<=\d)(?:\\?_|')(?=\d{3}(?!\d))(?<!_\d_)", ""),
+        (r"^\s*(\d{1,2}),(\d\d),(\d{3})\s*$", r"\1\2\3"),
+        (r"^\s*(\d+)\{(\d+)\}\s*$", r"\1\2"),
+        # fractions, combinations, bases, exponents, degrees
+        (r"\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+        (r"(?:\{\}\s*)?[_^]\{?(\w)\}?\s*(?:C|\\mathrm\{C\})_\{?(\w)\}?", r"\\binom{\1}{\2}"),
+        (r"^\s*\((\w+)\)_", r"\1_"),
+        (r"^\s*(?:\\(?:text|mathrm)\{)?0x([\dA-Fa-f]+)\}?\s*$", r"\1_{16}"),
+        (r"^\s*(?:\\(?:text|mathrm)\{)?0b([01]+)\}?\s*$", r"\1_{2}"),
+        (r"(?<=\d)\s*\\(?:text|mathrm)\{\s*[eE]\s*([-+]?\d*)\}\s*(?=\d|$)", r"e\1"),
+        (r"(?<=\d)\s*\^\s*\{?\s*(?:\\(?:text|mathrm)\s*\{\s*o\s*\}|o(?![a-z]))\s*\}?", "°"),
+        (r"\\frac\s*\{\s*\\(?:text|mathrm)\{([a-zA-Z ]+)\}\s*\}\s*\{\s*\\(?:text|mathrm)\{([a-zA-Z ]+)\}\s*\}",
+         r"\\text{ \1/\2}"),
+        # functions and sets
+        (r"\\(max|min)\s*(?:\\left)?\s*\\\{(.*?)(?:\\right)?\s*\\\}", r"\\\1(\2)"),
+        (r"\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}\s*(?:\\left)?\(?(-?\d+(?:\.\d+)?)\s*(?:°|\^\{?\\circ\}?)(?:\\right)?\)?",
+         r"(\\cos(\1°)+i\\sin(\1°))"),
+        (r"\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}\s*(?:\\left)?(?:\((.*?)(?:\\right)?\)|(\\frac\{[^{}]*\}\{[^{}]*\}))",
+         r"(\\cos(\1\2)+i\\sin(\1\2))"),
+        (r"\\varphi(?![a-zA-Z])", r"\\phi"),
+        (r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset"),
+        (r"([a-zA-Z])\s*\\(?:neq?|not\s*=)\s*\\pm\s*(\w+)\s*$", r"\1\\neq \2,\1\\neq -\2"),
+        (r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\{?\s*(?:>\s*0|\+)\s*\}?)", r"(0,\\infty)"),
+        (r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?-\}?|_\{?\s*<\s*0\s*\}?)", r"(-\\infty,0)"),
+        (r"(\\mathbb\s*\{?R\}?)\s*(?:-|\\backslash|\\)\s*(?=\\\{|\[|\()", r"\1\\setminus "),
+        # intervals in the French manner: ]a, b[
+        (r"(?<![\w)}\]])\]([^\[\](){};]+?[,;][^\[\](){};,]+)\[(?!\w)", r"(\1)"),
+        (r"(?<![\w)}\]])\]([^\[\](){};]+?[,;][^\[\](){};,]+)\](?!\w)", r"(\1]"),
+        (r"\[([^\[\](){};]+?[,;][^\[\](){};,]+)\[(?!\w)", r"[\1)"),
+    ]
+]  # fmt: skip
+"""Notations that occur seldom, brought to the common one before anything else is done."""
+
+
 def normalize_latex(text: str, *, thousands: bool = True) -> str:
     """Spell one answer in the normal way; ``\\text{…}`` keeps its case and spaces.
 
@@ -202,6 +240,8 @@ def normalize_latex(text: str, *, thousands: bool = True) -> str:
     if len(text) > MAX_ANSWER:
         raise ValueError("too long for an answer")
     text = _plain_characters(text)
+    for pattern, replacement in _NOTATIONS:
+        text = pattern.sub(replacement, text)
     if "matrix" not in text and _LAYOUT.search(text):
         text = _LAYOUT.sub(" ", text).replace("&", "").strip().removesuffix(r"\\")
         text = text.replace(r"\\", ",")
@@ -220,9 +260,17 @@ def split_texts(text: str) -> list[str]:
 
 
 def _plain_characters(text: str) -> str:
-    text = text.translate(_UNICODE)
+    text = _VULGAR_FRACTION.sub(_spelled_fraction, text).translate(_UNICODE)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text)
     return re.sub("[₀₁₂₃₄₅₆₇₈₉₋₊ₙ]+", lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}", text)
+
+
+_VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
+
+
+def _spelled_fraction(match: re.Match[str]) -> str:
+    top, bottom = unicodedata.normalize("NFKC", match.group()).split("⁄")
+    return rf"\frac{{{top}}}{{{bottom}}}"
 
 
 def _without_dollars(text: str) -> str:
