@@ -6,7 +6,7 @@ Shapes as in `deft.sweeps.report.scores`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +32,8 @@ class Contrast:
     """Smallest true difference that a comparison of this size finds with 80 % power at 5 %."""
     num_seeds: int
     num_items: int
+    over_seeds: bool
+    """Whether interval and p-value cover the choice of seeds, not only that of items."""
     adjusted_p: float = math.nan
     """Holm's, over all comparisons of the report; NaN for what is not tested."""
     better: bool = False
@@ -115,36 +117,29 @@ def _spread(scores: Scores, rows: int) -> Scores:
     return replace(scores, values=np.broadcast_to(scores.values, (rows, len(scores.ids))))
 
 
-def contrast(
-    first: Scores, second: Scores, *, higher_is_better: bool, resamples: int
-) -> Contrast | None:
-    """``second`` − ``first`` over what both have; None if they share no item.
+def contrast(first: Scores, second: Scores, *, higher_is_better: bool) -> Contrast | None:
+    """Compare ``second`` with ``first`` over what both have; None if they share no item.
 
-    The interval and the p-value are those of the hierarchical bootstrap over seeds and items; with
-    one seed and one right or wrong response an item, p is that of McNemar's exact test. The minimum
-    detectable effect adds the variances over items and over seeds.
+    Interval and p-value are those of `statistics.paired_difference`; with one seed and one right or
+    wrong response an item, p is that of McNemar's exact test.
     """
     first, second = paired(first, second)
     if not first.ids:
         return None
-    found = statistics.paired_difference(
-        first.values, second.values, weights=first.weights, resamples=resamples
-    )
-    p_value, detectable = found.p_value, found.detectable
+    difference = statistics.paired_difference(first.values, second.values, weights=first.weights)
+    p_value = difference.p_value
     num_runs = len(first.values)
     if num_runs == 1 and first.single and second.single:
         p_value = statistics.mcnemar(first.values[0] > 0.5, second.values[0] > 0.5)
-    if num_runs > 1:
-        over_seeds = statistics.detectable_effect(second.by_run - first.by_run)
-        detectable = math.hypot(detectable, over_seeds)
     return Contrast(
-        difference=found.mean,
-        interval=found.interval,
+        difference=difference.mean,
+        interval=difference.interval,
         p_value=p_value,
-        detectable=detectable,
+        detectable=difference.detectable,
         num_seeds=num_runs,
-        num_items=found.num_items,
-        better=(found.mean > 0) == higher_is_better,
+        num_items=difference.num_items,
+        over_seeds=difference.over_runs,
+        better=(difference.mean > 0) == higher_is_better,
     )
 
 
@@ -153,31 +148,15 @@ Columns = Mapping[Setting, Mapping[str, Column]]
 Contrasts = dict[tuple[Setting, str, Measure], Contrast]
 
 
-def shape(scores: Scores) -> tuple[int, int]:
-    """Numbers of items and runs: the bootstrap is fastest if equal ones follow each other."""
-    return scores.values.shape[::-1]
-
-
 def compare_all(columns: Columns, baseline: str) -> Contrasts:
     """Every objective against the baseline on every measure, with p corrected for all of them."""
-    pairs = [
-        (setting, name, measure, found[baseline][measure], scores)
-        for setting, found in columns.items()
-        for name, column in found.items()
+    tested = _contrasts(
+        (setting, name, measure, models[baseline][measure], scores)
+        for setting, models in columns.items()
+        for name, column in models.items()
         for measure, scores in column.items()
-        if name != baseline and measure in found.get(baseline, {})
-    ]
-    resamples = num_resamples(len(pairs))
-    tested = {
-        (setting, name, measure): found
-        for setting, name, measure, first, second in sorted(pairs, key=lambda p: shape(p[4]))
-        if (
-            found := contrast(
-                first, second, higher_is_better=measure.higher_is_better, resamples=resamples
-            )
-        )
-        is not None
-    }
+        if name != baseline and measure in models.get(baseline, {})
+    )
     adjusted = statistics.holm([found.p_value for found in tested.values()])
     return {
         key: replace(found, adjusted_p=p)
@@ -185,46 +164,33 @@ def compare_all(columns: Columns, baseline: str) -> Contrasts:
     }
 
 
-def num_resamples(num_comparisons: int) -> int:
-    """Enough for the smallest p, 1 / (resamples + 1), to survive Holm's correction with room."""
-    return max(statistics.RESAMPLES, round(2 * num_comparisons / LEVEL))
-
-
 def gains_over_base(columns: Columns, bases: Mapping[Setting, Column]) -> Contrasts:
     """Every objective against the base model on every measure; nothing is tested."""
-    pairs = [
+    return _contrasts(
         (setting, name, measure, bases[setting][measure], scores)
-        for setting, found in columns.items()
-        for name, column in found.items()
+        for setting, models in columns.items()
+        for name, column in models.items()
         for measure, scores in column.items()
         if measure in bases[setting]
-    ]
-    return {
-        (setting, name, measure): found
-        for setting, name, measure, first, second in sorted(pairs, key=lambda p: shape(p[4]))
-        if (
-            found := contrast(
-                first,
-                second,
-                higher_is_better=measure.higher_is_better,
-                resamples=statistics.RESAMPLES,
-            )
-        )
-        is not None
+    )
+
+
+def _contrasts(pairs: Iterable[tuple[Setting, str, Measure, Scores, Scores]]) -> Contrasts:
+    """Compare the last two of each tuple; pairs that share no item are left out."""
+    contrasts = {
+        (setting, name, measure): contrast(first, second, higher_is_better=measure.higher_is_better)
+        for setting, name, measure, first, second in pairs
     }
+    return {key: found for key, found in contrasts.items() if found is not None}
 
 
 def all_intervals(
     columns: Mapping[Setting, Mapping[str, Column]],
 ) -> dict[tuple[Setting, str, Measure], Interval]:
     """The 95 % interval of every model on every measure."""
-    found = [
-        (setting, name, measure, scores)
+    return {
+        (setting, name, measure): scores.interval()
         for setting, models in columns.items()
         for name, column in models.items()
         for measure, scores in column.items()
-    ]
-    return {
-        (setting, name, measure): scores.interval()
-        for setting, name, measure, scores in sorted(found, key=lambda item: shape(item[3]))
     }

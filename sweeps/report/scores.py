@@ -59,7 +59,7 @@ class Scores:
         return float(self.by_run.mean())
 
     def interval(self) -> Interval:
-        return statistics.bootstrap_interval(self.values, weights=self.weights)
+        return statistics.mean_interval(self.values, weights=self.weights)
 
 
 Column = dict[Measure, Scores]
@@ -156,10 +156,10 @@ def _stack(measure: Measure, runs: Sequence[tuple[int, str, Measured]]) -> Score
 
 
 def mean_over_benchmarks(parts: Sequence[Scores]) -> Scores:
-    """The plain mean over benchmarks as one set of items, so that it is resampled like one.
+    """The plain mean over benchmarks as one set of items, so that its error is that of one.
 
     Every benchmark weighs the same, however many items it has. Values are moved so that the mean of
-    each benchmark is the overall one: how often a benchmark is drawn must not move the mean, as its
+    each benchmark is the overall one: how far benchmarks are apart is no error of the mean, as its
     part in it is fixed. The mean of every run stays what it is.
     """
     means = [part.mean for part in parts]

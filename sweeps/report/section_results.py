@@ -21,6 +21,7 @@ COMPARISON_COLUMNS = (
     "measure",
     "difference",
     "95 %",
+    "over",
     "p",
     "p (Holm)",
     "verdict",
@@ -80,7 +81,8 @@ def _baseline_wins(
 
 def _difference(contrast: Contrast) -> str:
     shown = formatting.signed_interval(contrast.interval)
-    return f"{formatting.signed(contrast.difference)} {shown}"
+    over = "" if contrast.over_seeds else " over items only"
+    return f"{formatting.signed(contrast.difference)} {shown}{over}"
 
 
 def _p(contrast: Contrast) -> str:
@@ -242,6 +244,7 @@ def comparison_table(findings: Findings, setting: Setting) -> Table | None:
             measure.title,
             formatting.signed(found.difference),
             formatting.signed_interval(found.interval),
+            "seeds and items" if found.over_seeds else "items only",
             formatting.p_value(found.p_value),
             formatting.p_value(found.adjusted_p),
             Entry("", mark=found.verdict),
@@ -254,7 +257,7 @@ def comparison_table(findings: Findings, setting: Setting) -> Table | None:
         if (found := results.contrasts.get((name, measure))) is not None
     ]
     caption = findings.heading(f"Differences to {findings.baseline}", setting)
-    words = frozenset({"measure", "verdict"})
+    words = frozenset({"measure", "over", "verdict"})
     return Table(caption, COMPARISON_COLUMNS, rows, words)
 
 
