@@ -38,7 +38,7 @@ class ItemScores:
 
     def interval(self) -> Interval:
         """Compute the 95 % interval of `mean` over items."""
-        return statistics.bootstrap_interval(self.values, weights=self.weights)
+        return statistics.mean_interval(self.values, weights=self.weights)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Comparison:
     difference: Difference
     p_value: float
     """McNemar's exact where both runs have one right or wrong response an item, else that of the
-    paired bootstrap."""
+    paired t test."""
     adjusted_p: float
     """Holm's, over all comparisons that are made together."""
 

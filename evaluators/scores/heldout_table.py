@@ -67,7 +67,7 @@ def _columns(losses: Sequence[RowLoss]) -> dict[str, statistics.Floats]:
 def _ratio(name: str, sums: statistics.Floats, sizes: statistics.Floats) -> dict[str, float]:
     """Compute Σ sums / Σ sizes over rows, with standard error (delta method) and 95 % interval."""
     mean = float(sums.sum() / sizes.sum())
-    interval = statistics.bootstrap_interval(sums / sizes, weights=sizes)
+    interval = statistics.mean_interval(sums / sizes, weights=sizes)
     return {
         name: mean,
         f"{name}_stderr": statistics.standard_error((sums - mean * sizes) / sizes.mean()),

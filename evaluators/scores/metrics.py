@@ -129,7 +129,7 @@ def _mean(name: str, values: Floats) -> dict[str, float]:
     from deft.evaluators.scores import statistics
 
     items = values.mean(1)
-    interval = statistics.bootstrap_interval(items)
+    interval = statistics.mean_interval(items)
     return {
         name: float(items.mean()),
         f"{name}_stderr": statistics.standard_error(items),

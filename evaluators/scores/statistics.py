@@ -1,14 +1,14 @@
 """Estimates, their uncertainty, and tests of differences. Pure functions of NumPy arrays.
 
 Shapes: I items, S samples per item, R runs of the same thing with other seeds. Items are the units
-of resampling everywhere: samples of one item are not independent of each other.
+of all errors: samples of one item are not independent of each other. docs/statistics.md shows how
+often intervals and tests are right.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -17,12 +17,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
-RESAMPLES = 10_000
-"""Default number of bootstrap resamples."""
-_CELLS_AT_ONCE = 2_000_000
-"""Counts (resamples × items) that are drawn at once."""
-_CELLS_TO_KEEP = 20_000_000
-"""Most counts that are kept for the next interval over as many items."""
+MIN_RUNS = 3
+"""Fewest runs of which the variance between seeds is estimated."""
 
 
 class Interval(NamedTuple):
@@ -104,72 +100,121 @@ def standard_error(values: Floats) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else math.nan
 
 
-def bootstrap_interval(
-    values: Floats,
-    *,
-    weights: Floats | None = None,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """Compute the percentile bootstrap interval of a mean over items (Efron & Tibshirani 1993).
+class _MeanError(NamedTuple):
+    """The error of a mean over items and runs."""
 
-    With several runs, [R, I], it is hierarchical: a resample draws runs, then items, the same for
-    all runs, as all are measured on the same items. It then covers both sources of chance.
+    variance: float
+    degrees: float
+    """Degrees of freedom of `variance`, for a t distribution."""
+
+
+def _mean_error(contributions: Floats) -> _MeanError:
+    """Estimate the variance of the mean of ``contributions`` [R, I].
+
+    Fewer than `MIN_RUNS` runs are averaged, and only items count as drawn at random. From there on
+    items and runs both do: in the crossed random-effects model x = mean + item + run + rest the
+    mean varies by σ²(item)/I + σ²(run)/R + σ²(rest)/(I·R), each from its mean square. The degrees
+    of freedom follow Satterthwaite 1946 with the terms that Hillis 2007 (Statistics in Medicine 26,
+    596-619) found to keep the level with few runs.
+    """
+    num_runs, num_items = contributions.shape
+    if num_items == 1:
+        return _MeanError(math.nan, math.nan)
+    centered = contributions - contributions.mean()
+    by_item, by_run = centered.mean(0), centered.mean(1)
+    over_items = by_item.var(ddof=1) / num_items
+    if num_runs < MIN_RUNS:
+        return _MeanError(float(over_items), num_items - 1.0)
+    over_runs = by_run.var(ddof=1) / num_runs
+    rest = (centered - by_item - by_run[:, None]) ** 2
+    noise = rest.sum() / ((num_runs - 1) * (num_items - 1)) / (num_runs * num_items)
+    # `over_runs` holds the noise already.
+    between_items = max(over_items - noise, 0.0)
+    variance = over_runs + between_items
+    if variance == 0:
+        return _MeanError(0.0, math.inf)
+    parts = over_runs**2 / (num_runs - 1) + between_items**2 / (num_items - 1)
+    return _MeanError(float(variance), float(variance**2 / parts))
+
+
+def _as_runs(values: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
+    """Return values as [R, I] and weights of mean 1 as [I], both float64.
+
+    Raises:
+        ValueError: there are no items, or a value is NaN or infinite.
+    """
+    runs = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    if runs.shape[1] == 0:
+        raise ValueError("there are no items to compute a mean of")
+    if not np.isfinite(runs).all():
+        raise ValueError("a value is NaN or infinite: such values cannot be compared")
+    if weights is None:
+        return runs, np.ones(runs.shape[1])
+    return runs, np.asarray(weights, dtype=np.float64) / np.mean(weights)
+
+
+def _are_shares(runs: Floats, weights: Floats) -> bool:
+    """Return whether values lie in [0, 1] and weigh the same, unlike rates per byte."""
+    return bool(runs.min() >= 0 and runs.max() <= 1 and np.ptp(weights) == 0)
+
+
+def _quantile(degrees: float, probability: float) -> float:
+    from scipy.special import ndtri, stdtrit
+
+    return float(stdtrit(degrees, probability) if math.isfinite(degrees) else ndtri(probability))
+
+
+def mean_interval(
+    values: Floats, *, weights: Floats | None = None, level: float = 0.95
+) -> Interval:
+    """Compute the confidence interval of a mean over items.
+
+    Values in [0, 1] without weights get Wilson's interval of a proportion (1927), which keeps its
+    width at 0 and at 1: for one right or wrong response an item exactly that; otherwise with a
+    quantile of the t distribution and the number of items that a proportion of this variance would
+    have, as Korn & Graubard 1998 do for surveys. Other values get mean ± t · standard error.
 
     Args:
-        values: one value an item, [I], or [R, I].
+        values: one value an item, [I], or with several runs on the same items [R, I]. From
+            `MIN_RUNS` runs on the interval covers the choice of items and of seeds, below that only
+            that of items.
         weights: of the items, [I]: the mean is Σ w·x / Σ w, as for a rate per token.
         level: coverage.
-        resamples: number of resamples.
-        seed: of the resampling, so that the same data gives the same interval.
+
+    Raises:
+        ValueError: there are no items, or a value is NaN or infinite.
     """
-    means = _bootstrap_means(np.atleast_2d(values), weights, resamples, seed)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    runs, w = _as_runs(values, weights)
+    num_runs, num_items = runs.shape
+    mean = float((runs.mean(0) * w).mean())
+    error = _mean_error((runs - mean) * w)
+    if not _are_shares(runs, w):
+        half = _quantile(error.degrees, (1 + level) / 2) * math.sqrt(error.variance)
+        return Interval(mean - half, mean + half)
+    spread = mean * (1 - mean)
+    degrees = error.degrees
+    if error.variance > 0 and spread > 0:
+        size = spread / error.variance * num_items / (num_items - 1)
+    else:
+        size, degrees = float(num_items), math.inf
+    if num_runs == 1 and np.isin(runs, (0, 1)).all():
+        degrees = math.inf
+    return _wilson(mean, size, _quantile(degrees, (1 + level) / 2))
 
 
-def _bootstrap_means(
-    values: Floats, weights: Floats | None, resamples: int, seed: int
-) -> NDArray[np.float64]:
-    """Compute the means of the resamples of ``values`` [R, I], float64 [resamples]."""
-    num_runs, num_items = values.shape
-    w = np.ones(num_items) if weights is None else np.asarray(weights, dtype=np.float64)
-    weighted = np.asarray(values * w, dtype=np.float64)
-    small = num_items * resamples <= _CELLS_TO_KEEP
-    draws = (_kept_draws if small else _draws)(num_runs, num_items, resamples, seed)
-    parts = []
-    for item_counts, runs in draws:
-        counts = item_counts.astype(np.float64)
-        parts.append(np.einsum("br,rb->b", runs, weighted @ counts.T) / (counts @ w))
-    return np.concatenate(parts)
-
-
-def _draws(
-    num_runs: int, num_items: int, resamples: int, seed: int
-) -> Iterator[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float64]]]:
-    """Draw how often each item and each run is in a resample, [b, I] and [b, R], b at a time."""
-    rng = np.random.default_rng(seed)
-    at_once = max(1, _CELLS_AT_ONCE // num_items)
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
-        # How often each item is drawn is all that its mean depends on.
-        counts = rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=size)
-        runs = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=size) / num_runs
-        yield counts.astype(np.uint32 if num_items > 65_535 else np.uint16), runs
-
-
-@lru_cache(maxsize=4)
-def _kept_draws(
-    num_runs: int, num_items: int, resamples: int, seed: int
-) -> list[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.float64]]]:
-    """Make `_draws` once: drawing takes most of the time, and many runs share their items."""
-    return list(_draws(num_runs, num_items, resamples, seed))
+def _wilson(share: float, size: float, z: float) -> Interval:
+    r"""Solve \|share − p\| ≤ z · √(p (1 − p) / size) for p."""
+    middle = share + z**2 / (2 * size)
+    half = z * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
+    scale = 1 + z**2 / size
+    # The ends lie on the share where it is 0 or 1; rounding must not move them.
+    low = 0.0 if share == 0 else (middle - half) / scale
+    high = 1.0 if share == 1 else (middle + half) / scale
+    return Interval(max(low, 0.0), min(high, 1.0))
 
 
 class Difference(NamedTuple):
-    """How a second run differs from a first on the same items."""
+    """The difference of a second run to a first on the same items."""
 
     mean: float
     """Second minus first."""
@@ -177,54 +222,77 @@ class Difference(NamedTuple):
     p_value: float
     """Two-sided."""
     detectable: float
-    """Smallest true difference found with 80 % power at the 5 % level, see `detectable_effect`."""
+    """Smallest true difference found with 80 % power at the 5 % level."""
     num_items: int
+    over_runs: bool
+    """Whether interval and p-value count the runs as drawn at random, not only the items."""
 
 
 def paired_difference(
-    first: Floats,
-    second: Floats,
-    *,
-    weights: Floats | None = None,
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    first: Floats, second: Floats, *, weights: Floats | None = None, level: float = 0.95
 ) -> Difference:
-    """Compare second with first by a paired bootstrap over items (Efron & Tibshirani 1993, 16.4).
+    """Compare second with first on the same items by a t test on the paired differences.
 
-    The p-value is the share of resamples of the differences, centred at zero, that lie at least as
-    far from zero as what was seen, (count + 1) / (resamples + 1) (Davison & Hinkley 1997).
+    The variance is that of `mean_interval`, with two items added to the data: one above the mean
+    difference and one below, as far from it as items that differ do on average, or 1 where none
+    does. For one right or wrong response an item this is the interval of Bonett & Price 2012
+    (Journal of Educational and Behavioral Statistics 37, 479-488): it has a width where no item
+    differs. p is at least 2^(1 − n), n the number of items that differ, as a test by random signs
+    could give no less.
 
     Args:
-        first: one value an item, [I], or [R, I] with seeds, see `bootstrap_interval`.
+        first: one value an item, [I], or [R, I] with seeds, see `mean_interval`.
         second: likewise, run by run and item by item beside ``first``.
-        weights: see `bootstrap_interval`.
+        weights: see `mean_interval`.
         level: coverage of the interval.
-        resamples: number of resamples.
-        seed: of the resampling.
 
     Raises:
-        ValueError: the shapes differ, or there are no items.
+        ValueError: the shapes differ, there are no items, or a value is NaN or infinite.
     """
     if first.shape != second.shape or first.shape[-1] == 0:
         raise ValueError(f"expected the same items, got {first.shape} and {second.shape}")
-    differences = np.atleast_2d(np.asarray(second, dtype=np.float64) - first)
-    w = np.ones(differences.shape[1]) if weights is None else np.asarray(weights, np.float64)
-    mean = float((differences.mean(0) * w).sum() / w.sum())
-    means = _bootstrap_means(differences, weights, resamples, seed)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    # Rounding must not part resamples that are equal to what was seen.
-    at_least_as_far = np.abs(means - mean) >= abs(mean) - 1e-12
-    p_value = (int(at_least_as_far.sum()) + 1) / (resamples + 1)
-    contributions = (differences.mean(0) - mean) * w / w.mean()
+    first_runs, w = _as_runs(first, weights)
+    second_runs, _ = _as_runs(second, weights)
+    differences = second_runs - first_runs
+    num_runs, num_items = differences.shape
+    mean = float((differences.mean(0) * w).mean())
+    contributions = (differences - mean) * w
+    are_shares = _are_shares(first_runs, w) and _are_shares(second_runs, w)
+    differing = (differences != 0).any(0)
+    by_item = differences.mean(0)[differing]
+    distance = math.sqrt(float((by_item**2).mean())) if len(by_item) else float(are_shares)
+    added = np.broadcast_to([distance, -distance], (num_runs, 2))
+    unchanged = _mean_error(contributions)
+    error = _mean_error(np.concatenate([contributions, added], axis=1))
+    # The added items say nothing of how well the variance is known.
+    degrees = float(np.fmin(unchanged.degrees, error.degrees))
+    half = _quantile(degrees, (1 + level) / 2) * math.sqrt(error.variance)
+    low, high = mean - half, mean + half
+    p_value = 1.0
+    if len(by_item) and error.variance > 0:
+        t = abs(mean) / math.sqrt(error.variance)
+        p_value = max(2 * _tail(degrees, t), 2.0 ** (1 - len(by_item)))
     return Difference(
         mean=mean,
-        interval=Interval(float(low), float(high)),
-        p_value=p_value,
-        detectable=detectable_effect(contributions),
-        num_items=differences.shape[1],
+        interval=Interval(max(low, -1.0), min(high, 1.0)) if are_shares else Interval(low, high),
+        p_value=min(p_value, 1.0),
+        detectable=_detectable(unchanged, num_runs),
+        num_items=num_items,
+        over_runs=num_runs >= MIN_RUNS,
     )
+
+
+def _tail(degrees: float, t: float) -> float:
+    from scipy.special import ndtr, stdtr
+
+    return float(stdtr(degrees, -t) if math.isfinite(degrees) else ndtr(-t))
+
+
+def _detectable(error: _MeanError, num_runs: int, level: float = 0.05, power: float = 0.8) -> float:
+    """Compute the minimum detectable effect at a given error of the mean difference."""
+    degrees = error.degrees if num_runs >= MIN_RUNS else math.inf
+    quantiles = _quantile(degrees, 1 - level / 2) + _quantile(degrees, power)
+    return quantiles * math.sqrt(error.variance)
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -260,7 +328,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for multiple comparisons (Holm 1979); they keep their order.
 
     Below a level α, all of them together are false alarms with a chance of at most α.
+
+    Raises:
+        ValueError: one is no number between 0 and 1.
     """
+    if not all(0 <= p_value <= 1 for p_value in p_values):
+        raise ValueError(f"expected p-values between 0 and 1, got {list(p_values)}")
     adjusted = [0.0] * len(p_values)
     largest = 0.0
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])

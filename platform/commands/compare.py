@@ -13,6 +13,7 @@ from deft.evaluators.scores.comparison import (
     read_heldout,
     read_predictions,
 )
+from deft.evaluators.scores.statistics import MIN_RUNS
 from deft.evaluators.spec import HELDOUT, heldout_table
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
@@ -76,9 +77,14 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
             _show(benchmark, names, found, comparisons, console)
     console.print(
         f"differences to {labels[0]} over the items that both have; p from McNemar's exact test "
-        "for one right or wrong response an item, else from the paired bootstrap; corrected for "
+        "for one right or wrong response an item, else from the paired t test; corrected for "
         f"{len(comparisons)} comparisons (Holm); told from noise below {LEVEL}; "
         "'found from': the true difference that is found with a chance of 80 %"
+    )
+    console.print(
+        "seeds are ignored: intervals and p are over items only, so a difference is one between "
+        "these models, be it from the objective or from the seed; `deft report` of a sweep with "
+        f"{MIN_RUNS} seeds or more tells them apart"
     )
 
 
@@ -126,7 +132,7 @@ def _difference(comparison: Comparison | None) -> list[str]:
     return [
         f"{difference.mean:+.3f}",
         _interval(*difference.interval),
-        f"{comparison.adjusted_p:.4f}",
+        "< 0.0001" if comparison.adjusted_p < 1e-4 else f"{comparison.adjusted_p:.4f}",
         verdict,
         f"{difference.detectable:.3f}",
     ]

@@ -49,7 +49,7 @@ LABELS = {"base": "base", "eval": "trained"}
 def show_evaluation(
     models: Mapping[str, ModelResult], console: RunConsole, labels: Mapping[str, str] = LABELS
 ) -> None:
-    """Print a table for each benchmark, a column for each model: means ± standard errors.
+    """Print a table for each benchmark, a column for each model: means and 95 % intervals.
 
     Args:
         models: results by the label of the model.
@@ -62,26 +62,27 @@ def show_evaluation(
         measured = [results[label].get(benchmark, {}) for label in shown]
         names = [name for name in measured[-1] if not name.endswith(("_stderr", "_low", "_high"))]
         rows = [
-            [name.replace("_at_", "@"), *(_with_error(metrics, name) for metrics in measured)]
+            [name.replace("_at_", "@"), *(_with_interval(metrics, name) for metrics in measured)]
             for name in names
         ]
         console.table(benchmark, ["", *(labels[label] for label in shown)], rows)
     means = {label: model.means for label, model in models.items() if model.means}
     if means:
         rows = [
-            [name.replace("_at_", "@"), *(_with_error(means[label], name) for label in means)]
+            [name.replace("_at_", "@"), *(_with_interval(means[label], name) for label in means)]
             for name in next(iter(means.values()))
         ]
         console.table("mean over benchmarks", ["", *(labels[label] for label in means)], rows)
 
 
-def _with_error(metrics: Mapping[str, float], name: str) -> str:
+def _with_interval(metrics: Mapping[str, float], name: str) -> str:
     if name not in metrics:
         return ""
     if name.startswith("num_"):
         return f"{metrics[name]:.0f}"
-    error = metrics.get(f"{name}_stderr")
-    return f"{metrics[name]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    low, high = metrics.get(f"{name}_ci_low"), metrics.get(f"{name}_ci_high")
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{metrics[name]:.3f}{interval}"
 
 
 def show_catalog(kind: str, console: RunConsole) -> None:

@@ -6,7 +6,7 @@ Shapes as in `deft.sweeps.report.scores`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -32,6 +32,8 @@ class PairedComparison:
     """Smallest true difference that a comparison of this size finds with 80 % power at 5 %."""
     num_seeds: int
     num_items: int
+    over_seeds: bool
+    """Whether interval and p-value cover the choice of seeds, not only that of items."""
     adjusted_p: float = math.nan
     """Holm's, over all comparisons of the report; NaN for what is not tested."""
     better: bool = False
@@ -118,34 +120,29 @@ def _spread(scores: Scores, rows: int) -> Scores:
 
 
 def compare_pair(
-    first: Scores, second: Scores, *, higher_is_better: bool, resamples: int
+    first: Scores, second: Scores, *, higher_is_better: bool
 ) -> PairedComparison | None:
     """Compare ``second`` with ``first`` over shared items; return None if they share none.
 
-    The interval and the p-value are those of the hierarchical bootstrap over seeds and items; with
-    one seed and one right or wrong response an item, p is that of McNemar's exact test. The minimum
-    detectable effect adds the variances over items and over seeds.
+    Interval and p-value are those of `statistics.paired_difference`; with one seed and one right or
+    wrong response an item, p is that of McNemar's exact test.
     """
     first, second = paired(first, second)
     if not first.ids:
         return None
-    difference = statistics.paired_difference(
-        first.values, second.values, weights=first.weights, resamples=resamples
-    )
-    p_value, detectable = difference.p_value, difference.detectable
+    difference = statistics.paired_difference(first.values, second.values, weights=first.weights)
+    p_value = difference.p_value
     num_runs = len(first.values)
     if num_runs == 1 and first.single and second.single:
         p_value = statistics.mcnemar(first.values[0] > 0.5, second.values[0] > 0.5)
-    if num_runs > 1:
-        over_seeds = statistics.detectable_effect(second.by_run - first.by_run)
-        detectable = math.hypot(detectable, over_seeds)
     return PairedComparison(
         difference=difference.mean,
         interval=difference.interval,
         p_value=p_value,
-        detectable=detectable,
+        detectable=difference.detectable,
         num_seeds=num_runs,
         num_items=difference.num_items,
+        over_seeds=difference.over_runs,
         better=(difference.mean > 0) == higher_is_better,
     )
 
@@ -170,23 +167,15 @@ class _Pair(NamedTuple):
         return self.setting, self.objective, self.measure
 
 
-def _shape(scores: Scores) -> tuple[int, int]:
-    """Return numbers of items and runs; the bootstrap is fastest if equal shapes follow in turn."""
-    return scores.values.shape[::-1]
-
-
-def _compare_pairs(pairs: Sequence[_Pair], resamples: int) -> Comparisons:
-    comparisons: Comparisons = {}
-    for pair in sorted(pairs, key=lambda pair: _shape(pair.scores)):
-        comparison = compare_pair(
-            pair.reference,
-            pair.scores,
-            higher_is_better=pair.measure.higher_is_better,
-            resamples=resamples,
+def _compare_pairs(pairs: Iterable[_Pair]) -> Comparisons:
+    """Compare each pair; those that share no item are left out."""
+    comparisons = {
+        pair.key: compare_pair(
+            pair.reference, pair.scores, higher_is_better=pair.measure.higher_is_better
         )
-        if comparison is not None:
-            comparisons[pair.key] = comparison
-    return comparisons
+        for pair in pairs
+    }
+    return {key: comparison for key, comparison in comparisons.items() if comparison is not None}
 
 
 def compare_all(columns: Columns, baseline: str) -> Comparisons:
@@ -198,17 +187,12 @@ def compare_all(columns: Columns, baseline: str) -> Comparisons:
         for measure, scores in column.items()
         if name != baseline and measure in models.get(baseline, {})
     ]
-    comparisons = _compare_pairs(pairs, num_resamples(len(pairs)))
+    comparisons = _compare_pairs(pairs)
     adjusted = statistics.holm([comparison.p_value for comparison in comparisons.values()])
     return {
         key: replace(comparison, adjusted_p=p)
         for (key, comparison), p in zip(comparisons.items(), adjusted, strict=True)
     }
-
-
-def num_resamples(num_comparisons: int) -> int:
-    """Return enough that the smallest p, 1 / (resamples + 1), easily passes Holm's correction."""
-    return max(statistics.RESAMPLES, round(2 * num_comparisons / LEVEL))
 
 
 def gains_over_base(columns: Columns, bases: Mapping[Setting, Column]) -> Comparisons:
@@ -220,18 +204,16 @@ def gains_over_base(columns: Columns, bases: Mapping[Setting, Column]) -> Compar
         for measure, scores in column.items()
         if measure in bases[setting]
     ]
-    return _compare_pairs(pairs, statistics.RESAMPLES)
+    return _compare_pairs(pairs)
 
 
 def all_intervals(
     columns: Mapping[Setting, Mapping[str, Column]],
 ) -> dict[tuple[Setting, str, Measure], Interval]:
     """Compute the 95 % interval of every model on every measure."""
-    scores_by_key = {
-        (setting, name, measure): scores
+    return {
+        (setting, name, measure): scores.interval()
         for setting, models in columns.items()
         for name, column in models.items()
         for measure, scores in column.items()
     }
-    in_order = sorted(scores_by_key.items(), key=lambda item: _shape(item[1]))
-    return {key: scores.interval() for key, scores in in_order}

@@ -62,7 +62,7 @@ class Scores:
 
     def interval(self) -> Interval:
         """Compute the 95 % interval of `mean` over runs and items."""
-        return statistics.bootstrap_interval(self.values, weights=self.weights)
+        return statistics.mean_interval(self.values, weights=self.weights)
 
 
 Column = dict[Measure, Scores]
@@ -156,7 +156,7 @@ def mean_over_benchmarks(parts: Sequence[Scores]) -> Scores:
     """Combine benchmarks to one set of items whose mean is the plain mean over benchmarks.
 
     Every benchmark weighs the same, however many items it has. Values are moved so that the mean of
-    each benchmark is the overall one: how often a benchmark is drawn must not move the mean, as its
+    each benchmark is the overall one: how far benchmarks are apart is no error of the mean, as its
     part in it is fixed. The mean of every run stays what it is.
     """
     means = [part.mean for part in parts]

@@ -170,7 +170,7 @@ def forgetting(report: SweepReportData) -> list[Block]:
     if not panels:
         return [Text("The general suite was not asked, so nothing is known of what was forgotten.")]
     caption = (
-        "Each point is an objective; the lines through it are 95 % intervals over seeds and items. "
+        "Each point is an objective; the lines through it are 95 % intervals. "
         "Right is a gain on the domain, below the dashed line something was forgotten."
     )
     description = "Points: gain on the domain against change of the general suite, by objective."

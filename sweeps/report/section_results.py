@@ -21,6 +21,7 @@ COMPARISON_COLUMNS = (
     "measure",
     "difference",
     "95 %",
+    "over",
     "p",
     "p (Holm)",
     "verdict",
@@ -80,7 +81,8 @@ def _baseline_wins(
 
 def _difference(comparison: PairedComparison) -> str:
     shown = formatting.signed_interval(comparison.interval)
-    return f"{formatting.signed(comparison.difference)} {shown}"
+    over = "" if comparison.over_seeds else " over items only"
+    return f"{formatting.signed(comparison.difference)} {shown}{over}"
 
 
 def _p(comparison: PairedComparison) -> str:
@@ -244,6 +246,7 @@ def comparison_table(report: SweepReportData, setting: Setting) -> Table | None:
             measure.title,
             formatting.signed(comparison.difference),
             formatting.signed_interval(comparison.interval),
+            "seeds and items" if comparison.over_seeds else "items only",
             formatting.p_value(comparison.p_value),
             formatting.p_value(comparison.adjusted_p),
             TableEntry("", mark=comparison.conclusion),
@@ -256,7 +259,7 @@ def comparison_table(report: SweepReportData, setting: Setting) -> Table | None:
         if (comparison := results.comparisons.get((name, measure))) is not None
     ]
     caption = report.heading(f"Differences to {report.baseline}", setting)
-    words = frozenset({"measure", "verdict"})
+    words = frozenset({"measure", "over", "verdict"})
     return Table(caption, COMPARISON_COLUMNS, rows, words)
 
 

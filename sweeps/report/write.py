@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deft.evaluators.scores.comparison import LEVEL
+from deft.evaluators.scores.statistics import MIN_RUNS
 from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import EvaluateManifest
@@ -16,16 +17,13 @@ from deft.sweeps.report import (
     section_provenance,
     section_results,
 )
-from deft.sweeps.report.comparisons import num_resamples
 from deft.sweeps.report.document import Block, BulletList, Document, Section, Table, Text
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
 from deft.sweeps.report.report_data import SweepReportData, gather
 from deft.workers.common.files import atomic_file, write_atomic
 
-FEW_SEEDS = 5
-"""Below this many, a resample of seeds says too little about them."""
 FEW_ITEMS = 30
-"""Below this many, a bootstrap is not to be trusted far."""
+"""Items below which a comparison is said to be small."""
 
 
 def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
@@ -71,7 +69,7 @@ def _show(report: SweepReportData, console: RunConsole) -> None:
     for table in _tables(report, section_results.brief_table):
         rows = [[entry.text for entry in row] for row in table.entries]
         console.table(table.caption, table.columns, rows)
-    for item in section_results.headline_sentences(report).items:
+    for item in [*section_results.headline_sentences(report).items, *_few_seeds(report)]:
         console.print(f"{item.lead} {item.text}")
 
 
@@ -120,13 +118,31 @@ def _answer(report: SweepReportData) -> list[Block]:
         if results.primary is not None
     ]
     legend = Text(
-        "In brackets the 95 % interval over seeds and items; below the difference to "
+        f"In brackets the 95 % interval, over seeds and items from {MIN_RUNS} seeds on and over "
+        "items only with fewer; below it the difference to "
         f"{report.baseline}, and whether it is told from noise: ▲ better, ▼ worse, ≈ not "
         f"distinguishable, corrected for all "
         f"{formatting.plural(report.num_comparisons, 'comparison')} of this report. The best "
         "score of a column is set in bold, be it by chance or not."
     )
-    return [section_results.headline_sentences(report), *tables, *([legend] if tables else [])]
+    legends = [*_few_seeds(report), legend] if tables else []
+    return [section_results.headline_sentences(report), *tables, *legends]
+
+
+def _few_seeds(report: SweepReportData) -> list[Text]:
+    """Say that seeds and objectives cannot be told apart, where there are too few seeds."""
+    comparisons = [c for results in report.results.values() for c in results.comparisons.values()]
+    fewest = min((comparison.num_seeds for comparison in comparisons), default=MIN_RUNS)
+    if fewest >= MIN_RUNS:
+        return []
+    return [
+        Text(
+            f"some comparisons have {formatting.plural(fewest, 'seed')}. With fewer than "
+            f"{MIN_RUNS}, a difference between seeds cannot be told from one between objectives: "
+            "intervals and p are over items only, and are about these trained models.",
+            lead="Few seeds:",
+        )
+    ]
 
 
 def _by_seed(report: SweepReportData) -> list[Block]:
@@ -159,7 +175,6 @@ def _tables(
 
 def _methods(report: SweepReportData) -> BulletList:
     count = report.num_comparisons
-    resamples = f"{num_resamples(count):,}"
     items = [
         Text(
             "avg@n is the share of correct responses, mean over n responses an item and over "
@@ -168,15 +183,16 @@ def _methods(report: SweepReportData) -> BulletList:
             lead="Scores.",
         ),
         Text(
-            "Percentile intervals of the hierarchical bootstrap: a resample draws seeds, then "
-            "items, the same for all seeds. A mean over benchmarks gives each the same weight and "
-            "resamples their items together.",
+            f"From {formatting.plural(MIN_RUNS, 'seed')} on, the variance of a mean is that of the "
+            "crossed random-effects model of seeds and items; with fewer it is that over items "
+            "only. Shares have Wilson's interval, other scores that of the t distribution. A mean "
+            "over benchmarks gives each the same weight.",
             lead="Intervals.",
         ),
         Text(
             f"Objectives are compared with {report.baseline} on the same items and, where both "
-            "have them, with the same seeds. p is that of the paired bootstrap with "
-            f"{resamples} resamples, or of McNemar's exact test for a single seed with one right "
+            "have them, with the same seeds. p is that of the t test on the paired differences "
+            "with the same variance, or of McNemar's exact test for a single seed with one right "
             "or wrong response an item. p (Holm) is corrected for all "
             f"{formatting.plural(count, 'comparison')}; below {LEVEL} a difference is called "
             "better or worse.",
@@ -184,33 +200,19 @@ def _methods(report: SweepReportData) -> BulletList:
         ),
         Text(
             "The true difference that a single comparison of this size finds with a chance of 80 % "
-            "at the 5 % level, from the variance of the paired differences over items and over "
-            "seeds. Where nothing is distinguishable, smaller differences than this are neither "
-            "shown nor ruled out.",
+            "at the 5 % level, from the same variance. Where nothing is distinguishable, smaller "
+            "differences than this are neither shown nor ruled out.",
             lead="Found from.",
         ),
     ]
-    fewest = min(
-        (len(report.sweep.chosen(s, o)) for s, r in report.results.items() for o in r.objectives),
-        default=0,
-    )
-    if 0 < fewest < FEW_SEEDS:
-        items.append(
-            Text(
-                f"Some objectives have {formatting.plural(fewest, 'seed')}. Resampling so few "
-                "understates how much seeds differ: read intervals as too narrow rather than too "
-                "wide, and look at the single seeds.",
-                lead="Few seeds.",
-            )
-        )
     smallest = min(
         (c.num_items for r in report.results.values() for c in r.comparisons.values()), default=0
     )
     if 0 < smallest < FEW_ITEMS:
         items.append(
             Text(
-                f"The smallest comparison has {formatting.plural(smallest, 'item')}. With fewer "
-                f"than {FEW_ITEMS} the bootstrap's p is too small more often than it says.",
+                f"The smallest comparison has {formatting.plural(smallest, 'item')}, which finds "
+                "large differences only: see `found from`.",
                 lead="Few items.",
             )
         )

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deft.evaluators.scores import statistics
 from deft.evaluators.scores.statistics import (
-    bootstrap_interval,
     detectable_effect,
     expected_calibration_error,
     holm,
     majority_at_k,
     mcnemar,
+    mean_interval,
     paired_difference,
     pass_at_k,
     standard_error,
@@ -65,30 +64,46 @@ def test_majority_of_fewer_is_the_mean_over_all_choices() -> None:
     assert majority_at_k(many, right, 9, max_subsets=4000) == pytest.approx(expected, abs=0.03)
 
 
-def test_interval_agrees_with_scipys() -> None:
-    values = RNG.normal(2.0, 1.0, size=80)
-    ours = bootstrap_interval(values, resamples=20_000)
-    theirs = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert ours.low == pytest.approx(theirs.low, abs=0.02)
-    assert ours.high == pytest.approx(theirs.high, abs=0.02)
+@pytest.mark.parametrize(("right", "items"), [(0, 30), (1, 30), (12, 40), (40, 40), (1, 1)])
+def test_interval_of_right_and_wrong_is_wilsons(right: int, items: int) -> None:
+    values = np.array([1.0] * right + [0.0] * (items - right))
+    expected = stats.binomtest(right, items).proportion_ci(method="wilson")
+    assert mean_interval(values) == pytest.approx((expected.low, expected.high))
+
+
+def test_interval_of_other_values_is_that_of_the_t_distribution() -> None:
+    values = RNG.normal(2.0, 1.0, size=20)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_interval(values) == pytest.approx((expected.low, expected.high))
+
+
+def test_interval_of_shares_has_a_width_and_stays_within_their_bounds() -> None:
+    # Four samples an item, all wrong: no narrower than 30 items of one sample.
+    assert mean_interval(np.zeros(30)) == pytest.approx((0, 0.1135), abs=1e-4)
+    assert mean_interval(np.zeros((3, 30))) == mean_interval(np.zeros(30))
+    shares = RNG.binomial(4, RNG.beta(1, 9, 40)) / 4
+    low, high = mean_interval(shares)
+    assert 0 < low < shares.mean() < high
+    half = 2.02 * standard_error(shares)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    constant = mean_interval(np.full(30, 0.5))
+    assert constant == pytest.approx(mean_interval(np.array([0.0, 1.0] * 15)))
 
 
 def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    covered = 0
-    for trial in range(400):
-        values = np.random.default_rng(trial).random(60) < 0.3
-        low, high = bootstrap_interval(values.astype(float), resamples=400, seed=trial)
-        covered += low <= 0.3 <= high
-    # 95 % less what the percentile bootstrap is known to lack on 60 coin flips.
-    assert 0.90 <= covered / 400 <= 0.98
+    for share in (0.05, 0.3):
+        covered = 0
+        for trial in range(400):
+            values = np.random.default_rng(trial).random(60) < share
+            low, high = mean_interval(values.astype(float))
+            covered += low <= share <= high
+        assert 0.92 <= covered / 400 <= 0.98
 
 
 def test_weighted_interval_is_that_of_the_ratio() -> None:
     sizes = RNG.integers(1, 40, size=60).astype(float)
     values = RNG.normal(1.0, 0.3, size=60)
-    ours = bootstrap_interval(values, weights=sizes, resamples=20_000)
+    ours = mean_interval(values, weights=sizes)
 
     def ratio(v: np.ndarray, w: np.ndarray, axis: int) -> np.ndarray:
         return np.asarray((v * w).sum(axis) / w.sum(axis))
@@ -105,22 +120,35 @@ def test_weighted_interval_is_that_of_the_ratio() -> None:
     assert ours.high == pytest.approx(theirs.high, abs=0.01)
 
 
-def test_seeds_add_their_own_uncertainty() -> None:
+def test_seeds_add_their_own_uncertainty_from_three_on() -> None:
     """Runs that differ as wholes: items alone say nothing of how far apart other seeds are."""
     items = RNG.normal(0, 0.01, size=500)
-    runs = np.stack([items + shift for shift in (-0.2, 0.0, 0.3)])
-    alone = bootstrap_interval(runs.mean(0))
-    hierarchical = bootstrap_interval(runs)
-    assert hierarchical.high - hierarchical.low > 50 * (alone.high - alone.low)
-    # Three runs, all drawn alike: the extremes have a chance of 1/27 each.
-    assert hierarchical.low == pytest.approx(-0.2, abs=0.01)
-    assert hierarchical.high == pytest.approx(0.3, abs=0.01)
+    shifts = np.array([-0.2, 0.0, 0.3])
+    runs = items + shifts[:, None]
+    # No item counts beside the seeds: the interval is that of three numbers.
+    expected = stats.ttest_1samp(shifts + items.mean(), 0).confidence_interval(0.95)
+    assert mean_interval(runs) == pytest.approx((expected.low, expected.high), rel=1e-3)
+    two = mean_interval(runs[:2])
+    assert two == pytest.approx(mean_interval(runs[:2].mean(0)))
+    found = paired_difference(np.zeros((3, 500)), runs)
+    assert found.over_runs
+    assert found.p_value == pytest.approx(stats.ttest_1samp(shifts, 0).pvalue, rel=0.02)
+    assert not paired_difference(np.zeros((2, 500)), runs[:2]).over_runs
+
+
+def test_items_that_suit_one_objective_count_beside_seeds() -> None:
+    """Differences that every seed repeats vary with the choice of items alone."""
+    by_item = RNG.normal(0.1, 1.0, size=200)
+    runs = by_item + RNG.normal(0, 0.01, size=(4, 200))
+    found = paired_difference(np.zeros((4, 200)), runs)
+    expected = stats.ttest_1samp(by_item, 0)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=0.05)
 
 
 def test_paired_difference_against_the_t_test() -> None:
     first = RNG.normal(0, 1, size=200)
     second = first + RNG.normal(0.05, 0.4, size=200)
-    found = paired_difference(first, second, resamples=20_000)
+    found = paired_difference(first, second)
     expected = stats.ttest_rel(second, first)
     assert found.mean == pytest.approx((second - first).mean())
     assert found.p_value == pytest.approx(expected.pvalue, abs=0.02)
@@ -134,16 +162,48 @@ def test_pairing_sees_what_unpaired_intervals_hide() -> None:
     first = RNG.normal(0, 1, size=100)
     second = first + 0.05 + RNG.normal(0, 0.01, size=100)
     found = paired_difference(first, second)
-    assert found.p_value == pytest.approx(1 / 10_001)
-    apart = bootstrap_interval(second).low > bootstrap_interval(first).high
+    assert found.p_value < 1e-20
+    apart = mean_interval(second).low > mean_interval(first).high
     assert not apart
 
 
-def test_equal_runs_do_not_differ() -> None:
-    values = RNG.random(30)
+def test_equal_runs_do_not_differ_but_others_may() -> None:
+    """The interval is that of Bonett & Price: one item more for either side, of I + 2."""
+    values = (RNG.random(30) < 0.4).astype(float)
     found = paired_difference(values, values)
     assert (found.mean, found.p_value, found.detectable) == (0.0, 1.0, 0.0)
-    assert found.interval == (0.0, 0.0)
+    half = stats.t.ppf(0.975, 29) * math.sqrt(2 / 31 / 32)
+    assert found.interval == pytest.approx((-half, half))
+    for rows in (3, 5):
+        runs = np.tile(values, (rows, 1))
+        assert paired_difference(runs, runs).interval.high == pytest.approx(half, rel=0.01)
+    # Losses are no shares: equal ones leave nothing to be uncertain of.
+    losses = paired_difference(values, values, weights=np.arange(1.0, 31.0))
+    assert losses.interval == (0.0, 0.0)
+
+
+def test_no_p_is_below_what_the_items_allow() -> None:
+    # One sign in 2ᴵ⁻¹ is as clear as this, whatever the differences' size.
+    for items in (1, 2, 5):
+        found = paired_difference(np.zeros(items), np.full(items, 0.7))
+        assert found.p_value >= 2.0 ** (1 - items)
+    alarms = 0
+    for trial in range(300):
+        first, second = np.random.default_rng([3, trial]).normal(size=(2, 5))
+        alarms += paired_difference(first, second).p_value < 0.05
+    assert alarms == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
+    values, other = np.zeros(4), np.array([0.0, bad, 1.0, 1.0])
+    for pair in ((values, other), (other, values), (other, other)):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            paired_difference(*pair)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        mean_interval(other)
+    with pytest.raises(ValueError, match="p-value"):
+        holm([0.1, bad])
 
 
 def test_false_alarms_are_as_rare_as_the_level_says() -> None:
@@ -151,7 +211,7 @@ def test_false_alarms_are_as_rare_as_the_level_says() -> None:
     for trial in range(400):
         rng = np.random.default_rng([9, trial])
         first, second = rng.random((2, 50))
-        alarms += paired_difference(first, second, resamples=500, seed=trial).p_value < 0.05
+        alarms += paired_difference(first, second).p_value < 0.05
     assert 0.02 <= alarms / 400 <= 0.09
 
 
@@ -202,11 +262,3 @@ def test_calibration_error_by_hand() -> None:
     expected = 4 / 6 * 0.2 + 2 / 6 * 0.05
     assert expected_calibration_error(confidence, correct, bins=10) == pytest.approx(expected)
     assert expected_calibration_error(np.ones(3), np.ones(3, dtype=bool)) == 0
-
-
-def test_draws_that_are_kept_are_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = RNG.random((2, 40))
-    kept = bootstrap_interval(values), bootstrap_interval(values)
-    monkeypatch.setattr(statistics, "_CELLS_TO_KEEP", 0)
-    assert (bootstrap_interval(values), bootstrap_interval(values)) == kept
-    assert bootstrap_interval(values, seed=1) != kept[0]

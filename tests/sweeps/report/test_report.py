@@ -308,14 +308,14 @@ def test_scores_are_what_the_chosen_cells_say(trial: Disk) -> None:
     # DEFT's cells at its own best rate: 42 and 43 of 60 right; the baseline's 24 and 25.
     deft = np.array([right(42), right(43)], float)
     nll = np.array([right(24), right(25)], float)
-    low, high = statistics.bootstrap_interval(deft)
+    low, high = statistics.mean_interval(deft)
     table = texts(main_table(findings, plain))
     assert table["DEFT"][0] == "2"
     assert table["DEFT"][1] == f"0.708 [{low:.3f}, {high:.3f}] ▲ +0.300"
     assert table["original"][1].startswith("0.408 [")
     assert "▲" not in table["original"][1]
     # One base model for both seeds counts once: 3 of 60 items right.
-    low, high = statistics.bootstrap_interval(np.array(right(3), float))
+    low, high = statistics.mean_interval(np.array(right(3), float))
     assert table["base model"][1] == f"0.050 [{low:.3f}, {high:.3f}]"
     assert table["p"][1].endswith("≈ +0.017")
     # 20 and 18 of 40 general items; 4 and 5 bits for a byte each, the same for all.
@@ -331,7 +331,8 @@ def test_scores_are_what_the_chosen_cells_say(trial: Disk) -> None:
     # 2 objectives × 3 measures × 2 settings are tested together; DEFT's two are the clear ones.
     assert findings.num_comparisons == 12
     assert found.adjusted_p == pytest.approx(12 * expected.p_value)
-    # Both seeds differ alike, so that only items make the detectable effect.
+    # Two seeds: all of it is about items.
+    assert not found.over_seeds
     assert found.detectable == pytest.approx(expected.detectable)
 
     # The hostile data set has the same values: its failed and missing cells were not the chosen.
@@ -347,7 +348,9 @@ def test_answer_is_said_in_words(trial: Disk) -> None:
     assert first.text.startswith(
         "DEFT scores best, 0.708 against 0.408 of original (figfont, avg@1): a difference of +0.300"
     )
-    assert "distinguishably better (p = 0.0012 after Holm's correction)." in first.text
+    # Two seeds: nothing is said of others.
+    assert first.text.startswith("[+0.179, +0.421] over items only, ", first.text.index("["))
+    assert "distinguishably better (p < 0.0001 after Holm's correction)." in first.text
     assert first.text.endswith("Not distinguishable either way: p.")
     assert HOSTILE in second.lead
 
