@@ -183,6 +183,8 @@ def prepare_stage(context: Context) -> dict[str, Any]:
             f"warning: left out {describe_counts(prepared.bad_records)}; listed in "
             f"{prepared.bad_records_file}"
         )
+    if prepared.passed_over:
+        context.console.say(f"warning: {dataset.name}: {prepared.passed_over}")
     for name, found in overlap.items():
         if found["num_overlapping"]:
             context.console.say(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,3 +35,31 @@ class Example:
     """What the final turn has beside role and content, as a `Message` has it."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """JSON schemas of the functions that the model may call."""
+
+
+PLAIN_KEYS = ("role", "content")
+
+
+def fields_beside_texts(example: Example) -> str:
+    """Return as JSON what an example has beside roles and texts; empty if there is nothing."""
+    turns = {
+        index: more
+        for index, message in enumerate(example.prompt)
+        if (more := {key: value for key, value in message.items() if key not in PLAIN_KEYS})
+    }
+    if not turns and not example.final and not example.tools:
+        return ""
+    return json.dumps({"turns": turns, "final": example.final, "tools": example.tools})
+
+
+def restore_example(
+    id: str, prompt: Sequence[Message], response: str, instruction: str, beside: str
+) -> Example:
+    """Return the example that has these texts, and what `fields_beside_texts` made of the rest."""
+    if not beside:
+        return Example(id, tuple(prompt), response, instruction)
+    fields = json.loads(beside)
+    turns = [
+        {**message, **fields["turns"].get(str(index), {})} for index, message in enumerate(prompt)
+    ]
+    return Example(id, tuple(turns), response, instruction, fields["final"], tuple(fields["tools"]))

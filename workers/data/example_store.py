@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deft.workers.common.example import Example
+from deft.workers.common.example import Example, fields_beside_texts, restore_example
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -27,6 +27,7 @@ def write_examples(examples: Iterable[Example], file: Path) -> int:
             ("prompt", pa.list_(message)),
             ("response", pa.string()),
             ("instruction", pa.string()),
+            ("beside", pa.string()),
             # Examples that ask the same have the same group.
             ("group", pa.int64()),
         ]
@@ -38,9 +39,13 @@ def write_examples(examples: Iterable[Example], file: Path) -> int:
             rows = [
                 {
                     "id": example.id,
-                    "prompt": list(example.prompt),
+                    "prompt": [
+                        {"role": turn["role"], "content": turn["content"]}
+                        for turn in example.prompt
+                    ],
                     "response": example.response,
                     "instruction": example.instruction,
+                    "beside": fields_beside_texts(example),
                     "group": question_hash(example),
                 }
                 for example in batch
@@ -97,11 +102,8 @@ def iterate_examples(rows: Dataset) -> Iterator[Example]:
 
 def to_examples(batch: dict[str, list[Any]]) -> list[Example]:
     """The examples in one batch of columns."""
-    columns = ("id", "prompt", "response", "instruction")
-    return [
-        Example(id, tuple(prompt), response, instruction)
-        for id, prompt, response, instruction in zip(*(batch[c] for c in columns), strict=True)
-    ]
+    columns = ("id", "prompt", "response", "instruction", "beside")
+    return [restore_example(*values) for values in zip(*(batch[c] for c in columns), strict=True)]
 
 
 def normalize(text: str) -> str:

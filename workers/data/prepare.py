@@ -18,7 +18,13 @@ from deft.workers.catalogs.models import MODELS
 from deft.workers.common.example import Example
 from deft.workers.common.files import atomic_directory, write_atomic
 from deft.workers.data.chat import count_bos, format_hash
-from deft.workers.data.datasets import content_digest, digest_files, read_examples
+from deft.workers.data.datasets import (
+    ReadingNotes,
+    content_digest,
+    describe_notes,
+    digest_files,
+    read_examples,
+)
 from deft.workers.data.example_store import iterate_examples, open_examples, write_examples
 from deft.workers.data.readers import BadRecord, Tally
 from deft.workers.modeling.model_files import (
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 EXAMPLES_FILE = "examples.arrow"
 BAD_RECORDS_FILE = "bad_records.jsonl"
 COUNTS_FILE = "counts.json"
+PASSED_OVER_FILE = "passed_over.txt"
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,8 @@ class Prepared:
     """Identifies the format as rendered, see `deft.workers.data.chat.format_hash`."""
     num_bos: int
     """BOS tokens that a row starts with."""
+    passed_over: str = ""
+    """What nothing reads in the records, in one line, see `deft.workers.data.datasets`."""
 
 
 def prepare(
@@ -102,6 +111,7 @@ def prepare(
         validation_dir=str(directory / "validation"),
         bad_records_file=str(directory / BAD_RECORDS_FILE),
         prompt_style=dataset.prompt_style,
+        passed_over=(examples_dir / PASSED_OVER_FILE).read_text(),
         **counts,
     )
 
@@ -171,8 +181,10 @@ def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
         with atomic_directory(directory) as aside:
             with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
                 tally = Tally(file)
-                good = _without_bad(read_examples(dataset), tally)
+                notes = ReadingNotes()
+                good = _without_bad(read_examples(dataset, notes), tally)
                 write_examples(good, aside / EXAMPLES_FILE)
+            write_atomic(aside / PASSED_OVER_FILE, describe_notes(notes))
             write_atomic(aside / COUNTS_FILE, json.dumps(tally.counts))
     elif dataset.bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
         require_usable(dataset)

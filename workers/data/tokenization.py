@@ -12,14 +12,14 @@ import numpy as np
 
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.data.chat import (
-    encode_example,
-    encode_examples,
     require_eos,
     require_tokens,
     special_tokens,
+    try_encode,
 )
 from deft.workers.data.example_store import BATCH_SIZE, map_batches, to_examples
 from deft.workers.data.readers import BadRecord, Tally
+from deft.workers.data.templates.texts import example_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -133,7 +133,7 @@ def tokenize(
 
 def spelled_token(example: Example, control: re.Pattern[str]) -> str:
     """The first control token that a text of ``example`` spells; empty if none does."""
-    for text in (*(message["content"] for message in example.prompt), example.response):
+    for text in example_texts(example):
         if found := control.search(text):
             return found.group()
     return ""
@@ -143,19 +143,14 @@ def encode_each(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str, bad: Tally
 ) -> list[Encoded | None]:
     """`encode_examples`, with None for those that cannot be rendered, of which ``bad`` is told."""
-    if not examples:
-        return []
-    try:
-        return list(encode_examples(tokenizer, examples, style=style))
-    except ValueError:
-        pass
     rows: list[Encoded | None] = []
-    for example in examples:
-        try:
-            rows.append(encode_example(tokenizer, example, style=style))
-        except ValueError as error:
-            bad.add(BadRecord(example.id, "not renderable", str(error)))
+    outcomes = try_encode(tokenizer, examples, style=style)
+    for example, outcome in zip(examples, outcomes, strict=True):
+        if isinstance(outcome, ValueError):
+            bad.add(BadRecord(example.id, "not renderable", str(outcome)))
             rows.append(None)
+        else:
+            rows.append(outcome)
     return rows
 
 
