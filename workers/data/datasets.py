@@ -108,7 +108,7 @@ def _all_examples(spec: DatasetSpec, notes: ReadingNotes) -> Iterator[Example | 
             continue
         columns = _columns(spec.columns, entry, record.fields)
         example = to_example(record, columns, entry)
-        if entry is None:
+        if entry is None and isinstance(example, Example):
             _note_unread(record, columns, notes.unread)
         if example is None:
             notes.num_weightless += 1
