@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from deft.workers.catalogs.datasets import DATASETS, SUFFIXES, local_files
+from deft.workers.catalogs.datasets import DATASETS, SUFFIXES, data_suffix, local_files
 from deft.workers.catalogs.models import MODELS
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.names import unknown_name
@@ -35,23 +35,26 @@ class ColumnsSpec(Settings):
     """What columns are called. A dotted path leads into a struct: `extra_info.question`."""
 
     prompt: str | None = Field(default=None, min_length=1)
-    """Column of the user's text."""
+    """Column of the user's text, or of the turns before the response."""
     response: str | None = Field(default=None, min_length=1)
-    """Column of the text to learn."""
+    """Column of the text to learn, or of the turns to learn."""
     system: str | None = Field(default=None, min_length=1)
-    """Column of a system text, if there is one."""
+    """Column of a system text, if there is one; where it is empty or null, there is none."""
     messages: str | None = Field(default=None, min_length=1)
-    """Column of whole conversations, lists of `role` and `content`, instead of the others."""
+    """Column of whole conversations instead of prompt and response: lists of `role` and `content`,
+    or of `from` and `value`."""
+    tools: str | None = Field(default=None, min_length=1)
+    """Column of the JSON schemas of the functions that the model may call."""
+    weight: str | None = Field(default=None, min_length=1)
+    """Column of 1, or of 0 for records to leave out."""
 
     @model_validator(mode="after")
     def require_pair_or_messages(self) -> ColumnsSpec:
-        given = set(self.named)
-        if given != {"messages"} and not {"prompt", "response"} <= given <= {
-            "prompt",
-            "response",
-            "system",
-        }:
-            raise ValueError("give prompt and response (and perhaps system), or messages alone")
+        given = set(self.named) - {"tools", "weight", "system"}
+        if given not in ({"messages"}, {"prompt", "response"}):
+            raise ValueError(
+                "give prompt and response, or messages alone (and perhaps system, tools, weight)"
+            )
         return self
 
     @property
@@ -64,8 +67,8 @@ class DatasetSpec(Settings):
     """Training data. In YAML a bare string stands for ``{name: …}``."""
 
     name: str
-    """A name from `deft list datasets`; a .jsonl, .json, .csv or .parquet file; a directory of such
-    files; or a Hugging Face hub id (org/name)."""
+    """A name from `deft list datasets`; a .jsonl, .json, .csv, .tsv or .parquet file; a directory
+    of such files; or a Hugging Face hub id (org/name)."""
     size: int | None = Field(default=None, ge=1)
     """Number of examples, taken from the start; all of them if not given."""
     split: str = Field(default="train", min_length=1)
@@ -73,8 +76,7 @@ class DatasetSpec(Settings):
     data_dir: str | None = None
     """A local copy of `math` or `medical`: a file, or a directory of files."""
     columns: ColumnsSpec | None = None
-    """Names of the columns; if not given `prompt`, `response` and, where there is one, `system`, or
-    `messages`."""
+    """Names of the columns; if not given, the usual ones, see `deft.workers.data.datasets`."""
     prompt_style: str = "chat"
     """How prompts are rendered: a name from `deft list prompts`."""
     bad_records: Literal["refuse", "drop"] = "refuse"
@@ -108,7 +110,7 @@ class DatasetSpec(Settings):
     def require_known_dataset(self) -> DatasetSpec:
         entry = DATASETS.get(self.name)
         if entry is None and not Path(self.name).exists():
-            if self.name.startswith((".", "/", "~")) or self.name.endswith(SUFFIXES):
+            if self.name.startswith((".", "/", "~")) or data_suffix(Path(self.name)):
                 raise ValueError(f"there is no file {self.name}")
             if self.name.count("/") != 1:
                 raise ValueError(
@@ -129,8 +131,11 @@ class DatasetSpec(Settings):
         if path is not None:
             if not path.exists():
                 raise ValueError(f"data_dir: there is no file or directory {path}")
-            if not path.is_dir() and path.suffix not in SUFFIXES:
-                raise ValueError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}")
+            if not path.is_dir() and not data_suffix(path):
+                raise ValueError(
+                    f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, all but Parquet "
+                    "also gzipped (.gz); unpack or convert it"
+                )
             if not local_files(path):
                 raise ValueError(f"{path}: no file in it ends in {', '.join(SUFFIXES)}")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable
 from dataclasses import fields
@@ -27,7 +28,7 @@ from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import PrepareManifest
 from deft.platform.records.run_directory import RunDirectory
-from deft.workers.catalogs.datasets import DATASETS, local_files
+from deft.workers.catalogs.datasets import DATASETS, data_suffix, local_files
 from deft.workers.catalogs.models import MODELS, ModelDimensions
 from deft.workers.common.example import Example
 from deft.workers.data.datasets import read_examples
@@ -203,13 +204,14 @@ def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
 
 def count_records(file: Path, characters: int) -> int:
     """About how many records are in a file; ``characters`` are those of a record's texts."""
-    if file.suffix == ".parquet":
+    suffix = data_suffix(file)
+    if suffix == ".parquet":
         import pyarrow.parquet as pq
 
         return int(pq.ParquetFile(file).metadata.num_rows)
-    if file.suffix == ".json":
+    if suffix == ".json":
         return file.stat().st_size // characters
-    with file.open("rb") as content:
+    with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as content:
         return sum(block.count(b"\n") for block in iter(lambda: content.read(2**20), b""))
 
 

@@ -14,8 +14,8 @@ from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.common.text import printable
-from deft.workers.data.chat import count_bos, encode_example, format_hash
-from deft.workers.data.datasets import read_examples
+from deft.workers.data.chat import count_bos, encode_example, format_hash, try_encode
+from deft.workers.data.datasets import ReadingNotes, describe_notes, read_examples
 from deft.workers.data.prepare import noisy_rows, prepare_examples, prepare_rows, prepare_tokenizer
 from deft.workers.data.readers import BadRecord
 
@@ -36,11 +36,14 @@ def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole
     cache = root.resolve() / "cache"
     try:
         tokenizer = prepare_tokenizer(spec.dataset, spec.model, seed=spec.seed, cache=cache)
-        records = list(islice(read_examples(spec.dataset), number))
+        notes = ReadingNotes()
+        records = list(islice(read_examples(spec.dataset, notes), number))
         show_format(spec, records, tokenizer, console)
         noisy = find_noisy(spec, number, tokenizer, cache) if spec.dataset.noise else {}
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
+    if passed_over := describe_notes(notes):
+        console.print(f"warning: {spec.dataset.name}: {passed_over}")
     position = 0
     for record in records:
         console.print("")
@@ -59,7 +62,7 @@ Row = tuple[list[int], list[int]]
 def find_noisy(
     spec: ExperimentSpec, number: int, tokenizer: PreTrainedTokenizerBase, cache: Path
 ) -> dict[int, Row]:
-    """The noisy ones among the first ``number`` examples, by position.
+    """Return the noisy ones among the first ``number`` examples, by position.
 
     Which they are is known once all examples have been tokenised.
 
@@ -85,9 +88,14 @@ def show_format(
 ) -> None:
     """Print what holds for all examples: the prompt format, and how to read what follows."""
     style = spec.dataset.prompt_style
-    instruction = next((r.instruction for r in records if isinstance(r, Example)), "")
-    digest = format_hash(tokenizer, style, instruction)
-    console.stage("format", f"{style} · hash {digest} · ends with {tokenizer.eos_token}")
+    first = next((record for record in records if isinstance(record, Example)), None)
+    digest = format_hash(tokenizer, style, first.instruction if first is not None else "")
+    facts = [style, f"hash {digest}"]
+    if first is not None and not isinstance(
+        encoded := try_encode(tokenizer, [first], style=style)[0], ValueError
+    ):
+        facts.append(f"ends with {printable(str(tokenizer.decode(encoded[0][-1:])))}")
+    console.stage("format", " · ".join(facts))
     if console.console.is_terminal:
         legend = Text.assemble(("masked", MASKED), ", ", ("trained", TRAINED))
     else:
@@ -140,7 +148,7 @@ def show_example(
 def spans(
     tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]
 ) -> Iterator[tuple[str, bool]]:
-    """The text of each run of masked or trained tokens, made safe to print."""
+    """Yield the text of each run of masked or trained tokens, made safe to print."""
     tokens = zip(input_ids, (label != IGNORE_INDEX for label in labels), strict=True)
     for is_trained, run in groupby(tokens, key=lambda token: token[1]):
         ids = [token for token, _ in run]

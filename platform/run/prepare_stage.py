@@ -111,6 +111,8 @@ def warn_of_data(manifest: PrepareManifest, console: RunConsole) -> None:
             f"warning: left out {describe_counts(prepared.bad_records)}; listed in "
             f"{prepared.bad_records_file}"
         )
+    if prepared.passed_over:
+        console.print(f"warning: dataset: {prepared.passed_over}")
     for name, overlap in manifest.overlap.items():
         if overlap.num_overlapping:
             console.print(

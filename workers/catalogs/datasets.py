@@ -8,8 +8,9 @@ from pathlib import Path
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 from deft.workers.common.names import CatalogEntry
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-"""Endings of the names of data files."""
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of the names of data files, in small or capital letters; all but Parquet may be gzipped
+and end in .gz besides."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,23 @@ DATASETS: dict[str, DatasetEntry] = {
 }
 
 
+def data_suffix(file: Path) -> str:
+    """Return which of the `SUFFIXES` a file has, gzipped or not; empty if none."""
+    suffix, is_gzipped = file.suffix.lower(), False
+    if suffix == ".gz":
+        suffix, is_gzipped = Path(file.stem).suffix.lower(), True
+    if suffix not in SUFFIXES or (is_gzipped and suffix == ".parquet"):
+        return ""
+    return suffix
+
+
 def local_files(path: Path) -> list[Path]:
-    """The data files at ``path``: itself, or those in and below the directory, sorted."""
+    """Return the data files at ``path``: itself, or those in and below the directory, sorted."""
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    return sorted(file for file in path.rglob("*") if data_suffix(file) and file.is_file())
 
 
 def record_name(file: Path, path: Path) -> str:
-    """What ``file`` is called in the names of its records: its path within the dataset."""
+    """Return what ``file`` is called in the names of its records: its path within the dataset."""
     return file.name if file == path else str(file.relative_to(path))

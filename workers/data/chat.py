@@ -301,6 +301,11 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
             f"the tokenizer at {tokenizer.name_or_path} has no chat template; choose a "
             f"prompt_style that needs none: {named}"
         )
+    if template is None and not tokenizer.is_fast:
+        raise ValueError(
+            f"the tokenizer at {tokenizer.name_or_path} is none of the library tokenizers, which "
+            "alone tell where in a text a token stands; choose a model with a tokenizer.json"
+        )
     for marker in re.findall(r"<[|｜].*?[|｜]>", template or ""):
         if len(tokenizer(marker, add_special_tokens=False)["input_ids"]) != 1:
             raise ValueError(

@@ -1,11 +1,23 @@
-"""Training examples: where they come from, and what makes a record one."""
+"""Training examples: where they come from, and what makes a record one.
+
+Without a word from the spec, a record is read by the names that are usual for its kind:
+
+- ``messages``, ``conversations`` or ``conversation``: a whole conversation, turns of ``role`` and
+  ``content``, or of ``from`` and ``value`` (ShareGPT);
+- ``prompt`` and ``response`` or ``completion``: texts, or the turns before the response and those
+  to learn (TRL);
+- ``instruction``, perhaps ``input``, and ``output`` or ``response`` (Alpaca);
+
+and beside them ``system`` or ``system_prompt``, ``tools``, and ``weight`` or ``train``.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +25,25 @@ from typing import TYPE_CHECKING, Any
 from deft.workers.catalogs.datasets import (
     DATASETS,
     DatasetEntry,
+    data_suffix,
     local_files,
     record_name,
 )
 from deft.workers.common.checksums import hash_files
 from deft.workers.common.example import Example, Message
 from deft.workers.common.names import import_attribute
-from deft.workers.common.text import has_surrogates
-from deft.workers.data.readers import BadRecord, Record, read_records
+from deft.workers.common.text import printable
+from deft.workers.data.conversations import (
+    BadValueError,
+    is_empty,
+    read_conversation,
+    read_tools,
+    read_weight,
+    require_key,
+    require_text,
+    unread_keys,
+)
+from deft.workers.data.readers import BadRecord, Record, is_index, read_records
 
 if TYPE_CHECKING:
     from deft.workers.spec import ColumnsSpec, DatasetSpec
@@ -34,21 +57,47 @@ STORED_TURN = re.compile(
 """The user's turn in a prompt that is stored with its control tokens, as in `medical`."""
 
 
-def read_examples(spec: DatasetSpec) -> Iterator[Example | BadRecord]:
-    """The examples that ``spec`` names, in order, and what was found in the place of one.
+@dataclass
+class ReadingNotes:
+    """What was passed over in the records that were read."""
+
+    unread: Counter[str] = field(default_factory=Counter)
+    """Fields that nothing reads, by the number of records in which they hold something; those of a
+    turn are written ``messages[].field``."""
+    num_weightless: int = 0
+    """Records of which no turn has weight, which are left out."""
+
+
+def describe_notes(notes: ReadingNotes) -> str:
+    """Say what was passed over in one line; empty if nothing was."""
+    fields = ", ".join(f"{name} ({count:,})" for name, count in sorted(notes.unread.items()))
+    said = [f"fields that nothing reads, with their number: {fields}"] * bool(fields)
+    if notes.num_weightless:
+        said.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
+    return printable("; ".join(said))
+
+
+def read_examples(
+    spec: DatasetSpec, notes: ReadingNotes | None = None
+) -> Iterator[Example | BadRecord]:
+    """Yield the examples that ``spec`` names, in order, and what was found in the place of one.
+
+    Args:
+        spec: what to read.
+        notes: told what is passed over in records of one's own.
 
     Raises:
         ValueError: the source as a whole cannot be read.
     """
     num_examples = 0
-    for found in _all_examples(spec):
-        yield found
-        num_examples += isinstance(found, Example)
+    for example in _all_examples(spec, notes or ReadingNotes()):
+        yield example
+        num_examples += isinstance(example, Example)
         if num_examples == spec.size:
             return
 
 
-def _all_examples(spec: DatasetSpec) -> Iterator[Example | BadRecord]:
+def _all_examples(spec: DatasetSpec, notes: ReadingNotes) -> Iterator[Example | BadRecord]:
     entry = DATASETS.get(spec.name)
     if entry is not None and entry.generate is not None:
         generate = import_attribute(entry.generate)
@@ -57,8 +106,29 @@ def _all_examples(spec: DatasetSpec) -> Iterator[Example | BadRecord]:
     for record in _records(spec, entry):
         if isinstance(record, BadRecord):
             yield record
+            continue
+        columns = _columns(spec.columns, entry, record.fields)
+        example = to_example(record, columns, entry)
+        if entry is None and isinstance(example, Example):
+            _note_unread(record, columns, notes.unread)
+        if example is None:
+            notes.num_weightless += 1
         else:
-            yield to_example(record, spec.columns, entry)
+            yield example
+
+
+def _note_unread(record: Record, columns: Mapping[str, str], unread: Counter[str]) -> None:
+    """Count the fields of a record that hold something and that nothing reads."""
+    read = {name for column in columns.values() for name in (column, column.split(".")[0])}
+    for name, value in record.fields.items():
+        if name not in read and not is_empty(value) and not is_index(name):
+            unread[name] += 1
+    for name in record.skipped:
+        unread[name] += not is_index(name)
+    for key in ("messages", "prompt", "response"):
+        if key in columns:
+            value = record.fields.get(columns[key])
+            unread.update({f"{columns[key]}[].{name}" for name in unread_keys(value)})
 
 
 def _records(spec: DatasetSpec, entry: DatasetEntry | None) -> Iterator[Record | BadRecord]:
@@ -70,11 +140,26 @@ def _records(spec: DatasetSpec, entry: DatasetEntry | None) -> Iterator[Record |
     columns = _columns(spec.columns, entry, {}).values() if named else ()
     needed = {column.split(".")[0] for column in columns}
     for file in _split_files(path, spec.split):
-        yield from read_records(file, record_name(file, path), needed)
+        records = read_records(file, record_name(file, path), needed)
+        yield from map(_without_nulls, records) if data_suffix(file) == ".parquet" else records
+
+
+def _without_nulls(record: Record | BadRecord) -> Record | BadRecord:
+    """Take out the keys below columns that are null: a table has them where rows differ."""
+    if isinstance(record, BadRecord):
+        return record
+    fields = {column: _values_of(value) for column, value in record.fields.items()}
+    return Record(record.where, fields, record.skipped)
+
+
+def _values_of(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _values_of(inner) for key, inner in value.items() if inner is not None}
+    return [_values_of(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _split_files(path: Path, split: str) -> list[Path]:
-    """The files of ``split``, told apart by their names as the hub does; any name is `train`."""
+    """Return the files of ``split``, told apart by name as the hub does; any name is `train`."""
     if not path.is_dir():
         return [path]
     from datasets.data_files import DataFilesList, get_data_patterns
@@ -90,11 +175,11 @@ def _split_files(path: Path, split: str) -> list[Path]:
 def _read_hub(name: str, spec: DatasetSpec) -> Iterator[Record | BadRecord]:
     rows = load_hub(name, spec.split)
     for number, fields in enumerate(rows, start=1):
-        yield Record(f"{name}: row {number}", fields)
+        yield _without_nulls(Record(f"{name}: row {number}", fields))
 
 
 def load_hub(name: str, split: str) -> Any:
-    """A split of a dataset on the hub as memory-mapped `datasets.Dataset`.
+    """Return a split of a dataset on the hub as memory-mapped `datasets.Dataset`.
 
     Raises:
         ValueError: it cannot be had.
@@ -113,9 +198,13 @@ def load_hub(name: str, split: str) -> Any:
         ) from None
 
 
+READING_RULES = 2
+"""Number of the rules by which records become examples; another one reads data anew."""
+
+
 def content_digest(spec: DatasetSpec) -> str:
-    """Hexadecimal digits that change with what `read_examples` reads, without making examples."""
-    digest = hashlib.sha256()
+    """Return digits that change with what `read_examples` makes, without making examples."""
+    digest = hashlib.sha256(str(READING_RULES).encode())
     entry = DATASETS.get(spec.name)
     if entry is not None and entry.generate is not None:
         digest.update(version("reasoning-gym").encode())
@@ -128,48 +217,114 @@ def content_digest(spec: DatasetSpec) -> str:
 
 
 def digest_files(path: Path) -> str:
-    """SHA-256 over the names and contents of the data files at ``path``."""
+    """Return SHA-256 over the names and contents of the data files at ``path``."""
     return hash_files((record_name(file, path), file) for file in local_files(path))
+
+
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
+RESPONSE_COLUMNS = ("response", "completion")
+"""What the text to learn is called, beside `output` in records of Alpaca's kind."""
 
 
 def _columns(
     given: ColumnsSpec | None, entry: DatasetEntry | None, fields: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Which column holds what; without a word from the spec, by the usual names."""
+    """Return which column holds what; without a word from the spec, by the usual names."""
     if given is not None:
         return given.named
     if entry is not None:
         return {"prompt": entry.prompt, "response": entry.response}
-    if "messages" in fields and "prompt" not in fields:
-        return {"messages": "messages"}
-    usual = {"prompt": "prompt", "response": "response"}
-    return usual | ({"system": "system"} if fields.get("system") is not None else {})
+
+    def first(*names: str) -> str | None:
+        return next((name for name in names if not is_empty(fields.get(name))), None)
+
+    response = next((name for name in RESPONSE_COLUMNS if name in fields), None)
+    conversation = next((name for name in CONVERSATION_COLUMNS if name in fields), None)
+    if conversation is not None and (response is None or "prompt" not in fields):
+        columns = {"messages": conversation}
+    elif "instruction" in fields and "prompt" not in fields and (response or "output" in fields):
+        columns = {"prompt": "instruction", "response": response or "output"}
+        columns |= {"input": "input"} if first("input") else {}
+    else:
+        columns = {"prompt": "prompt", "response": response or "response"}
+    beside = {
+        "system": first("system", "system_prompt"),
+        "tools": first("tools"),
+        "weight": first("weight"),
+        "train": first("train"),
+    }
+    return columns | {key: name for key, name in beside.items() if name is not None}
 
 
 def to_example(
-    record: Record, given: ColumnsSpec | None, entry: DatasetEntry | None
-) -> Example | BadRecord:
-    """What ``record`` says to learn, or what is wrong with it."""
-    columns = _columns(given, entry, record.fields)
+    record: Record, columns: Mapping[str, str], entry: DatasetEntry | None
+) -> Example | BadRecord | None:
+    """Return what ``record`` says to learn, what is wrong with it, or None if it has no weight."""
+    fields = record.fields
+    instruction = entry.instruction if entry is not None else ""
     try:
+        weights = {
+            key: _value(fields, columns[key]) for key in ("weight", "train") if key in columns
+        }
+        if read_weight(weights, "the record") == 0:
+            return None
         if "messages" in columns:
-            prompt, response = _conversation(_value(record.fields, columns["messages"]))
+            turns = read_conversation(_value(fields, columns["messages"]), columns["messages"])
         else:
-            text = _text(record.fields, columns["prompt"])
-            if entry is not None:
-                text = stored_question(text, entry.instruction)
-            prompt = ({"role": "user", "content": text},)
-            response = _text(record.fields, columns["response"])
-            if "system" in columns:
-                system = _text(record.fields, columns["system"])
-                prompt = ({"role": "system", "content": system}, *prompt)
-    except _BadValueError as error:
+            turns = (
+                *_prompt_turns(fields, columns, entry),
+                *_response_turns(fields, columns),
+            )
+        system = _value(fields, columns["system"]) if "system" in columns else None
+        if not is_empty(system):
+            text = require_text(system, repr(columns["system"]))
+            turns = ({"role": "system", "content": text}, *turns)
+        tools = read_tools(_value(fields, columns["tools"])) if "tools" in columns else ()
+        _require_question_and_answer(turns)
+        if not any(turn.get("weight", 1) for turn in turns if turn["role"] == "assistant"):
+            return None
+    except BadValueError as error:
         return BadRecord(record.where, error.kind, str(error))
-    return Example(record.where, prompt, response, entry.instruction if entry else "")
+    *prompt, last = turns
+    final = {key: value for key, value in last.items() if key not in ("role", "content")}
+    return Example(record.where, tuple(prompt), last["content"], instruction, final, tools)
+
+
+def _prompt_turns(
+    fields: Mapping[str, Any], columns: Mapping[str, str], entry: DatasetEntry | None
+) -> tuple[Message, ...]:
+    """Read the turns before the response; none of them carries loss."""
+    value = _value(fields, columns["prompt"])
+    if isinstance(value, list):
+        turns = read_conversation(value, columns["prompt"])
+        return tuple(
+            {**turn, "weight": 0.0} if turn["role"] == "assistant" else turn for turn in turns
+        )
+    text = require_text(value, repr(columns["prompt"]))
+    if "input" in columns:
+        text += "\n\n" + require_text(_value(fields, columns["input"]), repr(columns["input"]))
+    if entry is not None:
+        text = stored_question(text, entry.instruction)
+    return ({"role": "user", "content": text},)
+
+
+def _response_turns(fields: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[Message, ...]:
+    value = _value(fields, columns["response"])
+    if isinstance(value, list):
+        return read_conversation(value, columns["response"])
+    return ({"role": "assistant", "content": require_text(value, repr(columns["response"]))},)
+
+
+def _require_question_and_answer(turns: tuple[Message, ...]) -> None:
+    if not turns or turns[-1]["role"] != "assistant":
+        got = repr(turns[-1]["role"]) if turns else "none"
+        raise BadValueError("no response", f"the last turn must be the assistant's, got {got}")
+    if len(turns) == 1:
+        raise BadValueError("no prompt", "there is no turn before the assistant's")
 
 
 def stored_question(text: str, instruction: str) -> str:
-    """The bare question in a stored prompt, without control tokens and ``instruction``.
+    """Return the bare question in a stored prompt, without control tokens and ``instruction``.
 
     A prompt style adds both again, the control tokens of the model at hand and BOS once.
     """
@@ -177,62 +332,14 @@ def stored_question(text: str, instruction: str) -> str:
     return str(turns[-1] if turns else text).strip().removesuffix(instruction).rstrip()
 
 
-class _BadValueError(Exception):
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
 def _value(fields: Mapping[str, Any], column: str) -> Any:
-    """The value at a dotted path; `extra_info.` may be missing throughout, as in flat copies."""
+    """Return the value at a dotted path; `extra_info.` may be missing, as in flat copies."""
+    if column in fields:
+        return fields[column]
     value: Any = fields
     parts = column.split(".")
     if parts[0] == "extra_info" and "extra_info" not in fields:
         parts = parts[1:]
-    if column in fields:
-        parts = [column]
     for part in parts:
-        if not isinstance(value, Mapping) or part not in value:
-            known = list(map(str, value)) if isinstance(value, Mapping) else []
-            near = get_close_matches(part, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            there = f"There are: {', '.join(known)}." if known else "There is nothing in it."
-            raise _BadValueError("missing field", f"key {part!r} is missing; {hint}{there}")
-        value = value[part]
+        value = require_key(value if isinstance(value, Mapping) else {}, part)
     return value
-
-
-def _text(fields: Mapping[str, Any], column: str) -> str:
-    return _require_text(_value(fields, column), repr(column))
-
-
-def _require_text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        got = "null" if value is None else f"{type(value).__name__} {value!r:.80}"
-        raise _BadValueError("wrong type", f"{what} must be a text, got {got}")
-    if not value.strip():
-        raise _BadValueError("empty text", f"{what} must not be empty, got {value!r:.80}")
-    if has_surrogates(value):
-        raise _BadValueError("invalid UTF-8", f"{what} holds half of a surrogate pair")
-    return value
-
-
-def _conversation(value: Any) -> tuple[tuple[Message, ...], str]:
-    """Prompt and response of a list of messages; the last one is the response."""
-    if not isinstance(value, list) or not value:
-        got = type(value).__name__ if not isinstance(value, list) else "none"
-        raise _BadValueError("wrong type", f"'messages' must be a list of turns, got {got}")
-    turns: list[Message] = []
-    for number, turn in enumerate(value, start=1):
-        if not isinstance(turn, Mapping):
-            got = type(turn).__name__
-            raise _BadValueError("wrong type", f"turn {number} must be an object, got {got}")
-        role = _require_text(_value(turn, "role"), f"role of turn {number}")
-        content = _require_text(_value(turn, "content"), f"content of turn {number}")
-        turns.append({"role": role, "content": content})
-    if turns[-1]["role"] != "assistant":
-        message = f"the last turn must be the assistant's, got {turns[-1]['role']!r}"
-        raise _BadValueError("no response", message)
-    if len(turns) == 1:
-        raise _BadValueError("no prompt", "there is no turn before the assistant's")
-    return tuple(turns[:-1]), turns[-1]["content"]

@@ -19,7 +19,13 @@ from deft.workers.common.checksums import hash_parts
 from deft.workers.common.example import Example
 from deft.workers.common.files import atomic_directory, write_atomic
 from deft.workers.data.chat import count_bos, format_hash
-from deft.workers.data.datasets import content_digest, digest_files, read_examples
+from deft.workers.data.datasets import (
+    ReadingNotes,
+    content_digest,
+    describe_notes,
+    digest_files,
+    read_examples,
+)
 from deft.workers.data.example_store import (
     BAD_RECORDS_FILE,
     BATCH_SIZE,
@@ -47,6 +53,7 @@ if TYPE_CHECKING:
 
 EXAMPLES_FILE = "examples.arrow"
 COUNTS_FILE = "counts.json"
+PASSED_OVER_FILE = "passed_over.txt"
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ class Prepared:
     """Identifies the format as rendered, see `deft.workers.data.chat.format_hash`."""
     num_bos: int
     """BOS tokens that a row starts with."""
+    passed_over: str = ""
+    """What nothing reads in the records, in one line, see `deft.workers.data.datasets`."""
 
 
 def prepare(
@@ -115,6 +124,7 @@ def prepare(
         validation_dir=str(directory / "validation"),
         bad_records_file=str(directory / BAD_RECORDS_FILE),
         prompt_style=dataset.prompt_style,
+        passed_over=(examples_dir / PASSED_OVER_FILE).read_text(),
         **counts,
     )
 
@@ -184,7 +194,9 @@ def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
         with atomic_directory(directory) as aside:
             with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
                 log = BadRecordLog(file)
-                write_examples(usable_batches(dataset, log), aside / EXAMPLES_FILE)
+                notes = ReadingNotes()
+                write_examples(usable_batches(dataset, log, notes), aside / EXAMPLES_FILE)
+            write_atomic(aside / PASSED_OVER_FILE, describe_notes(notes))
             write_atomic(aside / COUNTS_FILE, json.dumps(log.counts))
     elif dataset.bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
         require_usable(dataset)
@@ -198,7 +210,7 @@ def require_usable(dataset: DatasetSpec) -> None:
         ValueError: there is no example in it, or a bad record and those are refused.
     """
     log = BadRecordLog()
-    num_examples = sum(map(len, usable_batches(dataset, log)))
+    num_examples = sum(map(len, usable_batches(dataset, log, ReadingNotes())))
     if log.counts and (dataset.bad_records == "refuse" or num_examples == 0):
         remedy = (
             "dataset.columns says what columns are called; dataset.bad_records=drop leaves bad "
@@ -299,9 +311,11 @@ def prepare_rows(
     return directory
 
 
-def usable_batches(dataset: DatasetSpec, log: BadRecordLog) -> Iterator[list[Example]]:
+def usable_batches(
+    dataset: DatasetSpec, log: BadRecordLog, notes: ReadingNotes
+) -> Iterator[list[Example]]:
     """Yield the examples of ``dataset`` in batches; ``log`` gets the records that are none."""
-    records = read_examples(dataset)
+    records = read_examples(dataset, notes)
     while batch := list(islice(records, BATCH_SIZE)):
         for record in batch:
             if isinstance(record, BadRecord):

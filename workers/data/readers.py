@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
+import io
 import json
+import re
+import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO, cast
 
+from deft.workers.catalogs.datasets import data_suffix
 from deft.workers.common.text import has_surrogates, printable
 
 SHOWN_PER_KIND = 3
 """Bad records of each kind that a message names."""
 MAX_CSV_FIELD = 2**30
+"""Longest value of CSV in characters."""
 PARQUET_BATCH = 1000
+"""Rows of Parquet that are read at a time."""
+INDEX_COLUMN = re.compile(r"Unnamed: \d+(\.\d+)?|__index_level_\d+__")
+"""What pandas calls the index of a table where it has no name."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Record:
     where: str
     """File and line, or file and row; the first is 1."""
     fields: dict[str, Any]
+    skipped: tuple[str, ...] = field(default=(), compare=False)
+    """Columns that were not asked for, and hence not read."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,10 @@ def describe(counts: dict[str, int]) -> str:
 
 
 def read_records(path: Path, name: str, columns: Collection[str]) -> Iterator[Record | BadRecord]:
-    """Every record of a file, in order; blank lines are passed over.
+    """Yield every record of a file, in order; blank lines are passed over.
 
     Args:
-        path: a file whose name ends in one of `SUFFIXES`.
+        path: a file whose name ends in one of `SUFFIXES`, gzipped if it ends in .gz besides.
         name: what records call it, followed by the line.
         columns: top-level columns that are needed; Parquet reads no others if it has all of them.
             None at all means every column.
@@ -87,19 +98,30 @@ def read_records(path: Path, name: str, columns: Collection[str]) -> Iterator[Re
     Raises:
         ValueError: the file as a whole cannot be read.
     """
-    match path.suffix:
-        case ".parquet":
-            return _read_parquet(path, name, columns)
-        case ".csv":
-            return _read_csv(path, name)
-        case ".json" if _starts_with_bracket(path):
-            return _read_json_array(path, name)
-        case _:
-            return _read_json_lines(path, name)
+    try:
+        match data_suffix(path):
+            case ".parquet":
+                yield from _read_parquet(path, name, columns)
+            case ".csv":
+                yield from _read_csv(path, name, ",")
+            case ".tsv":
+                yield from _read_csv(path, name, "\t")
+            case ".json" if _starts_with_bracket(path):
+                yield from _read_json_array(path, name)
+            case _:
+                yield from _read_json_lines(path, name)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a gzip file, or damaged: {error}; unpack it") from None
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file for reading, unpacked if it is gzipped."""
+    is_gzipped = path.suffix.lower() == ".gz"
+    return cast("IO[bytes]", gzip.open(path)) if is_gzipped else path.open("rb")
 
 
 def _read_json_lines(path: Path, name: str) -> Iterator[Record | BadRecord]:
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, raw in enumerate(file, start=1):
             if number == 1:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -123,7 +145,9 @@ def _read_json_lines(path: Path, name: str) -> Iterator[Record | BadRecord]:
 def _read_json_array(path: Path, name: str) -> Iterator[Record | BadRecord]:
     """One element after the other, so that objects are made one at a time."""
     # Undecodable bytes become lone surrogates, which betray the element that they stand in.
-    text = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
+    with _open(path) as file:
+        content = file.read()
+    text = content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
     position, line = text.index("[") + 1, text.count("\n", 0, text.index("["))
     counted = text.index("[")
     while True:
@@ -177,16 +201,22 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _read_csv(path: Path, name: str) -> Iterator[Record | BadRecord]:
-    """RFC 4180 with a header line; every value is a text."""
+def _read_csv(path: Path, name: str, delimiter: str) -> Iterator[Record | BadRecord]:
+    """Read RFC 4180 with a header line; every value is a text."""
     csv.field_size_limit(MAX_CSV_FIELD)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file, strict=True)
+    with (
+        _open(path) as content,
+        io.TextIOWrapper(
+            content, encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as file,
+    ):
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = next(rows, [])
         except csv.Error as error:
             raise ValueError(f"{path}:1: no header line of CSV: {error}") from None
-        if len(set(header)) < len(header) or not all(header):
+        names = [column for column in header[_num_index_columns(header) :] if not is_index(column)]
+        if len(set(names)) < len(names) or not all(names):
             raise ValueError(
                 f"{path}:1: expected a header line of distinct column names, got {header!r:.200}"
             )
@@ -207,19 +237,34 @@ def _read_csv(path: Path, name: str) -> Iterator[Record | BadRecord]:
             elif any(map(has_surrogates, row)):
                 yield BadRecord(where, "invalid UTF-8", "invalid UTF-8")
             else:
-                yield Record(where, dict(zip(header, row, strict=True)))
+                fields = dict(zip(header, row, strict=True))
+                yield Record(where, {column: fields[column] for column in names})
+
+
+def is_index(column: str) -> bool:
+    """Return whether a column is the index of a table of pandas, which says nothing."""
+    return INDEX_COLUMN.fullmatch(column) is not None
+
+
+def _num_index_columns(header: Sequence[str]) -> int:
+    """Count the columns without a name before the first one with a name."""
+    return next((number for number, column in enumerate(header) if column), len(header))
 
 
 def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[Record | BadRecord]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    skipped: tuple[str, ...] = field(default=(), compare=False)
+
     def batches() -> Iterator[pa.RecordBatch]:
-        """Every batch; a file may turn out damaged far from its beginning."""
+        """Yield every batch; a file may turn out damaged far from its beginning."""
         try:
+            nonlocal skipped
             file = pq.ParquetFile(path)
             known = file.schema_arrow.names
             wanted = list(columns) if columns and set(columns) <= set(known) else None
+            skipped = tuple(name for name in known if wanted and name not in wanted)
             yield from file.iter_batches(batch_size=PARQUET_BATCH, columns=wanted)
         except FileNotFoundError:
             raise
@@ -239,9 +284,9 @@ def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[R
             except (ValueError, OverflowError, pa.ArrowException) as error:
                 yield BadRecord(where, "broken value", f"a value that cannot be read: {error}")
                 continue
-            yield Record(where, fields)
+            yield Record(where, fields, skipped)
 
 
 def _starts_with_bracket(path: Path) -> bool:
-    with path.open("rb") as file:
+    with _open(path) as file:
         return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.data.chat import (
-    encode_example,
-    encode_examples,
     require_eos,
     require_tokens,
     special_tokens,
+    try_encode,
 )
 from deft.workers.data.example_store import (
     BAD_RECORDS_FILE,
@@ -34,6 +33,7 @@ from deft.workers.data.example_store import (
     write_table,
 )
 from deft.workers.data.readers import BadRecord
+from deft.workers.data.templates.texts import example_texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -118,25 +118,17 @@ class RowEncoder:
         return rows, problems
 
     def _encode_each(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
-        """Encode ``examples`` in one batch; one by one only if some cannot be rendered."""
+        """Encode ``examples``; those that spell control tokens or cannot be rendered are bad."""
         spelled = [spelled_token(example, self.control) for example in examples]
         clean = [example for example, token in zip(examples, spelled, strict=True) if not token]
-        style = self.row_format.style
-        encoded: Iterator[Encoded | BadRecord]
-        try:
-            encoded = iter(encode_examples(self.tokenizer, clean, style=style) if clean else [])
-        except ValueError:
-            encoded = map(self._encode_one, clean)
-        return [
-            _control_token(example, token) if token else next(encoded)
-            for example, token in zip(examples, spelled, strict=True)
-        ]
-
-    def _encode_one(self, example: Example) -> Encoded | BadRecord:
-        try:
-            return encode_example(self.tokenizer, example, style=self.row_format.style)
-        except ValueError as error:
-            return BadRecord(example.id, "not renderable", str(error))
+        encoded = iter(try_encode(self.tokenizer, clean, style=self.row_format.style))
+        outcomes: list[Encoded | BadRecord] = []
+        for example, token in zip(examples, spelled, strict=True):
+            outcome = _control_token(example, token) if token else next(encoded)
+            if isinstance(outcome, ValueError):
+                outcome = BadRecord(example.id, "not renderable", str(outcome))
+            outcomes.append(outcome)
+        return outcomes
 
     def _fit(self, name: str, encoded: Encoded) -> tuple[Encoded | None, BadRecord | None]:
         """Cut an example that is too long, or leave it out, and say so."""
@@ -153,7 +145,7 @@ class RowEncoder:
 
 def spelled_token(example: Example, control: re.Pattern[str]) -> str:
     """Return the first control token that a text of ``example`` spells; empty if none does."""
-    for text in (*(message["content"] for message in example.prompt), example.response):
+    for text in example_texts(example):
         if match := control.search(text):
             return match.group()
     return ""

@@ -171,6 +171,7 @@ def test_dropped_records_are_said_and_listed(
 ) -> None:
     lines = [f'{{"prompt": "{n} + 1", "response": "{n + 1}"}}' for n in range(40)]
     lines[6] = '{"promt": "2 + 2", "response": "4"}'
+    lines[7] = '{"prompt": "7 + 1", "response": "8", "source": "school"}'
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     (tmp_path / "run.yaml").write_text("dataset: {name: sums.jsonl, bad_records: drop}" + SMALL)
     monkeypatch.chdir(tmp_path)
@@ -182,6 +183,7 @@ def test_dropped_records_are_said_and_listed(
     assert "38 examples, 1 held out, 1 bad" in done.stdout
     said = " ".join(done.stdout.split())
     assert "warning: left out 1 missing field; listed in" in said
+    assert "warning: sums.jsonl: fields that nothing reads, with their number: source (1)" in said
     (listed,) = tmp_path.glob("runs/cache/rows/*/bad_records.jsonl")
     assert json.loads(listed.read_text())["where"] == "sums.jsonl:7"
 

@@ -65,6 +65,22 @@ def test_on_a_terminal_trained_text_is_green_and_the_rest_dim(talk: Path, tmp_pa
     assert "é" not in shown.split("cut here")[1]
 
 
+def test_masks_of_all_turns_are_shown_and_what_nothing_reads(tmp_path: Path) -> None:
+    masked = {"role": "assistant", "content": "43.", "weight": 0}
+    sure = {"role": "user", "content": "Sure?"}
+    record = {"messages": [TALK[1], masked, sure, *TALK[2:]], "source": "x"}
+    (tmp_path / "talk.jsonl").write_text(json.dumps(record))
+    names = {"dataset": str(tmp_path / "talk.jsonl"), "model": "tiny", "objective": "p"}
+    screen = io.StringIO()
+    show_data(load_spec(None, names), tmp_path, 1, RunConsole(Console(file=screen, width=200)))
+    shown = screen.getvalue()
+    assert "<|im_start|>assistant\n43.<|im_end|>\n<|im_start|>user\nSure?" in shown
+    assert "⟦42.<|im_end|>⟧" in shown
+    assert "⟦No: é.<|im_end|>⟧" in shown
+    assert "ends with <|im_end|>" in shown
+    assert "talk.jsonl: fields that nothing reads, with their number: source (1)" in shown
+
+
 def test_noisy_examples_are_shown_with_what_they_are_trained_on(tmp_path: Path) -> None:
     records = [{"prompt": f"{n} = ?", "response": f"answer {n}."} for n in range(20)]
     file = tmp_path / "data.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -231,6 +232,18 @@ def test_earlier_turns_are_found_where_the_template_trims_them() -> None:
     assert count_bos(LLAMA_TOKENIZER, input_ids) == 1
 
 
+def test_turns_without_weight_carry_no_loss() -> None:
+    prompt = (user("a?"), {**assistant("b."), "weight": 0}, user("c?"), assistant("d."), user("e?"))
+    masked = Example("1", prompt, "f.", final={"weight": 0})
+    for final, expected in (({"weight": 0}, "d.<|im_end|>"), ({}, "d.<|im_end|>f.<|im_end|>")):
+        input_ids, labels = encode_example(QWEN_TOKENIZER, replace(masked, final=final))
+        trained = [label for label in labels if label != IGNORE_INDEX]
+        assert QWEN_TOKENIZER.decode(trained) == expected
+        assert labels[-1] == input_ids[-1] != IGNORE_INDEX
+    with pytest.raises(ValueError, match="no turn of it has weight"):
+        encode_example(QWEN_TOKENIZER, replace(masked, prompt=(user("a?"),)))
+
+
 def test_an_assistant_turn_that_repeats_an_earlier_text_is_not_mistaken() -> None:
     prompt = (user("b."), assistant("b."), user("b."), assistant("b."), user("b."))
     _, labels = encode_example(QWEN_TOKENIZER, Example("1", prompt, "b."))
@@ -259,6 +272,58 @@ def test_template_that_drops_thinking_is_exact_without_it_and_refused_with_it() 
 def test_todays_date_does_not_get_into_prompts() -> None:
     text = LLAMA_TOKENIZER.decode(encode_prompt(LLAMA_TOKENIZER, (user("a?"),)))
     assert text.startswith("<|begin_of_text|>Today: 26 Jul 2024\n")
+    template = "Today is {{ strftime_now('%d %B %Y') }}.\n" + CHATML_TEMPLATE
+    asking = byte_tokenizer(QWEN, eos=QWEN[2], template=template)
+    text = asking.decode(encode_prompt(asking, (user("a?"),)))
+    assert text.startswith("Today is 26 July 2024.\n<|im_start|>user")
+
+
+WITHOUT_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+    "{% elif m.role == 'assistant' %}<|im_start|>assistant\n{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "tool"])
+def test_text_that_the_template_does_not_write_is_refused(role: str) -> None:
+    tokenizer = byte_tokenizer(QWEN, eos=QWEN[2], template=WITHOUT_SYSTEM)
+    # That the text stands elsewhere too does not hide that it is left out.
+    for text in ("Answer in French.", "user", "a"):
+        prompt = ({"role": role, "content": text}, user("a?"))
+        with pytest.raises(ValueError, match=f"turn 1: .* leaves out or changes the {role} text"):
+            encode_example(tokenizer, Example("1", prompt, "b."))
+        with pytest.raises(ValueError, match=f"turn 1: .* leaves out or changes the {role} text"):
+            encode_prompt(tokenizer, prompt)
+
+
+def test_eos_follows_where_the_template_ends_no_turn() -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer = byte_tokenizer(QWEN, eos=QWEN[0], template=template)
+    input_ids, labels = encode_example(tokenizer, Example("1", (user("a?"),), "b."))
+    assert tokenizer.decode(input_ids) == "user: a?\nassistant: b.<|endoftext|>"
+    assert tokenizer.decode([x for x in labels if x != IGNORE_INDEX]) == "b.<|endoftext|>"
+    earlier = (user("a?"), assistant("b."), user("c?"))
+    with pytest.raises(ValueError, match=r"turn 2: .* writes no control token that ends"):
+        encode_example(tokenizer, Example("1", earlier, "d."))
+
+
+def test_answer_that_is_no_continuation_of_what_asks_for_it_is_refused() -> None:
+    thinking = CHATML_TEMPLATE.replace("assistant\\n", "assistant\\n<think>\\n")
+    tokenizer = byte_tokenizer(QWEN, eos=QWEN[2], template=thinking)
+    with pytest.raises(ValueError, match=r"asks for .*<think>\\n' and writes it .*assistant\\n42"):
+        encode_example(tokenizer, Example("1", (user("6*7?"),), "42"))
+    example = Example("1", (user("6*7?"),), "<think>\n6*7\n</think>\n\n42")
+    _, labels = encode_example(tokenizer, example)
+    trained = [label for label in labels if label != IGNORE_INDEX]
+    assert tokenizer.decode(trained) == "6*7\n</think>\n\n42<|im_end|>"
+
+
+def test_named_style_refuses_what_it_has_no_place_for() -> None:
+    example = Example("1", (user("a?"),), "b.", final={"tool_calls": [{}]}, tools=({},))
+    with pytest.raises(ValueError, match="the example has tool_calls, tools"):
+        encode_example(QWEN_TOKENIZER, example, style="qwen-boxed")
 
 
 @pytest.mark.parametrize(

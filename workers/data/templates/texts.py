@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from deft.workers.common.example import REASONING_KEYS, Message
+from deft.workers.common.example import REASONING_KEYS, Example, Message
 from deft.workers.data.templates.rendering import Conversation, render_each, template_name
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ def conversation_texts(conversation: Conversation) -> list[tuple[str, str, str]]
         function = tool.get("function", tool)
         texts.append(("tools", "a tool", str(function.get("name", ""))))
     return [(place, name, text.strip()) for place, name, text in texts if text.strip()]
+
+
+def example_texts(example: Example) -> Iterator[str]:
+    """Yield every text of an example as it is, those of tools as well."""
+    for message in (*example.prompt, {"content": example.response, **example.final}):
+        yield message["content"]
+        yield from (message[key] for key in REASONING_KEYS[:1] if message.get(key))
+        yield from _leaves(message.get("tool_calls") or ())
+    yield from _leaves(example.tools)
 
 
 def call_texts(call: Mapping[str, Any]) -> Iterator[str]:

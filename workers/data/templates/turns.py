@@ -8,7 +8,6 @@ what is generated, its marks are the turns.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,7 +65,7 @@ def write_scripts(
     plans = [_renderings_needed(conversation) for conversation in conversations]
     flat = [beginning for plan in plans for beginning in plan.values()]
     rendered = iter(render_each(tokenizer, flat))
-    control = "|".join(map(re.escape, control_tokens)) or "(?!)"
+    control = tuple(control_tokens)
     scripts: list[Script | ValueError] = []
     for conversation, plan in zip(conversations, plans, strict=True):
         renderings = {key: next(rendered) for key in plan}
@@ -106,7 +105,7 @@ def _write(
     tokenizer: PreTrainedTokenizerBase,
     conversation: Conversation,
     renderings: Mapping[Beginning, Rendering | ValueError],
-    control: str,
+    control: tuple[str, ...],
 ) -> Script:
     def require(number: int, opens: bool) -> Rendering:
         rendering = renderings[number, opens]
@@ -131,7 +130,7 @@ def _write(
             spans.append(Span(len(request), end, turn_weight(messages[index])))
     if whole.blocks:
         spans = _marked_spans(tokenizer, conversation, whole)
-    is_ended = re.search(rf"(?:{control})\s*\Z", whole.text[spans[-1].begin :]) is not None
+    is_ended = bool(_closers(whole.text, control))
     return Script(whole.text, spans, trained[-1] == len(messages) - 1 and not is_ended)
 
 
@@ -163,7 +162,7 @@ def _end_of_turn(
     whole: str,
     begin: int,
     upto: str,
-    control: str,
+    control: tuple[str, ...],
 ) -> int:
     """Find where the turn at ``index`` is over, what ends it included.
 
@@ -174,37 +173,51 @@ def _end_of_turn(
         whole: all turns as text.
         begin: where the turn begins in it, and in ``upto``.
         upto: the turns up to this one as text.
-        control: a pattern of the control tokens.
+        control: the control tokens, longest first.
 
     Returns:
         A position in ``whole``: behind the control tokens that close the turn; behind its text if
         it is the last one and nothing closes it.
     """
-    closing = re.search(rf"(?:\s*(?:{control}))*\s*\Z", upto)
-    assert closing is not None
-    closers = closing.group().rstrip()
+    closers = _closers(upto, control)
+    text_end = len(upto.rstrip()) - len(closers)
     if whole.startswith(upto):
-        end = closing.start()
+        end = text_end
     else:
         # Templates may write a last turn differently from the same turn with others behind it.
-        turn = upto[begin : closing.start()]
+        turn = upto[begin:text_end]
         end = begin + _end_of_text(tokenizer, conversation, index, turn, whole[begin:])
-        while not whole[end:].startswith(closers):
-            closers = re.sub(rf"\s*(?:{control})\Z", "", closers) if closers else ""
-            if not closers:
-                break
+        while closers and not whole.startswith(closers, end):
+            closers = closers.removesuffix(_last_token(closers, control)).rstrip()
     if closers:
         return end + len(closers)
     if index == len(conversation.messages) - 1:
         return end
-    next_token = re.compile(rf"\s*(?:{control})").match(whole, end)
+    following = whole[end:]
+    num_spaces = len(following) - len(following.lstrip())
+    next_token = next((t for t in control if following.startswith(t, num_spaces)), None)
     if next_token is None:
         raise ValueError(
             f"turn {index + 1}: {template_name(tokenizer)} writes no control "
             "token that ends this assistant turn, so it cannot be trained as it would be "
             "generated; give the turn weight 0"
         )
-    return next_token.end()
+    return end + num_spaces + len(next_token)
+
+
+def _closers(text: str, control: tuple[str, ...]) -> str:
+    """Return the control tokens at the end of ``text``, with the white space before each."""
+    end = start = len(text.rstrip())
+    while token := _last_token(text[:start], control):
+        start = len(text[: start - len(token)].rstrip())
+    return text[start:end]
+
+
+def _last_token(text: str, control: tuple[str, ...]) -> str:
+    """Return the control token that ``text`` ends with; empty if it ends with none."""
+    if not text.endswith(control):
+        return ""
+    return next(token for token in control if text.endswith(token))
 
 
 def _end_of_text(
