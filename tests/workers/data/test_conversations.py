@@ -13,7 +13,7 @@ import pytest
 
 from deft.workers.common.example import REASONING_KEYS, Example
 from deft.workers.data.datasets import ReadingNotes, describe_notes, read_examples
-from deft.workers.data.example_store import iterate_examples, open_examples, write_examples
+from deft.workers.data.example_store import iterate_examples, open_tables, write_examples
 from deft.workers.data.readers import BadRecord
 from deft.workers.spec import DatasetSpec
 
@@ -282,5 +282,5 @@ def test_examples_are_stored_with_all_that_they_have(tmp_path: Path) -> None:
         ),
         Example("3", (QUESTION,), "b", final=dict.fromkeys(REASONING_KEYS, "t"), tools=(TOOL,)),
     ]
-    write_examples(examples, tmp_path / "examples.arrow")
-    assert list(iterate_examples(open_examples(tmp_path / "examples.arrow"))) == examples
+    write_examples([examples], tmp_path / "examples.arrow")
+    assert list(iterate_examples(open_tables(tmp_path))) == examples

@@ -49,6 +49,6 @@ def test_collate_pads_on_the_right_and_gives_padding_no_target() -> None:
         {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
         {"input_ids": [8], "labels": [8]},
     ]
-    batch = collate(rows, pad_token_id=0, device=torch.device("cpu"), packing=False)
+    batch = collate(rows, fill_token_id=0, device=torch.device("cpu"), packing=False)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
