@@ -32,8 +32,24 @@ def grade(record: Mapping[str, Any]) -> Grade:
     final = find_answer(answer_part(record["response"]), parts=_parts(gold), worded=worded)
     if final is None or (finish_reason == "length" and not final.explicit):
         return no_answer(finish_reason)
-    correct = same_answer(gold, final.text)
+    correct = same_answer(gold, final.text) or (
+        _asks_for_percent(record, final.text) and same_answer(rf"{gold}\%", final.text)
+    )
     return Grade(Verdict.correct if correct else Verdict.wrong, final.text.strip())
+
+
+_PERCENT = re.compile(r"percent|per cent|\\?%", re.IGNORECASE)
+
+
+def _asks_for_percent(record: Mapping[str, Any], answer: str) -> bool:
+    """Check whether 50 in the gold answer stands for 50 %: by the question, if it is known.
+
+    Else by the words of the response around its answer: "the percentage is 50 %".
+    """
+    if record.get("question"):
+        return _PERCENT.search(str(record["question"])) is not None
+    end = record["response"].rfind(answer[:20])
+    return "percentage" in record["response"][max(0, end - 120) : max(end, 0)].lower()
 
 
 def gold_answer(gold: str) -> str:

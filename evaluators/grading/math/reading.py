@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from fractions import Fraction
 
 from deft.evaluators.grading.brackets import (
     is_balanced,
@@ -16,6 +18,7 @@ from deft.evaluators.grading.brackets import (
 from deft.evaluators.grading.math.latex import MAX_ANSWER, normalize_latex
 from deft.evaluators.grading.math.nodes import (
     Choice,
+    Clock,
     Difference,
     Group,
     Matrix,
@@ -36,6 +39,17 @@ MAX_LEVELS = 8
 """Levels of lists within lists."""
 
 
+_CURRENCIES = {
+    r"\$": "dollar", "£": "lb", r"\pounds": "lb", r"\£": "lb", "€": "euro", r"\euro": "euro",
+    r"\texteuro": "euro", r"\€": "euro", "¥": "yen", "₹": "rupee",
+}  # fmt: skip
+"""Signs to units; pounds of money are spelled like pounds of weight."""
+_SIGN = "|".join(re.escape(sign) for sign in _CURRENCIES)
+_CURRENCY = re.compile(
+    rf"^[\s{{(]*-?\s*(?:US)?({_SIGN})\s*[\d.,{{}}\\! ]+(?:\\text\{{[^{{}}]*\}})?\s*$|^\s*[\d.,]+\s*({_SIGN})\s*$"
+)
+
+
 def readings(text: str) -> list[Node]:
     """Return what ``text`` can mean, likeliest first; text too long for an answer means itself."""
     if len(text) > MAX_ANSWER:
@@ -45,6 +59,13 @@ def readings(text: str) -> list[Node]:
         nodes = [read_node(form, 0) for form in dict.fromkeys(normal)]
     except RecursionError:
         return [Words(text.strip())]
+    currency = _CURRENCY.search(text)
+    if currency:
+        unit = _CURRENCIES[currency[1] or currency[2]]
+        nodes = [
+            replace(n, unit=unit) if isinstance(n, Scalar) and not n.unit and not n.percent else n
+            for n in nodes
+        ]
     decimal = re.fullmatch(r"-?\d+,\d+", normal[1])
     if decimal:
         nodes.append(Scalar(normal[1].replace(",", ".")))
@@ -55,7 +76,7 @@ def read_node(text: str, level: int) -> Node:
     text = _unwrap(text)
     if level > MAX_LEVELS:
         return Words(text)
-    whole = _read_phrase(text)
+    whole = _read_phrase(text, level)
     if whole is not None:
         return whole
     choice = _read_choice(text, level)
@@ -110,7 +131,7 @@ def _unwrap(text: str) -> str:
         before = text
         text = re.sub(r"\\(?:boxed|fbox|framebox)(?=\s*\{)", "", text)
         text = re.sub(r"\*\*|__|`|^\s*[=:]\s*", "", text)
-        text = text.strip().strip('"').rstrip(".,;:").strip()
+        text = text.strip().strip('"').rstrip(".,;:?").strip()
         text = re.sub(r"(?:\\\\)+$", "", text)
         if text.startswith("{"):
             content, end = read_group(text, 0)
@@ -137,12 +158,16 @@ _WHOLE_WORDS: dict[str, Node] = {
     ),
     **dict.fromkeys(("dne", "does not exist", "doesn't exist"), Words("does not exist")),
     **dict.fromkeys(("undefined", "not defined", "is undefined"), Words("undefined")),
-    **dict.fromkeys(("infinity", "positive infinity", "plus infinity"), Scalar(r"\infty")),
+    **dict.fromkeys(
+        ("infinity", "positive infinity", "plus infinity", "infinitely many", "infinite",
+         "infinitely many solutions"),
+        Scalar(r"\infty"),
+    ),
     **dict.fromkeys(("negative infinity", "minus infinity"), Scalar(r"-\infty")),
 }  # fmt: skip
 
 
-def _read_phrase(text: str) -> Node | None:
+def _read_phrase(text: str, level: int) -> Node | None:
     """Read phrases that stand for a set, a limit or a number."""
     words = plain_words(text)
     if words in _WHOLE_WORDS:
@@ -151,7 +176,90 @@ def _read_phrase(text: str) -> Node | None:
     if answered:
         return Words(answered[1])
     number = number_word(words)
-    return None if number is None else Scalar(str(number))
+    if number is not None:
+        return _rational(number)
+    return _read_clock(text) or _read_compound(text) or _read_described_set(text, level)
+
+
+def _rational(value: Fraction, unit: str = "", *, degree: bool = False) -> Scalar:
+    fraction = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return Scalar(fraction if value.denominator > 1 else str(value.numerator), unit, degree=degree)
+
+
+def _untexted(text: str) -> str:
+    return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split())
+
+
+_CLOCK = re.compile(r"(\d{1,2})\s?:\s?(\d\d)(?::00)?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+
+
+def _read_clock(text: str) -> Clock | None:
+    match = _CLOCK.fullmatch(_untexted(text))
+    if match is None or int(match[1]) > 24 or int(match[2]) > 59:
+        return None
+    return Clock(int(match[1]), int(match[2]), (match[3] or "").lower())
+
+
+_COMPOUND_UNITS = {("h", "min"): 60, ("min", "s"): 60, ("ft", "in"): 12, ("dollar", "cent"): 100,
+                   ("day", "h"): 24, ("lb", "oz"): 16, ("m", "cm"): 100}  # fmt: skip
+_COMPOUND = re.compile(r"(\d+)\s*([a-zA-Z]+),?\s*(?:and\s*)?(\d+)\s*([a-zA-Z]+)")
+_ARC_MINUTES = re.compile(r"(\d+)°\s*(\d+)'\s*(?:(\d+)(?:''|\"))?")
+
+
+def _read_compound(text: str) -> Scalar | None:
+    """Read ``2 hours 20 minutes`` or ``37° 30'`` as one quantity."""
+    bare = _untexted(text)
+    arc = _ARC_MINUTES.fullmatch(bare)
+    if arc:
+        value = Fraction(int(arc[1])) + Fraction(int(arc[2]), 60) + Fraction(int(arc[3] or 0), 3600)
+        return _rational(value, degree=True)
+    match = _COMPOUND.fullmatch(bare)
+    if match is None:
+        return None
+    units = canonical_unit(match[2]), canonical_unit(match[4])
+    per = _COMPOUND_UNITS.get(units)
+    return _rational(int(match[1]) + Fraction(int(match[3]), per), units[0]) if per else None
+
+
+_SET_OF_REALS = re.compile(
+    r"(?:the set of )?(?:all )?(?:(?P<sign>positive|negative|non-?\s?negative|non-?\s?positive) )?"
+    r"(?:real )?(?:numbers|reals|values)(?: of [a-z]| [a-z])?"
+    r"(?:,? (?:(?P<except>except(?: for)?|other than|not equal to)"
+    r"|(?:that are )?(?P<bound>greater than or equal to|less than or equal to|at least|at most"
+    r"|greater than|less than|larger than|smaller than)) (?:[a-z] ?= ?)?(?P<end>.+))?",
+    re.IGNORECASE,
+)
+_BOUNDS = {"greater than": ("(", ")"), "larger than": ("(", ")"), "at least": ("[", ")"),
+           "greater than or equal to": ("[", ")"), "less than": ("(", ")"),
+           "smaller than": ("(", ")"), "at most": ("(", "]"),
+           "less than or equal to": ("(", "]")}  # fmt: skip
+
+
+def _read_described_set(text: str, level: int) -> Node | None:
+    """Read ``all real numbers except x = 2``, ``all positive real numbers``."""
+    if "real" not in text and "positive" not in text and "negative" not in text:
+        return None
+    match = _SET_OF_REALS.fullmatch(_untexted(text))
+    if match is None or not (match["sign"] or match["end"]):
+        return None
+    if match["sign"]:
+        closed = "[" if match["sign"].lower().startswith("non") else "("
+        positive = match["sign"].lower().endswith(("positive", "negative")) and (
+            match["sign"].lower() in ("positive",)
+            or (
+                match["sign"].lower().startswith("non")
+                and match["sign"].lower().endswith("negative")
+            )
+        )
+        inner = rf"{closed}0,\infty)" if positive else rf"(-\infty,0{']' if closed == '[' else ')'}"
+        return read_node(inner, level + 1)
+    if match["except"]:
+        excluded = re.sub(r"\s*(?:,|\band\b|\bor\b)\s*", ",", match["end"])
+        return Difference(_REALS, read_node(rf"\{{{excluded}\}}", level + 1))
+    opening, closing = _BOUNDS[match["bound"].lower()]
+    upper = match["bound"].lower().startswith(("less", "small", "at most"))
+    ends = rf"-\infty,{match['end']}" if upper else rf"{match['end']},\infty"
+    return read_node(f"{opening}{ends}{closing}", level + 1)
 
 
 _CHOICE = re.compile(
@@ -353,11 +461,22 @@ def _read_scalar(text: str) -> Node:
         if NEGATIONS.search(words) and not is_unit(words):
             return Words(plain_words(text))
         text, percent, unit = _take_unit(match[1].strip(), words)
+        if text.endswith("°") and unit in ("C", "F"):
+            text, unit = text[:-1], {"C": "celsius", "F": "fahrenheit"}[unit]
     elif r"\text{" in text:
         return Words(plain_words(text))
     else:
         unit_match = _TRAILING_UNIT.match(text)
-        if unit_match and is_unit(unit_match[2]) and " " in text[: unit_match.start(2)][-1:]:
+        plain = unit_match and re.fullmatch(r"-?[\d.]+\s*", unit_match[1])
+        spaced = unit_match and " " in text[: unit_match.start(2)][-1:]
+        # Behind √3 or π a single letter is a variable, and so are several letters: 4 g h.
+        symbols = unit_match and re.fullmatch(r"[a-zA-Z](?: [a-zA-Z])*", unit_match[2].strip())
+        if (
+            unit_match
+            and spaced
+            and is_unit(unit_match[2])
+            and not (symbols and (not plain or len(unit_match[2].strip()) > 1))
+        ):
             text, unit = unit_match[1].strip(), canonical_unit(unit_match[2])
     if r"\text{" in text:
         return Words(plain_words(text + " " + unit))
@@ -367,10 +486,10 @@ def _read_scalar(text: str) -> Node:
     degree = text.endswith("°") and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text)
     text = text[:-1].strip() if degree else text
     based = re.fullmatch(
-        r"(-?[\dA-F]+)_\{?\(?(\d{1,2}|two|three|four|five|eight|ten|sixteen)\)?\}?", text
+        r"(-?[\dA-Fa-f]+)_\{?\(?(\d{1,2}|two|three|four|five|eight|ten|sixteen)\)?\}?", text
     )
     if based:
-        return Scalar(based[1], unit, base=str(number_word(based[2]) or based[2]))
+        return Scalar(based[1].upper(), unit, base=str(number_word(based[2]) or based[2]))
     base_words = re.fullmatch(r"base (\d+|[a-z]+)", unit)
     if base_words:
         return Scalar(text, base=str(number_word(base_words[1]) or base_words[1]))
