@@ -15,13 +15,17 @@ The rules, where people differ:
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
+
+import sympy
 
 from deft.evaluators.grading.math import expressions
 from deft.evaluators.grading.math.expressions import NotParsedError
 from deft.evaluators.grading.math.nodes import (
     FLIPPED,
+    Cases,
     Choice,
     Clock,
     Group,
@@ -60,6 +64,11 @@ def same_answer(gold: str, answer: str) -> bool:
 def _spellings(gold: str, answer: str) -> Iterator[str]:
     """Yield the answer, and with those of its names that the question leaves free renamed."""
     yield answer
+    if answer.count(r"\pm") > 1 and r"\pm" not in gold:  # (±3, ±2) are four points
+        yield _with_all_signs(answer)
+    letter = _LETTER_WITH_VALUE.match(answer)
+    if letter and re.fullmatch(r"[(\\{}text]*[A-F][)}]*", gold.strip()):
+        yield letter[1]
     letters = [set(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])|[cC](?=e\b|\s*e)", text))
                for text in (gold, answer)]  # fmt: skip
     # The parameter of a general solution, 2πn for 2πk, and its constants, c for C.
@@ -76,6 +85,18 @@ def _spellings(gold: str, answer: str) -> Iterator[str]:
         yield rf"\text{{{sentence[2]}}}"
     if answer.strip().startswith((r"\text{neither", "neither")):
         yield r"\text{neither}"
+
+
+_LETTER_WITH_VALUE = re.compile(r"\s*(?:\\text\{)?\(?([A-F])[.):]\}?\s+\S")
+
+
+def _with_all_signs(answer: str) -> str:
+    first, *rest = answer.split(r"\pm")[:5]
+    signs = itertools.product("+-", repeat=len(rest))
+    return ",".join(
+        first + "".join(f"{sign}{piece}" for sign, piece in zip(row, rest, strict=True))
+        for row in signs
+    )
 
 
 _SENTENCE = re.compile(
@@ -128,6 +149,12 @@ def same(gold: Node, answer: Node) -> bool:
             return _same_ratios(gold, answer)
         case (Ratio(items=items), Scalar() as other) | (Scalar() as other, Ratio(items=items)):
             return len(items) == 2 and same_scalars(quotient(items), other)
+        case (Cases(rows=left), Cases(rows=right)):
+            return _same_cases(left, right)
+        case (Scalar() as vector, Group() | Matrix()) if _in_unit_vectors(vector):
+            return same(_in_unit_vectors(vector), answer)
+        case (Group() | Matrix(), Scalar() as vector) if _in_unit_vectors(vector):
+            return same(gold, _in_unit_vectors(vector))
         case (Matrix(), _) | (_, Matrix()):
             return _same_matrices(gold, answer)
         case (Group(), _) | (_, Group()):
@@ -255,8 +282,7 @@ def _factor(gold: Relation, answer: Relation) -> complex | None:
     """Return the constant factor between (left − right) of two relations."""
     try:
         left, right = (
-            expressions.parse(_plain(relation.sides[0]))
-            - expressions.parse(_plain(relation.sides[1]))
+            expressions.parse(_side(relation, 0)) - expressions.parse(_side(relation, 1))
             for relation in (gold, answer)
         )
     except NotParsedError:
@@ -264,7 +290,10 @@ def _factor(gold: Relation, answer: Relation) -> complex | None:
     return expressions.proportional(left, right)
 
 
-def _plain(node: Node) -> str:
+def _side(relation: Relation, index: int) -> str:
+    node = relation.sides[index]
+    if isinstance(node, Words) and re.fullmatch("[a-zA-Z]{1,4}", relation.names[index]):
+        return " ".join(relation.names[index])  # nRT is no word here
     if not isinstance(node, Scalar):
         raise NotParsedError("not a scalar")
     return expression_text(node.latex)
@@ -370,6 +399,9 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
         return all(same(left, right) for left, right in pairs)
     matrix, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
     assert isinstance(matrix, Matrix)
+    identity = _as_identity(other, len(matrix.rows))
+    if identity is not None:
+        return _same_matrices(matrix, identity)
     vector = len(matrix.rows) == 1 or all(len(row) == 1 for row in matrix.rows)
     if not vector or matrix.determinant:
         return False
@@ -377,6 +409,66 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
     return isinstance(other, Group) and _same_plain_groups(
         *((group, other) if isinstance(gold, Matrix) else (other, group))
     )
+
+
+_IDENTITY = re.compile(r"(.*?)(?:\\cdot ?)?I(?:_\{?\d\}?)?")
+
+
+def _as_identity(node: Node, size: int) -> Matrix | None:
+    """Read ``I``, ``I_2`` or ``2I`` as a matrix."""
+    match = _IDENTITY.fullmatch(node.latex) if isinstance(node, Scalar) else None
+    if match is None:
+        return None
+    factor = {"": "1", "-": "-1"}.get(match[1], match[1])
+    return Matrix(
+        tuple(tuple(Scalar(factor if i == j else "0") for j in range(size)) for i in range(size)),
+        determinant=False,
+    )
+
+
+_UNIT_VECTORS = ("i", "j", "k")
+
+
+def _in_unit_vectors(scalar: Scalar) -> Group | None:
+    """Read ``i + 2j + 2k`` as a vector."""
+    letters = set(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z]", scalar.latex))
+    if not {"i", "j"} <= letters:
+        return None
+    try:
+        expression = sympy.expand(expressions.parse(expression_text(scalar.latex)))
+    except NotParsedError:
+        return None
+    names = _UNIT_VECTORS if "k" in letters else _UNIT_VECTORS[:2]
+    units = [sympy.Symbol(name) for name in names]
+    found = {str(symbol): symbol for symbol in expression.free_symbols}
+    units = [found.get(name, unit) for name, unit in zip(names, units, strict=True)]
+    coefficients = [expression.coeff(unit) for unit in units]
+    rest = expression - sum(c * unit for c, unit in zip(coefficients, units, strict=True))
+    if sympy.expand(rest) != 0:
+        return None
+    return Group("vector", tuple(Scalar(sympy.latex(c)) for c in coefficients))
+
+
+def _same_cases(gold: Sequence[Sequence[Node]], answer: Sequence[Sequence[Node]]) -> bool:
+    """Compare functions in pieces, in any order; ``otherwise`` is whatever is left."""
+    unmatched = list(answer)
+    for value, condition in gold:
+        match = next(
+            (
+                row
+                for row in unmatched
+                if same(value, row[0])
+                and (same(condition, row[1]) or _OTHERWISE in (condition, row[1]))
+            ),
+            None,
+        )
+        if match is None:
+            return False
+        unmatched.remove(match)
+    return not unmatched
+
+
+_OTHERWISE = Words("otherwise")
 
 
 def _cells(matrix: Matrix) -> list[Node]:

@@ -28,14 +28,32 @@ def grade(record: Mapping[str, Any]) -> Grade:
     """
     finish_reason = record.get("finish_reason")
     gold = gold_answer(str(record["gold"]))
-    worded = isinstance(readings(gold)[0], Words)
-    final = find_answer(answer_part(record["response"]), parts=_parts(gold), worded=worded)
-    if final is None or (finish_reason == "length" and not final.explicit):
-        return no_answer(finish_reason)
-    correct = same_answer(gold, final.text) or (
-        _asks_for_percent(record, final.text) and same_answer(rf"{gold}\%", final.text)
+    response = answer_part(record["response"], opens_thought=bool(record.get("opens_thought")))
+    final = find_answer(
+        response,
+        parts=_parts(gold),
+        worded=isinstance(readings(gold)[0], Words),
+        lettered=_LETTER.fullmatch(gold) is not None,
     )
+    cut_off = finish_reason == "length"
+    if final is None or (cut_off and (not final.explicit or _is_doubted(response, final.text))):
+        return no_answer(finish_reason)
+    correct = same_answer(gold, final.text)
+    if not correct and final.text.endswith("!") and "boxed" not in response:
+        correct = same_answer(gold, final.text[:-1])  # "The answer is 42!"
+    if not correct and _asks_for_percent(record, final.text):
+        correct = same_answer(rf"{gold}\%", final.text)
     return Grade(Verdict.correct if correct else Verdict.wrong, final.text.strip())
+
+
+_LETTER = re.compile(r"(?:\\text\{)?\(?[A-F]\)?\}?")
+_DOUBT = re.compile(r"[\s$}*.)\\\]]*(?:\?|(?:wait|hmm|hold on|but maybe)\b)", re.IGNORECASE)
+
+
+def _is_doubted(response: str, answer: str) -> bool:
+    """Check whether a response that was cut off was about to change its answer."""
+    place = response.rfind(answer)
+    return place >= 0 and _DOUBT.match(response, place + len(answer)) is not None
 
 
 _PERCENT = re.compile(r"percent|per cent|\\?%", re.IGNORECASE)

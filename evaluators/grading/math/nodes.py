@@ -94,5 +94,14 @@ class Matrix:
     determinant: bool
 
 
-Node = Scalar | Words | Choice | Group | Union | Difference | Relation | Ratio | Clock | Matrix
+@dataclass(frozen=True)
+class Cases:
+    """A function in pieces: pairs of a value and its condition."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+Node = (
+    Scalar | Words | Choice | Group | Union | Difference | Relation | Ratio | Clock | Matrix | Cases
+)
 FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}

@@ -17,6 +17,7 @@ from deft.evaluators.grading.brackets import (
 )
 from deft.evaluators.grading.math.latex import MAX_ANSWER, normalize_latex
 from deft.evaluators.grading.math.nodes import (
+    Cases,
     Choice,
     Clock,
     Difference,
@@ -29,7 +30,7 @@ from deft.evaluators.grading.math.nodes import (
     Union,
     Words,
 )
-from deft.evaluators.grading.math.numbers import NUMERIC, POWER
+from deft.evaluators.grading.math.numbers import NUMERIC, POWER, number
 from deft.evaluators.grading.math.units import canonical_unit, is_unit, number_word
 from deft.evaluators.grading.math.words import NEGATIONS, mark_words, plain_words
 
@@ -83,7 +84,14 @@ def read_node(text: str, level: int) -> Node:
     if choice is not None:
         return choice
     text = re.sub(r"_\{\s*\\text\{(?:base )?(\w+)\}\s*\}", r"_{\1}", text)
+    bare = text
     text = _without_label(mark_words(text))
+    if re.fullmatch("[A-Z]{2,6}=[A-Z]{2,6}", bare):
+        left, right = bare.split("=")  # abbreviations, as in MR=MC
+        return Relation((Words(left.lower()), Words(right.lower())), ("=",), (left, right))
+    cases = _read_cases(text, level)
+    if cases is not None:
+        return cases
     matrix = _read_matrix(text, level)
     if matrix is not None:
         return matrix
@@ -96,6 +104,11 @@ def read_node(text: str, level: int) -> Node:
 
 
 def _read_one(text: str, level: int) -> Node:
+    transposed = re.fullmatch(r"([(\[].*[)\]])\^\{?(?:T|\\top|t)\}?", text)
+    if transposed:
+        vector = read_node(transposed[1], level + 1)
+        if isinstance(vector, Group):
+            return Group("vector", vector.items)
     member = _read_relation(text, level) if r"\in" in text else None
     if member is not None and r"\in" in member.signs:
         return member
@@ -391,6 +404,22 @@ _BRACKETS = (
 )
 
 
+def _without_ellipsis(parts: list[str]) -> list[str]:
+    """Fill in what ``1, 2, …, 5`` leaves out."""
+    dots = next((i for i, part in enumerate(parts) if part.strip() == r"\ldots"), None)
+    whole = [number(part.strip()) for part in parts]
+    if dots is None or dots < 2 or dots + 2 != len(parts):
+        return parts
+    before, first, last = whole[dots - 2], whole[dots - 1], whole[dots + 1]
+    if before is None or first is None or last is None:
+        return parts
+    step = first.value - before.value
+    steps = (last.value - first.value) / step if step else Fraction(0)
+    if steps.denominator != 1 or not 0 < steps <= MAX_ITEMS:
+        return parts
+    return [*parts[:dots], *(str(first.value + step * n) for n in range(1, int(steps) + 1))]
+
+
 def _read_group(text: str, level: int) -> Node | None:
     for opening, closing in _BRACKETS:
         if not (text.startswith(opening) and text.endswith(closing)):
@@ -408,6 +437,7 @@ def _read_group(text: str, level: int) -> Node | None:
             return read_node(inner, level + 1)
         if len(parts) == 1 and opening in "[(":
             return read_node(inner, level + 1) if closing in ")]" else None
+        parts = _without_ellipsis(parts)
         items = tuple(read_node(part, level + 1) for part in parts if part.strip())
         if opening == r"\{":
             flat: list[Node] = []
@@ -422,21 +452,52 @@ def _read_group(text: str, level: int) -> Node | None:
 
 
 _MATRIX = re.compile(
-    r"^\s*[\[(]?\s*\\begin\{(p|b|B|v|V|small)?(matrix|array)\}(?:\{[^{}]*\})?(.*)"
-    r"\\end\{(?:p|b|B|v|V|small)?(?:matrix|array)\}\s*[\])]?\s*$",
+    r"^\s*(?P<factor>[^&\[\]]*?)(?:\\cdot\s?)?[\[(]?\s*"
+    r"\\begin\{(p|b|B|v|V|small)?(matrix|array)\}(?:\{[^{}]*\})?(?P<body>.*)"
+    r"\\end\{(?:p|b|B|v|V|small)?(?:matrix|array)\}\s*[\])]?\s*(?P<transposed>\^\{?(?:T|\\top|t|\\intercal)\}?)?\s*$",
     re.DOTALL,
 )
 
 
 def _read_matrix(text: str, level: int) -> Matrix | None:
     match = _MATRIX.match(text)
-    if match is None or r"\begin" in match[3]:
+    if match is None or r"\begin" in match["body"] or re.search("[=<>,;]", match["factor"]):
         return None
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[3]) if row.strip()]
-    cells = tuple(tuple(read_node(cell, level + 1) for cell in row.split("&")) for row in rows)
-    if sum(map(len, cells)) > MAX_ITEMS:
+    rows = [
+        row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match["body"]) if row.strip()
+    ]
+    if match["transposed"]:
+        rows = [list(column) for column in zip(*rows, strict=False)]
+    factor = match["factor"].strip()
+    if factor:
+        factor = "-1" if factor == "-" else factor
+        rows = [[rf"({factor})\cdot({cell.strip()})" for cell in row] for row in rows]
+    if sum(map(len, rows)) > MAX_ITEMS:
         return None
-    return Matrix(cells, determinant=match[1] in ("v", "V"))
+    cells = tuple(tuple(read_node(cell, level + 1) for cell in row) for row in rows)
+    return Matrix(cells, determinant=match[2] in ("v", "V"))
+
+
+_CASES = re.compile(r"^\s*\\begin\{cases\}(.*)\\end\{cases\}\s*$", re.DOTALL)
+_CASE_WORDS = re.compile(r"\\text\{\s*(?:if|for|when|where)?\s*\}")
+
+
+def _read_cases(text: str, level: int) -> Node | None:
+    """Read a system of equations, or a function that is defined in pieces."""
+    match = _CASES.match(text)
+    if match is None:
+        return None
+    rows = [row.split("&") for row in match[1].split(r"\\") if row.strip()]
+    if all(len(row) == 1 for row in rows):
+        return read_node(",".join(row[0].strip().rstrip(",;.") for row in rows), level + 1)
+    if any(len(row) != 2 for row in rows):
+        return None
+    return Cases(
+        tuple(
+            tuple(read_node(_CASE_WORDS.sub("", cell).strip(" ,;."), level + 1) for cell in row)
+            for row in rows
+        )
+    )
 
 
 _TRAILING_TEXT = re.compile(
@@ -445,7 +506,6 @@ _TRAILING_TEXT = re.compile(
 _TRAILING_UNIT = re.compile(rf"^({NUMERIC})\s?((?:[a-zA-Z]+{POWER}[/\s]?)+)$")
 _MULTIPLIERS = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "dozen": 12,
 }  # fmt: skip
 
 

@@ -30,6 +30,12 @@ def same_scalars(gold: Scalar, answer: Scalar) -> bool:
         answer = replace(answer, unit=gold.unit, latex=_times(answer.latex, factor))
     elif not compatible(gold.unit, answer.unit):
         return False
+    if (
+        gold.unit == "dozen"
+        and not answer.unit
+        and _same_latex(_times(gold.latex, Fraction(12)), answer.latex)
+    ):
+        return True
     if gold.percent != answer.percent:
         return _same_percentage(gold, answer)
     if gold.degree != answer.degree:
@@ -107,6 +113,11 @@ def _same_latex(gold: str, answer: str) -> bool:
         parsed_answer = expressions.parse(expression_text(answer))
         if expressions.equal(parsed_gold, parsed_answer):
             return True
+        mixed = [_MIXED.sub(_mixed_number, side) for side in (gold, answer)]
+        if mixed != [gold, answer] and expressions.equal(
+            *(expressions.parse(expression_text(side)) for side in mixed)
+        ):
+            return True
         if BARE_LOG.search(gold + answer):  # some mean the common logarithm
             common = [
                 expressions.parse(expression_text(BARE_LOG.sub(r"\\log_{10}", side)))
@@ -135,6 +146,14 @@ def number_with_factor(latex: str) -> Number | None:
 
 def latex_key(latex: str) -> str:
     return re.sub(r"[ ]|\\cdot", "", latex).replace(r"\infty", "∞").replace("+∞", "∞")
+
+
+_MIXED = re.compile(r"(?<![\d.}])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
+
+
+def _mixed_number(match: re.Match[str]) -> str:
+    whole, top, bottom = map(int, match.groups())
+    return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}" if top < bottom else match.group()
 
 
 def _same_numbers(gold: Number, answer: Number) -> bool:
@@ -198,6 +217,7 @@ def expression_text(latex: str) -> str:
     latex = BARE_LOG.sub(r"\\ln", latex)
     latex = _RATE_OF_CHANGE.sub(lambda m: f"D_{{{m[1].strip(chr(92))}{m[2]}}}", latex)
     latex = re.sub(r"\\dot\s*\{?([a-z])\}?", r"D_{\1t}", latex)
+    latex = re.sub(r"(?<![a-zA-Z\\])E_\{?(\w+)\}?", r"X_{E\1}", latex)  # no Euler's number
     latex = re.sub(r"'+", lambda m: f"_{{prime{len(m[0])}}}", latex)
     latex = re.sub(r"\\(?:overline|bar)\{([A-Za-z]+)\}", r"\1", latex)
     return re.sub(r"\\angle\s?", "", latex)

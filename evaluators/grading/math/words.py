@@ -90,7 +90,7 @@ def _is_wordy(words: list[str], *, loose: bool, joined: bool) -> bool:
     words = [part for word in words for part in word.split("-")]
     if not joined and any(word.lower() in _SHORT_WORDS for word in words):
         return True
-    longest = max(map(len, words))
+    longest = max(len(word.rstrip("'")) for word in words)  # y'' is a derivative
     return longest >= 3 if loose else longest >= 5
 
 
