@@ -6,31 +6,55 @@ followed by a line feed was no exact match, whatever it said.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from deft.evaluators.grading.final_answer import announced
+from deft.evaluators.grading.responses import answer_part
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
 
 def grade(record: Mapping[str, Any]) -> Grade:
     """Grade ``response`` against ``gold``: correct is the same word in whatever case.
 
-    An empty response is ``no_answer`` (``truncated`` if it was cut off). A wrong word that was cut
-    off is ``truncated`` too: it may have gone on rightly only if it is a prefix of the answer, so
-    a response that has already gone wrong is ``wrong``.
+    The word is what the response announces as its answer, or else all of it; thoughts and next
+    turns are left out. An empty response is ``no_answer`` (``truncated`` if it was cut off). A
+    wrong word that was cut off is ``truncated`` too if it is a prefix of the answer.
     """
-    response, gold = record["response"].strip(), record["gold"].strip()
-    scores = score_figfont(response, gold)
+    response = answer_part(record["response"], opens_thought=bool(record.get("opens_thought")))
+    word = answered_word(response)
+    gold = unicodedata.normalize("NFC", record["gold"].strip())
+    scores = score_figfont(word, gold)
+    scores["jaro_winkler_paper"] = jaro_winkler_paper(
+        record["response"].strip().lower(), record["gold"].strip().lower()
+    )
     cut_off = record.get("finish_reason") == "length"
-    if scores["case_insensitive_match"] == 1 and response:
+    if scores["case_insensitive_match"] == 1 and word:
         verdict = Verdict.correct
-    elif cut_off and gold.lower().startswith(response.lower()):
+    elif cut_off and gold.lower().startswith(word.lower()):
         verdict = Verdict.truncated
-    elif not response:
+    elif not word:
         verdict = Verdict.no_answer
     else:
         verdict = Verdict.wrong
-    return Grade(verdict, response or None, scores)
+    return Grade(verdict, word or None, scores)
+
+
+def answered_word(response: str) -> str:
+    """Return what a response announces as its answer, in a tag or a statement, or all of it."""
+    text = unicodedata.normalize("NFC", response.strip())
+    if "\n" in text or "<" in text or ":" in text:
+        statements = _STATED.findall(announced(text))
+        if statements:
+            return str(statements[-1]).strip(" *_`\"'")
+    return text
+
+
+_STATED = re.compile(
+    r"\banswer(?:\s+is)?\s*[: ]\s*(\S[^\n]{0,200}?)\.?\s*$", re.IGNORECASE | re.MULTILINE
+)
 
 
 def score_figfont(response: str, gold: str) -> dict[str, float]:

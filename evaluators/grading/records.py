@@ -17,7 +17,7 @@ def check_record(grader: str, record: Mapping[str, Any]) -> None:
     if record.get("finish_reason") is not None:
         _require(record, "finish_reason", (str,), "a string such as stop or length")
     match grader:
-        case "math":
+        case "math" | "math_verify":
             _require(record, "gold", (str, int, float), "a string or a number")
         case "figfont":
             _require(record, "gold", (str,), "a string")

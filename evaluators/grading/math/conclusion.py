@@ -48,7 +48,7 @@ def joined_formulas(text: str) -> str:
     """The formula at the start of ``text``, with those that "and", "or" or a comma adds to it."""
     match = FORMULA.match(text)
     assert match is not None
-    values = [formula_content(match)]
+    values = [_last_step(formula_content(match))]
     position = match.end()
     while True:
         link = re.compile(r"\s*(?:,\s*(?:and|or)?|;|\band\b|\bor\b)\s*").match(text, position)
@@ -132,7 +132,7 @@ def _listed_solutions(lines: list[str]) -> str | None:
 
 
 _REMARK = re.compile(
-    r"\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|to (?:check|verify)"
+    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|to (?:check|verify)"
     r"|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)|confidence|time(?: taken)?|notes?|remarks?"
     r"|explanation|justification|reason(?:ing)?|done|qed|q\.e\.d|that's it|indeed|as (?:required|desired)"
     r"|(?:this|that|it|which) (?:is (?:less|more|greater|smaller|within|valid|consistent|correct|in)\b"
@@ -230,20 +230,28 @@ _TRAILING_REMARK = re.compile(
 _THERE_ARE = re.compile(
     rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
 )
+_CORRECTED = re.compile(
+    r"\b(?:is not|isn't|not)\s+[^;,.]{1,30}[;,]\s*((?:it's|it is|but(?: rather)?)\s.*)$",
+    re.IGNORECASE,
+)
 _EXACTLY = re.compile(rf"\bapprox[^.]*?\bexactly\s+({NUMBER.pattern})", re.IGNORECASE)
 _DOLLARS_AND_CENTS = re.compile(r"\b(\d+) dollars? and (\d{1,2}) cents?\b", re.IGNORECASE)
 
 
 def without_asides(sentence: str) -> str:
     """Drop parentheses in words, reasons, and what is turned down behind the answer."""
-    sentence = _ASIDE.sub(
-        lambda m: m.group() if sentence.count("$", 0, m.start()) % 2 else "", sentence
-    )
-    remark = _TRAILING_REMARK.search(sentence)
-    if remark and sentence.count("$", 0, remark.start()) % 2 == 0:
+    formulas = [match.span() for match in FORMULA.finditer(sentence)]
+
+    def outside(position: int) -> bool:
+        return not any(start < position < end for start, end in formulas)
+
+    remark = next((m for m in _TRAILING_REMARK.finditer(sentence) if outside(m.start())), None)
+    if remark:
         before = sentence[: remark.start()]
         sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
-    return _THERE_ARE.sub(r"\1", sentence)
+    return _THERE_ARE.sub(
+        r"\1", _ASIDE.sub(lambda m: "" if outside(m.start() + 1) else m.group(), sentence)
+    )
 
 
 def concluded_value(sentence: str) -> str | None:
@@ -255,6 +263,9 @@ def concluded_value(sentence: str) -> str | None:
     ):
         return None
     sentence = without_asides(" ".join(sentence.split()))
+    corrected = _CORRECTED.search(sentence)
+    if corrected:
+        sentence = corrected[1]
     exact = _EXACTLY.search(sentence)
     if exact:
         return exact[1]

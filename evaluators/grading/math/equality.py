@@ -15,14 +15,19 @@ The rules, where people differ:
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import sympy
 
 from deft.evaluators.grading.math import expressions
 from deft.evaluators.grading.math.expressions import NotParsedError
 from deft.evaluators.grading.math.nodes import (
     FLIPPED,
+    Cases,
     Choice,
+    Clock,
     Group,
     Matrix,
     Node,
@@ -35,7 +40,7 @@ from deft.evaluators.grading.math.nodes import (
 from deft.evaluators.grading.math.reading import readings
 from deft.evaluators.grading.math.real_sets import as_real_sets, same_real_sets
 from deft.evaluators.grading.math.scalars import expression_text, same_scalars
-from deft.evaluators.grading.math.words import is_name, plain_words
+from deft.evaluators.grading.math.words import NEGATIONS, is_name, plain_words
 
 MAX_UNORDERED = 60
 """Items that are matched in any order; more must be in the gold answer's order."""
@@ -46,18 +51,64 @@ def same_answer(gold: str, answer: str) -> bool:
     if gold.strip() and gold.strip() == answer.strip():
         return True
     gold, answer = (_FOR_ALL.sub("", text) or text for text in (gold, answer))
-    if r"\in" not in answer:  # which numbers k runs through may go without saying
-        gold = _DOMAIN.sub("", gold)
+    gold_domain, answer_domain = _DOMAIN.search(gold), _DOMAIN.search(answer)
+    if not (gold_domain and answer_domain):  # which numbers k runs through may go without saying
+        gold, answer = _DOMAIN.sub("", gold), _DOMAIN.sub("", answer)
     golds = [g for g in readings(gold) if not _is_decimal_comma(g, gold)]
-    return any(same(g, a) for g in golds for a in readings(answer))
+    for text in _spellings(gold, answer):
+        if any(same(g, a) for g in golds for a in readings(text)):
+            return True
+    return False
 
 
+def _spellings(gold: str, answer: str) -> Iterator[str]:
+    """Yield the answer, and with those of its names that the question leaves free renamed."""
+    yield answer
+    if answer.count(r"\pm") > 1 and r"\pm" not in gold:  # (±3, ±2) are four points
+        yield _with_all_signs(answer)
+    letter = _LETTER_WITH_VALUE.match(answer)
+    if letter and re.fullmatch(r"[(\\{}text]*[A-F][)}]*", gold.strip()):
+        yield letter[1]
+    letters = [set(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])|[cC](?=e\b|\s*e)", text))
+               for text in (gold, answer)]  # fmt: skip
+    # The parameter of a general solution, 2πn for 2πk, and its constants, c for C.
+    own, other = letters[0] - letters[1], letters[1] - letters[0]
+    parameters = own & set("kn"), other & set("knm")
+    if r"\pi" in gold and all(len(names) == 1 for names in parameters):
+        yield re.sub(rf"(?<![a-zA-Z\\]){parameters[1].pop()}(?![a-zA-Z])", *parameters[0], answer)
+    if re.search(r"(?<![a-zA-Z\\])C(?=_|\s|\b|e|x)", gold) and "c" not in letters[0]:
+        yield re.sub(r"(?<![a-zA-Z\\])c(?=_|\s|\b|e|x)", "C", answer)
+        yield re.sub(r"\\(?:text|mathrm)\{\s*(?:constant|const\.?)\s*\}", "C", answer)
+    sentence = _SENTENCE.fullmatch(answer.strip())
+    if sentence and not NEGATIONS.search(sentence[2]):
+        yield rf"\text{{{sentence[1]}}}"
+        yield rf"\text{{{sentence[2]}}}"
+    if answer.strip().startswith((r"\text{neither", "neither")):
+        yield r"\text{neither}"
+
+
+_LETTER_WITH_VALUE = re.compile(r"\s*(?:\\text\{)?\(?([A-F])[.):]\}?\s+\S")
+
+
+def _with_all_signs(answer: str) -> str:
+    first, *rest = answer.split(r"\pm")[:5]
+    signs = itertools.product("+-", repeat=len(rest))
+    return ",".join(
+        first + "".join(f"{sign}{piece}" for sign, piece in zip(row, rest, strict=True))
+        for row in signs
+    )
+
+
+_SENTENCE = re.compile(
+    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? |the )?[a-zA-Z -]+?)\.?\s*\}?",
+)
 _FOR_ALL = re.compile(
     r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
 )
+_BETWEEN = r"(?:,|\\q?quad|\\,|\\;|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
 _DOMAIN = re.compile(
-    r"(?:,|\\quad|\\text\{,? *(?:where|for|with) *\}|\s){1,6}"
-    r"[a-z] *\\in *\\mathbb *\{?[NZ]\}?[\s$]*$"
+    rf"(?:\s|{_BETWEEN}){{1,8}}[a-z] *\\in *\\mathbb *\{{?[NZ]\}}?(?:\^\+)?[\s$)]*$"
+    rf"|\s*{_BETWEEN}(?:\s|{_BETWEEN}){{0,8}}[nkm] *(?:\\geq?|>|≥) *-?\d[\s$)]*$"
 )
 
 
@@ -86,10 +137,24 @@ def same(gold: Node, answer: Node) -> bool:
             return _is_letter(gold, answer.letter) or (
                 answer.rest is not None and not _looks_like_letter(gold) and same(gold, answer.rest)
             )
+        case Clock(), Clock():
+            return _same_time(gold, answer)
+        case (Clock(half="") as clock, Scalar() as other) | (
+            Scalar() as other,
+            Clock(half="") as clock,
+        ):
+            top, bottom = Scalar(str(clock.hour)), Scalar(str(clock.minute))
+            return bool(clock.minute) and same_scalars(quotient((top, bottom)), other)
         case Ratio(), Ratio():
             return _same_ratios(gold, answer)
         case (Ratio(items=items), Scalar() as other) | (Scalar() as other, Ratio(items=items)):
             return len(items) == 2 and same_scalars(quotient(items), other)
+        case (Cases(rows=left), Cases(rows=right)):
+            return _same_cases(left, right)
+        case (Scalar() as vector, Group() | Matrix()) if _in_unit_vectors(vector):
+            return same(_in_unit_vectors(vector), answer)
+        case (Group() | Matrix(), Scalar() as vector) if _in_unit_vectors(vector):
+            return same(gold, _in_unit_vectors(vector))
         case (Matrix(), _) | (_, Matrix()):
             return _same_matrices(gold, answer)
         case (Group(), _) | (_, Group()):
@@ -97,12 +162,30 @@ def same(gold: Node, answer: Node) -> bool:
         case (Union(parts=left), Union(parts=right)):
             return _same_unordered(left, right)
         case Words(), Words():
-            return gold.text == answer.text
+            return gold.text == answer.text or _same_date(gold.text, answer.text)
         case Scalar(), Scalar():
             return same_scalars(gold, answer)
         case (Words(text=text), Scalar() as other) | (Scalar() as other, Words(text=text)):
-            return bool(text) and text == plain_words(f"{other.latex} {other.unit}")
+            product = re.sub(r"\s|\\cdot", "", f"{other.latex}{other.unit}").lower()
+            return bool(text) and (
+                text == plain_words(f"{other.latex} {other.unit}")
+                or (len(text) < 5 and text.replace(" ", "") == product)
+            )
     return False
+
+
+_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
+_DATE = re.compile(rf"(?:(\d{{1,2}}) (?:of )?)?({_MONTHS})(?: (\d{{1,2}})(?!\d))?(?:,? (\d{{4}}))?")
+
+
+def _same_date(gold: str, answer: str) -> bool:
+    """Compare ``14 March`` and ``March 14, 2024``; a year that only one names is forgiven."""
+    left, right = _DATE.fullmatch(gold), _DATE.fullmatch(answer)
+    if left is None or right is None:
+        return False
+    years = {left[4], right[4]} - {None}
+    same_day = (left[1] or left[3]) == (right[1] or right[3])
+    return left[2] == right[2] and same_day and len(years) < 2
 
 
 def _is_sum(text: str) -> bool:
@@ -146,6 +229,8 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
 
 
 def _same_relations(gold: Relation, answer: Relation) -> bool:
+    if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
+        return _same_equations(gold, answer)
     if _is_assignment(gold) and _is_assignment(answer):
         left, right = gold.names[0], answer.names[0]
         if not _same_name(left, right):
@@ -173,9 +258,14 @@ def _same_name(left: str, right: str) -> bool:
     return False
 
 
+_ABBREVIATION = re.compile("[A-Z]{2,}")
+
+
 def _same_equations(gold: Relation, answer: Relation) -> bool:
     if len(gold.sides) != 2 or len(answer.sides) != 2:
         return False
+    if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
+        return sorted(gold.names) == sorted(answer.names)  # MR = MC is no product of letters
     factor = _factor(gold, answer)
     return factor is not None
 
@@ -192,8 +282,7 @@ def _factor(gold: Relation, answer: Relation) -> complex | None:
     """Return the constant factor between (left − right) of two relations."""
     try:
         left, right = (
-            expressions.parse(_plain(relation.sides[0]))
-            - expressions.parse(_plain(relation.sides[1]))
+            expressions.parse(_side(relation, 0)) - expressions.parse(_side(relation, 1))
             for relation in (gold, answer)
         )
     except NotParsedError:
@@ -201,7 +290,10 @@ def _factor(gold: Relation, answer: Relation) -> complex | None:
     return expressions.proportional(left, right)
 
 
-def _plain(node: Node) -> str:
+def _side(relation: Relation, index: int) -> str:
+    node = relation.sides[index]
+    if isinstance(node, Words) and re.fullmatch("[a-zA-Z]{1,4}", relation.names[index]):
+        return " ".join(relation.names[index])  # nRT is no word here
     if not isinstance(node, Scalar):
         raise NotParsedError("not a scalar")
     return expression_text(node.latex)
@@ -307,6 +399,9 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
         return all(same(left, right) for left, right in pairs)
     matrix, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
     assert isinstance(matrix, Matrix)
+    identity = _as_identity(other, len(matrix.rows))
+    if identity is not None:
+        return _same_matrices(matrix, identity)
     vector = len(matrix.rows) == 1 or all(len(row) == 1 for row in matrix.rows)
     if not vector or matrix.determinant:
         return False
@@ -314,6 +409,66 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
     return isinstance(other, Group) and _same_plain_groups(
         *((group, other) if isinstance(gold, Matrix) else (other, group))
     )
+
+
+_IDENTITY = re.compile(r"(.*?)(?:\\cdot ?)?I(?:_\{?\d\}?)?")
+
+
+def _as_identity(node: Node, size: int) -> Matrix | None:
+    """Read ``I``, ``I_2`` or ``2I`` as a matrix."""
+    match = _IDENTITY.fullmatch(node.latex) if isinstance(node, Scalar) else None
+    if match is None:
+        return None
+    factor = {"": "1", "-": "-1"}.get(match[1], match[1])
+    return Matrix(
+        tuple(tuple(Scalar(factor if i == j else "0") for j in range(size)) for i in range(size)),
+        determinant=False,
+    )
+
+
+_UNIT_VECTORS = ("i", "j", "k")
+
+
+def _in_unit_vectors(scalar: Scalar) -> Group | None:
+    """Read ``i + 2j + 2k`` as a vector."""
+    letters = set(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z]", scalar.latex))
+    if not {"i", "j"} <= letters:
+        return None
+    try:
+        expression = sympy.expand(expressions.parse(expression_text(scalar.latex)))
+    except NotParsedError:
+        return None
+    names = _UNIT_VECTORS if "k" in letters else _UNIT_VECTORS[:2]
+    units = [sympy.Symbol(name) for name in names]
+    found = {str(symbol): symbol for symbol in expression.free_symbols}
+    units = [found.get(name, unit) for name, unit in zip(names, units, strict=True)]
+    coefficients = [expression.coeff(unit) for unit in units]
+    rest = expression - sum(c * unit for c, unit in zip(coefficients, units, strict=True))
+    if sympy.expand(rest) != 0:
+        return None
+    return Group("vector", tuple(Scalar(sympy.latex(c)) for c in coefficients))
+
+
+def _same_cases(gold: Sequence[Sequence[Node]], answer: Sequence[Sequence[Node]]) -> bool:
+    """Compare functions in pieces, in any order; ``otherwise`` is whatever is left."""
+    unmatched = list(answer)
+    for value, condition in gold:
+        match = next(
+            (
+                row
+                for row in unmatched
+                if same(value, row[0])
+                and (same(condition, row[1]) or _OTHERWISE in (condition, row[1]))
+            ),
+            None,
+        )
+        if match is None:
+            return False
+        unmatched.remove(match)
+    return not unmatched
+
+
+_OTHERWISE = Words("otherwise")
 
 
 def _cells(matrix: Matrix) -> list[Node]:
@@ -340,6 +495,20 @@ def _is_letter(node: Node, letter: str) -> bool:
 
 def _looks_like_letter(node: Node) -> bool:
     return isinstance(node, Scalar) and re.fullmatch("[A-Z]", node.latex) is not None
+
+
+def _same_time(gold: Clock, answer: Clock) -> bool:
+    minutes = [60 * time.hour + time.minute for time in (gold, answer)]
+    if gold.half and answer.half:
+        return gold == answer
+    for index, time in enumerate((gold, answer)):
+        if time.half:  # 4:45 p.m. is 16:45
+            minutes[index] = minutes[index] % 720 + (720 if time.half == "p" else 0)
+    # 4:45 may be meant for 4:45 p.m., but 16:45 is no morning.
+    unsaid = any(not time.half and time.hour <= 12 for time in (gold, answer))
+    return minutes[0] == minutes[1] or (
+        unsaid and bool(gold.half or answer.half) and minutes[0] % 720 == minutes[1] % 720
+    )
 
 
 def _same_ratios(gold: Ratio, answer: Ratio) -> bool:

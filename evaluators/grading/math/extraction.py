@@ -27,9 +27,11 @@ from deft.evaluators.grading.math.conclusion import (
     REFUSAL,
     WAVERING,
     Found,
+    concluded_value,
     concluded_word,
     conclusion,
     joined_formulas,
+    without_asides,
 )
 from deft.evaluators.grading.math.latex import MAX_ANSWER
 from deft.evaluators.grading.responses import before_next_problem
@@ -51,23 +53,37 @@ _BOX = re.compile(
 )
 
 
-def find_answer(response: str, parts: int = 1, *, worded: bool = False) -> Found | None:
-    """The final answer of ``response``.
+def find_answer(
+    response: str, parts: int = 1, *, worded: bool = False, lettered: bool = False
+) -> Found | None:
+    """Find the final answer of ``response``.
 
     Args:
         response: what the model said to its reader.
         parts: how many parts the gold answer has, which decides whether several boxes are one
             answer.
         worded: whether the gold answer is a word, as against a number or a formula.
+        lettered: whether it is the letter of a choice.
     """
     response = _without_bold(without_emoji(announced(response)))
     first = before_next_problem(response)
     return (
         (_explicit_answer(first, parts) if first != response else None)
         or _explicit_answer(response, parts)
+        or (_chosen_letter(response) if lettered else None)
         or (concluded_word(response) if worded else None)
         or conclusion(response)
     )
+
+
+_CHOSEN = re.compile(
+    r"\b(?:choose|pick|select|go with|answer is|choice is)\s+(?:option\s+|choice\s+)?\(?([A-Z])\)?\W*$"
+)
+
+
+def _chosen_letter(response: str) -> Found | None:
+    chosen = _CHOSEN.search(response[-200:])
+    return Found(chosen[1], explicit=True) if chosen else None
 
 
 def _without_bold(text: str) -> str:
@@ -115,12 +131,17 @@ def _boxes(text: str) -> list[_Box]:
         if content.strip(" \n$.,;:") and not _PLACEHOLDER.fullmatch(content):
             boxes.append(_Box(match.start(), end, content, closed))
         position = end
-    return boxes
+    return [box for box in boxes if not _TAKEN_BACK.match(text, box.end)] or boxes
 
 
 _BOX_OPENS = re.compile(rf"[$\\(\[\s]*(?:{_BOX.pattern})\{{?")
 _BOX_TOKEN = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S")
-_PLACEHOLDER = re.compile(r"\s*(?:\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*")
+_TAKEN_BACK = re.compile(
+    r"[^.\n]{0,20}(?:which|this|that|it) (?:is|would be|was) (?:wrong|incorrect|not (?:right|correct))\b"
+)
+_PLACEHOLDER = re.compile(
+    r"\s*(?:(?:\\text\{)?(?:your |the |final )*(?:answer|result|value)(?: here)?\}?|\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*"
+)
 
 
 def _unclosed(content: str) -> str:
@@ -130,7 +151,7 @@ def _unclosed(content: str) -> str:
 
 
 _CONNECTIVE = re.compile(
-    r"(?:\s|\$|\\[()\[\],;!]|,|;|\\(?:quad|qquad)|\\text\{\s*(?:and|or|,)\s*\}|\band\b|\bor\b|&"
+    r"(?:\s|\$|\\[()\[\],;! ]|,|;|\\(?:quad|qquad)|\\text\{\s*(?:and|or|,)\s*\}|\band\b|\bor\b|&"
     r"|[a-zA-Z](?:_\{?\w\}?)?\s*=)*"
 )
 
@@ -222,31 +243,39 @@ _LEAD = re.compile(
 
 
 def _statement_value(content: str, *, colon: bool) -> str | None:
-    """The value in what follows "the answer is"; None if there is none."""
+    """Return the value in what follows "the answer is"; None if there is none."""
     content = _LEAD.sub("", content.strip())
+    content = re.sub(r"^[$€£](?=\d[\d,.]*(?![\d,.]*[^$\n]*\$))", "", content)
     if not content:
         return None
-    formula = FORMULA.match(content)
-    if formula:
+    if FORMULA.match(content):
         return joined_formulas(content)
-    sentence = _first_sentence(content)
+    sentence = without_asides(_first_sentence(content))
     bare = sentence.strip().strip("*_`").strip()
     if not bare or bare in "$\\" or _BOX_OPENS.fullmatch(bare) or _METHOD.match(bare):
         return None
+    foreign = _OTHER_SCRIPT.search(bare)
+    if foreign:  # 共有 42 个, 36 입니다
+        number = NUMBER.search(bare)
+        inner = FORMULA.search(bare)
+        return joined_formulas(bare[inner.start() :]) if inner else number and number.group()
     if re.match(r"[-−+(\[{\\.\d√π∞±]|[a-zA-Z](?:\s*\([a-z]\))?\s*=|[A-Za-z]\s*[-+*/^<>]", bare):
         return _cut_comment(bare)
     inner = FORMULA.search(sentence)
     if inner:
-        if WAVERING.search(sentence[: inner.start()]):
-            return None
-        return joined_formulas(sentence[inner.start() :])
+        # "The largest $n$ is 34" and "the pair $(x, y)$ is $(7, 6)$" end in their value.
+        if not WAVERING.search(sentence[: inner.start()]):
+            return concluded_value(sentence)
+        return None
     bare = re.split(r",?\s*\b(?:not|rather than|instead of)\b", bare)[0] or bare
     if WAVERING.search(bare) or REFUSAL.search(bare):
         return None
     numbers = list(NUMBER.finditer(bare))
     words = bare.split()
     if numbers and len(words) > 3:
-        return numbers[0].group() if len(numbers) == 1 else numbers[-1].group()
+        exact = re.search(r"\bexactly\s", bare)
+        ending = concluded_value(bare) if exact or re.search(r"[=:/]", bare) else None
+        return ending or (numbers[0] if len(numbers) == 1 else numbers[-1]).group()
     if len(words) <= (8 if colon else 6):
         return (
             re.split(r"\s+(?:because|since|as|which)\b|,\s", bare)[0]
@@ -256,6 +285,7 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     return None
 
 
+_OTHER_SCRIPT = re.compile("[\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 _METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
 
 

@@ -28,12 +28,46 @@ def grade(record: Mapping[str, Any]) -> Grade:
     """
     finish_reason = record.get("finish_reason")
     gold = gold_answer(str(record["gold"]))
-    worded = isinstance(readings(gold)[0], Words)
-    final = find_answer(answer_part(record["response"]), parts=_parts(gold), worded=worded)
-    if final is None or (finish_reason == "length" and not final.explicit):
+    response = answer_part(record["response"], opens_thought=bool(record.get("opens_thought")))
+    final = find_answer(
+        response,
+        parts=_parts(gold),
+        worded=isinstance(readings(gold)[0], Words),
+        lettered=_LETTER.fullmatch(gold) is not None,
+    )
+    cut_off = finish_reason == "length"
+    if final is None or (cut_off and (not final.explicit or _is_doubted(response, final.text))):
         return no_answer(finish_reason)
     correct = same_answer(gold, final.text)
+    if not correct and final.text.endswith("!") and "boxed" not in response:
+        correct = same_answer(gold, final.text[:-1])  # "The answer is 42!"
+    if not correct and _asks_for_percent(record, final.text):
+        correct = same_answer(rf"{gold}\%", final.text)
     return Grade(Verdict.correct if correct else Verdict.wrong, final.text.strip())
+
+
+_LETTER = re.compile(r"(?:\\text\{)?\(?[A-F]\)?\}?")
+_DOUBT = re.compile(r"[\s$}*.)\\\]]*(?:\?|(?:wait|hmm|hold on|but maybe)\b)", re.IGNORECASE)
+
+
+def _is_doubted(response: str, answer: str) -> bool:
+    """Check whether a response that was cut off was about to change its answer."""
+    place = response.rfind(answer)
+    return place >= 0 and _DOUBT.match(response, place + len(answer)) is not None
+
+
+_PERCENT = re.compile(r"percent|per cent|\\?%", re.IGNORECASE)
+
+
+def _asks_for_percent(record: Mapping[str, Any], answer: str) -> bool:
+    """Check whether 50 in the gold answer stands for 50 %: by the question, if it is known.
+
+    Else by the words of the response around its answer: "the percentage is 50 %".
+    """
+    if record.get("question"):
+        return _PERCENT.search(str(record["question"])) is not None
+    end = record["response"].rfind(answer[:20])
+    return "percentage" in record["response"][max(0, end - 120) : max(end, 0)].lower()
 
 
 def gold_answer(gold: str) -> str:

@@ -71,9 +71,19 @@ class Relation:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Numbers in proportion, or a time of day."""
+    """Numbers in proportion."""
 
     items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A time of day, which is no quotient."""
+
+    hour: int
+    minute: int
+    half: str
+    """``a`` or ``p`` for am and pm; empty if neither was said."""
 
 
 @dataclass(frozen=True)
@@ -84,5 +94,14 @@ class Matrix:
     determinant: bool
 
 
-Node = Scalar | Words | Choice | Group | Union | Difference | Relation | Ratio | Matrix
+@dataclass(frozen=True)
+class Cases:
+    """A function in pieces: pairs of a value and its condition."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+Node = (
+    Scalar | Words | Choice | Group | Union | Difference | Relation | Ratio | Clock | Matrix | Cases
+)
 FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}

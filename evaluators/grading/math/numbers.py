@@ -87,7 +87,7 @@ def _fraction(match: re.Match[str]) -> Number | None:
 
 def without_unit_letter(scalar: Scalar) -> Scalar | None:
     """Read ``5m`` as five meters, where nothing else in it is a variable."""
-    match = re.fullmatch(rf"({NUMERIC})([{UNIT_LETTERS}])({POWER})", scalar.latex)
+    match = re.fullmatch(rf"(-?\d+(?:\.\d+)?)\s?([{UNIT_LETTERS}])({POWER})", scalar.latex)
     if match is None or scalar.unit:
         return None
     return replace(scalar, latex=match[1].strip(), unit=canonical_unit(match[2] + match[3]))

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from fractions import Fraction
 
 from deft.evaluators.grading.brackets import (
     is_balanced,
@@ -15,7 +17,9 @@ from deft.evaluators.grading.brackets import (
 )
 from deft.evaluators.grading.math.latex import MAX_ANSWER, normalize_latex
 from deft.evaluators.grading.math.nodes import (
+    Cases,
     Choice,
+    Clock,
     Difference,
     Group,
     Matrix,
@@ -26,7 +30,7 @@ from deft.evaluators.grading.math.nodes import (
     Union,
     Words,
 )
-from deft.evaluators.grading.math.numbers import NUMERIC, POWER
+from deft.evaluators.grading.math.numbers import NUMERIC, POWER, number
 from deft.evaluators.grading.math.units import canonical_unit, is_unit, number_word
 from deft.evaluators.grading.math.words import NEGATIONS, mark_words, plain_words
 
@@ -34,6 +38,17 @@ MAX_ITEMS = 200
 """Items of a list that are compared; longer ones are compared as text alone."""
 MAX_LEVELS = 8
 """Levels of lists within lists."""
+
+
+_CURRENCIES = {
+    r"\$": "dollar", "£": "lb", r"\pounds": "lb", r"\£": "lb", "€": "euro", r"\euro": "euro",
+    r"\texteuro": "euro", r"\€": "euro", "¥": "yen", "₹": "rupee",
+}  # fmt: skip
+"""Signs to units; pounds of money are spelled like pounds of weight."""
+_SIGN = "|".join(re.escape(sign) for sign in _CURRENCIES)
+_CURRENCY = re.compile(
+    rf"^[\s{{(]*-?\s*(?:US)?({_SIGN})\s*[\d.,{{}}\\! ]+(?:\\text\{{[^{{}}]*\}})?\s*$|^\s*[\d.,]+\s*({_SIGN})\s*$"
+)
 
 
 def readings(text: str) -> list[Node]:
@@ -45,6 +60,13 @@ def readings(text: str) -> list[Node]:
         nodes = [read_node(form, 0) for form in dict.fromkeys(normal)]
     except RecursionError:
         return [Words(text.strip())]
+    currency = _CURRENCY.search(text)
+    if currency:
+        unit = _CURRENCIES[currency[1] or currency[2]]
+        nodes = [
+            replace(n, unit=unit) if isinstance(n, Scalar) and not n.unit and not n.percent else n
+            for n in nodes
+        ]
     decimal = re.fullmatch(r"-?\d+,\d+", normal[1])
     if decimal:
         nodes.append(Scalar(normal[1].replace(",", ".")))
@@ -55,14 +77,21 @@ def read_node(text: str, level: int) -> Node:
     text = _unwrap(text)
     if level > MAX_LEVELS:
         return Words(text)
-    whole = _read_phrase(text)
+    whole = _read_phrase(text, level)
     if whole is not None:
         return whole
     choice = _read_choice(text, level)
     if choice is not None:
         return choice
     text = re.sub(r"_\{\s*\\text\{(?:base )?(\w+)\}\s*\}", r"_{\1}", text)
+    bare = text
     text = _without_label(mark_words(text))
+    if re.fullmatch("[A-Z]{2,6}=[A-Z]{2,6}", bare):
+        left, right = bare.split("=")  # abbreviations, as in MR=MC
+        return Relation((Words(left.lower()), Words(right.lower())), ("=",), (left, right))
+    cases = _read_cases(text, level)
+    if cases is not None:
+        return cases
     matrix = _read_matrix(text, level)
     if matrix is not None:
         return matrix
@@ -75,6 +104,11 @@ def read_node(text: str, level: int) -> Node:
 
 
 def _read_one(text: str, level: int) -> Node:
+    transposed = re.fullmatch(r"([(\[].*[)\]])\^\{?(?:T|\\top|t)\}?", text)
+    if transposed:
+        vector = read_node(transposed[1], level + 1)
+        if isinstance(vector, Group):
+            return Group("vector", vector.items)
     member = _read_relation(text, level) if r"\in" in text else None
     if member is not None and r"\in" in member.signs:
         return member
@@ -110,7 +144,7 @@ def _unwrap(text: str) -> str:
         before = text
         text = re.sub(r"\\(?:boxed|fbox|framebox)(?=\s*\{)", "", text)
         text = re.sub(r"\*\*|__|`|^\s*[=:]\s*", "", text)
-        text = text.strip().strip('"').rstrip(".,;:").strip()
+        text = text.strip().strip('"').rstrip(".,;:?").strip()
         text = re.sub(r"(?:\\\\)+$", "", text)
         if text.startswith("{"):
             content, end = read_group(text, 0)
@@ -137,12 +171,16 @@ _WHOLE_WORDS: dict[str, Node] = {
     ),
     **dict.fromkeys(("dne", "does not exist", "doesn't exist"), Words("does not exist")),
     **dict.fromkeys(("undefined", "not defined", "is undefined"), Words("undefined")),
-    **dict.fromkeys(("infinity", "positive infinity", "plus infinity"), Scalar(r"\infty")),
+    **dict.fromkeys(
+        ("infinity", "positive infinity", "plus infinity", "infinitely many", "infinite",
+         "infinitely many solutions"),
+        Scalar(r"\infty"),
+    ),
     **dict.fromkeys(("negative infinity", "minus infinity"), Scalar(r"-\infty")),
 }  # fmt: skip
 
 
-def _read_phrase(text: str) -> Node | None:
+def _read_phrase(text: str, level: int) -> Node | None:
     """Read phrases that stand for a set, a limit or a number."""
     words = plain_words(text)
     if words in _WHOLE_WORDS:
@@ -151,7 +189,90 @@ def _read_phrase(text: str) -> Node | None:
     if answered:
         return Words(answered[1])
     number = number_word(words)
-    return None if number is None else Scalar(str(number))
+    if number is not None:
+        return _rational(number)
+    return _read_clock(text) or _read_compound(text) or _read_described_set(text, level)
+
+
+def _rational(value: Fraction, unit: str = "", *, degree: bool = False) -> Scalar:
+    fraction = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return Scalar(fraction if value.denominator > 1 else str(value.numerator), unit, degree=degree)
+
+
+def _untexted(text: str) -> str:
+    return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split())
+
+
+_CLOCK = re.compile(r"(\d{1,2})\s?:\s?(\d\d)(?::00)?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
+
+
+def _read_clock(text: str) -> Clock | None:
+    match = _CLOCK.fullmatch(_untexted(text))
+    if match is None or int(match[1]) > 24 or int(match[2]) > 59:
+        return None
+    return Clock(int(match[1]), int(match[2]), (match[3] or "").lower())
+
+
+_COMPOUND_UNITS = {("h", "min"): 60, ("min", "s"): 60, ("ft", "in"): 12, ("dollar", "cent"): 100,
+                   ("day", "h"): 24, ("lb", "oz"): 16, ("m", "cm"): 100}  # fmt: skip
+_COMPOUND = re.compile(r"(\d+)\s*([a-zA-Z]+),?\s*(?:and\s*)?(\d+)\s*([a-zA-Z]+)")
+_ARC_MINUTES = re.compile(r"(\d+)°\s*(\d+)'\s*(?:(\d+)(?:''|\"))?")
+
+
+def _read_compound(text: str) -> Scalar | None:
+    """Read ``2 hours 20 minutes`` or ``37° 30'`` as one quantity."""
+    bare = _untexted(text)
+    arc = _ARC_MINUTES.fullmatch(bare)
+    if arc:
+        value = Fraction(int(arc[1])) + Fraction(int(arc[2]), 60) + Fraction(int(arc[3] or 0), 3600)
+        return _rational(value, degree=True)
+    match = _COMPOUND.fullmatch(bare)
+    if match is None:
+        return None
+    units = canonical_unit(match[2]), canonical_unit(match[4])
+    per = _COMPOUND_UNITS.get(units)
+    return _rational(int(match[1]) + Fraction(int(match[3]), per), units[0]) if per else None
+
+
+_SET_OF_REALS = re.compile(
+    r"(?:the set of )?(?:all )?(?:(?P<sign>positive|negative|non-?\s?negative|non-?\s?positive) )?"
+    r"(?:real )?(?:numbers|reals|values)(?: of [a-z]| [a-z])?"
+    r"(?:,? (?:(?P<except>except(?: for)?|other than|not equal to)"
+    r"|(?:that are )?(?P<bound>greater than or equal to|less than or equal to|at least|at most"
+    r"|greater than|less than|larger than|smaller than)) (?:[a-z] ?= ?)?(?P<end>.+))?",
+    re.IGNORECASE,
+)
+_BOUNDS = {"greater than": ("(", ")"), "larger than": ("(", ")"), "at least": ("[", ")"),
+           "greater than or equal to": ("[", ")"), "less than": ("(", ")"),
+           "smaller than": ("(", ")"), "at most": ("(", "]"),
+           "less than or equal to": ("(", "]")}  # fmt: skip
+
+
+def _read_described_set(text: str, level: int) -> Node | None:
+    """Read ``all real numbers except x = 2``, ``all positive real numbers``."""
+    if "real" not in text and "positive" not in text and "negative" not in text:
+        return None
+    match = _SET_OF_REALS.fullmatch(_untexted(text))
+    if match is None or not (match["sign"] or match["end"]):
+        return None
+    if match["sign"]:
+        closed = "[" if match["sign"].lower().startswith("non") else "("
+        positive = match["sign"].lower().endswith(("positive", "negative")) and (
+            match["sign"].lower() in ("positive",)
+            or (
+                match["sign"].lower().startswith("non")
+                and match["sign"].lower().endswith("negative")
+            )
+        )
+        inner = rf"{closed}0,\infty)" if positive else rf"(-\infty,0{']' if closed == '[' else ')'}"
+        return read_node(inner, level + 1)
+    if match["except"]:
+        excluded = re.sub(r"\s*(?:,|\band\b|\bor\b)\s*", ",", match["end"])
+        return Difference(_REALS, read_node(rf"\{{{excluded}\}}", level + 1))
+    opening, closing = _BOUNDS[match["bound"].lower()]
+    upper = match["bound"].lower().startswith(("less", "small", "at most"))
+    ends = rf"-\infty,{match['end']}" if upper else rf"{match['end']},\infty"
+    return read_node(f"{opening}{ends}{closing}", level + 1)
 
 
 _CHOICE = re.compile(
@@ -283,6 +404,22 @@ _BRACKETS = (
 )
 
 
+def _without_ellipsis(parts: list[str]) -> list[str]:
+    """Fill in what ``1, 2, …, 5`` leaves out."""
+    dots = next((i for i, part in enumerate(parts) if part.strip() == r"\ldots"), None)
+    whole = [number(part.strip()) for part in parts]
+    if dots is None or dots < 2 or dots + 2 != len(parts):
+        return parts
+    before, first, last = whole[dots - 2], whole[dots - 1], whole[dots + 1]
+    if before is None or first is None or last is None:
+        return parts
+    step = first.value - before.value
+    steps = (last.value - first.value) / step if step else Fraction(0)
+    if steps.denominator != 1 or not 0 < steps <= MAX_ITEMS:
+        return parts
+    return [*parts[:dots], *(str(first.value + step * n) for n in range(1, int(steps) + 1))]
+
+
 def _read_group(text: str, level: int) -> Node | None:
     for opening, closing in _BRACKETS:
         if not (text.startswith(opening) and text.endswith(closing)):
@@ -300,6 +437,7 @@ def _read_group(text: str, level: int) -> Node | None:
             return read_node(inner, level + 1)
         if len(parts) == 1 and opening in "[(":
             return read_node(inner, level + 1) if closing in ")]" else None
+        parts = _without_ellipsis(parts)
         items = tuple(read_node(part, level + 1) for part in parts if part.strip())
         if opening == r"\{":
             flat: list[Node] = []
@@ -314,21 +452,52 @@ def _read_group(text: str, level: int) -> Node | None:
 
 
 _MATRIX = re.compile(
-    r"^\s*[\[(]?\s*\\begin\{(p|b|B|v|V|small)?(matrix|array)\}(?:\{[^{}]*\})?(.*)"
-    r"\\end\{(?:p|b|B|v|V|small)?(?:matrix|array)\}\s*[\])]?\s*$",
+    r"^\s*(?P<factor>[^&\[\]]*?)(?:\\cdot\s?)?[\[(]?\s*"
+    r"\\begin\{(p|b|B|v|V|small)?(matrix|array)\}(?:\{[^{}]*\})?(?P<body>.*)"
+    r"\\end\{(?:p|b|B|v|V|small)?(?:matrix|array)\}\s*[\])]?\s*(?P<transposed>\^\{?(?:T|\\top|t|\\intercal)\}?)?\s*$",
     re.DOTALL,
 )
 
 
 def _read_matrix(text: str, level: int) -> Matrix | None:
     match = _MATRIX.match(text)
-    if match is None or r"\begin" in match[3]:
+    if match is None or r"\begin" in match["body"] or re.search("[=<>,;]", match["factor"]):
         return None
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[3]) if row.strip()]
-    cells = tuple(tuple(read_node(cell, level + 1) for cell in row.split("&")) for row in rows)
-    if sum(map(len, cells)) > MAX_ITEMS:
+    rows = [
+        row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", match["body"]) if row.strip()
+    ]
+    if match["transposed"]:
+        rows = [list(column) for column in zip(*rows, strict=False)]
+    factor = match["factor"].strip()
+    if factor:
+        factor = "-1" if factor == "-" else factor
+        rows = [[rf"({factor})\cdot({cell.strip()})" for cell in row] for row in rows]
+    if sum(map(len, rows)) > MAX_ITEMS:
         return None
-    return Matrix(cells, determinant=match[1] in ("v", "V"))
+    cells = tuple(tuple(read_node(cell, level + 1) for cell in row) for row in rows)
+    return Matrix(cells, determinant=match[2] in ("v", "V"))
+
+
+_CASES = re.compile(r"^\s*\\begin\{cases\}(.*)\\end\{cases\}\s*$", re.DOTALL)
+_CASE_WORDS = re.compile(r"\\text\{\s*(?:if|for|when|where)?\s*\}")
+
+
+def _read_cases(text: str, level: int) -> Node | None:
+    """Read a system of equations, or a function that is defined in pieces."""
+    match = _CASES.match(text)
+    if match is None:
+        return None
+    rows = [row.split("&") for row in match[1].split(r"\\") if row.strip()]
+    if all(len(row) == 1 for row in rows):
+        return read_node(",".join(row[0].strip().rstrip(",;.") for row in rows), level + 1)
+    if any(len(row) != 2 for row in rows):
+        return None
+    return Cases(
+        tuple(
+            tuple(read_node(_CASE_WORDS.sub("", cell).strip(" ,;."), level + 1) for cell in row)
+            for row in rows
+        )
+    )
 
 
 _TRAILING_TEXT = re.compile(
@@ -337,7 +506,6 @@ _TRAILING_TEXT = re.compile(
 _TRAILING_UNIT = re.compile(rf"^({NUMERIC})\s?((?:[a-zA-Z]+{POWER}[/\s]?)+)$")
 _MULTIPLIERS = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "dozen": 12,
 }  # fmt: skip
 
 
@@ -353,11 +521,22 @@ def _read_scalar(text: str) -> Node:
         if NEGATIONS.search(words) and not is_unit(words):
             return Words(plain_words(text))
         text, percent, unit = _take_unit(match[1].strip(), words)
+        if text.endswith("°") and unit in ("C", "F"):
+            text, unit = text[:-1], {"C": "celsius", "F": "fahrenheit"}[unit]
     elif r"\text{" in text:
         return Words(plain_words(text))
     else:
         unit_match = _TRAILING_UNIT.match(text)
-        if unit_match and is_unit(unit_match[2]) and " " in text[: unit_match.start(2)][-1:]:
+        plain = unit_match and re.fullmatch(r"-?[\d.]+\s*", unit_match[1])
+        spaced = unit_match and " " in text[: unit_match.start(2)][-1:]
+        # Behind √3 or π a single letter is a variable, and so are several letters: 4 g h.
+        symbols = unit_match and re.fullmatch(r"[a-zA-Z](?: [a-zA-Z])*", unit_match[2].strip())
+        if (
+            unit_match
+            and spaced
+            and is_unit(unit_match[2])
+            and not (symbols and (not plain or len(unit_match[2].strip()) > 1))
+        ):
             text, unit = unit_match[1].strip(), canonical_unit(unit_match[2])
     if r"\text{" in text:
         return Words(plain_words(text + " " + unit))
@@ -367,10 +546,10 @@ def _read_scalar(text: str) -> Node:
     degree = text.endswith("°") and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text)
     text = text[:-1].strip() if degree else text
     based = re.fullmatch(
-        r"(-?[\dA-F]+)_\{?\(?(\d{1,2}|two|three|four|five|eight|ten|sixteen)\)?\}?", text
+        r"(-?[\dA-Fa-f]+)_\{?\(?(\d{1,2}|two|three|four|five|eight|ten|sixteen)\)?\}?", text
     )
     if based:
-        return Scalar(based[1], unit, base=str(number_word(based[2]) or based[2]))
+        return Scalar(based[1].upper(), unit, base=str(number_word(based[2]) or based[2]))
     base_words = re.fullmatch(r"base (\d+|[a-z]+)", unit)
     if base_words:
         return Scalar(text, base=str(number_word(base_words[1]) or base_words[1]))

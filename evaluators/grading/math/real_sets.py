@@ -104,6 +104,8 @@ def intervals_of(node: Node) -> list[Interval] | None:
 def _remove(whole: Node, removed: Node) -> list[Interval] | None:
     if not (isinstance(whole, Scalar) and whole.latex == r"\mathbb{R}"):
         return None
+    if isinstance(removed, Union) or (_is_interval(removed) and removed.kind != "()"):
+        return _complement(intervals_of(removed))
     points = removed.items if isinstance(removed, Group) else (removed,)
     if not all(isinstance(point, Scalar) for point in points):
         return None
@@ -114,6 +116,22 @@ def _remove(whole: Node, removed: Node) -> list[Interval] | None:
         return None
     ends = [_MINUS, *scalars, _PLUS]
     return [Interval(low, high, low_open=True, high_open=True) for low, high in pairwise(ends)]
+
+
+def _complement(intervals: list[Interval] | None) -> list[Interval] | None:
+    if intervals is None:
+        return None
+    rest = [Interval(_MINUS, _PLUS, low_open=True, high_open=True)]
+    for one in intervals:
+        outside = [
+            Interval(_MINUS, one.low, low_open=True, high_open=not one.low_open),
+            Interval(one.high, _PLUS, low_open=not one.high_open, high_open=True),
+        ]
+        intersected = _intersection([rest, outside])
+        if intersected is None:
+            return None
+        rest = intersected
+    return rest
 
 
 def _together(sets: list[list[Interval] | None]) -> list[Interval] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import mpmath
@@ -14,7 +15,7 @@ from deft.evaluators.grading.math.nodes import (
     Scalar,
 )
 from deft.evaluators.grading.math.numbers import Number, number, without_unit_letter
-from deft.evaluators.grading.math.units import compatible
+from deft.evaluators.grading.math.units import compatible, conversion
 
 # --- numbers and expressions
 
@@ -22,12 +23,25 @@ from deft.evaluators.grading.math.units import compatible
 def same_scalars(gold: Scalar, answer: Scalar) -> bool:
     if {gold.base, answer.base} - {"", "10"}:
         return gold.base == answer.base and gold.latex.lstrip("0") == answer.latex.lstrip("0")
-    if not compatible(gold.unit, answer.unit):
+    if _contradict(gold, answer):
         return False
+    factor = conversion(answer.unit, gold.unit) if gold.unit and answer.unit else None
+    if factor is not None and factor != 1:
+        answer = replace(answer, unit=gold.unit, latex=_times(answer.latex, factor))
+    elif not compatible(gold.unit, answer.unit):
+        return False
+    if (
+        gold.unit == "dozen"
+        and not answer.unit
+        and _same_latex(_times(gold.latex, Fraction(12)), answer.latex)
+    ):
+        return True
     if gold.percent != answer.percent:
         return _same_percentage(gold, answer)
     if gold.degree != answer.degree:
         return _same_angle(gold, answer)
+    if answer.unit == "cent" and not gold.unit and "." in gold.latex:
+        answer = Scalar(_times(answer.latex, Fraction(1, 100)))
     if _same_latex(gold.latex, answer.latex):
         return True
     read = without_unit_letter(answer)
@@ -38,30 +52,40 @@ def same_scalars(gold: Scalar, answer: Scalar) -> bool:
     return read is not None and number(answer.latex) is not None and same_scalars(read, answer)
 
 
+def _contradict(gold: Scalar, answer: Scalar) -> bool:
+    """Check for marks of different kinds, such as percent and degrees.
+
+    A mark that is missing contradicts none, but for temperatures: 7 is not 7 °F.
+    """
+    kinds = [
+        "percent" if side.percent else "degree" if side.degree else side.unit
+        for side in (gold, answer)
+    ]
+    if not kinds[0]:
+        return kinds[1] in ("celsius", "fahrenheit")
+    marked = {"percent", "degree"} & set(kinds)
+    return bool(kinds[1] and marked and kinds[0] != kinds[1]) and kinds[1] != "rad"
+
+
 def _same_percentage(gold: Scalar, answer: Scalar) -> bool:
-    percent, bare = (gold, answer) if gold.percent else (answer, gold)
-    if _same_latex(*_ordered(gold, f"({_hundredth(percent.latex)})", bare.latex)):
-        return True
-    written = number(bare.latex)
-    if not gold.percent and (written is None or abs(written.value) <= 1):
-        return False  # 0.5 % is not 0.5
-    return _same_latex(gold.latex, answer.latex)
+    """Compare a percentage with a bare number.
+
+    Where percent are asked for, 50 says 50 %, and so does 1/2; where a number is, 50 % is 1/2 only.
+    """
+    percent = gold if gold.percent else answer
+    share = _times(percent.latex, Fraction(1, 100))
+    if gold.percent:
+        return _same_latex(share, answer.latex) or _same_latex(gold.latex, answer.latex)
+    return _same_latex(gold.latex, share)
 
 
-def _ordered(gold: Scalar, percent: str, bare: str) -> tuple[str, str]:
-    return (percent, bare) if gold.percent else (bare, percent)
-
-
-def _hundredth(latex: str) -> str:
+def _times(latex: str, factor: Fraction) -> str:
     written = number(latex)
     if written is None:
-        return rf"\frac{{{latex}}}{{100}}"
-    value = written.value / 100
-    return (
-        rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
-        if value >= 0
-        else (rf"-\frac{{{-value.numerator}}}{{{value.denominator}}}")
-    )
+        return rf"\frac{{({latex})\cdot {factor.numerator}}}{{{factor.denominator}}}"
+    value = written.value * factor
+    sign = "-" if value < 0 else ""
+    return rf"{sign}\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
 
 
 def _same_angle(gold: Scalar, answer: Scalar) -> bool:
@@ -77,6 +101,8 @@ def _same_angle(gold: Scalar, answer: Scalar) -> bool:
 def _same_latex(gold: str, answer: str) -> bool:
     if latex_key(gold) == latex_key(answer):
         return bool(latex_key(gold))
+    if re.fullmatch("[A-Z]{2,}", gold) and re.fullmatch("[A-Z]{2,}", answer):
+        return False  # names, not products
     left, right = number(gold), number(answer)
     if left is not None and right is not None:
         return _same_numbers(left, right)
@@ -86,6 +112,11 @@ def _same_latex(gold: str, answer: str) -> bool:
         parsed_gold = expressions.parse(expression_text(gold))
         parsed_answer = expressions.parse(expression_text(answer))
         if expressions.equal(parsed_gold, parsed_answer):
+            return True
+        mixed = [_MIXED.sub(_mixed_number, side) for side in (gold, answer)]
+        if mixed != [gold, answer] and expressions.equal(
+            *(expressions.parse(expression_text(side)) for side in mixed)
+        ):
             return True
         if BARE_LOG.search(gold + answer):  # some mean the common logarithm
             common = [
@@ -115,6 +146,14 @@ def number_with_factor(latex: str) -> Number | None:
 
 def latex_key(latex: str) -> str:
     return re.sub(r"[ ]|\\cdot", "", latex).replace(r"\infty", "∞").replace("+∞", "∞")
+
+
+_MIXED = re.compile(r"(?<![\d.}])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
+
+
+def _mixed_number(match: re.Match[str]) -> str:
+    whole, top, bottom = map(int, match.groups())
+    return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}" if top < bottom else match.group()
 
 
 def _same_numbers(gold: Number, answer: Number) -> bool:
@@ -166,6 +205,7 @@ def _is_rounded_value(gold: Number, answer: object) -> bool:
 
 
 BARE_LOG = re.compile(r"\\log(?![_a-zA-Z])")
+_RATE_OF_CHANGE = re.compile(r"\\frac\{d ?(\\?[a-zA-Z]+) ?\}\{d ?([a-z])\}")
 _DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
 
 
@@ -175,6 +215,9 @@ def expression_text(latex: str) -> str:
         latex = _DEGREES_IN_FUNCTION.sub(r"(\\frac{\1\\pi}{180})", latex)
     latex = latex.replace("°", "").replace("%", r"\cdot\frac{1}{100}")
     latex = BARE_LOG.sub(r"\\ln", latex)
+    latex = _RATE_OF_CHANGE.sub(lambda m: f"D_{{{m[1].strip(chr(92))}{m[2]}}}", latex)
+    latex = re.sub(r"\\dot\s*\{?([a-z])\}?", r"D_{\1t}", latex)
+    latex = re.sub(r"(?<![a-zA-Z\\])E_\{?(\w+)\}?", r"X_{E\1}", latex)  # no Euler's number
     latex = re.sub(r"'+", lambda m: f"_{{prime{len(m[0])}}}", latex)
     latex = re.sub(r"\\(?:overline|bar)\{([A-Za-z]+)\}", r"\1", latex)
     return re.sub(r"\\angle\s?", "", latex)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 UNIT_LETTERS = "mgsLJNWVAKh"
 """Letters that are read as a unit behind a number when the gold answer has no variables."""
@@ -42,8 +43,11 @@ _SPELLINGS = {
     "eV": "eV",
     "A": "ampere amperes amp amps A",
     "mol": "mole moles mol",
-    "celsius": "celsius C",
-    "fahrenheit": "fahrenheit F",
+    "celsius": "celsius °C",
+    "fahrenheit": "fahrenheit °F",
+    "C": "coulomb coulombs C",
+    "F": "farad farads F",
+    "dozen": "dozen dozens",
     "unit": "unit units un",
     "mi/h": "mph",
     "km/h": "kph kmh kmph",
@@ -69,19 +73,37 @@ _TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
 _ONES, _TENS = _ONES_TEXT.split(), _TENS_TEXT.split()
 
 
-def number_word(words: str) -> int | None:
-    """Read the number that ``words`` spells, up to one hundred; None if they spell none."""
-    parts = words.lower().replace("-", " ").split()
-    match parts:
-        case [one] if one in _ONES:
-            return _ONES.index(one)
-        case [ten] if ten in _TENS:
-            return 20 + 10 * _TENS.index(ten)
-        case [ten, one] if ten in _TENS and one in _ONES[1:10]:
-            return 20 + 10 * _TENS.index(ten) + _ONES.index(one)
-        case ["one", "hundred"] | ["hundred"]:
-            return 100
-    return None
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_PARTS = {
+    "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
+    "eighth": 8, "ninth": 9, "tenth": 10,
+}  # fmt: skip
+
+
+def number_word(words: str) -> Fraction | None:
+    """Read the number that ``words`` spells, ``two million`` or ``three quarters``, if any."""
+    parts = [w for w in words.lower().replace("-", " ").split() if w != "and"]
+    if not parts or (parts[0] in _PARTS and len(parts) > 1):
+        return None
+    denominator = _PARTS.get(parts[-1].removesuffix("s")) if len(parts) > 1 else None
+    if denominator:
+        top = Fraction(1) if parts[:-1] in (["a"], ["an"]) else number_word(" ".join(parts[:-1]))
+        return top / denominator if top else None
+    total, current = 0, 0
+    for part in parts:
+        if part in _ONES:
+            current += _ONES.index(part)
+        elif part in _TENS:
+            current += 20 + 10 * _TENS.index(part)
+        elif part == "a" and part is parts[0] and len(parts) > 1:
+            current = 1
+        elif part == "hundred":
+            current = (current or 1) * 100
+        elif part in _SCALES:
+            total, current = total + (current or 1) * _SCALES[part], 0
+        else:
+            return None
+    return Fraction(total + current)
 
 
 def is_unit(words: str) -> bool:
@@ -129,6 +151,44 @@ def compatible(left: str, right: str) -> bool:
         return sorted(first) == sorted(second)
     # "marble" and "red marble" are the same count; "apple" and "orange" are not.
     return set(first) <= set(second) or set(second) <= set(first)
+
+
+_SIZES = {
+    "length": {"mm": 1, "cm": 10, "m": 1000, "km": 10**6},
+    "imperial length": {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
+    "time": {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800},
+    "mass": {"mg": 1, "g": 1000, "kg": 10**6},
+    "imperial mass": {"oz": 1, "lb": 16},
+    "volume": {"mL": 1, "L": 1000},
+    "money": {"cent": 1, "dollar": 100},
+}
+_DIMENSION = {unit: (kind, size) for kind, sizes in _SIZES.items() for unit, size in sizes.items()}
+
+
+def conversion(unit: str, target: str) -> Fraction | None:
+    """Return the factor from one unit to another of the same kind: 1/1000 from g to kg."""
+    if unit == target:
+        return Fraction(1)
+    sizes = [_size(unit), _size(target)]
+    if sizes[0] is None or sizes[1] is None or sizes[0][0] != sizes[1][0]:
+        return None
+    return sizes[0][1] / sizes[1][1]
+
+
+def _size(unit: str) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
+    """Split a unit into its dimensions with their exponents, and its size."""
+    dimensions: dict[str, int] = {}
+    size = Fraction(1)
+    for sign, factors in zip((1, -1), unit.split("/"), strict=False):
+        for factor in factors.split():
+            name, _, power = factor.partition("^")
+            if name not in _DIMENSION or unit.count("/") > 1:
+                return None
+            kind, scale = _DIMENSION[name]
+            exponent = sign * int(power or 1)
+            dimensions[kind] = dimensions.get(kind, 0) + exponent
+            size *= Fraction(scale) ** exponent
+    return tuple(sorted(dimensions.items())), size
 
 
 def _power(unit: str) -> str:

@@ -41,7 +41,9 @@ def mark_words(text: str) -> str:
                 match.end() == len(piece) or piece[match.end()] in " (,.^={"
             )
             pieces.append(piece[position : match.start()])
-            pieces.append(_mark_run(match.group(), loose=loose))
+            # cm behind a digit is a unit; at behind a brace is a product.
+            joined = not loose and re.search(r"[{(^+*/-]$", piece[: match.start()]) is not None
+            pieces.append(_mark_run(match.group(), loose=loose, joined=joined))
             position = match.end()
         pieces.append(piece[position:])
         return "".join(pieces)
@@ -52,7 +54,7 @@ def mark_words(text: str) -> str:
     return re.sub(r"\}\s*\\text\{", " ", marked) if marked.count(r"\text{") > 1 else marked
 
 
-def _mark_run(run: str, *, loose: bool) -> str:
+def _mark_run(run: str, *, loose: bool, joined: bool) -> str:
     """Mark one run of words: ``or x`` is a word and a variable, ``red marbles`` is one text."""
     pieces: list[str] = []
     phrase: list[str] = []
@@ -61,7 +63,7 @@ def _mark_run(run: str, *, loose: bool) -> str:
         while phrase and len(phrase[-1]) == 1 and phrase[-1].islower():
             pieces.append(phrase.pop())
         if phrase:
-            wordy = _is_wordy(phrase, loose=loose)
+            wordy = _is_wordy(phrase, loose=loose, joined=joined)
             pieces.append(rf"\text{{{' '.join(phrase)}}}" if wordy else " ".join(phrase))
             phrase.clear()
 
@@ -84,11 +86,11 @@ def _inside_command(text: str, position: int) -> bool:
     )
 
 
-def _is_wordy(words: list[str], *, loose: bool) -> bool:
+def _is_wordy(words: list[str], *, loose: bool, joined: bool) -> bool:
     words = [part for word in words for part in word.split("-")]
-    if any(word.lower() in _SHORT_WORDS for word in words):
+    if not joined and any(word.lower() in _SHORT_WORDS for word in words):
         return True
-    longest = max(map(len, words))
+    longest = max(len(word.rstrip("'")) for word in words)  # y'' is a derivative
     return longest >= 3 if loose else longest >= 5
 
 
