@@ -24,7 +24,8 @@ class OverrideSpec(Settings):
     """Settings of some cells only, such as a learning rate of one objective."""
 
     match: DottedSettings = Field(min_length=1)
-    """Axes with the value, or a list of values, that a cell has."""
+    """Axes with the value, or a list of values, that a cell has. Values are compared as the fields
+    of a run file read them; a rule that matches no cell is refused."""
     set: DottedSettings = Field(min_length=1)
     """Settings of the cells that match."""
 
@@ -73,7 +74,7 @@ class SweepSpec(Settings):
     grid: dict[str, list[Any]] = Field(min_length=1)
     """Axes: a dotted key of a run file with its values. Cells are all combinations."""
     exclude: list[DottedSettings] = Field(default_factory=list)
-    """Combinations to leave out: axes with a value, or a list of values."""
+    """Combinations to leave out: axes with a value, or a list of values, compared as in `match`."""
     include: list[DottedSettings] = Field(default_factory=list)
     """Cells beside the combinations: a value for each axis, and any other settings."""
     overrides: list[OverrideSpec] = Field(default_factory=list)

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from deft.workers.catalogs.datasets import DATASETS, SUFFIXES, data_suffix, local_files
+from deft.workers.catalogs.deepspeed_options import require_usable_options
 from deft.workers.catalogs.models import MODELS
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.names import unknown_name
@@ -215,29 +216,6 @@ class LoraSpec(Settings):
         return self
 
 
-RESERVED_DEEPSPEED_KEYS = {
-    "train_batch_size": "training.batch_size",
-    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
-    "gradient_accumulation_steps": "training.batch_size and training.micro_batch_size",
-    "gradient_clipping": "training.max_grad_norm",
-    "optimizer": "training.learning_rate, training.betas and training.weight_decay",
-    "scheduler": "training.warmup_ratio",
-    "bf16": "training.dtype",
-    "fp16": "training.dtype",
-    "torch_autocast": "training.dtype",
-}
-"""Options of DeepSpeed that a setting here stands for."""
-
-SPLITTING_DEEPSPEED_KEYS = (
-    "sequence_parallel_size",
-    "sequence_parallel",
-    "tensor_parallel",
-    "autotp_size",
-    "pipeline",
-)
-"""Options that would cut one example over several ranks: the head sees whole examples only."""
-
-
 class TrainingSpec(Settings):
     """How to train: DeepSpeed SFT with AdamW and a cosine schedule."""
 
@@ -367,17 +345,7 @@ class TrainingSpec(Settings):
 
     @model_validator(mode="after")
     def require_deepspeed_options_of_its_own(self) -> TrainingSpec:
-        for key in self.deepspeed:
-            if key in RESERVED_DEEPSPEED_KEYS:
-                raise ValueError(f"deepspeed.{key}: give {RESERVED_DEEPSPEED_KEYS[key]} instead")
-            if key in SPLITTING_DEEPSPEED_KEYS:
-                raise ValueError(
-                    f"deepspeed.{key}: objectives are computed over whole examples; an example "
-                    "that is cut over several workers is not supported"
-                )
-        zero = self.deepspeed.get("zero_optimization", {})
-        if isinstance(zero, dict) and "stage" in zero:
-            raise ValueError("deepspeed.zero_optimization.stage: give training.zero_stage instead")
+        require_usable_options(self.deepspeed)
         return self
 
     @model_validator(mode="after")

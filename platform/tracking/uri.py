@@ -21,8 +21,19 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def default_tracking_uri(root: Path) -> str:
-    """Return the URI of an SQLite database under the run root."""
-    return f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    """Return the URI of an SQLite database under the run root.
+
+    Raises:
+        UserError: MLflow would read another path out of the URI.
+    """
+    database = root.resolve() / "mlflow.db"
+    # MLflow decodes %3F before SQLAlchemy cuts the path at a question mark: no quoting helps.
+    if re.search("[?#]|%[0-9A-Fa-f]{2}", str(database)):
+        raise UserError(
+            f"--root {root}: the path {database} holds ?, # or %, which mean something "
+            "else in MLflow's SQLite URI; choose another directory or give --tracking-uri"
+        )
+    return f"sqlite:///{database}"
 
 
 def require_no_secret(uri: str) -> None:

@@ -272,6 +272,19 @@ def test_surprises_of_yaml_are_refused_with_what_was_meant(
     assert expected in str(caught.value)
 
 
+def test_unknown_option_of_deepspeed_is_named_by_its_own_line(tmp_path: Path) -> None:
+    text = QUICKSTART + "training:\n  deepspeed:\n    zero_optimisation: {stage: 2}\n"
+    assert message(tmp_path, text).startswith(
+        "DIR/run.yaml:6: training.deepspeed.zero_optimisation: DeepSpeed has no such option; did "
+        "you mean zero_optimization? There are: "
+    )
+    setting = "training.deepspeed={zero_optimization: {overlap_com: true}}"
+    assert message(tmp_path, QUICKSTART, setting).startswith(
+        f"--set {setting}: training.deepspeed.zero_optimization.overlap_com: DeepSpeed has no such "
+        "option; did you mean overlap_comm?"
+    )
+
+
 def test_parts_of_a_setting_are_named_by_their_own_line(tmp_path: Path) -> None:
     text = "dataset:\n  name: figfont\n  validation: 2\n  size: 9_000_000\n"
     text += "model: tiny\nobjective: DEFT\n"
