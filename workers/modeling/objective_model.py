@@ -78,7 +78,7 @@ class ObjectiveHead(nn.Module):
             labels: int64 [N], already shifted; `IGNORE_INDEX` where there is no target.
             reference: the frozen model's last layer on the same tokens, if the objective needs it;
                 where the frozen model is this one without adapters, its hidden states [N, D].
-            step_mean_p: scalar mean p over the optimiser step; None takes the micro-batch's.
+            step_mean_p: scalar mean p over the optimizer step; None takes the micro-batch's.
 
         Raises:
             RuntimeError: what is computed is not the objective.
