@@ -60,7 +60,7 @@ class ColumnsSpec(Settings):
 
     @property
     def named(self) -> dict[str, str]:
-        """The columns that are given, by what they hold."""
+        """Return the columns that are given, by what they hold."""
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
 
@@ -143,7 +143,7 @@ class DatasetSpec(Settings):
 
     @property
     def local_path(self) -> Path | None:
-        """The file or directory to read; None for what is generated or comes from the hub."""
+        """Return the file or directory to read; None for generated data and the hub's."""
         if self.data_dir is not None:
             return Path(self.data_dir)
         if self.name in DATASETS or not Path(self.name).exists():
@@ -151,7 +151,7 @@ class DatasetSpec(Settings):
         return Path(self.name)
 
     def num_validation(self, num_examples: int) -> int:
-        """How many of ``num_examples`` to hold out."""
+        """Return how many of ``num_examples`` to hold out."""
         if self.validation is None:
             return min(MAX_VALIDATION, num_examples // 20)
         if isinstance(self.validation, float):
@@ -180,7 +180,7 @@ class ModelSpec(Settings):
 
     @property
     def local_path(self) -> Path | None:
-        """The model's directory; None for what has a name here or comes from the hub."""
+        """Return the model's directory; None for a model of the catalog or the hub."""
         path = Path(self.name)
         return path if self.name not in MODELS and path.is_dir() else None
 
@@ -272,15 +272,15 @@ class TrainingSpec(Settings):
     offload_parameters: bool = False
     """Keep parameters in the host's memory too, each on the device only while in use (ZeRO 3)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Optimiser
+    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Optimizer
     states are float32 throughout. float16 scales the loss dynamically."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed's configuration, laid over what follows from the settings."""
     validate_every: int | None = Field(default=None, ge=1)
-    """Optimiser steps between validations on the held-out examples; the first is always before the
+    """Optimizer steps between validations on the held-out examples; the first is always before the
     first step and the last after the last one."""
     checkpoint_every: int | None = Field(default=None, ge=1)
-    """Optimiser steps between checkpoints; only one at the end if not given."""
+    """Optimizer steps between checkpoints; only one at the end if not given."""
     checkpoint_storage: str | None = None
     """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given.
     What opens the storage is in the environment of the cluster's nodes."""
@@ -356,29 +356,29 @@ class TrainingSpec(Settings):
 
     @property
     def splits_by_tokens(self) -> bool:
-        """Whether micro-batches are filled up to a number of tokens instead of examples."""
+        """Tell whether micro-batches are filled up to a number of tokens instead of examples."""
         return self.packing and self.reduction == "global_tokens"
 
     def is_validated(self, step: int, num_steps: int) -> bool:
-        """Whether held-out examples are looked at after ``step`` optimizer steps."""
+        """Tell whether held-out examples are evaluated after ``step`` optimizer steps."""
         due = self.validate_every is not None and step % self.validate_every == 0
         scored = self.keep == "best" and self.is_saved(step, num_steps)
         return due or scored or step in (0, num_steps)
 
     def is_saved(self, step: int, num_steps: int) -> bool:
-        """Whether there is a checkpoint after ``step`` optimizer steps."""
+        """Tell whether a checkpoint is saved after ``step`` optimizer steps."""
         due = self.checkpoint_every is not None and step % self.checkpoint_every == 0
         return step == num_steps or (due and step > 0)
 
     @property
     def resolved_zero_stage(self) -> int:
-        """The ZeRO stage that is used."""
+        """Return the ZeRO stage that is used."""
         if self.zero_stage is not None:
             return self.zero_stage
         return 2 if self.num_workers > 1 else 0
 
     def num_steps(self, num_examples: int, num_tokens: int) -> int:
-        """Optimiser steps over training examples with so many tokens; 0 if they fill no batch."""
+        """Count the optimizer steps over examples with so many tokens; 0 if they fill no batch."""
         steps = num_examples // self.batch_size * self.epochs
         if self.tokens is not None and steps > 0:
             steps = math.ceil(self.tokens * num_examples / (num_tokens * self.batch_size))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -20,6 +19,7 @@ from transformers import (
 from deft.evaluators.generation.engine import Decoding, Generation, Request, Start
 from deft.evaluators.generation.model_dir import Architecture
 from deft.evaluators.spec import EngineSpec
+from deft.workers.modeling.loading import load_causal_lm
 
 BATCH_SIZE = 8
 """Requests that are generated together."""
@@ -40,7 +40,7 @@ class TransformersEngine:
         if dtype == "auto":
             dtype = "bfloat16" if self._device.type == "cuda" else "float32"
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(
+            self._model = load_causal_lm(
                 model_path, dtype=getattr(torch, dtype), device_map=self._device
             ).eval()
         except (OSError, ValueError, RuntimeError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.heldout_table import RowLoss, summarize_losses, write_losses
@@ -24,6 +24,7 @@ from deft.workers.data.datasets import read_examples
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.readers import BadRecord
 from deft.workers.data.tokenization import target_bytes
+from deft.workers.modeling.loading import load_causal_lm
 from deft.workers.modeling.logit_transform import LogitTransform, logit_transform
 from deft.workers.modeling.objective_model import target_statistics
 from deft.workers.modeling.tokenizer import load_tokenizer
@@ -96,9 +97,7 @@ def measure_losses(
     tokenizer = load_tokenizer(model_dir)
     control = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=resolve_dtype("auto"), device_map=device
-    ).eval()
+    model = load_causal_lm(model_dir, dtype=resolve_dtype("auto"), device_map=device).eval()
     transform = logit_transform(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     losses: dict[int, RowLoss] = {}

@@ -5,16 +5,11 @@ from __future__ import annotations
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from deft.platform.errors import UserError
 from deft.workers.common.names import unknown_name
 from deft.workers.common.secrets import has_secret, without_secrets
-
-if TYPE_CHECKING:
-    pass
-
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """URI schemes of the databases that MLflow can use."""

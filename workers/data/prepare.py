@@ -108,8 +108,11 @@ def prepare(
     _silence_libraries()
     from transformers import AutoTokenizer
 
+    from deft.workers.modeling.loading import require_trainable
+
     examples_dir = prepare_examples(dataset, cache / "examples")
     model_dir = prepare_model(model, examples_dir, seed, cache / "models")
+    require_trainable(model_dir, max_length=max_length)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     directory = prepare_rows(
         dataset, examples_dir, tokenizer, max_length=max_length, seed=seed, cache=cache

@@ -31,35 +31,59 @@ GPU_ATTENTION = "flash_attention_2"
 
 
 def choose_attention(config: PreTrainedConfig, *, packing: bool) -> str:
-    """Return the attention to load a model with, for `from_pretrained(attn_implementation=…)`.
+    """Return the attention to train with, for `from_pretrained(attn_implementation=…)`.
 
     Raises:
         ValueError: the model has none that can be used; the message says which setting would do.
     """
-    names = [PACKED_SDPA] if packing else ["sdpa", "eager"]
-    if torch.cuda.is_available() and find_spec("flash_attn") is not None:
-        names.insert(0, GPU_ATTENTION)
     if packing:
         require_packable(config)
-    problem: Exception | None = None
-    for name in names:
-        try:
-            model = _build_without_weights(config, name)
-        except Exception as error:  # each family refuses an attention in a way of its own
-            problem = error
-        else:
-            require_supported(model)
-            return name
-    if packing:
+    if (
+        torch.cuda.is_available()
+        and find_spec("flash_attn") is not None
+        and _problem_of(config, GPU_ATTENTION) is None
+    ):
+        return GPU_ATTENTION
+    if not packing:
+        return padded_attention(config)
+    if _problem_of(config, PACKED_SDPA) is not None:
         raise ValueError(
             f"training.packing: {config.model_type} has attention of its own; "
-            f"{remedy(choose_attention(config, packing=False))}"
+            f"{remedy(padded_attention(config))}"
         )
-    assert problem is not None
+    return PACKED_SDPA
+
+
+def padded_attention(config: PreTrainedConfig) -> str:
+    """Return the attention of PyTorch or the model's own that computes all the model defines.
+
+    Raises:
+        ValueError: neither can be used.
+    """
+    # transformers' sdpa leaves a cap of the attention's logits out.
+    is_capped = bool(getattr(config.get_text_config(), "attn_logit_softcapping", None))
+    names = ["eager"] if is_capped else ["sdpa", "eager"]
+    for name in names:
+        problem = _problem_of(config, name)
+        if problem is None:
+            return name
     raise ValueError(
         f"model: {config.model_type} cannot be trained: none of the attentions "
-        f"{', '.join(names)} can be used ({first_line(problem)})"
+        f"{', '.join(names)} can be used ({problem})"
     )
+
+
+def _problem_of(config: PreTrainedConfig, attention: str) -> str | None:
+    """Say why a model cannot be built with an attention; None if it can."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                deepcopy(config), attn_implementation=attention
+            )
+        require_supported(model)
+    except Exception as error:  # each family refuses an attention in a way of its own
+        return first_line(error)
+    return None
 
 
 def remedy(attention: str) -> str:
@@ -74,22 +98,14 @@ def first_line(error: BaseException) -> str:
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
 
 
-def _build_without_weights(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            deepcopy(config), attn_implementation=attention
-        )
-    return model
-
-
 def require_packable(config: PreTrainedConfig) -> None:
     """Raise ValueError if a model's layers would let packed examples see each other."""
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
     if foreign := sorted(kinds - {"full_attention", "sliding_attention"}):
         raise ValueError(
             f"training.packing: {config.model_type} has layers of kind {', '.join(foreign)}, which "
-            "would carry over from one packed example to the next; "
-            f"{remedy(choose_attention(config, packing=False))}"
+            "may carry over from one packed example to the next; "
+            f"{remedy(padded_attention(config))}"
         )
 
 
@@ -98,7 +114,7 @@ def require_supported(model: PreTrainedModel) -> None:
     if attention_of(model) == PACKED_SDPA and not calls_attention_functions(model):
         raise ValueError(
             f"training.packing: {type(model).__name__} has attention of its own; "
-            f"{remedy(choose_attention(model.config, packing=False))}"
+            f"{remedy(padded_attention(model.config))}"
         )
 
 

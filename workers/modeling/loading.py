@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from deft.workers.modeling.attention import padded_attention
 
 MAX_NAMED = 5
 """Weights that a message names."""
@@ -23,13 +26,21 @@ def load_causal_lm(directory: str | Path, **options: Any) -> PreTrainedModel:
 
     Args:
         directory: local directory of a prepared or exported model.
-        options: further arguments of `from_pretrained`, such as dtype or device_map.
+        options: further arguments of `from_pretrained`, such as dtype or device_map; the attention
+            is `padded_attention` if not given.
 
     Raises:
         ValueError: weights of the model are missing, or files hold weights that it does not have.
     """
+    if "attn_implementation" not in options:
+        config = AutoConfig.from_pretrained(directory)
+        options["attn_implementation"] = padded_attention(config)
     model, report = AutoModelForCausalLM.from_pretrained(
-        directory, use_safetensors=True, output_loading_info=True, **options
+        directory,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused by name below
+        **options,
     )
     problems = [
         f"{len(report[key])} weights {meaning} ({_some(report[key])})"

@@ -43,7 +43,7 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
     """
     head, name = model.get_output_embeddings(), type(model).__name__
     linear = unadapted(head)
-    if not isinstance(linear, nn.Linear) or model.base_model is model:
+    if not isinstance(linear, nn.Linear) or layers_below_head(model) is model:
         raise ValueError(f"{name} has no linear head over layers of its own")
     weight = linear.weight
     generator = torch.Generator().manual_seed(0)
@@ -81,11 +81,20 @@ def logit_transform(model: PreTrainedModel) -> LogitTransform:
     return best
 
 
+def layers_below_head(model: PreTrainedModel) -> nn.Module:
+    """Return the module that computes the last hidden states."""
+    layers: nn.Module = model.base_model
+    if layers is model:  # a model whose prefix is that of another one
+        layers = next((m for m in model.children() if isinstance(m, PreTrainedModel)), model)
+    return layers
+
+
 def _logits_of(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Compute the logits [1, T, V] that ``model`` makes of last hidden states [1, T, D]."""
     tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
-    # Most models call the one, OPT the other.
-    layers = {part for part in (model.base_model, model.get_decoder()) if part is not None}
+    # Most models call the one, OPT the other; ModernBERT calls its head a decoder.
+    layers = {layers_below_head(model), model.get_decoder()}
+    layers -= {None, model, model.get_output_embeddings()}
     with _forward_replaced(layers, _LayersOutput(hidden)):
         logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
     return logits

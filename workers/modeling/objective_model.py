@@ -19,7 +19,7 @@ from deft.objectives import (
 )
 from deft.workers.common.example import IGNORE_INDEX
 from deft.workers.modeling.attention import packed_keywords
-from deft.workers.modeling.logit_transform import LogitTransform, logit_transform
+from deft.workers.modeling.logit_transform import LogitTransform, layers_below_head, logit_transform
 from deft.workers.modeling.lora import low_rank_update, unadapted, without_adapters
 
 LOGGED_STATISTICS = ("concentration", "entropy")
@@ -78,7 +78,7 @@ class ObjectiveHead(nn.Module):
             labels: int64 [N], already shifted; `IGNORE_INDEX` where there is no target.
             reference: the frozen model's last layer on the same tokens, if the objective needs it;
                 where the frozen model is this one without adapters, its hidden states [N, D].
-            step_mean_p: scalar mean p over the optimiser step; None takes the micro-batch's.
+            step_mean_p: scalar mean p over the optimizer step; None takes the micro-batch's.
 
         Raises:
             RuntimeError: what is computed is not the objective.
@@ -300,6 +300,8 @@ def last_hidden(
     packed = {}
     if position_ids is not None and cu_seq_lens is not None:
         packed = packed_keywords(cu_seq_lens, position_ids)
-    states = model.base_model(input_ids=input_ids, use_cache=False, **packed).last_hidden_state
+    states = layers_below_head(model)(
+        input_ids=input_ids, use_cache=False, **packed
+    ).last_hidden_state
     hidden: torch.Tensor = states[:, :-1]
     return hidden.flatten(0, 1)

@@ -9,7 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from deft.workers.common.compat import attention_of, calls_attention_functions
-from deft.workers.modeling.attention import GPU_ATTENTION, choose_attention, first_line, remedy
+from deft.workers.modeling.attention import (
+    GPU_ATTENTION,
+    first_line,
+    padded_attention,
+    remedy,
+)
 from deft.workers.modeling.logit_transform import logit_transform
 from deft.workers.modeling.objective_model import target_statistics
 from deft.workers.training.batches import collate
@@ -44,13 +49,13 @@ def settle_attention(model: PreTrainedModel, *, packing: bool) -> None:
         return
     can_change = calls_attention_functions(model)
     eager = "eager" if can_change else loaded
-    padded = choose_attention(model.config, packing=False) if packing else loaded
+    padded = padded_attention(model.config) if packing else loaded
     examples = _examples(model)
     try:
         with _attention(model, eager):
             expected = torch.cat([own_logp(model, ids) for ids in examples])
-        for padded_attention in dict.fromkeys((padded, eager)):
-            with _attention(model, padded_attention):
+        for exact in dict.fromkeys((padded, eager)):
+            with _attention(model, exact):
                 problem = _difference(model, examples, expected, packing=False)
             if problem is None:
                 break
@@ -59,14 +64,14 @@ def settle_attention(model: PreTrainedModel, *, packing: bool) -> None:
     if problem is not None:
         raise ValueError(f"model: {name} cannot be trained: {problem}")
     if not packing:
-        _set_attention(model, padded_attention)
+        _set_attention(model, exact)
         return
     try:
         problem = _difference(model, examples, expected, packing=True)
     except Exception as error:
         problem = first_line(error)
     if problem is not None:
-        raise ValueError(f"training.packing: {name}: {problem}; {remedy(padded_attention)}")
+        raise ValueError(f"training.packing: {name}: {problem}; {remedy(exact)}")
 
 
 @torch.no_grad()

@@ -57,7 +57,12 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
     """
     config = AutoConfig.from_pretrained(model_dir)
     require_positions(config, spec.max_length)
-    attention = choose_attention(config, packing=spec.packing)
+    try:
+        attention = choose_attention(config, packing=spec.packing)
+    except ValueError:
+        # What the message offers instead must be true.
+        settle_attention(load_causal_lm(model_dir, dtype=dtype), packing=False)
+        raise
     model = load_causal_lm(model_dir, dtype=dtype, attn_implementation=attention)
     settle_attention(model, packing=spec.packing)
     if torch.cuda.is_available() and find_spec("liger_kernel") is not None:

@@ -27,7 +27,7 @@ class TrainJob:
     validation_dir: str
     """Directory of the prepared held-out examples."""
     num_steps: int
-    """Optimiser steps of the whole run."""
+    """Optimizer steps of the whole run."""
     seed: int
     events: Queue | None
     """Where rank 0 puts one dict a step; None for nowhere."""

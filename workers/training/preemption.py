@@ -8,12 +8,12 @@ import ray.train
 import torch
 
 ASK_EVERY = 5.0
-"""Seconds between questions, as often as Ray Train itself looks at the nodes. Each makes all
-workers wait for one another, so it is not asked at every step."""
+"""Seconds between queries, as often as Ray Train itself looks at the nodes. Each makes all workers
+wait for one another, so it is not sent at every step."""
 
 
 class PreemptionNotice:
-    """Says once, on all ranks at the same step, that a worker will be gone soon."""
+    """Tells once, on all ranks at the same step, that a worker will be gone soon."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -21,7 +21,7 @@ class PreemptionNotice:
         self._is_given = False
 
     def arrived(self) -> bool:
-        """Whether it has just come; every rank must call this at every step."""
+        """Tell whether the notice has just come; every rank must call this at every step."""
         if self._is_given:
             return False
         # The clocks of the ranks differ, so rank 0's counts.

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 def prepare_process() -> None:
@@ -20,10 +17,10 @@ def prepare_process() -> None:
 
 
 def run_job(config: dict[str, Any]) -> None:
-    """Ray Train's `train_loop_per_worker`.
+    """Run a job as Ray Train's `train_loop_per_worker`.
 
     Args:
-        config: ``job``, a `TrainJob`; ``run``, by which its placement group is found.
+        config: ``job``, a `TrainJob`; ``run``, which announces its placement group.
     """
     prepare_process()
     from deft.workers.common.ray_placement import announce_placement_group

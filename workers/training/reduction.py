@@ -21,10 +21,10 @@ def loss_factor(
     num_micro_batches: int,
     world_size: int,
 ) -> float:
-    """The number that a micro-batch's summed token values are multiplied by before `backward`.
+    """Return the factor of a micro-batch's summed token values before `backward`.
 
     Args:
-        reduction: `global_tokens` is the mean over all kept tokens of the optimiser step;
+        reduction: `global_tokens` is the mean over all kept tokens of the optimizer step;
             `micro_batch` the mean over micro-batches and ranks of each one's own token mean;
             `micro_batch_sum` the same summed over a rank's micro-batches, which is what the
             original trainer of arXiv 2602.11424 backpropagates.

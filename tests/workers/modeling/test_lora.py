@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from deft.objectives import get_objective
-from deft.workers.modeling.lora import add_adapters, merged_tensors, without_adapters
+from deft.workers.modeling.lora import (
+    adapter_tensors,
+    add_adapters,
+    merged_tensors,
+    save_adapter,
+    without_adapters,
+)
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.spec import LoraSpec
 from deft.workers.training.batches import collate
@@ -110,10 +124,121 @@ def test_switching_adapters_off_leaves_gradients_on() -> None:
     assert any(parameter.requires_grad for parameter in adapted.parameters())
 
 
+def adapted_layers(model: PreTrainedModel) -> set[str]:
+    names = (name for name, _ in model.named_parameters() if "lora_" in name)
+    return {name.split(".lora_")[0].removesuffix(".base_layer") for name in names}
+
+
 def test_unknown_targets_are_named() -> None:
     with pytest.raises(
         ValueError, match=r"no module is called q_porj; there are: down_proj, .*v_proj"
     ):
         build(tied=True, targets=("q_porj",))
+    with pytest.raises(ValueError, match=r"no module is called v_prj; .* Did you mean v_proj"):
+        build(tied=True, targets=("q_proj", "v_prj"))
     with pytest.raises(ValueError, match="lm_head is tied to the embedding"):
         build(tied=True, targets=("lm_head",))
+    with pytest.raises(ValueError, match="embed_tokens is tied to the head"):
+        build(tied=True, targets=("embed_tokens",))
+
+
+def test_all_linear_beside_other_names_means_both() -> None:
+    linear = adapted_layers(build(tied=False, targets=("all-linear",))[0])
+    assert len(linear) == 14
+    assert not any("embed" in name or "lm_head" in name for name in linear)
+    more = adapted_layers(build(tied=False, targets=("all-linear", "lm_head", "embed_tokens"))[0])
+    assert more == linear | {"lm_head", "model.embed_tokens"}
+    assert adapted_layers(build(tied=False, targets=("layers.1.mlp.up_proj",))[0]) == {
+        "model.layers.1.mlp.up_proj"
+    }
+
+
+def small(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=31,
+        hidden_size=16,
+        n_embd=16,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        n_layer=2,
+        num_attention_heads=2,
+        n_head=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        initializer_range=0.2,
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    return model
+
+
+def test_all_linear_takes_the_experts_and_the_layers_beside_them() -> None:
+    model = small("glm4_moe")
+    add_adapters(model, LoraSpec(rank=2))
+    names = adapted_layers(model)
+    dense = {f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")}
+    shared = {f"model.layers.1.mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")}
+    attention = {
+        f"model.layers.{i}.self_attn.{name}_proj" for i in (0, 1) for name in ("q", "k", "v", "o")
+    }
+    assert names == dense | shared | attention | {"model.layers.1.mlp.experts"}
+    factors = [name for name, _ in model.named_parameters() if "mlp.experts" in name]
+    assert sum("lora_A" in name for name in factors) == 2  # gate_up_proj and down_proj
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("mixtral", ("all-linear",)),
+        ("glm4_moe", ("all-linear", "lm_head", "embed_tokens")),
+        ("gpt2", ("all-linear",)),
+        ("qwen2", ("embed_tokens", "q_proj")),
+    ],
+)
+def test_peft_loads_a_kept_adapter(kind: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+    model = small(kind)
+    add_adapters(model, LoraSpec(rank=2, alpha=8, targets=targets))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    with torch.no_grad():
+        expected = model(tokens).logits
+        assert not torch.allclose(small(kind)(tokens).logits, expected)
+    factors = {tensor.name: tensor.value().clone() for tensor in adapter_tensors(model)}
+    save_adapter(model, factors, tmp_path)
+    loaded = PeftModel.from_pretrained(small(kind), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens).logits, expected)
+    merged = small(kind)
+    state = {tensor.name: tensor.value().detach() for tensor in merged_tensors(model)}
+    merged.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_adapted_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"lora\.dropout: the experts of a mixture"):
+        add_adapters(small("mixtral"), LoraSpec(dropout=0.1))
+    add_adapters(small("mixtral"), LoraSpec(dropout=0.1, targets=("q_proj",)))
+    with pytest.raises(ValueError, match=r"experts\.down_proj cannot be adapted under ZeRO"):
+        add_adapters(small("mixtral"), LoraSpec(), zero_stage=3)
+    embedding = LoraSpec(targets=("embed_tokens",))
+    with pytest.raises(ValueError, match=r"embed_tokens cannot be adapted under ZeRO stage 3"):
+        add_adapters(small("glm4_moe"), embedding, zero_stage=3)
+    with pytest.raises(ValueError, match=r"x_proj cannot be adapted: the model does not call"):
+        add_adapters(
+            small("mamba"),
+            LoraSpec(targets=("x_proj",)),
+            unused={"backbone.layers.0.mixer.x_proj"},
+        )
+    with pytest.raises(ValueError, match=r"peft refuses: .*'out_proj' is incompatible"):
+        add_adapters(small("mamba"), LoraSpec(targets=("out_proj",)))

@@ -156,7 +156,7 @@ def test_weights_outside_the_directory_are_refused(copy: Path, tmp_path: Path) -
     (copy / "part.safetensors").touch()
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "../model.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"'\.\./model\.safetensors' is no file beside it"):
+    with pytest.raises(ValueError, match=r"'\.\./model\.safetensors' is not a file in the"):
         resolve_directory(str(copy))
 
 
@@ -175,7 +175,7 @@ def test_model_that_the_hub_does_not_give_is_named(monkeypatch: pytest.MonkeyPat
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="'nobody/nothing' could not be had"):
+    with pytest.raises(ValueError, match="'nobody/nothing' could not be downloaded"):
         resolve_directory("nobody/nothing")
 
 
