@@ -21,7 +21,7 @@ from deft.platform.errors import UserError
 from deft.platform.records.run_directory import manifest_file, read_manifest
 
 COLUMNS = ("run", "value", "95 %", "− first", "95 %", "p (Holm)", "", "found from")
-RATES = ("truncated", "no EOS", "no answer", "grader error")
+RATES = ("truncated", "no answer", "grader error", "prompt too long")
 
 
 def find_run(name: str, root: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.definition import changed_benchmarks
 from deft.evaluators.generation.pool import Pool
 from deft.evaluators.generation.prepare import (
     prepare_benchmarks,
@@ -36,6 +37,7 @@ from deft.platform.run.evaluation import (
     record_results,
     require_engine,
     shown_events,
+    warn_of_changed_benchmarks,
     warn_of_other_formats,
 )
 from deft.platform.run.ray_train import chosen_checkpoint, fetch_model, fit
@@ -96,6 +98,8 @@ def run_experiment(
     run = RunDirectory(root.resolve(), spec)
     if all(run.manifest(stage) for stage in STAGES):
         console.stage("done", f"every stage of {run.path.name} is finished already")
+        items = (run.manifest("prepare") or {}).get("items", {})
+        warn_of_changed_benchmarks(items, run.path / "stages", console)
         return run
     if all(run.manifest(stage) for stage in STAGES if stage != "record"):
         with (
@@ -157,9 +161,13 @@ def prepare_stage(context: Context) -> dict[str, Any]:
     spec = context.spec
     cache = context.cache
     manifest = context.run.manifest("prepare")
-    if manifest and all(
-        Path(path).exists()
-        for path in (manifest["model_dir"], manifest["rows_dir"], *manifest["items"].values())
+    if (
+        manifest
+        and all(
+            Path(path).exists()
+            for path in (manifest["model_dir"], manifest["rows_dir"], *manifest["items"].values())
+        )
+        and not changed_benchmarks(manifest["items"])
     ):
         context.console.stage("prepare", f"{summary(as_prepared(manifest))}, finished already")
         return manifest

@@ -17,6 +17,7 @@ import ray
 from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.definition import changed_benchmarks
 from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.generation.pool import EvaluatorPool, Pool, count_engines
@@ -190,6 +191,22 @@ def evaluate_models(
     }
 
 
+def warn_of_changed_benchmarks(items: Mapping[str, str], stages: Path, console: RunConsole) -> None:
+    """Say which results are of a benchmark that has another definition by now.
+
+    Args:
+        items: benchmark as the spec names it → file of its items at the time.
+        stages: directory of the run's manifests.
+        console: where.
+    """
+    for name in changed_benchmarks(items):
+        console.say(
+            f"warning: benchmark {name} has changed since (instruction, reader, grader or "
+            "metrics): these results are of its former definition; to evaluate again, delete "
+            f"evaluate.json and record.json in {stages} and give the same command"
+        )
+
+
 @contextmanager
 def shown_events(console: RunConsole) -> Iterator[Queue]:
     """A queue whose events are shown: those of evaluators and of `measure_heldout`."""
@@ -299,6 +316,8 @@ def run_evaluation(
     run = RunDirectory(root.resolve(), spec)
     if run.manifest("evaluate") and run.manifest("record"):
         console.stage("done", f"{run.path.name} is finished already")
+        manifest = run.manifest("evaluate") or {}
+        warn_of_changed_benchmarks(manifest.get("items", {}), run.path / "stages", console)
         return run
     if run.manifest("evaluate"):
         with run.locked(), Recorder(run, tracking_uri, console.say) as recorder:

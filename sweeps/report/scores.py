@@ -47,7 +47,7 @@ class Scores:
     single: bool
     """Whether a value says of one response that it is right or wrong."""
     rates: Mapping[str, float]
-    """Shares of responses, means over runs: truncated, no EOS, no answer, grader error."""
+    """Shares of responses, means over runs: truncated, no answer, grader error, prompt too long."""
 
     @property
     def by_run(self) -> Floats:
