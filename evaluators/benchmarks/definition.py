@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import lru_cache, partial
@@ -73,11 +74,12 @@ def content_in(file: str) -> str:
 def _grader_source(grader: str) -> str:
     if grader in GRADERS:
         return _shipped_graders()
+    name = grader.partition(":")[0]
     try:
-        module = importlib.import_module(grader.partition(":")[0])
+        importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"grader {grader!r} cannot be imported: {error}") from error
-    return _hash_files([Path(module.__file__)] if module.__file__ else [])
+    return _module_source(name)
 
 
 def _source(function: Callable[..., Any]) -> str:
@@ -85,8 +87,13 @@ def _source(function: Callable[..., Any]) -> str:
     while isinstance(function, partial):
         function = function.func
     function = inspect.unwrap(function)
-    defined = function if inspect.isroutine(function) else type(function)
-    file = inspect.getsourcefile(defined)
+    has_module = inspect.isroutine(function) or inspect.isclass(function)
+    return _module_source((function if has_module else type(function)).__module__)
+
+
+def _module_source(name: str) -> str:
+    """Hash the source of an imported module; what is built in has none."""
+    file = getattr(sys.modules.get(name), "__file__", None)
     return _hash_files([Path(file)] if file else [])
 
 
