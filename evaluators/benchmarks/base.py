@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,12 @@ class Item:
     """Name of the data set it is from, where a benchmark has several."""
     grader: str = ""
     """Grader of this item, where it differs from the benchmark's."""
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of a hash of question, gold and options."""
+        content = json.dumps([self.prompt, self.gold, self.options], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,19 @@ class Benchmark:
     primary_metric: str = "avg"
     """Metric that runs are compared by: ``avg`` (share of correct responses) or a score."""
     paper: Paper | None = None
+
+
+def required(record: Record, field: str) -> str:
+    """Return a field as text, as it is.
+
+    Raises:
+        KeyError: there is no such field.
+        ValueError: it is null or empty.
+    """
+    value = record[field]
+    if value is None or not str(value).strip():
+        raise ValueError(f"the field {field} is {'null' if value is None else 'empty'}")
+    return str(value)
 
 
 def read_generated(record: Record, number: int) -> Item:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from deft.evaluators.benchmarks.base import Benchmark, HubTable, Item, Record
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.definition import items_file_name
+from deft.evaluators.grading.records import check_record
 from deft.evaluators.spec import BenchmarkSpec
 from deft.workers.common.files import write_atomic
 from deft.workers.data.readers import BadRecord, read_records
@@ -20,7 +22,7 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Path:
-    """Write the items that ``spec`` names to a file in ``cache``, named by its content.
+    """Write the items that ``spec`` names to a file in ``cache``, see `items_file_name`.
 
     Raises:
         ValueError: there is no data, or a row of it cannot be read; the message says what to do.
@@ -28,7 +30,7 @@ def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Pat
     items = load_items(spec, data_dir)
     text = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in items)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = cache / "items" / f"{get_benchmark(spec.name).name}-{digest}.jsonl"
+    path = cache / "items" / items_file_name(get_benchmark(spec.name), digest)
     if not path.exists():
         write_atomic(path, text)
     return path
@@ -86,8 +88,22 @@ def _read(benchmark: Benchmark, records: Iterable[Record], where: str) -> Iterat
             raise ValueError(
                 f"{benchmark.name}: row {number + 1} of {where} cannot be read: {error}"
             ) from None
-        if item is not None:
-            yield item
+        if item is None:
+            continue
+        try:
+            _check(item, item.grader or benchmark.grader)
+        except ValueError as error:
+            raise ValueError(f"{benchmark.name}: row {number + 1} of {where}: {error}") from None
+        yield item
+
+
+def _check(item: Item, grader: str) -> None:
+    """Raise ValueError if an item asks nothing, has no gold, or one that its grader cannot use."""
+    if not item.prompt or not all(str(turn["content"]).strip() for turn in item.prompt):
+        raise ValueError("the question is empty")
+    if not isinstance(item.gold, str) or not item.gold.strip():
+        raise ValueError(f"gold: expected a text that is not empty, found {item.gold!r}")
+    check_record(grader, {"response": "", "gold": item.gold, "options": item.options})
 
 
 def _records(

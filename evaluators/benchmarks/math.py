@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from deft.evaluators.benchmarks.base import Benchmark, HubTable, Item, Paper, Record, Sampling
+from deft.evaluators.benchmarks.base import (
+    Benchmark,
+    HubTable,
+    Item,
+    Paper,
+    Record,
+    Sampling,
+    required,
+)
 from deft.evaluators.scores.metrics import accuracy, majority, pass_at_k
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
@@ -59,35 +67,38 @@ def last_box(text: str) -> str | None:
 def box_of_solution(record: Record) -> str:
     """Return the solution's last box, or the field `answer` where there is no solution."""
     box = last_box(str(record.get("solution") or ""))
-    return box if box is not None else str(record["answer"])
+    return box if box is not None else required(record, "answer")
 
 
 def first_final_answer(record: Record) -> str:
     """Return the first of `final_answer`, without the dollar signs around it."""
     answers = record["final_answer"]
+    if not answers or answers[0] is None:
+        raise ValueError("the field final_answer is empty")
     return str(answers if isinstance(answers, str) else answers[0]).strip().strip("$")
 
 
 def after_hashes(record: Record) -> str:
     """Return the text after ``####``, without thousands separators."""
-    return str(record["answer"]).rpartition("####")[2].strip().replace(",", "")
+    return required(record, "answer").rpartition("####")[2].strip().replace(",", "")
 
 
 def plain_answer(record: Record) -> str:
     """Return the field `answer`; whole numbers without their decimal point."""
     answer = record["answer"]
-    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
+    is_whole = isinstance(answer, float) and answer.is_integer()
+    return str(int(answer)) if is_whole else required(record, "answer")
 
 
 def reader(gold: Callable[[Record], str], id_field: str = "") -> Callable[[Record, int], Item]:
     """Make a reader of rows with a `question` or `problem` whose gold is ``gold(row)``."""
 
     def read(record: Record, number: int) -> Item:
-        question = record["question"] if "question" in record else record["problem"]
+        question = required(record, "question" if "question" in record else "problem")
         answer = gold(record).strip()
         return Item(
             id=str(record.get(id_field, number)),
-            prompt=({"role": "user", "content": str(question)},),
+            prompt=({"role": "user", "content": question},),
             gold=CORRECTED_GOLDS.get(answer, answer),
         )
 

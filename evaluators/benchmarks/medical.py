@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from deft.evaluators.benchmarks.base import Benchmark, HubTable, Item, Paper, Record, Sampling
+from deft.evaluators.benchmarks.base import (
+    Benchmark,
+    HubTable,
+    Item,
+    Paper,
+    Record,
+    Sampling,
+    required,
+)
 from deft.evaluators.scores.metrics import accuracy, majority, pass_at_k
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
@@ -15,11 +23,11 @@ def read_choice(record: Record, number: int) -> Item | None:
     options = {
         letter: str(text).strip() for letter, text in record["options"].items() if text is not None
     }
-    gold = str(record["answer_idx"]).strip()
+    gold = required(record, "answer_idx").strip()
     answer = record.get("answer")
     if answer is not None and str(answer).strip() != options.get(gold):
         return None
-    question = str(record["question"]).strip()
+    question = required(record, "question").strip()
     lines = [question, *(f"{letter}. {text}" for letter, text in options.items())]
     return Item(
         id=str(number),

@@ -83,6 +83,7 @@ class BenchmarkPrompts:
         prompt = self.prompts[response.id]
         return Prediction(
             id=response.id,
+            item_digest=self.items[response.id].digest,
             sample=response.sample,
             source=self.items[response.id].source or self.benchmark.name,
             prompt=str(self.tokenizer.decode(prompt)),

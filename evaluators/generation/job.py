@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.definition import content_in
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.generation.prompts import PromptFormat, Stops
 from deft.evaluators.spec import BenchmarkSpec
@@ -46,7 +47,13 @@ class EvaluationJob:
         Its name holds a hash of everything that the responses depend on, so that a journal is never
         taken for another's. Grading and engine are not part of that.
         """
-        parts = [self.benchmark.model_dump_json(), Path(self.items).name, self.trained_style]
+        instruction = get_benchmark(self.benchmark.name).instruction
+        parts = [
+            self.benchmark.model_dump_json(),
+            content_in(self.items),
+            instruction,
+            self.trained_style,
+        ]
         digest = hashlib.sha256("\0".join([*parts, fingerprint(Path(self.model))]).encode())
         name = f"{self.label}-{_file_name(self.name)}-{digest.hexdigest()[:8]}.jsonl"
         return Path(self.out, "responses", name)

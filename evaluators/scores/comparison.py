@@ -30,7 +30,9 @@ class ItemScores:
     single: NDArray[np.bool_] | None
     """Whether the one sample of an item is correct, [I]; None with several or for other scores."""
     rates: Mapping[str, float]
-    """Shares of responses: truncated, missing EOS, no answer, grader error."""
+    """Shares of responses: truncated, no answer, grader error, prompt too long."""
+    digests: Sequence[str] = ()
+    """Digest of each item's question, gold and options, [I]; empty for held-out rows."""
 
     def mean(self) -> float:
         """Compute the weighted mean over items."""
@@ -62,23 +64,21 @@ class Comparison:
 
 def read_predictions(path: Path, primary_metric: str) -> ItemScores:
     """Read the items of a predictions table; ``primary_metric`` as in `Benchmark`."""
-    columns = ["id", "sample", "verdict", "finish_reason", "scores"]
+    columns = ["id", "item_digest", "sample", "verdict", "finish_reason", "scores"]
     rows = pq.read_table(path, columns=columns).to_pylist()
     values: dict[str, list[float]] = {}
     for row in rows:
         score = dict(row["scores"] or []).get(primary_metric, 0.0)
         value = float(row["verdict"] == "correct") if primary_metric == "avg" else score
         values.setdefault(row["id"], []).append(value)
-    verdicts = [row["verdict"] for row in rows]
-    rates = {
-        name: verdicts.count(verdict) / len(rows)
-        for name, verdict in (
-            ("truncated", "truncated"),
-            ("no answer", "no_answer"),
-            ("grader error", "grader_error"),
-        )
+    reasons = [row["finish_reason"] for row in rows]
+    verdicts = [row["verdict"] for row in rows if row["finish_reason"] != "prompt_too_long"]
+    counts = {
+        "truncated": reasons.count("length"),
+        "no answer": verdicts.count("no_answer"),
+        "grader error": verdicts.count("grader_error"),
+        "prompt too long": reasons.count("prompt_too_long"),
     }
-    rates["no EOS"] = [row["finish_reason"] for row in rows].count("length") / len(rows)
     means = np.array([np.mean(samples) for samples in values.values()])
     one_each = primary_metric == "avg" and len(rows) == len(values)
     return ItemScores(
@@ -86,7 +86,8 @@ def read_predictions(path: Path, primary_metric: str) -> ItemScores:
         values=means,
         weights=np.ones(len(means)),
         single=means.astype(bool) if one_each else None,
-        rates=rates,
+        rates={name: count / len(rows) for name, count in counts.items()},
+        digests=list({row["id"]: row["item_digest"] for row in rows}.values()),
     )
 
 
@@ -110,6 +111,10 @@ def compare(
     Returns:
         (benchmark, run) → comparison, over the items that both runs have; where they share none
         there is no entry.
+
+    Raises:
+        ValueError: two runs mean different questions or golds by the same ids, or a value is NaN
+            or infinite.
     """
     differences: list[tuple[str, str, Difference, float]] = []
     for benchmark, runs in measured.items():
@@ -122,6 +127,13 @@ def compare(
             base_rows, run_rows = _common_rows(base.ids, run.ids)
             if not base_rows:
                 continue
+            if base.digests and run.digests:
+                _require_same_items(
+                    f"{benchmark}: {first} and {name}",
+                    [base.ids[row] for row in base_rows],
+                    [base.digests[row] for row in base_rows],
+                    [run.digests[row] for row in run_rows],
+                )
             difference = statistics.paired_difference(
                 base.values[base_rows], run.values[run_rows], weights=base.weights[base_rows]
             )
@@ -136,6 +148,18 @@ def compare(
             differences, adjusted, strict=True
         )
     }
+
+
+def _require_same_items(
+    title: str, ids: Sequence[str], first: Sequence[str], second: Sequence[str]
+) -> None:
+    """Raise ValueError if two runs have different digests of the items ``ids``."""
+    different = [i for i, a, b in zip(ids, first, second, strict=True) if a != b]
+    if different:
+        raise ValueError(
+            f"{title} have different questions or golds for {len(different)} of {len(ids)} items "
+            f"of the same id, the first is {different[0]!r}; evaluate both on the same data"
+        )
 
 
 def _common_rows(first: Sequence[str], second: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -16,6 +16,7 @@ from deft.workers.common.files import atomic_file
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
+        ("item_digest", pa.string()),
         ("sample", pa.int32()),
         ("source", pa.string()),
         ("prompt", pa.string()),
@@ -37,6 +38,8 @@ class Prediction:
     """One response, graded; the columns of `SCHEMA`."""
 
     id: str
+    item_digest: str
+    """Identifies question, gold and options, see `Item.digest`."""
     sample: int
     source: str
     prompt: str
@@ -66,9 +69,9 @@ def summarize(
 ) -> dict[str, float]:
     """Compute the metrics of a benchmark, and the rates of responses without an answer.
 
-    ``truncated_rate``, ``no_answer_rate`` and ``grader_error_rate`` are shares of verdicts;
-    ``missing_eos_rate`` is the share of responses that met the length limit, with an answer or
-    without; ``prompt_too_long_rate`` the share that was never asked for.
+    ``truncated_rate`` is the share of responses that met the length limit, with an answer or
+    without, ``prompt_too_long_rate`` the share that was never asked for, ``no_answer_rate`` and
+    ``grader_error_rate`` are the shares of these verdicts among all, without what was never asked.
 
     Args:
         predictions: of one benchmark, items in their order and samples from 0.
@@ -90,12 +93,11 @@ def summarize(
 def rates(predictions: Sequence[Prediction]) -> dict[str, float]:
     """Compute the shares of responses of each kind, see `summarize`."""
     n = len(predictions)
-    verdicts = [prediction.verdict for prediction in predictions]
     reasons = [prediction.finish_reason for prediction in predictions]
+    verdicts = [p.verdict for p in predictions if p.finish_reason != "prompt_too_long"]
     return {
         "mean_tokens": sum(prediction.n_tokens for prediction in predictions) / n,
-        "truncated_rate": verdicts.count("truncated") / n,
-        "missing_eos_rate": reasons.count("length") / n,
+        "truncated_rate": reasons.count("length") / n,
         "no_answer_rate": verdicts.count("no_answer") / n,
         "grader_error_rate": verdicts.count("grader_error") / n,
         "prompt_too_long_rate": reasons.count("prompt_too_long") / n,

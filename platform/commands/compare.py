@@ -25,7 +25,7 @@ from deft.platform.records.manifests import (
 )
 
 COLUMNS = ("run", "value", "95 %", "− first", "95 %", "p (Holm)", "", "found from")
-RATES = ("truncated", "no EOS", "no answer", "grader error")
+RATES = ("truncated", "no answer", "grader error", "prompt too long")
 
 
 def find_run(name: str, root: Path) -> Path:

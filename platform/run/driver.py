@@ -20,7 +20,7 @@ from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.cluster import ray_cluster
 from deft.platform.run.context import RunContext
 from deft.platform.run.evaluate_stage import evaluate_stage
-from deft.platform.run.evaluation import require_engine
+from deft.platform.run.evaluation import require_engine, warn_of_changed_benchmarks
 from deft.platform.run.prepare_stage import prepare_stage
 from deft.platform.run.recording import finish_record, record_failure, record_results
 from deft.platform.run.train_stage import OnValidation, train_stage
@@ -56,6 +56,8 @@ def run_experiment(
     run, console = RunDirectory(context.root, spec), context.console
     if all(run.has_finished(stage) for stage in STAGES):
         console.stage("done", f"every stage of {run.path.name} is finished already")
+        items = run.require_manifest(PrepareManifest).items
+        warn_of_changed_benchmarks(items, run.path / "stages", console)
         return run
 
     def recorder() -> ExperimentRecorder:

@@ -24,6 +24,7 @@ from deft.platform.run.evaluation import (
     measure_heldout,
     require_engine,
     shown_events,
+    warn_of_changed_benchmarks,
     with_engines,
 )
 from deft.platform.run.recording import finish_record, record_failure, record_results
@@ -45,6 +46,8 @@ def run_evaluation(
     run, console = RunDirectory(context.root, spec), context.console
     if run.has_finished("evaluate") and run.has_finished("record"):
         console.stage("done", f"{run.path.name} is finished already")
+        items = run.require_manifest(EvaluateManifest).items
+        warn_of_changed_benchmarks(items, run.path / "stages", console)
         return run
     if run.has_finished("evaluate"):
         with (

@@ -13,6 +13,7 @@ import ray
 from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.definition import changed_benchmarks
 from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.generation.pool import EvaluatorPool, count_engines
 from deft.evaluators.scores.metrics import mean_over_benchmarks
@@ -167,6 +168,22 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
         out = evaluation.out / heldout_table(label)
         measured[label] = ray.get(remote.remote(label, model, str(out)))
     return {label: losses for label, losses in measured.items() if losses}
+
+
+def warn_of_changed_benchmarks(items: Mapping[str, str], stages: Path, console: RunConsole) -> None:
+    """Warn of results of a benchmark whose definition has changed since.
+
+    Args:
+        items: benchmark as the spec names it → file of its items at the time.
+        stages: directory of the run's manifests.
+        console: where warnings are shown.
+    """
+    for name in changed_benchmarks(items):
+        console.print(
+            f"warning: benchmark {name} has changed since (instruction, reader, grader or "
+            "metrics): these results are of its former definition; to evaluate again, delete "
+            f"evaluate.json and record.json in {stages} and give the same command"
+        )
 
 
 @contextmanager

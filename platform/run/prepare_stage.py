@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from deft.evaluators.benchmarks.definition import changed_benchmarks
 from deft.evaluators.generation.prepare import (
     prepare_benchmarks,
     require_prompts,
@@ -59,10 +60,10 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
 
 
 def _is_there(manifest: PrepareManifest) -> bool:
-    """Return whether the files that ``manifest`` names still exist."""
+    """Return whether the files that ``manifest`` names still exist, and benchmarks are the same."""
     prepared = manifest.prepared
     paths = (prepared.model_dir, prepared.rows_dir, *manifest.items.values())
-    return all(Path(path).exists() for path in paths)
+    return all(Path(path).exists() for path in paths) and not changed_benchmarks(manifest.items)
 
 
 def _dataset_with_absolute_path(spec: DatasetSpec) -> DatasetSpec:

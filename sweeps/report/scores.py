@@ -48,7 +48,7 @@ class Scores:
     single: bool
     """Whether each value is one right or wrong response."""
     rates: Mapping[str, float]
-    """Shares of responses, means over runs: truncated, no EOS, no answer, grader error."""
+    """Shares of responses, means over runs: truncated, no answer, grader error, prompt too long."""
 
     @property
     def by_run(self) -> Floats:

@@ -96,6 +96,28 @@ def test_bad_files_are_named(tmp_path: Path, content: str, message: str) -> None
         load_items(spec("gsm8k", size=2), str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "row", "message"),
+    [
+        ("math500", {"problem": "x?", "answer": None}, "the field answer is null"),
+        ("math500", {"problem": None, "answer": "1"}, "the field problem is null"),
+        ("gsm8k", {"question": " ", "answer": "#### 1"}, "the field question is empty"),
+        ("gsm8k", {"question": "x?", "answer": "#### "}, "gold: expected a text .* found ''"),
+        ("olympiadbench", {"question": "x?", "final_answer": []}, "final_answer is empty"),
+        ("medical", choice("x", 0) | {"question": None}, "the field question is null"),
+        ("medical", choice("x", 0) | {"answer_idx": "E"}, "gold: expected one of the options A, B"),
+    ],
+)
+def test_what_cannot_be_asked_or_graded_is_named(
+    tmp_path: Path, benchmark: str, row: dict[str, Any], message: str
+) -> None:
+    good = {"question": "1?", "problem": "1?", "answer": "#### 1", "final_answer": ["1"]}
+    first = choice("x", 1) if benchmark == "medical" else good
+    write(tmp_path / f"{benchmark}.jsonl", [first, row])
+    with pytest.raises(ValueError, match=rf"{benchmark}: row 2 of .*jsonl.*: .*{message}"):
+        load_items(spec(benchmark), str(tmp_path))
+
+
 def test_two_items_of_one_id_are_refused(tmp_path: Path) -> None:
     row = {"problem": "?", "answer": "1", "unique_id": "same"}
     write(tmp_path / "math500.jsonl", [row, row])

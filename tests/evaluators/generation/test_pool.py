@@ -131,7 +131,7 @@ def test_warm_engine_answers_like_transformers(
     metrics = result.metrics
     assert metrics["num_items"] == SIZE
     assert metrics["prompt_too_long_rate"] == 1 / SIZE
-    assert metrics["missing_eos_rate"] == rows["finish_reason"].count("length") / SIZE > 0
+    assert metrics["truncated_rate"] == rows["finish_reason"].count("length") / SIZE > 0
     asked = read_items(items)
     assert rows["id"] == [item.id for item in asked]
     assert rows["gold"] == [item.gold for item in asked]
@@ -150,8 +150,8 @@ def test_response_ends_at_eos(
     asked = SIZE - rows["finish_reason"].count("prompt_too_long")
     assert rows["response"] == [""] * SIZE
     assert rows["finish_reason"].count("stop") == rows["n_tokens"].count(1) == asked == SIZE - 1
-    assert result.metrics["no_answer_rate"] == 1
-    assert result.metrics["missing_eos_rate"] == result.metrics["jaro_winkler"] == 0
+    assert result.metrics["no_answer_rate"] == asked / SIZE
+    assert result.metrics["truncated_rate"] == result.metrics["jaro_winkler"] == 0
 
 
 def reordered(items: Path, path: Path, rows: slice) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_only_shared_items_are_compared() -> None:
     assert compare({"math": {"two": second}}, "one") == {}
 
 
+def test_other_questions_under_the_same_ids_are_refused() -> None:
+    first = measured(np.array([0, 1, 1]), ids=["a", "b", "c"])
+    other = replace(first, digests=["1", "2", "3"])
+    same = replace(first, ids=["c", "b", "z"], digests=["3", "2", "9"])
+    assert compare({"math": {"one": other, "two": same}}, "one")["math", "two"]
+    changed = replace(first, digests=["1", "x", "y"])
+    with pytest.raises(ValueError, match=r"math: one and two have .* for 2 of 3 .* is 'b'"):
+        compare({"math": {"one": other, "two": changed}}, "one")
+
+
 def test_several_samples_are_compared_by_a_paired_t_test() -> None:
     rng = np.random.default_rng(3)
     first = rng.random(200)
@@ -73,7 +84,19 @@ def test_predictions_are_read_as_means_over_samples(tmp_path: Path) -> None:
     def prediction(item: str, sample: int, verdict: str, score: float) -> Prediction:
         reason = "length" if verdict == "truncated" else "stop"
         return Prediction(
-            item, sample, "s", "p", 0, "r", "g", reason, 1, verdict, None, {"similarity": score}
+            item,
+            "d",
+            sample,
+            "s",
+            "p",
+            0,
+            "r",
+            "g",
+            reason,
+            1,
+            verdict,
+            None,
+            {"similarity": score},
         )
 
     path = tmp_path / "p.parquet"
@@ -86,8 +109,9 @@ def test_predictions_are_read_as_means_over_samples(tmp_path: Path) -> None:
     write_predictions(rows, path)
     found = read_predictions(path, "avg")
     assert (found.ids, found.values.tolist(), found.single) == (["a", "b"], [0.5, 0.0], None)
-    quarter = {"truncated": 0.25, "no EOS": 0.25, "no answer": 0.25, "grader error": 0.25}
-    assert found.rates == quarter
+    quarters = dict.fromkeys(("truncated", "no answer", "grader error"), 0.25)
+    assert found.rates == quarters | {"prompt too long": 0}
+    assert found.digests == ["d", "d"]
     assert read_predictions(path, "similarity").values.tolist() == [0.75, 0.1]
     write_predictions(rows[::2], path)
     single = read_predictions(path, "avg").single

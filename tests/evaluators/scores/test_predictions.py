@@ -16,6 +16,7 @@ def prediction(
 ) -> Prediction:
     return Prediction(
         id=item,
+        item_digest="d",
         sample=sample,
         source="figfont",
         prompt="<|user|>?",
@@ -48,9 +49,9 @@ def test_every_way_to_fail_has_its_rate_and_counts_as_wrong() -> None:
     assert (metrics["num_items"], metrics["num_samples"]) == (4, 2)
     assert metrics["avg_at_2"] == 2 / 8
     assert metrics["pass_at_2"] == 1 / 4
-    assert metrics["truncated_rate"] == 1 / 8
-    assert metrics["missing_eos_rate"] == 2 / 8
-    assert metrics["no_answer_rate"] == 2 / 8
+    # What was cut off after its answer was cut off as well; what was not asked gave no answer.
+    assert metrics["truncated_rate"] == 2 / 8
+    assert metrics["no_answer_rate"] == 1 / 8
     assert metrics["grader_error_rate"] == 1 / 8
     assert metrics["prompt_too_long_rate"] == 1 / 8
     assert metrics["jaro_winkler"] == pytest.approx(7 * 0.5 / 8)
@@ -70,6 +71,7 @@ def test_table_has_a_row_per_response_and_replaces_the_former_one(tmp_path: Path
     (row,) = pq.read_table(path).to_pylist()
     assert row == {
         "id": "b",
+        "item_digest": "d",
         "sample": 0,
         "source": "figfont",
         "prompt": "<|user|>?",
