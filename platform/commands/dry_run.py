@@ -1,4 +1,4 @@
-"""`deft run --dry-run`: what a run would do and cost, from what is known without starting it."""
+"""`deft run --dry-run`: estimate what a run would do and cost, without starting it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
 
 
 def placement(spec: ExperimentSpec) -> list[list[str]]:
-    """Which process would run where."""
+    """Tabulate which process would run where."""
     workers, stage = spec.training.num_workers, spec.training.resolved_zero_stage
     rows = [
         ["prepare", "1 Ray task, 1 CPU"],
@@ -136,12 +136,12 @@ def show_time(spec: ExperimentSpec, model: Architecture, tokens: int, console: R
 
 
 def itemsize(training: TrainingSpec) -> int:
-    """Bytes of a weight on a GPU."""
+    """Return the bytes of a weight on a GPU."""
     return 4 if training.dtype == "float32" else 2
 
 
 def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
-    """How much there is to train on: as prepared, or from a sample or the catalog.
+    """Return the size of the training data: as prepared, or from a sample or the catalog.
 
     None if only the hub knows.
     """
@@ -167,12 +167,12 @@ def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
 
 
 def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
-    """The size of local data, judged by its first records and its bytes."""
-    found = list(islice(read_examples(dataset), SAMPLE))
-    good = [example for example in found if isinstance(example, Example)]
+    """Estimate the size of local data from its first records and its bytes."""
+    sample = list(islice(read_examples(dataset), SAMPLE))
+    good = [example for example in sample if isinstance(example, Example)]
     lengths = [sum(len(m["content"]) for m in e.prompt) + len(e.response) for e in good]
     total = len(good)
-    if len(found) == SAMPLE and dataset.local_path is not None:
+    if len(sample) == SAMPLE and dataset.local_path is not None:
         characters = max(sum(lengths) // max(len(good), 1), 1)
         records = sum(count_records(file, characters) for file in local_files(dataset.local_path))
         total = min(records * len(good) // SAMPLE, dataset.size or records)
@@ -182,13 +182,13 @@ def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
     ]
     mean = sum(tokens) / max(len(tokens), 1)
     source = f"estimated, {CHARACTERS_PER_TOKEN} characters a token"
-    if len(found) > len(good):
-        source += f"; {_number(len(found) - len(good), 'bad record')} in the first {len(found):,}"
+    if num_bad := len(sample) - len(good):
+        source += f"; {_number(num_bad, 'bad record')} in the first {len(sample):,}"
     return DataSize(left, round(left * mean), source)
 
 
 def count_records(file: Path, characters: int) -> int:
-    """About how many records are in a file; ``characters`` are those of a record's texts."""
+    """Estimate the number of records in a file from the ``characters`` of a record's texts."""
     if file.suffix == ".parquet":
         import pyarrow.parquet as pq
 

@@ -72,7 +72,7 @@ def refused(deft: Deft, tmp_path: Path) -> Callable[..., str]:
             ],
             "--set evaluation.engine.cpu=2: evaluation.engine.cpu: unknown key; did you mean cpus?",
         ),
-        (["compare", "nowhere"], "nowhere: there is no such run"),
+        (["compare", "nowhere"], "nowhere: no such run in "),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(

@@ -52,12 +52,12 @@ def test_a_service_that_does_not_answer_is_a_problem_with_a_remedy(
 def test_a_refusal_and_a_password_in_the_address_are_told(refusing_server: str) -> None:
     (finding,) = doctor.check_mlflow(refusing_server)
     assert finding.state is CheckState.problem
-    assert "answers 401" in finding.found
+    assert "answers 401" in finding.detail
     assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
     (finding,) = doctor.check_mlflow(refusing_server.replace("://", "://user:hunter2@"))
     assert finding.state is CheckState.problem
     assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
-    assert "hunter2" not in finding.found + finding.remedy
+    assert "hunter2" not in finding.detail + finding.remedy
 
 
 def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor, "installed", releases.get)
     packages, torchvision = doctor.check_packages()
     assert packages.state is torchvision.state is CheckState.problem
-    assert "torch 2.12.0 (locked: 2.13.0" in packages.found
+    assert "torch 2.12.0 (locked: 2.13.0" in packages.detail
     assert "uninstall torchvision" in torchvision.remedy
 
 
@@ -106,5 +106,5 @@ def test_a_check_that_breaks_does_not_hide_the_others(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     found = {finding.name: finding for finding in doctor.examine(tmp_path, "sqlite:///x.db")}
-    assert "no such device" in found["devices"].found
+    assert "no such device" in found["devices"].detail
     assert found["cluster"].state is CheckState.ok

@@ -327,7 +327,7 @@ def test_cluster_that_is_too_old_or_no_cluster_is_said(
         }
         server.shutdown()
     assert "the cluster runs Ray 2.9.3, and 2.60 or newer is needed" in said["old"]
-    assert "what answers there is no job server of Ray" in said["other"]
+    assert "what answers there is not a job server of Ray" in said["other"]
 
 
 def test_command_of_a_job_means_the_same_on_the_cluster(tmp_path: Path) -> None:

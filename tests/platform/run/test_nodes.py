@@ -308,7 +308,7 @@ def test_a_run_outlives_a_node(
     seconds = said.wait_until(lambda: len(steps()) > reached + 1, "further step")
     assert len(workers_of(third)) == 1
     assert_ended_well(said, tmp_path, steps)
-    assert said.text.count("a training process is gone") == 1
+    assert said.text.count("lost a training worker") == 1
     fault("a node's power is cut", "another node takes its place", seconds=seconds)
     first.kill()
     third.kill()
