@@ -30,6 +30,7 @@ from deft.sweeps.progress import SweepView
 from deft.sweeps.report.write import write_report
 from deft.sweeps.spec import AshaSpec, SweepSpec
 from deft.sweeps.trial import Trial
+from deft.workers.common.text import plural
 
 MAX_REPORTS = 1_000_000
 """Upper bound of the held-out losses that a cell reports."""
@@ -157,7 +158,7 @@ def place_cells(plan: Plan) -> Placement:
 def describe_placement(placement: Placement) -> str:
     """Describe a placement in words."""
     cells, engines = placement.num_cells, placement.num_engines
-    shared = f"{engines} warm engine{'' if engines == 1 else 's'} for all"
+    shared = f"{plural(engines, 'warm engine')} for all"
     return f"{cells} at a time, {shared if engines else 'an engine for each that needs one'}"
 
 

@@ -19,6 +19,7 @@ from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.tracking.provenance import SOURCE
 from deft.platform.tracking.uri import require_no_secret
+from deft.workers.common.text import plural
 
 GIB = 2**30
 PROBE_TIMEOUT = 3.0
@@ -59,8 +60,7 @@ def show_diagnosis(root: Path, tracking_uri: str, console: RunConsole) -> bool:
         left=True,
     )
     problems = [finding for finding in findings if finding.state is CheckState.problem]
-    plural = "" if len(problems) == 1 else "s"
-    console.print(f"{len(problems)} problem{plural}" if problems else "no problem found")
+    console.print(plural(len(problems), "problem") if problems else "no problem found")
     return not problems
 
 

@@ -28,6 +28,7 @@ from deft.platform.records.run_directory import RunDirectory
 from deft.workers.catalogs.datasets import DATASETS, local_files
 from deft.workers.catalogs.models import MODELS, Architecture
 from deft.workers.common.example import Example
+from deft.workers.common.text import plural
 from deft.workers.data.datasets import read_examples
 from deft.workers.data.prepare import known_counts
 from deft.workers.spec import DatasetSpec, TrainingSpec
@@ -80,7 +81,7 @@ def placement(spec: ExperimentSpec) -> list[list[str]]:
     workers, stage = spec.training.num_workers, spec.training.resolved_zero_stage
     rows = [
         ["prepare", "1 Ray task, 1 CPU"],
-        ["train", f"{_number(workers, 'Ray Train worker')}, a GPU or a CPU each · ZeRO-{stage}"],
+        ["train", f"{plural(workers, 'Ray Train worker')}, a GPU or a CPU each · ZeRO-{stage}"],
     ]
     names = [benchmark.name for benchmark in spec.evaluation.suite]
     where = "vLLM on Ray, a GPU or all CPUs · " + ", ".join(names)
@@ -183,7 +184,7 @@ def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
     mean = sum(tokens) / max(len(tokens), 1)
     source = f"estimated, {CHARACTERS_PER_TOKEN} characters a token"
     if num_bad := len(sample) - len(good):
-        source += f"; {_number(num_bad, 'bad record')} in the first {len(sample):,}"
+        source += f"; {plural(num_bad, 'bad record')} in the first {len(sample):,}"
     return DataSize(left, round(left * mean), source)
 
 
@@ -249,13 +250,9 @@ def read_architecture(config: dict[str, Any]) -> Architecture | None:
 
 def _passes(training: TrainingSpec, steps: int, data: DataSize) -> str:
     if training.tokens is None:
-        return _number(training.epochs, "epoch")
+        return plural(training.epochs, "epoch")
     return f"{steps * training.batch_size / max(data.num_examples, 1):.2g} passes over the data"
 
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -11,7 +11,6 @@ from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import EvaluateManifest
 from deft.sweeps.report import (
-    formatting,
     section_figures,
     section_provenance,
     section_results,
@@ -21,6 +20,7 @@ from deft.sweeps.report.document import Block, BulletList, Document, Section, Ta
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
 from deft.sweeps.report.report_data import SweepReportData, gather
 from deft.workers.common.files import atomic_file, write_atomic
+from deft.workers.common.text import plural
 
 FEW_SEEDS = 5
 """Below this many, a resample of seeds says too little about them."""
@@ -101,7 +101,7 @@ def compose(report: SweepReportData, cache: Path) -> Document:
 
 
 def _subtitle(sweep: Sweep) -> str:
-    parts = [f"{sweep.count('finished')} of {formatting.plural(len(sweep.cells), 'cell')} finished"]
+    parts = [f"{sweep.count('finished')} of {plural(len(sweep.cells), 'cell')} finished"]
     parts += [
         f"{count} {state}" for state in ("failed", "not run yet") if (count := sweep.count(state))
     ]
@@ -123,7 +123,7 @@ def _answer(report: SweepReportData) -> list[Block]:
         "In brackets the 95 % interval over seeds and items; below the difference to "
         f"{report.baseline}, and whether it is told from noise: ▲ better, ▼ worse, ≈ not "
         f"distinguishable, corrected for all "
-        f"{formatting.plural(report.num_comparisons, 'comparison')} of this report. The best "
+        f"{plural(report.num_comparisons, 'comparison')} of this report. The best "
         "score of a column is set in bold, be it by chance or not."
     )
     return [section_results.headline_sentences(report), *tables, *([legend] if tables else [])]
@@ -178,7 +178,7 @@ def _methods(report: SweepReportData) -> BulletList:
             "have them, with the same seeds. p is that of the paired bootstrap with "
             f"{resamples} resamples, or of McNemar's exact test for a single seed with one right "
             "or wrong response an item. p (Holm) is corrected for all "
-            f"{formatting.plural(count, 'comparison')}; below {LEVEL} a difference is called "
+            f"{plural(count, 'comparison')}; below {LEVEL} a difference is called "
             "better or worse.",
             lead="Differences.",
         ),
@@ -197,7 +197,7 @@ def _methods(report: SweepReportData) -> BulletList:
     if 0 < fewest < FEW_SEEDS:
         items.append(
             Text(
-                f"Some objectives have {formatting.plural(fewest, 'seed')}. Resampling so few "
+                f"Some objectives have {plural(fewest, 'seed')}. Resampling so few "
                 "understates how much seeds differ: read intervals as too narrow rather than too "
                 "wide, and look at the single seeds.",
                 lead="Few seeds.",
@@ -209,7 +209,7 @@ def _methods(report: SweepReportData) -> BulletList:
     if 0 < smallest < FEW_ITEMS:
         items.append(
             Text(
-                f"The smallest comparison has {formatting.plural(smallest, 'item')}. With fewer "
+                f"The smallest comparison has {plural(smallest, 'item')}. With fewer "
                 f"than {FEW_ITEMS} the bootstrap's p is too small more often than it says.",
                 lead="Few items.",
             )

@@ -83,8 +83,8 @@ def test_a_taken_port_is_noted() -> None:
             pass  # somebody else has it, which is as good
         else:
             taken.listen()
-        found = {finding.name: finding for finding in doctor.check_ports()}
-    assert found["port 8265"].state is CheckState.note
+        findings = {finding.name: finding for finding in doctor.check_ports()}
+    assert findings["port 8265"].state is CheckState.note
 
 
 def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,6 +105,6 @@ def test_a_check_that_breaks_does_not_hide_the_others(
     monkeypatch.setattr(doctor, "check_devices", broken)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    found = {finding.name: finding for finding in doctor.examine(tmp_path, "sqlite:///x.db")}
-    assert "no such device" in found["devices"].detail
-    assert found["cluster"].state is CheckState.ok
+    findings = {finding.name: finding for finding in doctor.examine(tmp_path, "sqlite:///x.db")}
+    assert "no such device" in findings["devices"].detail
+    assert findings["cluster"].state is CheckState.ok
