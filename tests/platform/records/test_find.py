@@ -33,7 +33,7 @@ def test_run_is_found_by_path_name_and_prefix(tmp_path: Path) -> None:
 
 
 def test_unknown_run_is_answered_with_the_names_of_some(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing: no such run in .*; there is none yet"):
+    with pytest.raises(UserError, match=r"nothing: no such run in .*; there is none yet"):
         find_run("nothing", tmp_path)
     make_runs(tmp_path, *(f"run-{number:02d}" for number in range(SHOWN_NAMES + 1)))
     with pytest.raises(UserError, match=r"there are: run-00, .*run-09, …$"):
