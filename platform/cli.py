@@ -478,8 +478,8 @@ def main() -> NoReturn:
     """Run the `deft` command; exit with 0 on success, 1 if a stage failed, 2 on bad input."""
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
-    # Read when ray is imported. A sweep on few cores has many processes, as it should; that one
-    # was lost is said by whoever depended on it.
+    # Read when ray is imported. Many processes on few cores are normal for a sweep, and a lost one
+    # is reported by what depended on it.
     os.environ.setdefault(
         "RAY_DEDUP_LOGS_SKIP_REGEX",
         "worker processes have been started|A worker died or was killed",

@@ -33,12 +33,12 @@ class Trial:
     """Callable that Ray Tune runs for each cell of a sweep."""
 
     context: RunContext
-    """The sweep's; a cell has a console of its own."""
+    """That of the sweep; each cell replaces the console."""
     sweep: str
     """Name of the sweep's directory."""
     events: Queue
     reports: bool
-    """Whether Ray Tune is told the held-out loss while a cell trains."""
+    """Whether the held-out loss is reported to Ray Tune while a cell trains."""
     directory: str
     """The driver's working directory."""
     python_path: tuple[str, ...]

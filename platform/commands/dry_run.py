@@ -210,7 +210,7 @@ def architecture_of(name: str) -> Architecture | None:
 
 
 def _hub_config(name: str) -> dict[str, Any]:
-    """config.json out of the hub's cache, or by one request; empty if it cannot be had at once."""
+    """Read config.json from the hub's cache, or by one request; empty if neither works at once."""
     from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json")

@@ -108,7 +108,7 @@ def entrypoint(
 
     Raises:
         UserError: ``file`` is not in ``working_dir``, or there is a password in ``tracking_uri``:
-            whoever sees the dashboard reads the command.
+            everyone with access to the dashboard can read the command.
     """
     if tracking_uri:
         require_no_secret(tracking_uri)
@@ -273,7 +273,7 @@ def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
         for name in filter(is_secret_name, map(str, variables)):
             raise UserError(
                 f"{origins['env_vars', name]}: env_vars.{name}: Ray's dashboard shows the "
-                "variables of a job to whoever may see it. Set secrets in the environment of the "
+                "variables of a job to everyone with access. Set secrets in the environment of the "
                 "cluster's nodes before `ray start`"
             )
         environment |= settings

@@ -53,7 +53,7 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        # Nobody takes this machine away, and a watcher is a process for every training run.
+        # This machine is not preempted, and a watcher would be a process for every training run.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     endpoint = re.fullmatch(r"(?:ray://)?(.+:\d+)", address)
     if endpoint is not None:
@@ -179,7 +179,7 @@ def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
         while True:
             try:
                 event = queue.get()
-            except RayError as error:  # this node, or the cluster, is no more
+            except RayError as error:  # this node, or the cluster, is gone
                 failures.append(error)
                 return
             if event is None:

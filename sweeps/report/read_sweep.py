@@ -182,7 +182,9 @@ def read_sweep(directory: Path, root: Path) -> Sweep:
             candidates=choose(cells, by) if by else (),
         )
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: there is no such file; is this a sweep?") from None
+        raise UserError(
+            f"{error.filename}: no such file; is this the directory of a sweep?"
+        ) from None
     except (KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{directory}: damaged: {error!r}") from None
 
