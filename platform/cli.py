@@ -298,7 +298,8 @@ def compare(
     root: Root = Path("runs"),
 ) -> None:
     """Compare runs on the items they share: intervals, differences to the first, significance."""
-    from deft.platform.commands.compare import compare_runs, find_run
+    from deft.platform.commands.compare import compare_runs
+    from deft.platform.records.find import find_run
 
     compare_runs([find_run(name, root) for name in runs], RunConsole())
 
@@ -320,7 +321,7 @@ def report(
 
 
 class Kind(StrEnum):
-    """What `deft list` lists."""
+    """Catalogs that `deft list` can list."""
 
     objectives = "objectives"
     models = "models"
@@ -331,7 +332,7 @@ class Kind(StrEnum):
 
 @app.command("list")
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
-    """Explain what there is, one line each with its source."""
+    """List the entries of a catalog, one line each with its source."""
     from deft.platform.commands.show_results import show_catalog
 
     show_catalog(kind.value, RunConsole())
@@ -350,7 +351,7 @@ def show_data_(
     number: Annotated[int, typer.Option(min=1, help="Examples to print.")] = 3,
     root: Root = Path("runs"),
 ) -> None:
-    """Print the first examples as the model will see them, trained tokens coloured."""
+    """Print the first examples as the model will see them, trained tokens colored."""
     from deft.platform.config.loading import load_spec
 
     if file is None and not (dataset and model):
@@ -382,7 +383,7 @@ def grade(
 
 
 def _names(text: str) -> list[str]:
-    """Names separated by commas, those between parentheses apart: `DEFT,my.mod:own(a=1,b=2)`."""
+    """Split names at commas outside parentheses, as in `DEFT,my.mod:own(a=1,b=2)`."""
     return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
 
 
@@ -420,7 +421,7 @@ def register(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Upload the model that a run trained to MLflow, and register it under a name."""
-    from deft.platform.commands.compare import find_run
+    from deft.platform.records.find import find_run
     from deft.platform.tracking.model_registry import register_model
     from deft.platform.tracking.uri import default_tracking_uri
 
@@ -474,11 +475,11 @@ def doctor(
 
 
 def main() -> NoReturn:
-    """Entry point of the `deft` command: 0 on success, 1 if a stage failed, 2 on bad input."""
+    """Run the `deft` command; exit with 0 on success, 1 if a stage failed, 2 on bad input."""
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
-    # Read when ray is imported. A sweep on few cores has many processes, as it should; that one
-    # was lost is said by whoever depended on it.
+    # Read when ray is imported. Many processes on few cores are normal for a sweep, and a lost one
+    # is reported by what depended on it.
     os.environ.setdefault(
         "RAY_DEDUP_LOGS_SKIP_REGEX",
         "worker processes have been started|A worker died or was killed",
@@ -499,7 +500,7 @@ def main() -> NoReturn:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print an error and leave."""
+    """Print an error and exit."""
     print_error(message)
     sys.exit(code)
 

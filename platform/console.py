@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress bars on a terminal, plain lines elsewhere."""
+"""Output of commands: progress bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from rich.text import Text
 from deft.workers.common.text import printable
 
 PLAIN_LINES = 10
-"""Lines that one bar becomes where there is no terminal."""
+"""Number of lines per bar where there is no terminal."""
 
 
 class RunConsole:
-    """Prints stages, progress and results; knows nothing of Ray."""
+    """Prints stages, progress and results."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -37,7 +37,7 @@ class RunConsole:
         return RunConsole, ()
 
     def print(self, text: str) -> None:
-        """Print ``text`` as it is; what would act on the terminal is spelt out."""
+        """Print ``text`` literally; control characters are escaped."""
         self.console.print(Text(printable(text)), soft_wrap=True)
 
     def stage(self, name: str, text: str) -> None:
@@ -89,7 +89,7 @@ class RunConsole:
 
 
 class ProgressView:
-    """Bars by name. Without a terminal each becomes a first line and `PLAIN_LINES` more."""
+    """Progress bars by name. Without a terminal a bar becomes up to `PLAIN_LINES` + 1 lines."""
 
     def __init__(self, owner: RunConsole, unit: str, bars: Progress | None) -> None:
         self.owner = owner
@@ -100,7 +100,7 @@ class ProgressView:
         self.printed: dict[str, int] = {}
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Say that ``done`` of ``total`` units of ``name`` are finished."""
+        """Show that ``done`` of ``total`` units of ``name`` are finished."""
         if self.bars is not None:
             if name not in self.tasks:
                 self.tasks[name] = self.bars.add_task(printable(name), total=total, note="")
@@ -115,12 +115,12 @@ class ProgressView:
             self.owner.print(f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip())
 
     def remove(self, name: str) -> None:
-        """Take the bar of what is over away."""
+        """Remove a bar."""
         task = self.tasks.pop(name, None)
         if task is not None and self.bars is not None:
             self.bars.remove_task(task)
 
 
 def format_metrics(metrics: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The metrics in ``names`` that there are, as ``name 1.234`` separated by two spaces."""
+    """Format those of ``metrics`` that ``names`` lists, as in ``nll 1.234  grad_norm 0.5``."""
     return "  ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)

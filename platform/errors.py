@@ -1,4 +1,4 @@
-"""Errors that end a command: what the user can mend, and what went wrong inside a stage."""
+"""Errors that end a command: bad input, and failures inside a stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StageError(RuntimeError):
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The exception that a worker, task or actor raised, out of what Ray wrapped it in."""
+    """Unwrap the exception that a worker, task or actor raised from Ray's own exceptions."""
     from ray.exceptions import RayTaskError
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import (
@@ -42,12 +42,12 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def is_secondary_failure(cause: BaseException) -> bool:
-    """Whether a rank's collective failed only because another rank was gone."""
+    """Return whether a rank's collective failed only because another rank was gone."""
     return "gloo" in str(cause) or "NCCL" in str(cause)
 
 
 def lost_worker(error: BaseException) -> BaseException | None:
-    """Why a training worker is gone, if one died or hung; None if it raised an error of its own."""
+    """Return why a training worker died or hung; None if it raised an error of its own."""
     from ray.exceptions import RayActorError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
@@ -57,11 +57,11 @@ def lost_worker(error: BaseException) -> BaseException | None:
 
 
 def describe_error(error: BaseException) -> str:
-    """``error`` as one paragraph without traceback, and without passwords in addresses."""
+    """Format ``error`` as one paragraph without traceback and without passwords in addresses."""
     text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def print_error(message: str) -> None:
-    """Tell the user why a command ends. What the message cites is from anywhere."""
+    """Print why a command ends; control characters and passwords in the message are masked."""
     print(f"error: {printable(without_secrets(message))}", file=sys.stderr, flush=True)

@@ -10,8 +10,8 @@ from deft.platform.commands.dry_run import check_own_objectives, data_size, dime
 from deft.platform.console import RunConsole
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
-from deft.sweeps.report import formatting
 from deft.sweeps.spec import label
+from deft.workers.common.text import plural
 
 MAX_SHOWN = 40
 """Number of cells in the table: the first ones."""
@@ -60,7 +60,7 @@ def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[st
     if plan.spec.select is not None:
         rows.append(["chosen beforehand", f"{plan.spec.select.over} by {plan.spec.select.by}"])
     workers = max(cell.spec.training.num_workers for cell in runs)
-    each = f"at most {formatting.plural(workers, 'training worker')}, a GPU or a CPU each"
+    each = f"at most {plural(workers, 'training worker')}, a GPU or a CPU each"
     rows.append(["each cell", each])
     return rows
 

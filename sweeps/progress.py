@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep: one bar for all cells, one for each that is at work."""
+"""Progress of a running sweep: one bar for all cells, and one for each that runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from deft.sweeps.spec import label
 
 
 class SweepView:
-    """Turns events of trials into bars and lines. Used by two threads: events, and Ray Tune's."""
+    """Shows events of trials as bars and lines. Used by two threads: events, and Ray Tune's."""
 
     def __init__(
         self, directory: SweepDirectory, cells: Mapping[str, PlannedCell], console: RunConsole
     ) -> None:
-        """Count what is finished already.
+        """Count the cells that have finished already.
 
         Args:
             directory: the sweep.
@@ -53,15 +53,15 @@ class SweepView:
                 self.bars.update(name, event["done"], event["total"], event["name"])
 
     def finished(self, run: str) -> None:
-        """A cell is through with everything."""
+        """Mark a cell as finished."""
         self._ended(run, "finished", primary_results(self.directory, run))
 
     def failed(self, run: str, cause: str) -> None:
-        """A cell failed for good."""
+        """Mark a cell as failed for good."""
         self._ended(run, "FAILED", cause)
 
     def retried(self, run: str) -> None:
-        """A cell, or its process, failed and is tried again."""
+        """Warn that a cell, or its process, failed and is tried again."""
         self.console.print(f"warning: {describe_cell(self.cells[run])}: trying again")
 
     def _ended(self, run: str, how: str, what: str) -> None:
@@ -82,18 +82,18 @@ class SweepView:
 
 
 def describe_cell(cell: PlannedCell) -> str:
-    """A cell by its values on the axes."""
+    """Describe a cell by its values on the axes."""
     if not cell.settings:
         return f"model {cell.spec.name}"
-    named = [
+    values = [
         label(value) if axis in ("objective", "model", "dataset") else f"{axis} {label(value)}"
         for axis, value in cell.settings.items()
     ]
-    return ", ".join(named)
+    return ", ".join(values)
 
 
 def primary_results(directory: SweepDirectory, run: str) -> str:
-    """What a finished cell measured, in a few words."""
+    """Summarize the results of a finished cell in a few words."""
     trained = require_manifest(directory.root / run, EvaluateManifest).models["eval"]
     words = [f"{HELDOUT} {trained.heldout['nll']:.3f} nll"] if trained.heldout else []
     for name, result in trained.benchmarks.items():

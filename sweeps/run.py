@@ -30,9 +30,10 @@ from deft.sweeps.progress import SweepView
 from deft.sweeps.report.write import write_report
 from deft.sweeps.spec import AshaSpec, SweepSpec
 from deft.sweeps.trial import Trial
+from deft.workers.common.text import plural
 
 MAX_REPORTS = 1_000_000
-"""More held-out losses than any cell reports."""
+"""Upper bound of the held-out losses that a cell reports."""
 
 TRIAL_RESOURCES = {"memory": 1.0}
 """A trial only waits for its training workers, which reserve devices themselves; but Ray Tune wants
@@ -88,7 +89,7 @@ def run_all(
     recorder: SweepRecorder,
     context: RunContext,
 ) -> None:
-    """Run what comes first, then every cell, on the cluster this process is connected to."""
+    """Run the models that cells start from, then every cell, on the connected cluster."""
     cells = {cell.run: cell for cell in (*plan.models.values(), *plan.cells)}
     view = SweepView(directory, cells, context.console)
     watch = CellWatch(directory, view, lambda run: recorder.add_cell(directory.root / run))
@@ -128,7 +129,7 @@ def run_all(
 
 
 def place_cells(plan: Plan) -> Placement:
-    """Divide the cluster this process is connected to.
+    """Divide the connected cluster among cells and engines.
 
     Raises:
         UserError: it cannot hold the largest cell.
@@ -157,7 +158,7 @@ def place_cells(plan: Plan) -> Placement:
 def describe_placement(placement: Placement) -> str:
     """Describe a placement in words."""
     cells, engines = placement.num_cells, placement.num_engines
-    shared = f"{engines} warm engine{'' if engines == 1 else 's'} for all"
+    shared = f"{plural(engines, 'warm engine')} for all"
     return f"{cells} at a time, {shared if engines else 'an engine for each that needs one'}"
 
 
@@ -265,7 +266,7 @@ class CellWatch(TrialProgressCallback):
         self.view.retried(trial.config["run"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        # A trial that raises leaves the cause itself.
+        # A trial that raises has recorded the cause itself.
         self._fail(trial.config["run"], "its process died")
 
     def _fail(self, run: str, otherwise: str) -> None:

@@ -1,4 +1,4 @@
-"""What a Ray Tune trial does: one `deft run`, told to the sweep's driver instead of a terminal."""
+"""A Ray Tune trial: one `deft run` that reports to the sweep's driver instead of a terminal."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ LOCK_PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class Trial:
-    """What all cells of a sweep have in common; Ray Tune calls it with the cell."""
+    """Callable that Ray Tune runs for each cell of a sweep."""
 
     context: RunContext
-    """The sweep's; a cell has a console of its own."""
+    """That of the sweep; each cell replaces the console."""
     sweep: str
     """Name of the sweep's directory."""
     events: Queue
     reports: bool
-    """Whether Ray Tune is told the held-out loss while a cell trains."""
+    """Whether the held-out loss is reported to Ray Tune while a cell trains."""
     directory: str
     """The driver's working directory."""
     python_path: tuple[str, ...]
@@ -63,19 +63,19 @@ class Trial:
             cause = describe_error(root_cause(error))
             directory.fail(run, cause)
             console.print(f"warning: {cause}")
-            # What it was raised from need not survive the way to another process.
+            # The original exception may not be picklable.
             raise RuntimeError(cause) from None
         directory.forget_failure(run)
 
 
 def report_validation(step: int, metrics: dict[str, float]) -> None:
-    """Tell Ray Tune's scheduler how a cell is doing."""
+    """Report a cell's held-out loss to Ray Tune's scheduler."""
     if step > 0:
         tune.report({"step": step, "nll": metrics["nll"]})
 
 
 class CellConsole(RunConsole):
-    """Sends what a run says to the sweep's driver: its stage, how far it is, and warnings."""
+    """Sends a run's stages, progress and warnings to the sweep's driver."""
 
     def __init__(self, run: str, events: Queue) -> None:
         super().__init__(Console(file=StringIO()))
@@ -94,7 +94,7 @@ class CellConsole(RunConsole):
         yield _CellProgress(self, unit)
 
     def table(self, *_: Any, **__: Any) -> None:
-        """The sweep's report has the results."""
+        """Print nothing: the sweep's report has the results."""
 
     def _send(self, event: str, **fields: Any) -> None:
         self.events.put({"event": event, "run": self.run, **fields})

@@ -1,4 +1,4 @@
-"""`deft compare`: runs side by side, and which of their differences are more than noise."""
+"""`deft compare`: runs side by side, with the significance of their differences."""
 
 from __future__ import annotations
 
@@ -20,30 +20,11 @@ from deft.platform.errors import UserError
 from deft.platform.records.manifests import (
     EvaluateManifest,
     ModelResult,
-    manifest_file,
     require_manifest,
 )
 
 COLUMNS = ("run", "value", "95 %", "− first", "95 %", "p (Holm)", "", "found from")
 RATES = ("truncated", "no answer", "grader error", "prompt too long")
-
-
-def find_run(name: str, root: Path) -> Path:
-    """The directory of a run: a path, its name in ``root``, or the beginning of that name.
-
-    Raises:
-        UserError: there is no such run, or its evaluation is not finished.
-    """
-    starting = sorted(path for path in root.glob(f"{name}*") if path.is_dir()) if name else []
-    found = [path for path in (Path(name), root / name) if (path / "spec.json").is_file()]
-    if not found and len(starting) > 1:
-        raise UserError(f"{name}: several runs start so: {', '.join(p.name for p in starting)}")
-    found = found or [path for path in starting if (path / "spec.json").is_file()]
-    if not found:
-        raise UserError(f"{name}: there is no such run, neither here nor in {root}")
-    if not manifest_file(found[0], "evaluate").is_file():
-        raise UserError(f"{name}: its evaluation is not finished")
-    return found[0]
 
 
 def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
@@ -58,23 +39,23 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     bases: set[str] = set()
     labels: list[str] = []
     for run in runs:
-        models = require_manifest(run, EvaluateManifest).models
+        results = require_manifest(run, EvaluateManifest).models
         name = run.resolve().name
-        _add(measured, run, "eval", name, models["eval"])
+        _add(measured, run, "eval", name, results["eval"])
         labels.append(name)
-        base = models.get("base")
+        base = results.get("base")
         if base is not None and base.directory not in bases:
             bases.add(base.directory)
             _add(measured, run, "base", f"base: {Path(base.directory).name}", base)
-    everyone = {name for found in measured.values() for name in found}
+    everyone = {name for models in measured.values() for name in models}
     if len(everyone) < 2:
         raise UserError("give at least two runs to compare")
     comparisons = compare(measured, labels[0])
     order = [*dict.fromkeys(labels), *sorted(everyone - set(labels))]
-    for benchmark, found in measured.items():
-        if labels[0] in found:
-            names = [name for name in order if name in found]
-            _show(benchmark, names, found, comparisons, console)
+    for benchmark, models in measured.items():
+        if labels[0] in models:
+            names = [name for name in order if name in models]
+            _show(benchmark, names, models, comparisons, console)
     console.print(
         f"differences to {labels[0]} over the items that both have; p from McNemar's exact test "
         "for one right or wrong response an item, else from the paired t test; corrected for "
@@ -126,14 +107,14 @@ def _difference(comparison: Comparison | None) -> list[str]:
     if comparison is None:
         return [""] * 5
     difference = comparison.difference
-    verdict = "not distinguishable"
+    conclusion = "not distinguishable"
     if comparison.distinguishable:
-        verdict = "higher" if difference.mean > 0 else "lower"
+        conclusion = "higher" if difference.mean > 0 else "lower"
     return [
         f"{difference.mean:+.3f}",
         _interval(*difference.interval),
         "< 0.0001" if comparison.adjusted_p < 1e-4 else f"{comparison.adjusted_p:.4f}",
-        verdict,
+        conclusion,
         f"{difference.detectable:.3f}",
     ]
 

@@ -1,4 +1,4 @@
-"""What a run will cost: steps, tokens, memory by ZeRO stage, GPU-hours. Arithmetic only.
+"""Arithmetic of a run's cost: steps, tokens, memory by ZeRO stage, GPU-hours.
 
 N parameters, of which T are trained, on W workers. DeepSpeed keeps for each of them (bytes)
 
@@ -33,7 +33,7 @@ MFU = 0.4
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU by name."""
+    """A model of GPU."""
 
     name: str
     memory: float
@@ -52,7 +52,7 @@ CARDS = (
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much there is to train on, and how that is known."""
+    """Size of the training data, and how it is known."""
 
     num_examples: int
     """Training examples."""
@@ -188,12 +188,12 @@ def training_flops(model: ModelDimensions, spec: TrainingSpec, num_tokens: int) 
 
 
 def gpu_hours(flops: float, card: Card) -> float:
-    """Hours of one ``card`` at the assumed share of its peak."""
+    """Return the hours of one ``card`` at the assumed share of its peak."""
     return flops / (card.peak * MFU) / 3600
 
 
 def trained_tokens(spec: TrainingSpec, data: DataSize) -> int:
-    """Tokens in all steps, prompts included."""
+    """Return the tokens in all steps, prompts included."""
     steps = spec.num_steps(data.num_examples, data.num_tokens)
     return round(steps * spec.batch_size * data.num_tokens / max(data.num_examples, 1))
 

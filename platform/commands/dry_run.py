@@ -1,4 +1,4 @@
-"""`deft run --dry-run`: what a run would do and cost, from what is known without starting it."""
+"""`deft run --dry-run`: estimate what a run would do and cost, without starting it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from deft.platform.records.run_directory import RunDirectory
 from deft.workers.catalogs.datasets import DATASETS, data_suffix, local_files
 from deft.workers.catalogs.models import MODELS, ModelDimensions
 from deft.workers.common.example import Example
+from deft.workers.common.text import plural
 from deft.workers.data.datasets import read_examples
 from deft.workers.data.prepare import known_counts
 from deft.workers.spec import DatasetSpec, TrainingSpec
@@ -89,11 +90,11 @@ def check_own_objectives(objectives: Iterable[ObjectiveSpec]) -> None:
 
 
 def placement(spec: ExperimentSpec) -> list[list[str]]:
-    """Which process would run where."""
+    """Tabulate which process would run where."""
     workers, stage = spec.training.num_workers, spec.training.resolved_zero_stage
     rows = [
         ["prepare", "1 Ray task, 1 CPU"],
-        ["train", f"{_number(workers, 'Ray Train worker')}, a GPU or a CPU each · ZeRO-{stage}"],
+        ["train", f"{plural(workers, 'Ray Train worker')}, a GPU or a CPU each · ZeRO-{stage}"],
     ]
     names = [benchmark.name for benchmark in spec.evaluation.suite]
     where = "vLLM on Ray, a GPU or all CPUs · " + ", ".join(names)
@@ -151,12 +152,12 @@ def show_time(
 
 
 def itemsize(training: TrainingSpec) -> int:
-    """Bytes of a weight on a GPU."""
+    """Return the bytes of a weight on a GPU."""
     return 4 if training.dtype == "float32" else 2
 
 
 def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
-    """How much there is to train on: as prepared, or from a sample or the catalog.
+    """Return the size of the training data: as prepared, or from a sample or the catalog.
 
     None if only the hub knows.
     """
@@ -182,12 +183,12 @@ def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
 
 
 def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
-    """The size of local data, judged by its first records and its bytes."""
-    found = list(islice(read_examples(dataset), SAMPLE))
-    good = [example for example in found if isinstance(example, Example)]
+    """Estimate the size of local data from its first records and its bytes."""
+    sample = list(islice(read_examples(dataset), SAMPLE))
+    good = [example for example in sample if isinstance(example, Example)]
     lengths = [sum(len(m["content"]) for m in e.prompt) + len(e.response) for e in good]
     total = len(good)
-    if len(found) == SAMPLE and dataset.local_path is not None:
+    if len(sample) == SAMPLE and dataset.local_path is not None:
         characters = max(sum(lengths) // max(len(good), 1), 1)
         records = sum(count_records(file, characters) for file in local_files(dataset.local_path))
         total = min(records * len(good) // SAMPLE, dataset.size or records)
@@ -197,13 +198,13 @@ def sampled_size(dataset: DatasetSpec, max_length: int) -> DataSize:
     ]
     mean = sum(tokens) / max(len(tokens), 1)
     source = f"estimated, {CHARACTERS_PER_TOKEN} characters a token"
-    if len(found) > len(good):
-        source += f"; {_number(len(found) - len(good), 'bad record')} in the first {len(found):,}"
+    if num_bad := len(sample) - len(good):
+        source += f"; {plural(num_bad, 'bad record')} in the first {len(sample):,}"
     return DataSize(left, round(left * mean), source)
 
 
 def count_records(file: Path, characters: int) -> int:
-    """About how many records are in a file; ``characters`` are those of a record's texts."""
+    """Estimate the number of records in a file from the ``characters`` of a record's texts."""
     suffix = data_suffix(file)
     if suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -225,7 +226,7 @@ def dimensions_of(name: str) -> ModelDimensions | None:
 
 
 def _hub_config(name: str) -> dict[str, Any]:
-    """config.json out of the hub's cache, or by one request; empty if it cannot be had at once."""
+    """Read config.json from the hub's cache, or by one request; empty if neither works at once."""
     from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, "config.json")
@@ -265,13 +266,9 @@ def read_dimensions(config: dict[str, Any]) -> ModelDimensions | None:
 
 def _passes(training: TrainingSpec, steps: int, data: DataSize) -> str:
     if training.tokens is None:
-        return _number(training.epochs, "epoch")
+        return plural(training.epochs, "epoch")
     return f"{steps * training.batch_size / max(data.num_examples, 1):.2g} passes over the data"
 
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

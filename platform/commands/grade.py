@@ -1,4 +1,4 @@
-"""Scoring stored responses again, without a model: what `deft grade` does."""
+"""`deft grade`: score stored responses, without a model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from deft.workers.common.files import atomic_file
 from deft.workers.common.names import unknown_name
 
 IN_FLIGHT_PER_WORKER = 32
-"""Lines per process that are read ahead of the last one written."""
+"""Number of lines per process that are read ahead of the last one written."""
 
 
 def grader_of(benchmark: str) -> str:
-    """The grader that scores ``benchmark``: a grader's own name, or that of a benchmark.
+    """Return the grader of ``benchmark``, which is a benchmark's name or the grader's own.
 
     Raises:
         UserError: there is neither, or the benchmark's items have graders of their own.
@@ -86,7 +86,7 @@ def grade_file(benchmark: str, source: Path, out: Path, console: RunConsole) -> 
 
 
 def read_records(grader: str, source: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file; empty lines are passed over.
+    """Yield the records of a JSONL file; empty lines are skipped.
 
     Raises:
         UserError: naming file and line, and what was expected there.
@@ -113,7 +113,7 @@ def read_records(grader: str, source: Path) -> Iterator[dict[str, Any]]:
 
 
 def encode(record: Mapping[str, Any], grade: Grade) -> bytes:
-    """One line of output. Lone surrogates, which UTF-8 does not know, stay JSON escapes."""
+    """Encode one line of output; lone surrogates, which UTF-8 lacks, stay JSON escapes."""
     graded = {**record, "verdict": grade.verdict, "extracted": grade.extracted, **grade.scores}
     return json.dumps(graded, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 

@@ -1,4 +1,4 @@
-"""`deft landscape`: what objectives make of a model's tokens, drawn without training it."""
+"""`deft landscape`: draw how objectives weight a model's tokens, without training it."""
 
 from __future__ import annotations
 

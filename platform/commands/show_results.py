@@ -1,4 +1,4 @@
-"""Tables for people: the results of a run, and what there is to choose from."""
+"""Tables of a run's results, and of the catalogs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SHOWN = (
     "grad_norm",
     "tokens_per_second",
 )
-"""Training metrics in the table at the end of a run; MLflow has all of them."""
+"""Training metrics in the table at the end of a run; all of them are in MLflow."""
 
 
 def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
-    """Print what a finished run measured, base model beside trained model, and where it is."""
+    """Print the results of a finished run, base model beside trained model, and its directory."""
     events = run.train_events()
     first, last = events[0].metrics, events[-1].metrics
     console.table(
@@ -86,7 +86,7 @@ def _with_interval(metrics: Mapping[str, float], name: str) -> str:
 
 
 def show_catalog(kind: str, console: RunConsole) -> None:
-    """Print what there is of one kind, a line each with its source."""
+    """Print the entries of a catalog, a line each with its source."""
     from deft.evaluators.benchmarks.catalog import BENCHMARKS
     from deft.objectives.catalog import CATALOG
     from deft.workers.catalogs.datasets import DATASETS
@@ -107,7 +107,7 @@ def show_catalog(kind: str, console: RunConsole) -> None:
 
 
 def objectives_markdown() -> str:
-    """The catalog of objectives as the Markdown table that the README holds."""
+    """Format the catalog of objectives as the Markdown table in the README."""
     from deft.objectives.catalog import CATALOG
 
     lines = ["| name | value | gate | what it does | source |", "|---|---|---|---|---|"]

@@ -1,4 +1,4 @@
-"""Runs and sweeps as jobs of a Ray cluster that is up already: ship the code, follow the log.
+"""`deft submit`: run a spec as a job of a running Ray cluster.
 
 The job runs on the cluster's own environment (Ray, torch, DeepSpeed, vLLM) and on the code that
 submits it, whether that is a checkout or an installed package.
@@ -44,19 +44,20 @@ ENVIRONMENT_FILE = "runtime_env.yaml"
 """Ray's runtime environment of the jobs of a working directory, if it has one."""
 
 EXCLUDES = [".git/", ".venv/", ".cache/", "runs/", ".env"]
-"""What is not shipped if there is no such file, beside what .gitignore and .rayignore name."""
+"""Paths that are not shipped if there is no such file, beside what .gitignore names."""
 
 OLDEST_RAY = Version("2.60")
+"""Oldest release of Ray whose job server is supported."""
 
 COMMAND_NOT_FOUND = 127
-"""What a shell exits with when there is no such command."""
+"""Exit code of a shell that finds no such command."""
 
 RETRY_INTERVAL = 2.0
 """Seconds before the log of a running job is asked for again, if the connection broke."""
 
 
 def check_address(address: str) -> str:
-    """``address`` without a slash at its end.
+    """Return ``address`` without a trailing slash.
 
     Raises:
         UserError: it is not the address of a dashboard.
@@ -71,7 +72,7 @@ def check_address(address: str) -> str:
 
 
 def absolute_root(root: Path, address: str) -> Path:
-    """The run root as the cluster finds it: a relative one is of this machine.
+    """Return the run root's path on the cluster; a relative one belongs to this machine.
 
     Raises:
         UserError: ``root`` is relative and the cluster is elsewhere.
@@ -95,7 +96,7 @@ def entrypoint(
     settings: Iterable[str] = (),
     tracking_uri: str | None = None,
 ) -> str:
-    """The shell command of a job.
+    """Build the shell command of a job.
 
     Args:
         command: `run` or `sweep`.
@@ -107,7 +108,7 @@ def entrypoint(
 
     Raises:
         UserError: ``file`` is not in ``working_dir``, or there is a password in ``tracking_uri``:
-            whoever sees the dashboard reads the command.
+            everyone with access to the dashboard can read the command.
     """
     if tracking_uri:
         require_no_secret(tracking_uri)
@@ -125,14 +126,14 @@ def entrypoint(
 
 
 def missing_paths(specs: Iterable[ExperimentSpec], working_dir: Path, root: Path) -> list[str]:
-    """What is wrong with local files and directories that runs name, for those not shipped.
+    """Describe the local files and directories that runs name but the job will not get.
 
     Args:
         specs: the runs.
         working_dir: what is shipped.
         root: the run root, which the cluster has.
     """
-    found: dict[str, None] = {}
+    problems: dict[str, None] = {}
     for key, path in itertools.chain.from_iterable(map(_local_paths, specs)):
         resolved = path.resolve()
         if resolved.is_relative_to(root):
@@ -143,12 +144,12 @@ def missing_paths(specs: Iterable[ExperimentSpec], working_dir: Path, root: Path
             problem = "is left out of what is shipped"
         else:
             continue
-        found[f"{key}: {path} {problem}: the job fails unless the cluster has it there"] = None
-    return list(found)
+        problems[f"{key}: {path} {problem}: the job fails unless the cluster has it there"] = None
+    return list(problems)
 
 
 def _local_paths(spec: ExperimentSpec) -> Iterator[tuple[str, Path]]:
-    """Files and directories on this machine that a run names, by their key."""
+    """Yield files and directories on this machine that a run names, with their keys."""
     evaluation = spec.evaluation
     named = {
         "dataset": str(spec.dataset.local_path or ""),
@@ -161,12 +162,12 @@ def _local_paths(spec: ExperimentSpec) -> Iterator[tuple[str, Path]]:
 
 
 def _is_left_out(path: Path, working_dir: Path) -> bool:
-    """Whether .gitignore or `EXCLUDES` names ``path``, which is relative."""
+    """Return whether .gitignore or `EXCLUDES` names ``path``, which is relative."""
     if f"{path.parts[0]}/" in EXCLUDES:
         return True
-    asked = ["git", "check-ignore", "--quiet", "--", str(path)]
+    command = ["git", "check-ignore", "--quiet", "--", str(path)]
     try:
-        return subprocess.run(asked, cwd=working_dir, capture_output=True).returncode == 0
+        return subprocess.run(command, cwd=working_dir, capture_output=True).returncode == 0
     except FileNotFoundError:  # no git
         return False
 
@@ -191,7 +192,7 @@ class SubmittedJob:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """The job server at ``address``.
+    """Connect to the job server at ``address``.
 
     Raises:
         UserError: there is none, or it does not let this user in, or it is too old.
@@ -216,7 +217,7 @@ def connect(address: str) -> JobSubmissionClient:
         ) from None
     except (RuntimeError, ValueError, LookupError, requests.RequestException) as error:
         raise UserError(
-            f"--address {address}: what answers there is no job server of Ray "
+            f"--address {address}: what answers there is not a job server of Ray "
             f"({describe_error(error)})"
         ) from None
     version = Version(str(client._server_ray_version))
@@ -254,7 +255,7 @@ def submit(client: JobSubmissionClient, command: str, working_dir: Path) -> Subm
 
 
 def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
-    """Ray's runtime environment of a job.
+    """Build Ray's runtime environment of a job.
 
     Args:
         working_dir: what the job gets to see as its current directory; its `runtime_env.yaml`, if
@@ -272,7 +273,7 @@ def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
         for name in filter(is_secret_name, map(str, variables)):
             raise UserError(
                 f"{origins['env_vars', name].place}: env_vars.{name}: Ray's dashboard shows the "
-                "variables of a job to whoever may see it. Set secrets in the environment of the "
+                "variables of a job to everyone with access. Set secrets in the environment of the "
                 "cluster's nodes before `ray start`"
             )
         environment |= settings
@@ -288,10 +289,10 @@ def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
 
 @contextmanager
 def shipped_code() -> Iterator[Path]:
-    """The import package `deft` that runs here as one folder, with the commit it is from.
+    """Yield the running import package `deft` as one folder, with the commit it is from.
 
-    It goes ahead of any `deft` in the cluster's environment, and Ray knows it by its content, so a
-    job never runs on code of an earlier one.
+    It shadows any `deft` in the cluster's environment. Ray caches it by content, so a job never
+    runs on the code of an earlier one.
     """
     with tempfile.TemporaryDirectory(prefix="deft-") as folder:
         package = Path(folder) / "deft"
@@ -304,10 +305,10 @@ def shipped_code() -> Iterator[Path]:
 
 
 def follow(job: SubmittedJob) -> int:
-    """Print the job's log as it grows, to the end; returns the exit code of its driver.
+    """Print the job's log as it grows, to the end; return the exit code of its driver.
 
     Raises:
-        StageError: the job did not run to an exit code, or the cluster answers no more.
+        StageError: the job did not run to an exit code, or the connection was lost.
     """
     log = _Log(job)
     while True:
@@ -317,8 +318,8 @@ def follow(job: SubmittedJob) -> int:
             info = job.client.get_job_info(job.id)
         except (requests.RequestException, RuntimeError) as error:
             raise StageError(
-                f"the cluster answers no more ({describe_error(error)}); if job {job.id} is still "
-                f"running, follow it by: {job.to_follow}"
+                f"lost the connection to the cluster ({describe_error(error)}); if job {job.id} "
+                f"is still running, follow it by: {job.to_follow}"
             ) from None
         if info.status.is_terminal():
             break
@@ -338,7 +339,7 @@ def follow(job: SubmittedJob) -> int:
 
 
 class _Log:
-    """A job's log, of which nothing is printed twice when the connection has to be made again."""
+    """A job's log; nothing is printed twice after a reconnection."""
 
     def __init__(self, job: SubmittedJob) -> None:
         self.job = job

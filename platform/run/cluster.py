@@ -1,4 +1,4 @@
-"""The Ray cluster a command runs on, and events that come back from it."""
+"""The Ray cluster that a command runs on: connection, tasks, and events of its workers."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ANYWHERE: Literal["DEFAULT"] = "DEFAULT"
 """Scheduling strategy of tasks that would else be confined to what a Ray Tune trial reserves."""
 
 HEAD_INTERVAL = 5.0
-"""Seconds between looks at the cluster's head."""
+"""Seconds between probes of the cluster's head."""
 
 HEAD_SILENCE = 40.0
-"""Seconds after which a head that does not answer is given up; Ray does so after 60."""
+"""Seconds without an answer after which the head is given up; Ray waits for 60."""
 
 
 @contextmanager
@@ -53,13 +53,13 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        # Nobody takes this machine away, and a watcher is a process for every training run.
+        # This machine is not preempted, and a watcher would be a process for every training run.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    given = re.fullmatch(r"(?:ray://)?(.+:\d+)", address)
-    if given is not None:
+    endpoint = re.fullmatch(r"(?:ray://)?(.+:\d+)", address)
+    if endpoint is not None:
         # Ray itself would try for a quarter of an hour.
         try:
-            probe_port(given[1])
+            probe_port(endpoint[1])
         except OSError as error:
             raise UserError(
                 f"RAY_ADDRESS={address}: no Ray cluster there ({describe_error(error)}); without "
@@ -75,11 +75,11 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         )
     except ConnectionError:
         raise UserError(
-            f"RAY_ADDRESS={address}: what listens there is no Ray cluster, or one that wants a "
+            f"RAY_ADDRESS={address}: what listens there is not a Ray cluster, or one that wants a "
             "token: set RAY_AUTH_MODE=token"
         ) from None
     try:
-        with _watched_head(given[1] if given else ray.get_runtime_context().gcs_address):
+        with _watched_head(endpoint[1] if endpoint else ray.get_runtime_context().gcs_address):
             yield
     finally:
         ray.shutdown()
@@ -95,8 +95,8 @@ def probe_port(address: str) -> None:
 def _watched_head(address: str) -> Iterator[None]:
     """End this process with a message when the cluster's head has been silent for `HEAD_SILENCE`.
 
-    Ray ends it some time later, from a thread of its own and with no message at this level of logs;
-    until then whatever waits for Ray cannot be interrupted.
+    Ray itself ends the process later, without a message at this log level; until then a thread that
+    waits for Ray cannot be interrupted.
     """
     block_left = threading.Event()
 
@@ -124,7 +124,7 @@ def _watched_head(address: str) -> Iterator[None]:
 
 
 def require_workers(num_workers: int) -> bool:
-    """Check that the cluster can hold the training workers; returns whether they get GPUs.
+    """Check that the cluster can hold the training workers; return whether they get GPUs.
 
     Raises:
         UserError: the cluster has fewer GPUs, or without GPUs fewer cores, than workers.
@@ -142,12 +142,12 @@ def require_workers(num_workers: int) -> bool:
 
 
 def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Result:
-    """What ``work`` returns, as a Ray task: it loads what a driver has no need of.
+    """Run ``work`` as a Ray task, so that the driver need not import heavy libraries.
 
     Args:
-        work: what it raises as ValueError or FileNotFoundError is the user's to mend.
-        stage: what failed if it raises anything else.
-        refusal: ahead of what the user is told to mend.
+        work: a ValueError or FileNotFoundError of it becomes a UserError.
+        stage: named in the message of any other failure.
+        refusal: prefix of the UserError's message.
 
     Raises:
         UserError: the input cannot be used.
@@ -167,10 +167,10 @@ def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Re
 
 @contextmanager
 def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
-    """A queue that Ray workers put events on; ``handle`` gets them one by one, in a thread.
+    """Yield a queue for events of Ray workers; a thread passes them to ``handle`` one by one.
 
-    All events put before the block ends are handled before it is left. What ``handle`` raises is
-    raised then, unless the block itself raised.
+    All events put before the block ends are handled before it is left. An exception of ``handle``
+    is raised then, unless the block itself raised.
     """
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
     failures: list[BaseException] = []
@@ -179,7 +179,7 @@ def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
         while True:
             try:
                 event = queue.get()
-            except RayError as error:  # this node, or the cluster, is no more
+            except RayError as error:  # this node, or the cluster, is gone
                 failures.append(error)
                 return
             if event is None:

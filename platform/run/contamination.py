@@ -1,4 +1,4 @@
-"""What training data and benchmarks have in common: texts, and the format of prompts."""
+"""Comparison of training data with benchmarks: shared texts, and the format of prompts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from deft.workers.data.overlap import find_overlaps
 from deft.workers.data.prepare import Prepared, training_examples
 
 SHOWN_IDS = 1000
-"""Overlapping examples that are named in a manifest; all of them are counted."""
+"""Number of overlapping examples that a manifest names; all of them are counted."""
 
 
 def benchmark_questions(items: Path) -> Iterator[str]:
-    """What a benchmark asks, item by item, without system texts."""
+    """Yield the questions of a benchmark, item by item, without system texts."""
     for item in read_items(items):
         yield "\n".join(turn["content"] for turn in item.prompt if turn["role"] != "system")
 
@@ -32,10 +32,10 @@ def overlap_with_benchmarks(
     """
     if not items:
         return {}
-    asked = {
+    questions = {
         get_benchmark(name).name: benchmark_questions(Path(path)) for name, path in items.items()
     }
-    overlaps = find_overlaps(training_examples(prepared), asked)
+    overlaps = find_overlaps(training_examples(prepared), questions)
     return {
         name: BenchmarkOverlap(
             num_overlapping=len(overlap.ids),
@@ -47,7 +47,7 @@ def overlap_with_benchmarks(
 
 
 def different_formats(training: str, benchmarks: Mapping[str, str]) -> list[str]:
-    """The benchmarks whose prompt format is not that of training.
+    """Return the benchmarks whose prompt format differs from that of training.
 
     Args:
         training: `deft.workers.data.chat.format_hash` of the training data.

@@ -1,4 +1,4 @@
-"""What every part of a command that runs experiments shares."""
+"""The settings and resources that all parts of a command share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deft.platform.run.cluster import require_workers
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where runs lie, what the user sees of them, and what they run on."""
+    """Root, output, MLflow store and devices of the runs of one command."""
 
     root: Path
     """Run root, absolute: runs, the cache and the default MLflow store lie there."""

@@ -1,4 +1,4 @@
-"""Ray Train as the driver sees it: start a training run, outlive its workers, fetch its model."""
+"""Ray Train on the driver's side: start training, replace lost workers, fetch the model."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def fit(
     """Train ``job``, from its last checkpoint if there is one.
 
     A worker that dies (out of memory, a node that goes) is replaced and training goes on from the
-    last checkpoint; an error that a worker raises would come again and ends the run.
+    last checkpoint. An error that a worker raises would be raised again and ends the run.
 
     Args:
         job: what to train.
         name: the run's directory under ``storage``; the same name continues the same run.
         storage: directory or URI.
         use_gpu: whether every worker gets a GPU.
-        on_restart: told why, each time workers are replaced.
+        on_restart: called with the cause each time workers are replaced.
 
     Raises:
         Exception: what a worker raised, wrapped by Ray; see `deft.platform.errors.root_cause`.
@@ -78,7 +78,7 @@ def fit(
 
 
 def chosen_checkpoint(result: ray.train.Result, keep: str) -> ray.train.Checkpoint:
-    """The checkpoint whose model a run ends in: the last, or the one of lowest held-out NLL."""
+    """Return the checkpoint whose model a run exports: the last, or that of lowest held-out NLL."""
     checkpoint: ray.train.Checkpoint | None = result.checkpoint
     if keep == "best":
         checkpoint = result.get_best_checkpoint("validation/nll", "min")

@@ -1,4 +1,4 @@
-"""The train stage of a run: Ray Train does the work, this process shows and records it."""
+"""The train stage of a run: start Ray Train, show and record its progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deft.workers.data.prepare import Prepared
 from deft.workers.training.job import TrainJob
 
 OnValidation = Callable[[int, dict[str, float]], None]
-"""Gets the step and the metrics of every validation."""
+"""Called with the step and the metrics of every validation."""
 
 
 def train_stage(

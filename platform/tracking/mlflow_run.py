@@ -1,7 +1,7 @@
-"""One MLflow run, written so that everything may be sent any number of times.
+"""One MLflow run; every write to it is idempotent.
 
-An answer can be lost after the server did what it was asked to: whatever is made here is found
-again instead of made twice, and whatever is logged is, in MLflow's own terms, one and the same.
+A response can be lost after the server has done its work. Whatever is created here is therefore
+looked up before it is created again, and logging the same entry twice has no effect in MLflow.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
 EXPERIMENT = "deft"
-"""All runs share one MLflow experiment, so that any two can be compared."""
+"""The one MLflow experiment of all runs, so that any two can be compared."""
 
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes the MLflow UI open on runs and their curves instead of on traces of LLM calls."""
+"""Experiment tag that makes the MLflow UI open on runs instead of on traces of LLM calls."""
 
 PARENT = "mlflow.parentRunId"
 """The tag by which MLflow nests runs."""
@@ -50,7 +50,7 @@ class MlflowRun:
     """
 
     def __init__(self, outbox: Outbox, tracking_uri: str) -> None:
-        """Find the run, or make it.
+        """Find the run, or create it.
 
         Raises:
             MlflowException: MLflow cannot be used now.
@@ -79,16 +79,16 @@ class MlflowRun:
         return str(experiment.experiment_id)
 
     def _find_run(self) -> str | None:
-        """The run of this directory; of several all but one are removed.
+        """Find the run of this directory; delete duplicates.
 
-        There are several where a server was so slow to make one that it was asked again.
+        Duplicates arise when a server is so slow to create a run that it is asked again.
         """
         delivered = self._outbox.delivered
-        found = [run.info.run_id for run in self._search(f"tags.`deft.id` = '{delivered.id}'")]
-        if not found:
+        run_ids = [run.info.run_id for run in self._search(f"tags.`deft.id` = '{delivered.id}'")]
+        if not run_ids:
             return None
-        kept = delivered.run_id if delivered.run_id in found else min(found)
-        for run_id in found:
+        kept = delivered.run_id if delivered.run_id in run_ids else min(run_ids)
+        for run_id in run_ids:
             if run_id != kept:
                 self.client.delete_run(run_id)
         return kept
@@ -163,7 +163,7 @@ class MlflowRun:
             if dataset := entry.get("dataset"):
                 linked = {"dataset_name": dataset["name"], "dataset_digest": dataset["digest"]}
             for name, value in entry["metrics"].items():
-                # Of a model, MLflow would keep 0 for what is no number.
+                # MLflow would store 0 for NaN as a metric of a model.
                 of = model if entry.get("of_model") and math.isfinite(value) else None
                 metrics.append(
                     Metric(name, value, entry["time"], entry["step"], model_id=of, **linked)
@@ -178,9 +178,9 @@ class MlflowRun:
         self.client.log_artifact(self.run_id, str(path), folder)
 
     def _log_model(self, model: Mapping[str, Any]) -> None:
-        """Make the logged model that this run trained, as its output."""
-        found = find_model(self.client, self.experiment_id, self.run_id)
-        logged = found or self.client.create_logged_model(
+        """Create the logged model that this run trained, as its output."""
+        logged = find_model(self.client, self.experiment_id, self.run_id)
+        logged = logged or self.client.create_logged_model(
             self.experiment_id,
             name=model["name"],
             source_run_id=self.run_id,
@@ -191,13 +191,13 @@ class MlflowRun:
         if str(logged.status) != "READY":
             self.client.finalize_logged_model(logged.model_id, "READY")
         outputs = self.client.get_run(self.run_id).outputs
-        known = {output.model_id for output in outputs.model_outputs} if outputs else set()
-        if logged.model_id not in known:
+        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        if logged.model_id not in linked:
             output = LoggedModelOutput(logged.model_id, model["step"])
             self.client.log_outputs(self.run_id, [output])
 
     def _linked_model(self) -> str | None:
-        """Id of the logged model that this run trained or evaluates; None if it is not known."""
+        """Return the id of the logged model that this run trained or evaluates, if it has one."""
         run = self.client.get_run(self.run_id)
         made = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
         used = [model.model_id for model in run.inputs.model_inputs] if run.inputs else []
@@ -214,16 +214,16 @@ class MlflowRun:
             self.client.log_inputs(self.run_id, models=[LoggedModelInput(model.model_id)])
 
     def _run_in(self, directory: Path) -> Run | None:
-        """The MLflow run of a run directory, if it is known here."""
+        """Find the MLflow run of a run directory, if this server has it."""
         delivered = read_delivered(directory)
-        found = self._search(f"tags.`deft.id` = '{delivered.id}'") if delivered else []
-        return found[0] if found else None
+        runs = self._search(f"tags.`deft.id` = '{delivered.id}'") if delivered else []
+        return runs[0] if runs else None
 
     def _parent_of(self, sweep: str) -> str | None:
-        """Id of the run of ``sweep`` itself; of several of that name the latest."""
+        """Return the id of the MLflow run of ``sweep`` itself; of several the latest."""
         condition = f"tags.`deft.sweep` = '{sweep}' and tags.`deft.kind` = 'sweep'"
-        found = self._search(condition)
-        return str(found[0].info.run_id) if found else None
+        runs = self._search(condition)
+        return str(runs[0].info.run_id) if runs else None
 
     def _adopt(self, directory: Path, sweep: str) -> None:
         """Make the run in ``directory`` a child of this run, a sweep's.
@@ -243,8 +243,8 @@ class MlflowRun:
         elif before != sweep and PARENT in run.data.tags:
             self.client.delete_tag(run.info.run_id, PARENT)
         if before not in (None, sweep):
-            known = run.data.tags.get("deft.earlier_sweeps", "").split(",")
-            earlier = [name for name in [*known, before] if name and name != sweep]
+            earlier = run.data.tags.get("deft.earlier_sweeps", "").split(",")
+            earlier = [name for name in [*earlier, before] if name and name != sweep]
             tags["deft.earlier_sweeps"] = ",".join(dict.fromkeys(earlier))
         self._set_tags(run.info.run_id, tags)
 
@@ -254,19 +254,19 @@ class MlflowRun:
                 self.client.delete_tag(self.run_id, "deft.error")
             self.client.update_run(self.run_id, status=status)
             return
-        self._find_run()  # a twin that came late must not be left over
+        self._find_run()  # a late duplicate must not be left over
         self.client.set_terminated(self.run_id, status=status, end_time=time)
 
 
 def find_model(client: MlflowClient, experiment_id: str, run_id: str) -> LoggedModel | None:
-    """The logged model that an MLflow run trained."""
+    """Find the logged model that an MLflow run trained."""
     condition = f"source_run_id = '{run_id}'"
-    found = client.search_logged_models([experiment_id], filter_string=condition)
-    return found[0] if found else None
+    models = client.search_logged_models([experiment_id], filter_string=condition)
+    return models[0] if models else None
 
 
 def sqlite_file(tracking_uri: str) -> Path | None:
-    """The database that an SQLite URI names; None for any other URI."""
+    """Return the database that an SQLite URI names; None for any other URI."""
     if not tracking_uri.startswith("sqlite:///"):
         return None
     return Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
@@ -274,7 +274,7 @@ def sqlite_file(tracking_uri: str) -> Path | None:
 
 @contextmanager
 def _one_at_a_time(tracking_uri: str) -> Iterator[None]:
-    """Open an SQLite store alone: MLflow makes its tables then, which two at once would spoil."""
+    """Lock an SQLite store while it is opened: MLflow creates its tables then, not atomically."""
     database = sqlite_file(tracking_uri)
     if database is None:
         yield
@@ -283,12 +283,12 @@ def _one_at_a_time(tracking_uri: str) -> Iterator[None]:
         yield
 
 
-def _dataset(found: Mapping[str, Any]) -> DatasetInput:
+def _dataset(described: Mapping[str, Any]) -> DatasetInput:
     entity = Dataset(
-        name=found["name"],
-        digest=found["digest"],
-        source_type=found["source_type"],
-        source=found["source"],
-        profile=found["profile"],
+        name=described["name"],
+        digest=described["digest"],
+        source_type=described["source_type"],
+        source=described["source"],
+        profile=described["profile"],
     )
-    return DatasetInput(entity, tags=[InputTag("mlflow.data.context", found["context"])])
+    return DatasetInput(entity, tags=[InputTag("mlflow.data.context", described["context"])])

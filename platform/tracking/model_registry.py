@@ -1,4 +1,4 @@
-"""MLflow's model registry: a run's model under a name that people can load and serve it by."""
+"""MLflow's model registry: a run's model under a name that it can be loaded and served by."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe_error
+from deft.platform.records.manifests import manifest_file
 from deft.platform.tracking.outbox import read_delivered
 from deft.platform.tracking.uri import require_tracking_uri
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 
 NEEDED = ("torch", "transformers", "accelerate")
-"""Packages that load the model, wherever it is served."""
+"""Packages that are needed to load the model where it is served."""
 
 
 def register_model(run: Path, name: str, tracking_uri: str, console: RunConsole) -> None:
     """Upload the model of the run in directory ``run`` and register it as ``name``.
 
-    A model that was uploaded before is not uploaded again, and not registered twice by one name.
+    A model that is in MLflow already is not uploaded again, nor registered twice by one name.
 
     Raises:
         UserError: the run has no model, or MLflow does not know it yet.
@@ -35,7 +36,7 @@ def register_model(run: Path, name: str, tracking_uri: str, console: RunConsole)
     delivered = read_delivered(run)
     if not (run / "model").is_dir():
         raise UserError(f"{run}: the run has no trained model")
-    if delivered is None or not (run / "stages" / "record.json").is_file():
+    if delivered is None or not manifest_file(run, "record").is_file():
         raise UserError(f"{run}: not recorded in MLflow yet; the command that ran it records it")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     import mlflow
@@ -60,8 +61,8 @@ def _logged_model(client: MlflowClient, run_key: str) -> LoggedModel | None:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return None
-    found = client.search_runs([experiment.experiment_id], f"tags.`deft.id` = '{run_key}'")
-    return find_model(client, experiment.experiment_id, found[0].info.run_id) if found else None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`deft.id` = '{run_key}'")
+    return find_model(client, experiment.experiment_id, runs[0].info.run_id) if runs else None
 
 
 def _upload(client: MlflowClient, model: LoggedModel, directory: Path, console: RunConsole) -> None:
@@ -71,7 +72,7 @@ def _upload(client: MlflowClient, model: LoggedModel, directory: Path, console: 
 
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     console.stage("upload", f"{size / 1e6:,.1f} MB")
-    # MLflow copies what it packs; a run's disk has room for its model, the system's may not.
+    # MLflow copies what it packs; a run's disk can hold its model, the system's may not.
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".register-") as aside:
         mlflow.transformers.save_model(
             transformers_model=str(directory),
@@ -90,9 +91,9 @@ def _register(client: MlflowClient, model: LoggedModel, name: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for known in client.search_model_versions(f"name = '{name}'"):
-        if known.source == model.model_uri:
-            return str(known.version)
+    for registered in client.search_model_versions(f"name = '{name}'"):
+        if registered.source == model.model_uri:
+            return str(registered.version)
     created = client.create_model_version(
         name, model.model_uri, run_id=model.source_run_id, model_id=model.model_id
     )

@@ -204,7 +204,7 @@ class DeliveryThread(threading.Thread):
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        # A request in flight is cut off with the process; whoever comes next sends it again.
+        # A request in flight ends with the process; the next process sends it again.
         self.join(timeout=1.0)
 
     def run(self) -> None:

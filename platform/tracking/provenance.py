@@ -1,4 +1,4 @@
-"""Which code and which packages made a result."""
+"""Provenance of results: the code and the packages that made them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHIPPED_STATE = "shipped_state.json"
 
 
 def git_state() -> dict[str, str]:
-    """Commit and uncommitted diff of the code that runs; empty if it is from no git checkout."""
+    """Return commit and uncommitted diff of the running code; empty outside a git checkout."""
     shipped = SOURCE / SHIPPED_STATE
     if shipped.exists():
         return dict(json.loads(shipped.read_text(encoding="utf-8")))
@@ -42,7 +42,7 @@ def _git(*arguments: str) -> str:
 
 
 def package_versions() -> str:
-    """Interpreter, system and every installed distribution, one per line."""
+    """List interpreter, system and every installed distribution, one per line."""
     installed = {f"{dist.name}=={dist.version}" for dist in distributions()}
     system = f"# Python {machine.python_version()} on {machine.platform()}"
     return "\n".join([system, *sorted(installed, key=str.lower)]) + "\n"

@@ -44,7 +44,7 @@ class MlflowQueue:
             directory: where the queue lies.
             name: of the MLflow run.
             tracking_uri: of MLflow.
-            notify: told once that MLflow cannot be reached, and why.
+            notify: called once with a message that MLflow cannot be reached, and why.
 
         Raises:
             UserError: the URI can never be used.
@@ -54,7 +54,7 @@ class MlflowQueue:
         self._outbox = Outbox(directory, name)
 
         def connect() -> Destination:
-            # Importing MLflow takes seconds, which nobody has to wait for.
+            # Importing MLflow takes seconds, so it is done in the delivery thread.
             from deft.platform.tracking.mlflow_run import MlflowRun
 
             return MlflowRun(self._outbox, tracking_uri)

@@ -26,7 +26,7 @@ class SweepRecorder(MlflowQueue):
             directory: of the sweep.
             name: of the sweep: what `run_experiment` gets as ``sweep``.
             tracking_uri: of MLflow.
-            notify: told once that MLflow cannot be reached, and why.
+            notify: called once with a message that MLflow cannot be reached, and why.
         """
         super().__init__(directory, name, tracking_uri, notify)
         self.directory = directory

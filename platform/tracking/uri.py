@@ -43,7 +43,7 @@ def require_no_secret(uri: str) -> None:
 
 
 def require_tracking_uri(uri: str) -> None:
-    """Raise UserError if ``uri`` is no valid MLflow tracking URI; the server is not contacted."""
+    """Raise UserError if ``uri`` is not a valid MLflow tracking URI (no server is asked)."""
     require_no_secret(uri)
     shown = without_secrets(uri)
     expected = "expected http(s)://HOST:PORT, sqlite:///FILE or postgresql://USER@HOST/DATABASE"

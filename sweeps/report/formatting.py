@@ -63,8 +63,3 @@ def duration(seconds: float) -> str:
 def hours(value: float) -> str:
     """Format device-hours with three significant digits."""
     return f"{value:#.3g}".rstrip(".") if math.isfinite(value) else NONE
-
-
-def plural(count: int, noun: str) -> str:
-    """Format a count and its noun: ``1 item``, ``2 items``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from deft.evaluators.spec import heldout_table
 from deft.objectives.spec import ObjectiveSpec
 from deft.platform.errors import UserError
+from deft.platform.records.find import find_directory
 from deft.platform.records.manifests import (
     AnyManifest,
     EvaluateManifest,
@@ -148,23 +149,8 @@ class Sweep:
 
 
 def find_sweep(name: str, root: Path) -> Path:
-    """The directory of a sweep: a path, its name under ``root``, or the beginning of that name.
-
-    Raises:
-        UserError: there is no such sweep, or several names start so.
-    """
-    folder = root / "sweeps"
-    for path in (Path(name), folder / name):
-        if (path / "sweep.json").is_file():
-            return path
-    there = sorted(path.parent.name for path in folder.glob("*/sweep.json"))
-    found = [known for known in there if name and known.startswith(name)]
-    if len(found) > 1:
-        raise UserError(f"{name}: several sweeps start so: {', '.join(found)}")
-    if not found:
-        choice = f"there are: {', '.join(there)}" if there else "there is none yet"
-        raise UserError(f"{name}: no such sweep in {folder}; {choice}")
-    return folder / found[0]
+    """Find the directory of a sweep under ``root``, see `find_directory`."""
+    return find_directory(name, root / "sweeps", "sweep.json", "sweep")
 
 
 def read_sweep(directory: Path, root: Path) -> Sweep:
@@ -196,7 +182,9 @@ def read_sweep(directory: Path, root: Path) -> Sweep:
             candidates=choose(cells, by) if by else (),
         )
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: there is no such file; is this a sweep?") from None
+        raise UserError(
+            f"{error.filename}: no such file; is this the directory of a sweep?"
+        ) from None
     except (KeyError, json.JSONDecodeError) as error:
         raise UserError(f"{directory}: damaged: {error!r}") from None
 

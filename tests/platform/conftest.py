@@ -183,10 +183,10 @@ def server(
     store = f"sqlite:///{directory / 'mlflow.db'}"
     if request.param == "postgresql":
         store = request.getfixturevalue("database").get_uri()
-    found = MlflowServer(store, directory)
-    found.start()
-    yield found
-    found.kill()
+    mlflow_server = MlflowServer(store, directory)
+    mlflow_server.start()
+    yield mlflow_server
+    mlflow_server.kill()
 
 
 @pytest.fixture

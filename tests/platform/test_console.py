@@ -53,8 +53,8 @@ def test_nothing_that_is_said_acts_on_the_terminal(terminal: bool) -> None:
     console.table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, HOSTILE]])
     with console.progress("steps") as view:
         view.update(HOSTILE, 1, 2, HOSTILE)
-    said = out.getvalue()
+    printed = out.getvalue()
     # What remains are Rich's own sequences, which draw the bar.
     for sequence in ("\x1b[2J", "\x1b]", "\x07", "\x9b", "\u202e"):
-        assert sequence not in said
-    assert said.count(SHOWN) >= 8
+        assert sequence not in printed
+    assert printed.count(SHOWN) >= 8

@@ -42,7 +42,7 @@ def test_training_and_engines_never_need_more_gpus_than_there_are() -> None:
     for num_gpus in range(1, 33):
         for num_workers in (1, 2, 4):
             for tensor_parallel in (1, 2):
-                found = divide_cluster(
+                placement = divide_cluster(
                     num_cpus=64,
                     num_gpus=num_gpus,
                     num_nodes=1,
@@ -50,8 +50,8 @@ def test_training_and_engines_never_need_more_gpus_than_there_are() -> None:
                     tensor_parallel=tensor_parallel,
                     generates=True,
                 )
-                if found.reserved:
-                    training = found.num_cells - found.num_engines
-                    used = training * num_workers + found.num_engines * tensor_parallel
+                if placement.reserved:
+                    training = placement.num_cells - placement.num_engines
+                    used = training * num_workers + placement.num_engines * tensor_parallel
                     assert used <= num_gpus
                     assert training >= 1

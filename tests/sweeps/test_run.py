@@ -70,9 +70,9 @@ def write_sweep(tmp_path: Path, **sweep: Any) -> Path:
 
 def taken_placement_groups() -> list[str]:
     return [
-        found["placement_group_id"]
-        for found in placement_group_table().values()
-        if found["state"] != "REMOVED"
+        group["placement_group_id"]
+        for group in placement_group_table().values()
+        if group["state"] != "REMOVED"
     ]
 
 
@@ -148,14 +148,14 @@ def kill_after_a_cell(file: Path, root: Path, ray_address: str) -> dict[Path, in
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as driver:
-        found = lambda: list(root.glob("*/stages/record.json"))  # noqa: E731
+        finished = lambda: list(root.glob("*/stages/record.json"))  # noqa: E731
         wait_until(
-            lambda: bool(found()) or driver.poll() is not None, "a finished cell", seconds=300
+            lambda: bool(finished()) or driver.poll() is not None, "a finished cell", seconds=300
         )
         time.sleep(random.Random(str(file)).uniform(0, 5))
         driver.kill()
-    assert found()
-    return {manifest: manifest.stat().st_mtime_ns for manifest in found()}
+    assert finished()
+    return {manifest: manifest.stat().st_mtime_ns for manifest in finished()}
 
 
 def laid_out(file: Path, root: Path) -> tuple[Plan, SweepDirectory]:

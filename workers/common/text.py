@@ -25,3 +25,8 @@ def has_surrogates(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count and its noun: ``1 item``, ``1,200 items``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -72,7 +72,7 @@ def refused(deft: Deft, tmp_path: Path) -> Callable[..., str]:
             ],
             "--set evaluation.engine.cpu=2: evaluation.engine.cpu: unknown key; did you mean cpus?",
         ),
-        (["compare", "nowhere"], "nowhere: there is no such run"),
+        (["compare", "nowhere"], "nowhere: no such run in "),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
@@ -85,14 +85,14 @@ def test_secrets_and_escape_sequences_in_bad_input_are_not_shown(
     refused: Callable[..., str],
 ) -> None:
     names = ["run", "--dataset", "figfont", "--model", "tiny", "--objective", "p"]
-    said = refused(*names, "--set", "training.checkpoint_storage=s3://key:hunter2@bucket")
-    assert "AWS_SECRET_ACCESS_KEY" in said
-    said += refused(*names, "--tracking-uri", "postgresql://user:hunter2@host/db")
-    said += refused(*names, MLFLOW_TRACKING_URI="https://user:hunter2@host")
-    assert "hunter2" not in said
-    said = refused(*names, "--set", "dataset.\x1b]0;owned\x07=\x1b[2J")
-    assert "\x1b" not in said
-    assert "\\x1b]0;owned\\x07" in said
+    message = refused(*names, "--set", "training.checkpoint_storage=s3://key:hunter2@bucket")
+    assert "AWS_SECRET_ACCESS_KEY" in message
+    message += refused(*names, "--tracking-uri", "postgresql://user:hunter2@host/db")
+    message += refused(*names, MLFLOW_TRACKING_URI="https://user:hunter2@host")
+    assert "hunter2" not in message
+    message = refused(*names, "--set", "dataset.\x1b]0;owned\x07=\x1b[2J")
+    assert "\x1b" not in message
+    assert "\\x1b]0;owned\\x07" in message
 
 
 def test_lists_name_everything_with_its_source(deft: Deft) -> None:
@@ -121,8 +121,8 @@ training: {batch_size: 2, micro_batch_size: 1, num_workers: 1}
 
 def test_a_cluster_that_is_not_there_is_named(refused: Callable[..., str]) -> None:
     names = ("--dataset", "figfont", "--model", "tiny", "--objective", "DEFT")
-    said = refused("run", *names, RAY_ADDRESS="127.0.0.1:9")
-    assert "RAY_ADDRESS=127.0.0.1:9: no Ray cluster there (ConnectionRefusedError" in said
+    message = refused("run", *names, RAY_ADDRESS="127.0.0.1:9")
+    assert "RAY_ADDRESS=127.0.0.1:9: no Ray cluster there (ConnectionRefusedError" in message
 
 
 def test_bad_line_in_a_data_file_is_named(
@@ -131,10 +131,10 @@ def test_bad_line_in_a_data_file_is_named(
     lines = ['{"prompt": "1 + 1", "response": "2"}'] * 6 + ['{"promt": "2 + 2", "response": "4"}']
     (tmp_path / "sums.jsonl").write_text("\n".join(lines))
     (tmp_path / "run.yaml").write_text("dataset: sums.jsonl" + SMALL)
-    said = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
-    assert "sums.jsonl: 1 bad record (1 missing field)" in said
-    assert "sums.jsonl:7: key 'prompt' is missing; did you mean promt? There are:" in said
-    assert "dataset.bad_records=drop" in said
+    message = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
+    assert "sums.jsonl: 1 bad record (1 missing field)" in message
+    assert "sums.jsonl:7: key 'prompt' is missing; did you mean promt? There are:" in message
+    assert "dataset.bad_records=drop" in message
 
 
 def test_dataset_that_the_hub_does_not_give_is_said_with_a_way_out(
@@ -142,9 +142,9 @@ def test_dataset_that_the_hub_does_not_give_is_said_with_a_way_out(
 ) -> None:
     # There is none of this name, and without a network there is none at all.
     names = ["--dataset", "nobody/nothing", "--model", "tiny", "--objective", "DEFT"]
-    said = refused("run", *names, RAY_ADDRESS=ray_address)
-    assert "dataset 'nobody/nothing' (split train) could not be had from the Hugging" in said
-    assert "give their directory" in said
+    message = refused("run", *names, RAY_ADDRESS=ray_address)
+    assert "dataset 'nobody/nothing' (split train) could not be had from the Hugging" in message
+    assert "give their directory" in message
 
 
 def test_empty_dataset_is_refused(
@@ -152,8 +152,8 @@ def test_empty_dataset_is_refused(
 ) -> None:
     (tmp_path / "none.jsonl").write_text("\n")
     (tmp_path / "run.yaml").write_text("dataset: none.jsonl" + SMALL)
-    said = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
-    assert "there is no example in it" in said
+    message = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
+    assert "there is no example in it" in message
 
 
 def test_more_workers_than_the_cluster_has_are_refused(
@@ -162,8 +162,8 @@ def test_more_workers_than_the_cluster_has_are_refused(
     names = ["--dataset", "figfont", "--model", "tiny", "--objective", "DEFT"]
     workers = ["training.num_workers=64", "training.batch_size=64", "training.micro_batch_size=1"]
     settings = [part for setting in workers for part in ("--set", setting)]
-    said = refused("run", *names, *settings, RAY_ADDRESS=ray_address)
-    assert "64 workers need as many CPUs, the Ray cluster has 4" in said
+    message = refused("run", *names, *settings, RAY_ADDRESS=ray_address)
+    assert "64 workers need as many CPUs, the Ray cluster has 4" in message
 
 
 def test_dropped_records_are_said_and_listed(
@@ -181,9 +181,11 @@ def test_dropped_records_are_said_and_listed(
     assert done.returncode == 2
     assert "another process is already running this run" in done.stderr
     assert "38 examples, 1 held out, 1 bad" in done.stdout
-    said = " ".join(done.stdout.split())
-    assert "warning: left out 1 missing field; listed in" in said
-    assert "warning: sums.jsonl: fields that nothing reads, with their number: source (1)" in said
+    message = " ".join(done.stdout.split())
+    assert "warning: left out 1 missing field; listed in" in message
+    assert (
+        "warning: sums.jsonl: fields that nothing reads, with their number: source (1)" in message
+    )
     (listed,) = tmp_path.glob("runs/cache/rows/*/bad_records.jsonl")
     assert json.loads(listed.read_text())["where"] == "sums.jsonl:7"
 

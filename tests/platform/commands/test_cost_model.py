@@ -137,8 +137,8 @@ def test_offloaded_parts_are_not_on_the_device() -> None:
 def test_adapters_have_the_parameters_that_peft_gives_them() -> None:
     for targets, rank in ((("all-linear",), 8), (("q_proj", "v_proj", "lm_head"), 4)):
         model = on_meta(config_of(SMALL))
-        given = targets[0] if targets == ("all-linear",) else list(targets)
-        adapted = get_peft_model(model, LoraConfig(r=rank, target_modules=given))
+        target_modules = targets[0] if targets == ("all-linear",) else list(targets)
+        adapted = get_peft_model(model, LoraConfig(r=rank, target_modules=target_modules))
         real = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         assert trained_parameters(SMALL, LoraSpec(rank=rank, targets=targets)) == real
     spec = TrainingSpec(lora=LoraSpec(rank=8), num_workers=1, batch_size=4, micro_batch_size=1)

@@ -52,12 +52,12 @@ def test_a_service_that_does_not_answer_is_a_problem_with_a_remedy(
 def test_a_refusal_and_a_password_in_the_address_are_told(refusing_server: str) -> None:
     (finding,) = doctor.check_mlflow(refusing_server)
     assert finding.state is CheckState.problem
-    assert "answers 401" in finding.found
+    assert "answers 401" in finding.detail
     assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
     (finding,) = doctor.check_mlflow(refusing_server.replace("://", "://user:hunter2@"))
     assert finding.state is CheckState.problem
     assert "MLFLOW_TRACKING_PASSWORD" in finding.remedy
-    assert "hunter2" not in finding.found + finding.remedy
+    assert "hunter2" not in finding.detail + finding.remedy
 
 
 def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor, "installed", releases.get)
     packages, torchvision = doctor.check_packages()
     assert packages.state is torchvision.state is CheckState.problem
-    assert "torch 2.12.0 (locked: 2.13.0" in packages.found
+    assert "torch 2.12.0 (locked: 2.13.0" in packages.detail
     assert "uninstall torchvision" in torchvision.remedy
 
 
@@ -83,8 +83,8 @@ def test_a_taken_port_is_noted() -> None:
             pass  # somebody else has it, which is as good
         else:
             taken.listen()
-        found = {finding.name: finding for finding in doctor.check_ports()}
-    assert found["port 8265"].state is CheckState.note
+        findings = {finding.name: finding for finding in doctor.check_ports()}
+    assert findings["port 8265"].state is CheckState.note
 
 
 def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,6 +105,6 @@ def test_a_check_that_breaks_does_not_hide_the_others(
     monkeypatch.setattr(doctor, "check_devices", broken)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    found = {finding.name: finding for finding in doctor.examine(tmp_path, "sqlite:///x.db")}
-    assert "no such device" in found["devices"].found
-    assert found["cluster"].state is CheckState.ok
+    findings = {finding.name: finding for finding in doctor.examine(tmp_path, "sqlite:///x.db")}
+    assert "no such device" in findings["devices"].detail
+    assert findings["cluster"].state is CheckState.ok

@@ -31,7 +31,7 @@ def test_plan_of_a_published_run(deft: Deft) -> None:
     done = deft("run", *names, "--dry-run", COLUMNS="100")
     assert done.returncode == 0
     assert json.loads(done.stdout)["training"]["learning_rate"] == 5e-5
-    for said in (
+    for line in (
         "264 of 256 examples",
         "67,647 examples",
         "7,615,616,512 parameters",
@@ -41,7 +41,7 @@ def test_plan_of_a_published_run(deft: Deft) -> None:
         "assumed 40%",
         "12,288 tokens a forward pass",
     ):
-        assert said in done.stderr
+        assert line in done.stderr
 
 
 def test_plan_loads_nothing_heavy() -> None:
@@ -81,10 +81,10 @@ def test_local_data_is_estimated_then_known_as_prepared(tmp_path: Path) -> None:
         seed=spec.seed,
         cache=tmp_path / "cache",
     )
-    known = data_size(spec, tmp_path)
-    assert known is not None
-    assert (known.num_examples, known.num_tokens) == (95, prepared.num_tokens)
-    assert known.source == "as prepared"
+    size_now = data_size(spec, tmp_path)
+    assert size_now is not None
+    assert (size_now.num_examples, size_now.num_tokens) == (95, prepared.num_tokens)
+    assert size_now.source == "as prepared"
     other = data_size(spec_for(tmp_path / "sums.jsonl", "seed=1"), tmp_path)
     assert other == guessed
 
@@ -95,9 +95,9 @@ def test_runs_own_manifest_is_believed_first(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path.resolve(), spec)
     run.create()
     run.finish(make_prepare_manifest(num_examples=7, num_tokens=70))
-    known = data_size(spec, tmp_path)
-    assert known is not None
-    assert known.num_examples == 7
+    size_now = data_size(spec, tmp_path)
+    assert size_now is not None
+    assert size_now.num_examples == 7
 
 
 def test_large_files_are_judged_by_a_sample(tmp_path: Path) -> None:

@@ -251,12 +251,12 @@ def test_interrupt_leaves_the_job_running(head: str, token_file: Path, tmp_path:
                 break
         following.send_signal(signal.SIGINT)
         try:
-            _, said = following.communicate(timeout=60)
+            _, output = following.communicate(timeout=60)
         finally:
             following.kill()
     assert following.returncode == 130
-    assert f"ray job logs -f {job[0]} --address {head}" in said
-    assert f"ray job stop {job[0]} --address {head}" in said
+    assert f"ray job logs -f {job[0]} --address {head}" in output
+    assert f"ray job stop {job[0]} --address {head}" in output
     address = f"{head}/api/jobs/{job[0]}"
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert requests.get(address, headers=headers, timeout=30).json()["status"] == "RUNNING"
@@ -285,9 +285,9 @@ def test_ray_job_submit_ships_the_checkout(head: str, token_file: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (said,) = re.findall(r"^from (\S+) (\S+)$", done.stdout, flags=re.MULTILINE)
-    assert "/py_modules_files/" in said[0]
-    assert said[1] == os.uname().machine
+    (output,) = re.findall(r"^from (\S+) (\S+)$", done.stdout, flags=re.MULTILINE)
+    assert "/py_modules_files/" in output[0]
+    assert output[1] == os.uname().machine
 
 
 def test_no_server_at_the_address(
@@ -321,13 +321,13 @@ def test_cluster_that_is_too_old_or_no_cluster_is_said(
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        said = {
+        output = {
             name: deft("submit", "run.yaml", "--address", f"{address}/{name}").stderr
             for name in answers
         }
         server.shutdown()
-    assert "the cluster runs Ray 2.9.3, and 2.60 or newer is needed" in said["old"]
-    assert "what answers there is no job server of Ray" in said["other"]
+    assert "the cluster runs Ray 2.9.3, and 2.60 or newer is needed" in output["old"]
+    assert "what answers there is not a job server of Ray" in output["other"]
 
 
 def test_command_of_a_job_means_the_same_on_the_cluster(tmp_path: Path) -> None:
@@ -384,12 +384,12 @@ def test_data_that_is_not_shipped_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     assert warnings("figfont") == []
     assert warnings("sums.jsonl") == []
     assert warnings(root / "sums.jsonl") == []
-    (said,) = warnings(tmp_path / "elsewhere" / "sums.jsonl")
-    assert "elsewhere/sums.jsonl is not in the working directory" in said
-    (said,) = warnings("../elsewhere/sums.jsonl")
-    assert "is not in the working directory" in said
-    (said,) = warnings("ignored/sums.jsonl")
-    assert "ignored/sums.jsonl is left out of what is shipped" in said
+    (output,) = warnings(tmp_path / "elsewhere" / "sums.jsonl")
+    assert "elsewhere/sums.jsonl is not in the working directory" in output
+    (output,) = warnings("../elsewhere/sums.jsonl")
+    assert "is not in the working directory" in output
+    (output,) = warnings("ignored/sums.jsonl")
+    assert "ignored/sums.jsonl is left out of what is shipped" in output
 
 
 def test_working_directory_may_add_to_the_jobs_environment(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_chain_sum_shares_nothing_with_its_benchmark(split: str, tmp_path: Path)
         seed=0,
         cache=tmp_path / "cache",
     )
-    found = overlap_with_benchmarks(prepared, {"chain_sum": str(items)})
-    assert found == {"chain_sum": BenchmarkOverlap(num_overlapping=0, share=0.0, ids=())}
+    overlap = overlap_with_benchmarks(prepared, {"chain_sum": str(items)})
+    assert overlap == {"chain_sum": BenchmarkOverlap(num_overlapping=0, share=0.0, ids=())}
 
 
 def test_formats_are_told_apart_by_their_hashes() -> None:

@@ -156,16 +156,16 @@ def test_evaluation_of_a_run_is_linked_to_it_even_if_mlflow_was_not_there(
     run_evaluation(spec, RunContext(tmp_path, RunConsole(), uri))
 
     client = MlflowClient(uri)
-    found = client.get_run(run.require_manifest(RecordManifest).mlflow_run_id)
-    assert found.info.status == "FINISHED"
-    assert found.data.tags["deft.kind"] == "evaluation"
-    assert found.data.tags["deft.trained_by"] == trained.path.name
-    assert found.data.tags["deft.trained_by_run_id"] == training_run
-    (used,) = found.inputs.model_inputs
+    recorded = client.get_run(run.require_manifest(RecordManifest).mlflow_run_id)
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.tags["deft.kind"] == "evaluation"
+    assert recorded.data.tags["deft.trained_by"] == trained.path.name
+    assert recorded.data.tags["deft.trained_by_run_id"] == training_run
+    (used,) = recorded.inputs.model_inputs
     (made,) = client.get_run(training_run).outputs.model_outputs
     assert used.model_id == made.model_id
     measured = {m.key: m.run_id for m in client.get_logged_model(made.model_id).metrics}
-    assert measured["eval/heldout/nll"] == found.info.run_id
+    assert measured["eval/heldout/nll"] == recorded.info.run_id
 
 
 def interrupt(directory: Path, table: list[dict[str, object]]) -> None:

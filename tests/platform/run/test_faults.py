@@ -88,8 +88,8 @@ def test_a_second_driver_of_a_run_says_that_there_is_one(
     assert second.returncode == 2
     assert "another process is already running this run" in second.stderr
     assert "Traceback" not in second.stderr + second.stdout
-    said, _ = first.communicate(timeout=400)
-    assert first.returncode == 0, said
+    output, _ = first.communicate(timeout=400)
+    assert first.returncode == 0, output
     assert [step for step, _ in read_curve(tmp_path / "runs")] == list(range(1, 401))
     fault(
         "a second `deft run` of the same file",
@@ -131,17 +131,17 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
         text=True,
         check=False,
     )
-    said = {name: (tmp_path / name).read_text() for name in ("first.log", "second.log")}
-    assert done.returncode == 0, (done.stderr, said)
-    assert (tmp_path / "first.status").read_text().strip() == "1", said
-    assert "No space left on device" in said["first.log"]
-    assert "Traceback" not in said["first.log"]
+    output = {name: (tmp_path / name).read_text() for name in ("first.log", "second.log")}
+    assert done.returncode == 0, (done.stderr, output)
+    assert (tmp_path / "first.status").read_text().strip() == "1", output
+    assert "No space left on device" in output["first.log"]
+    assert "Traceback" not in output["first.log"]
     # Steps go on while a checkpoint is stored, so how many there were is a matter of speed.
     steps = read_curve(tmp_path / "first.jsonl")
     assert len(steps) > 20
     assert steps == undisturbed[: len(steps)]
     assert read_curve(tmp_path / "second.jsonl") == undisturbed
-    assert "held out, after 0 steps" not in said["second.log"]  # it did not start anew
+    assert "held out, after 0 steps" not in output["second.log"]  # it did not start anew
     fault(
         "the disk is full while a checkpoint is stored",
         "the run ends and says so; the same command goes on from the last checkpoint",
@@ -173,15 +173,15 @@ def ray_head(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [DEFT.with_name("ray"), "start", "--head", f"--port={HEAD.partition(':')[2]}"]
     command += ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block"]
     command += [f"--temp-dir={folder}", *arguments]
-    said = folder / "said.txt"
+    log = folder / "said.txt"
     with (
-        said.open("w") as out,
+        log.open("w") as out,
         subprocess.Popen(
             command, stdout=out, env={**os.environ, **TOKEN}, start_new_session=True
         ) as head,
     ):
         try:
-            wait_until(lambda: "Ray runtime started" in said.read_text(), seconds=300, process=head)
+            wait_until(lambda: "Ray runtime started" in log.read_text(), seconds=300, process=head)
             yield head
         finally:
             head.terminate()
@@ -205,10 +205,10 @@ def test_a_full_object_store_changes_nothing(
         assert hog.stdout is not None
         assert hog.stdout.readline() == "full\n"
         run = start(tmp_path, **ON_HEAD)
-        said, _ = run.communicate(timeout=300)
+        output, _ = run.communicate(timeout=300)
         hog.kill()
         hog.wait()
-    assert run.returncode == 0, said
+    assert run.returncode == 0, output
     assert read_curve(tmp_path / "runs") == undisturbed
     fault("Ray's object store is full", "nothing", seconds="it does not stop")
 
@@ -228,18 +228,18 @@ def test_a_head_that_dies_is_named_and_nothing_is_lost(
         )
         gcs.kill()
         began = time.monotonic()
-        said, _ = run.communicate(timeout=120)
+        output, _ = run.communicate(timeout=120)
         seconds = time.monotonic() - began
-    assert run.returncode == 1, said
+    assert run.returncode == 1, output
     assert re.search(
-        r"error: the head of the Ray cluster .+:26479. has not answered for 40 s", said
+        r"error: the head of the Ray cluster .+:26479. has not answered for 40 s", output
     )
-    assert "Traceback" not in said, said
+    assert "Traceback" not in output, output
     with ray_head():
         run = start(tmp_path, **ON_HEAD)
-        said, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, said
-    assert "held out, after 0 steps" not in said  # it did not start anew
+        output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    assert "held out, after 0 steps" not in output  # it did not start anew
     assert read_curve(tmp_path / "runs") == undisturbed
     fault(
         "the head of a cluster dies (kill -9 of its GCS)",

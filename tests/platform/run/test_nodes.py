@@ -96,7 +96,7 @@ def machines(number: int) -> Iterator[tuple[str, list[Machine]]]:
             stack.callback(ip, "link", "del", BRIDGE)
             ip("addr", "add", f"{PREFIX}.1/24", "dev", BRIDGE)
             ip("link", "set", BRIDGE, "up")
-            outside, found = f"{PREFIX}.1", []
+            outside, hosts = f"{PREFIX}.1", []
             for index in range(2, number + 2):
                 name, address = f"deft-node-{index}", f"{PREFIX}.{index}"
                 inside = ("ip", "netns", "exec", name)
@@ -109,12 +109,12 @@ def machines(number: int) -> Iterator[tuple[str, list[Machine]]]:
                 ip("-n", name, "link", "set", "lo", "up")
                 # By its way out a process knows its own address.
                 ip("-n", name, "route", "add", "default", "via", outside)
-                found.append(Machine(address, inside, {"GLOO_SOCKET_IFNAME": "eth0"}))
+                hosts.append(Machine(address, inside, {"GLOO_SOCKET_IFNAME": "eth0"}))
         except (OSError, subprocess.CalledProcessError):
             stack.close()
             outside = "127.0.0.1"
-            found = [Machine(outside, (), {}) for _ in range(number)]
-        yield outside, found
+            hosts = [Machine(outside, (), {}) for _ in range(number)]
+        yield outside, hosts
 
 
 class Node:
@@ -147,10 +147,10 @@ class Node:
     def processes(self) -> list[psutil.Process]:
         """All processes on the node, Ray's and those that it started."""
         if self.machine.prefix:
-            found = subprocess.run(
+            listed = subprocess.run(
                 ["ip", "netns", "pids", self.machine.prefix[-1]], capture_output=True, check=True
             )
-            pids = map(int, found.stdout.split())
+            pids = map(int, listed.stdout.split())
             return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.process.pid)
@@ -171,8 +171,8 @@ class Node:
 class Cluster:
     """A head without CPUs, and nodes of one CPU each."""
 
-    def __init__(self, found: list[Machine], stack: ExitStack) -> None:
-        self._free = list(found)
+    def __init__(self, hosts: list[Machine], stack: ExitStack) -> None:
+        self._free = list(hosts)
         self._stack = stack
         self.head = self._free.pop(0)
         self.start(self.head, cpus=0)
@@ -189,16 +189,16 @@ class Cluster:
         find = f"""if True:
             import ray
             ray.init(log_to_driver=False)
-            (found,) = [n for n in ray.nodes() if "{node.folder.name}" in n["Resources"]]
-            print("id:" + found["NodeID"])
+            (node,) = [n for n in ray.nodes() if "{node.folder.name}" in n["Resources"]]
+            print("id:" + node["NodeID"])
         """
-        said, _ = self.popen(sys.executable, "-c", find, cwd=node.folder).communicate(timeout=60)
+        output, _ = self.popen(sys.executable, "-c", find, cwd=node.folder).communicate(timeout=60)
         command = [BIN / "ray", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
-        command += [f"--node-id={said.partition('id:')[2].strip()}", "--reason-message=spot"]
+        command += [f"--node-id={output.partition('id:')[2].strip()}", "--reason-message=spot"]
         command += [f"--deadline-remaining-seconds={seconds}"]
         drained = self.popen(*command, cwd=node.folder)
-        said, _ = drained.communicate(timeout=60)
-        assert drained.returncode == 0, said
+        output, _ = drained.communicate(timeout=60)
+        assert drained.returncode == 0, output
 
     def popen(self, *command: str | Path, cwd: Path) -> subprocess.Popen[str]:
         """A process on the head that finds the cluster."""
@@ -212,8 +212,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def seven() -> Iterator[tuple[str, list[Machine]]]:
-    with machines(7) as found:
-        yield found
+    with machines(7) as hosts:
+        yield hosts
 
 
 @pytest.fixture(scope="module")
@@ -261,12 +261,12 @@ class Lines:
 
 def workers_of(node: Node) -> list[psutil.Process]:
     """Training workers on ``node``."""
-    found = []
+    processes = []
     for process in node.processes():
         with suppress(psutil.NoSuchProcess):
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def start_run(cluster: Cluster, tmp_path: Path, storage: str, checkpoint_every: int) -> Lines:
@@ -276,10 +276,10 @@ def start_run(cluster: Cluster, tmp_path: Path, storage: str, checkpoint_every: 
     return Lines(cluster.popen(BIN / "deft", "run", "run.yaml", cwd=tmp_path))
 
 
-def assert_ended_well(said: Lines, tmp_path: Path, steps: Callable[[], list[int]]) -> None:
-    said.process.wait(timeout=400)
-    assert said.process.returncode == 0, said.text
-    assert "Traceback" not in said.text
+def assert_ended_well(output: Lines, tmp_path: Path, steps: Callable[[], list[int]]) -> None:
+    output.process.wait(timeout=400)
+    assert output.process.returncode == 0, output.text
+    assert "Traceback" not in output.text
     assert steps() == list(range(1, STEPS + 1))
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("deft")
@@ -299,16 +299,16 @@ def test_a_run_outlives_a_node(
 ) -> None:
     """Two workers on two nodes; one node's power is cut, and another node takes its place."""
     first, second = cluster.start(), cluster.start()
-    said = start_run(cluster, tmp_path, storage, checkpoint_every=30)
-    said.wait_until(lambda: len(steps()) > 70, "third checkpoint")
+    output = start_run(cluster, tmp_path, storage, checkpoint_every=30)
+    output.wait_until(lambda: len(steps()) > 70, "third checkpoint")
     assert len(workers_of(first)) == len(workers_of(second)) == 1
     second.kill()
     reached = len(steps())
     third = cluster.start()
-    seconds = said.wait_until(lambda: len(steps()) > reached + 1, "further step")
+    seconds = output.wait_until(lambda: len(steps()) > reached + 1, "further step")
     assert len(workers_of(third)) == 1
-    assert_ended_well(said, tmp_path, steps)
-    assert said.text.count("a training process is gone") == 1
+    assert_ended_well(output, tmp_path, steps)
+    assert output.text.count("lost a training worker") == 1
     fault("a node's power is cut", "another node takes its place", seconds=seconds)
     first.kill()
     third.kill()
@@ -324,20 +324,20 @@ def test_a_notice_of_preemption_is_answered_by_a_checkpoint(
 ) -> None:
     """Nothing is stored before the notice, which names a time; the node is gone at that time."""
     first, second = cluster.start(), cluster.start()
-    said = start_run(cluster, tmp_path, storage, checkpoint_every=STEPS)
-    said.wait_until(lambda: len(steps()) > 20, "step")
+    output = start_run(cluster, tmp_path, storage, checkpoint_every=STEPS)
+    output.wait_until(lambda: len(steps()) > 20, "step")
     third = cluster.start()
     cluster.drain(second, seconds=NOTICE)
     killer = threading.Timer(NOTICE, second.kill)
     killer.start()
-    said.wait_until(lambda: "a node will be taken away" in said.text, "answer", NOTICE)
+    output.wait_until(lambda: "a node will be taken away" in output.text, "answer", NOTICE)
     killer.join()
     reached = len(steps())
-    seconds = said.wait_until(lambda: len(steps()) > reached + 1, "further step")
+    seconds = output.wait_until(lambda: len(steps()) > reached + 1, "further step")
     assert len(workers_of(third)) == 1
-    assert_ended_well(said, tmp_path, steps)
+    assert_ended_well(output, tmp_path, steps)
     # The first step was taken once: training went on from what was stored upon the notice.
-    assert said.text.count("held out, after 0 steps") == 1
+    assert output.text.count("held out, after 0 steps") == 1
     fault(
         "a notice that a node will be taken away, and then it is",
         "a checkpoint is stored at once, another node takes its place",

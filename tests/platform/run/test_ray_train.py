@@ -81,8 +81,8 @@ class FileEvents:
     def damage(self) -> list[tuple[int, str]]:
         """Step and file of every checkpoint that was found damaged."""
         events = map(json.loads, self.file.read_text().splitlines())
-        found = (event for event in events if event["event"] == "damaged_checkpoint")
-        return [(event["step"], event["metrics"]["file"]) for event in found]
+        damaged = (event for event in events if event["event"] == "damaged_checkpoint")
+        return [(event["step"], event["metrics"]["file"]) for event in damaged]
 
     def pause(self) -> float:
         """Seconds between the step of the death and the first step after it."""
@@ -96,10 +96,10 @@ def find_sibling(name: str) -> int:
     """Process id of the one process of this node that Ray calls ``name``."""
     raylet = psutil.Process().parent()
     assert raylet is not None
-    (found,) = (
+    (checkpoint,) = (
         child.pid for child in raylet.children() if " ".join(child.cmdline()).startswith(name)
     )
-    return found
+    return checkpoint
 
 
 def wait_for_checkpoints(run: Path, number: int) -> None:

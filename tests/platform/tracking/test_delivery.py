@@ -59,27 +59,27 @@ def record(run: RunDirectory, recorder: ExperimentRecorder) -> str | None:
 
 
 def assert_recorded_once(client: MlflowClient, run: RunDirectory, last: int) -> None:
-    (found,) = runs_of(client, run)
-    assert found.info.status == "FINISHED"
+    (recorded,) = runs_of(client, run)
+    assert recorded.info.status == "FINISHED"
     for i in (0, METRICS - 1):
-        history = client.get_metric_history(found.info.run_id, f"train/m{i}")
+        history = client.get_metric_history(recorded.info.run_id, f"train/m{i}")
         expected = [(step, step + i / METRICS) for step in range(1, last + 1)]
         assert [(point.step, point.value) for point in history] == expected
     for name in ("base/figfont/exact_match", "eval/figfont/exact_match", "data/num_examples"):
-        assert len(client.get_metric_history(found.info.run_id, name)) == 1
-    assert found.data.params["objective"] == "DEFT"
-    assert found.data.tags["deft.prompt_style"] == "chat"
-    contexts = [data.tags[0].value for data in found.inputs.dataset_inputs]
+        assert len(client.get_metric_history(recorded.info.run_id, name)) == 1
+    assert recorded.data.params["objective"] == "DEFT"
+    assert recorded.data.tags["deft.prompt_style"] == "chat"
+    contexts = [data.tags[0].value for data in recorded.inputs.dataset_inputs]
     assert sorted(contexts) == ["evaluation", "training", "validation"]
-    (output,) = found.outputs.model_outputs
+    (output,) = recorded.outputs.model_outputs
     (model,) = client.search_logged_models(
-        [found.info.experiment_id], f"source_run_id = '{found.info.run_id}'"
+        [recorded.info.experiment_id], f"source_run_id = '{recorded.info.run_id}'"
     )
     assert model.model_id == output.model_id
     assert [(metric.key, metric.value) for metric in model.metrics] == [
         ("eval/figfont/exact_match", 0.75)
     ]
-    files = {file.path for file in client.list_artifacts(found.info.run_id)}
+    files = {file.path for file in client.list_artifacts(recorded.info.run_id)}
     assert {"spec.json", "events.jsonl", "figures", "data"} <= files
 
 
@@ -91,9 +91,9 @@ def outlive(
     Returns:
         Seconds from there until everything had arrived, and the warning that was given.
     """
-    said = list[str]()
+    messages = list[str]()
     client = MlflowClient(server.uri)
-    with run.locked(), ExperimentRecorder(run, server.uri, said.append) as recorder:
+    with run.locked(), ExperimentRecorder(run, server.uri, messages.append) as recorder:
         append(run, 1, 150)
         wait_until(lambda: recorder._outbox.delivered.run_id is not None)
         run_id = recorder._outbox.delivered.run_id
@@ -102,7 +102,7 @@ def outlive(
         stop()  # perhaps between doing what it was asked to and saying so
         append(run, 201, 250)  # would wait here, or raise, if anybody waited for the server
         recorder.describe_data()
-        wait_until(lambda: bool(said))
+        wait_until(lambda: bool(messages))
         start()
         began = time.monotonic()
         append(run, 251, 300)
@@ -113,10 +113,10 @@ def outlive(
         seconds = time.monotonic() - began
         assert record(run, recorder) == run_id
     assert_recorded_once(client, run, 300)
-    assert "cannot reach MLflow; results are queued on disk and will be retried" in said[0]
-    assert "MLflow answers again" in said[1]
-    assert len(said) == 2
-    return seconds, said[0]
+    assert "cannot reach MLflow; results are queued on disk and will be retried" in messages[0]
+    assert "MLflow answers again" in messages[1]
+    assert len(messages) == 2
+    return seconds, messages[0]
 
 
 def test_server_that_is_killed_and_started_again_gets_everything_in_order_and_once(
@@ -157,14 +157,14 @@ def test_a_clock_that_goes_back_leaves_nothing_out_and_nothing_twice(
         append(run, 151, 300)
         assert record(run, recorder) is not None
     client = MlflowClient(server.uri)
-    (found,) = runs_of(client, run)
-    assert found.info.status == "FINISHED"
-    history = client.get_metric_history(found.info.run_id, "train/m0")
+    (recorded,) = runs_of(client, run)
+    assert recorded.info.status == "FINISHED"
+    history = client.get_metric_history(recorded.info.run_id, "train/m0")
     # MLflow gives them in the order of their times; charts over steps are as ever.
     assert sorted((point.step, point.value) for point in history) == [
         (step, float(step)) for step in range(1, 301)
     ]
-    assert found.data.metrics["train/m0"] == 300
+    assert recorded.data.metrics["train/m0"] == 300
     fault(
         "the clock goes back by an hour",
         "charts over time show it; nothing else goes by a clock that can be set",
@@ -174,12 +174,12 @@ def test_a_clock_that_goes_back_leaves_nothing_out_and_nothing_twice(
 
 @pytest.fixture
 def proxy(server: Any) -> Iterator[Proxy]:
-    found = Proxy(server.port)
-    thread = threading.Thread(target=found.serve_forever, daemon=True)
+    recorded = Proxy(server.port)
+    thread = threading.Thread(target=recorded.serve_forever, daemon=True)
     thread.start()
-    yield found
-    found.shutdown()
-    found.server_close()
+    yield recorded
+    recorded.shutdown()
+    recorded.server_close()
 
 
 class Proxy(ThreadingHTTPServer):
@@ -299,12 +299,12 @@ def run_sweep(uri: str, make_run: MakeRun, root: Path) -> None:
         parent = sweep.finish()
     client = MlflowClient(uri)
     for run in runs:
-        (found,) = runs_of(client, run)
-        assert found.info.status == "FINISHED"
-        assert found.data.tags["mlflow.parentRunId"] == parent
-        assert steps(client, found.info.run_id, "train/m19") == list(range(1, 201))
-        assert len(found.inputs.dataset_inputs) == 3
-        assert len(found.outputs.model_outputs) == 1
+        (recorded,) = runs_of(client, run)
+        assert recorded.info.status == "FINISHED"
+        assert recorded.data.tags["mlflow.parentRunId"] == parent
+        assert steps(client, recorded.info.run_id, "train/m19") == list(range(1, 201))
+        assert len(recorded.inputs.dataset_inputs) == 3
+        assert len(recorded.outputs.model_outputs) == 1
     (experiment,) = client.search_experiments(filter_string="name = 'deft'")
     in_sweep = client.search_runs([experiment.experiment_id], "tags.`deft.sweep` = 'grid'")
     assert len(in_sweep) == 5
@@ -327,13 +327,13 @@ def test_server_that_refuses_is_named_once_with_its_cause(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "DELIVERY_TIMEOUT", 2.0)
-    run, said = make_run(), list[str]()
+    run, messages = make_run(), list[str]()
     with ThreadingHTTPServer(("127.0.0.1", 0), _Forbidden) as refusing:
         threading.Thread(target=refusing.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{refusing.server_port}"
-        with run.locked(), ExperimentRecorder(run, uri, said.append) as recorder:
+        with run.locked(), ExperimentRecorder(run, uri, messages.append) as recorder:
             assert recorder.finish() is None
         refusing.shutdown()
-    (warning,) = said
+    (warning,) = messages
     assert "403" in warning
     assert "forbidden" in warning

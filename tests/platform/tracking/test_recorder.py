@@ -52,8 +52,8 @@ def mlflow_run(uri: str, run: RunDirectory) -> Run:
     experiment = client.get_experiment_by_name("deft")
     assert experiment is not None
     condition = f"tags.`deft.run` = '{run.path.name}'"
-    (found,) = client.search_runs([experiment.experiment_id], condition)
-    return found
+    (recorded,) = client.search_runs([experiment.experiment_id], condition)
+    return recorded
 
 
 def test_events_are_delivered_once_however_often_they_are_sent(make_run: MakeRun, uri: str) -> None:
@@ -96,8 +96,8 @@ def test_data_code_and_prompt_format_are_recorded(make_run: MakeRun, uri: str) -
             recorder.describe_code()
             recorder.describe_data()
             recorder.finish()
-    client, found = MlflowClient(uri), mlflow_run(uri, run)
-    tags, metrics = found.data.tags, found.data.metrics
+    client, recorded = MlflowClient(uri), mlflow_run(uri, run)
+    tags, metrics = recorded.data.tags, recorded.data.metrics
     assert tags["deft.prompt_style"] == "chat"
     assert tags["deft.prompt_hash"] == "0123456789ab"
     assert "**tiny** fine-tuned on **figfont** with **DEFT**" in tags["mlflow.note.content"]
@@ -107,13 +107,13 @@ def test_data_code_and_prompt_format_are_recorded(make_run: MakeRun, uri: str) -
     assert metrics["data/num_validation_examples"] == 5
     assert metrics["data/bad_records/missing_field"] == 2
     assert metrics["data/overlap/gsm8k"] == 0.1
-    assert len(client.get_metric_history(found.info.run_id, "data/num_examples")) == 1
-    files = {file.path for file in client.list_artifacts(found.info.run_id, "data")}
+    assert len(client.get_metric_history(recorded.info.run_id, "data/num_examples")) == 1
+    files = {file.path for file in client.list_artifacts(recorded.info.run_id, "data")}
     assert files == {"data/prepare.json", "data/bad_records.jsonl"}
-    assert "packages.txt" in {file.path for file in client.list_artifacts(found.info.run_id)}
+    assert "packages.txt" in {file.path for file in client.list_artifacts(recorded.info.run_id)}
     datasets = {
         data.tags[0].value: (data.dataset.name, data.dataset.digest, data.dataset.profile)
-        for data in found.inputs.dataset_inputs
+        for data in recorded.inputs.dataset_inputs
     }
     assert datasets == {
         "training": (
@@ -138,10 +138,10 @@ def test_results_are_linked_to_the_model_and_to_what_it_was_asked(
         recorder.log_result(7, "eval", "heldout", {"nll": 2.0}, 1_700_000_000_000)
         recorder.log_result(0, "base", "figfont", {"exact_match": 0.0}, 1_700_000_000_000)
         recorder.finish()
-    found = mlflow_run(uri, run)
-    (output,) = found.outputs.model_outputs
+    recorded = mlflow_run(uri, run)
+    (output,) = recorded.outputs.model_outputs
     model = MlflowClient(uri).get_logged_model(output.model_id)
-    assert model.source_run_id == found.info.run_id
+    assert model.source_run_id == recorded.info.run_id
     assert model.params["objective"] == "DEFT"
     assert model.tags["deft.directory"] == str(run.path / "model")
     linked = {(m.key, m.value, m.dataset_name, m.dataset_digest) for m in model.metrics}
@@ -149,7 +149,7 @@ def test_results_are_linked_to_the_model_and_to_what_it_was_asked(
         ("eval/figfont/exact_match", 0.5, "figfont", "0123456789ab"),
         ("eval/heldout/nll", 2.0, "figfont", "ba9876543210-validation"),
     }
-    assert math.isnan(found.data.metrics["eval/figfont/mean_tokens"])
+    assert math.isnan(recorded.data.metrics["eval/figfont/mean_tokens"])
 
 
 def test_run_that_was_made_twice_is_one_in_the_end(make_run: MakeRun, uri: str) -> None:
@@ -163,21 +163,21 @@ def test_run_that_was_made_twice_is_one_in_the_end(make_run: MakeRun, uri: str) 
     with ExperimentRecorder(run, uri, print) as recorder:
         assert recorder.finish() == first
     experiments = [kept.info.experiment_id]
-    assert [found.info.run_id for found in client.search_runs(experiments)] == [first]
+    assert [recorded.info.run_id for recorded in client.search_runs(experiments)] == [first]
     assert len(client.search_runs(experiments, run_view_type=ViewType.DELETED_ONLY)) == 1
 
 
 def test_what_mlflow_refuses_is_said_and_the_rest_is_delivered(make_run: MakeRun, uri: str) -> None:
-    run, said = make_run(), list[str]()
-    with ExperimentRecorder(run, uri, said.append) as recorder:
+    run, messages = make_run(), list[str]()
+    with ExperimentRecorder(run, uri, messages.append) as recorder:
         run.append_event(1, {"train/nll": 1.0})
         run.append_event(2, {"train/at@16": 1.0})  # no name that MLflow takes
         run.append_event(3, {"train/nll": 0.5})
         assert recorder.finish() is not None
-    found = mlflow_run(uri, run)
-    history = MlflowClient(uri).get_metric_history(found.info.run_id, "train/nll")
+    recorded = mlflow_run(uri, run)
+    history = MlflowClient(uri).get_metric_history(recorded.info.run_id, "train/nll")
     assert [point.step for point in history] == [1, 3]
-    (warning,) = said
+    (warning,) = messages
     assert "MLflow refuses a part of this run" in warning
     assert "at@16" in warning
 
@@ -204,15 +204,15 @@ def test_run_without_mlflow_ends_well_and_the_same_command_delivers_it_later(
 
     monkeypatch.undo()
     run_experiment(SPEC, RunContext(tmp_path, RunConsole(), uri))
-    found = mlflow_run(uri, run)
-    assert run.require_manifest(RecordManifest).mlflow_run_id == found.info.run_id
-    assert found.info.status == "FINISHED"
+    recorded = mlflow_run(uri, run)
+    assert run.require_manifest(RecordManifest).mlflow_run_id == recorded.info.run_id
+    assert recorded.info.status == "FINISHED"
     # It began and ended when it did, not when it was delivered.
-    assert found.info.start_time == recorder._outbox.delivered.created_at
-    assert found.info.end_time == run.require_manifest(EvaluateManifest).finished_at
-    assert found.data.metrics["eval/figfont/exact_match"] == 1.0
-    assert found.data.metrics["data/num_examples"] == 90
-    history = MlflowClient(uri).get_metric_history(found.info.run_id, "train/nll")
+    assert recorded.info.start_time == recorder._outbox.delivered.created_at
+    assert recorded.info.end_time == run.require_manifest(EvaluateManifest).finished_at
+    assert recorded.data.metrics["eval/figfont/exact_match"] == 1.0
+    assert recorded.data.metrics["data/num_examples"] == 90
+    history = MlflowClient(uri).get_metric_history(recorded.info.run_id, "train/nll")
     assert [point.step for point in history] == [1, 2, 3]
 
 

@@ -155,8 +155,8 @@ def finish_cell(
         focus: whether the objective has one.
         bits: of the held-out rows, which spell a byte each.
     """
-    for label, found in (("eval", scores), ("base", base)):
-        for name, verdicts in found.items():
+    for label, comparison in (("eval", scores), ("base", base)):
+        for name, verdicts in comparison.items():
             path = run / "predictions" / f"{label}-{name}.parquet"
             write_predictions(predictions(verdicts), path)
         worse = 1.0 if label == "eval" else 2.0
@@ -323,18 +323,18 @@ def test_scores_are_what_the_chosen_cells_say(trial: Disk) -> None:
     assert table["DEFT"][2].startswith("0.475 [")
     assert table["DEFT"][3].startswith("4.500 [")
 
-    found = findings.results[plain].comparisons["DEFT", AVG]
+    comparison = findings.results[plain].comparisons["DEFT", AVG]
     expected = statistics.paired_difference(nll, deft)
-    assert found.difference == pytest.approx(18 / 60)
-    assert found.interval == pytest.approx(expected.interval)
-    assert found.p_value == expected.p_value
-    assert (found.num_seeds, found.num_items) == (2, 60)
+    assert comparison.difference == pytest.approx(18 / 60)
+    assert comparison.interval == pytest.approx(expected.interval)
+    assert comparison.p_value == expected.p_value
+    assert (comparison.num_seeds, comparison.num_items) == (2, 60)
     # 2 objectives × 3 measures × 2 settings are tested together; DEFT's two are the clear ones.
     assert findings.num_comparisons == 12
-    assert found.adjusted_p == pytest.approx(12 * expected.p_value)
+    assert comparison.adjusted_p == pytest.approx(12 * expected.p_value)
     # Two seeds: all of it is about items.
-    assert not found.over_seeds
-    assert found.detectable == pytest.approx(expected.detectable)
+    assert not comparison.over_seeds
+    assert comparison.detectable == pytest.approx(expected.detectable)
 
     # The hostile data set has the same values: its failed and missing cells were not the chosen.
     assert texts(main_table(findings, hostile))["DEFT"] == table["DEFT"]
@@ -363,9 +363,9 @@ def test_no_difference_is_said_with_what_would_have_been_found(disk: Disk) -> No
     disk.write(axes=["objective", "seed"])
     findings = findings_of(disk)
     (setting,) = findings.sweep.settings
-    found = findings.results[setting].comparisons["p", AVG]
+    comparison = findings.results[setting].comparisons["p", AVG]
     # One seed, right or wrong: two items that one alone has right are McNemar's 2 · (1/2)².
-    assert found.p_value == pytest.approx(0.5)
+    assert comparison.p_value == pytest.approx(0.5)
     (answer,) = headline_sentences(findings).items
     assert "p scores best, 0.533 against 0.500 of original" in answer.text
     assert "not distinguishable from original (p = 1.0000 after Holm's correction)" in answer.text
@@ -514,13 +514,13 @@ def test_pictures_take_the_page_s_ink_in_light_and_dark(written: Path) -> None:
 def test_what_people_wrote_stays_text(written: Path) -> None:
     page = page_of(written)
     assert "script" not in page.tags
-    said = " ".join(page.text)
+    words = " ".join(page.text)
     for hostile in (
         HOSTILE,
         '<script>alert("file")</script>',
         "<script>alert(2)</script> no memory",
     ):
-        assert hostile in said
+        assert hostile in words
     markdown = (written / "report.md").read_text()
     outside = re.sub(r"^(`{3,})\n.*?\n\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
     assert "<script" not in outside
@@ -542,8 +542,8 @@ def test_markdown_and_page_tell_the_same_numbers(written: Path) -> None:
 
 
 def test_failed_and_missing_cells_are_named(reported: Disk, written: Path) -> None:
-    said = " ".join(page_of(written).text)
-    assert "22 of 24 cells finished · 1 failed · 1 not run yet · compared with original" in said
+    words = " ".join(page_of(written).text)
+    assert "22 of 24 cells finished · 1 failed · 1 not run yet · compared with original" in words
     failed, missing = (
         cell["run"]
         for cell in reported.cells
@@ -557,13 +557,13 @@ def test_failed_and_missing_cells_are_named(reported: Disk, written: Path) -> No
 
 
 def test_report_says_how_to_repeat_it(reported: Disk, written: Path) -> None:
-    said = " ".join(page_of(written).text)
+    words = " ".join(page_of(written).text)
     for cell in reported.cells:
-        assert cell["run"] in said
-    assert re.search(r"\b[0-9a-f]{64}\b", said), "no hash of a lock file"
+        assert cell["run"] in words
+    assert re.search(r"\b[0-9a-f]{64}\b", words), "no hash of a lock file"
     for needed in ("f0f0f0f0f0f0", "abcabcabcabc", "0123456789ab / ba9876543210", "aabbcc"):
-        assert needed in said
-    assert f"mlflow-{reported.cells[0]['run']}" in said
+        assert needed in words
+    assert f"mlflow-{reported.cells[0]['run']}" in words
     # Two of 90 s with 2 processes each.
     assert re.search(r"\| DEFT \| 2 \| 20 \| 3,200 \| 90.0 s \| 30.0 s \| 0.100 \|",
                      (written / "report.md").read_text())  # fmt: skip

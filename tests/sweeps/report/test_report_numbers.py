@@ -52,20 +52,20 @@ def test_mean_over_benchmarks_weighs_each_alike() -> None:
 def test_pairs_share_items_and_seeds() -> None:
     first = scores([[1, 2, 3], [4, 5, 6], [7, 8, 9]], seeds=(0, 1, 2))
     second = scores([[10, 20, 30, 40], [50, 60, 70, 80]], seeds=(2, 1))
-    mine, theirs = paired(first, second)
-    assert mine.seeds == theirs.seeds == (1, 2)
-    assert mine.values.tolist() == [[4, 5, 6], [7, 8, 9]]
-    assert theirs.values.tolist() == [[50, 60, 70], [10, 20, 30]]
+    first_pair, second_pair = paired(first, second)
+    assert first_pair.seeds == second_pair.seeds == (1, 2)
+    assert first_pair.values.tolist() == [[4, 5, 6], [7, 8, 9]]
+    assert second_pair.values.tolist() == [[50, 60, 70], [10, 20, 30]]
 
     base = scores([[1, 1, 1]])
-    mine, theirs = paired(base, first)
-    assert mine.values.tolist() == [[1, 1, 1]] * 3
-    assert theirs.values.tolist() == first.values.tolist()
+    first_pair, second_pair = paired(base, first)
+    assert first_pair.values.tolist() == [[1, 1, 1]] * 3
+    assert second_pair.values.tolist() == first.values.tolist()
 
     apart = scores([[0, 0, 3]], seeds=(7,))
-    mine, theirs = paired(first, apart)
-    assert mine.values.tolist() == [[4, 5, 6]]
-    assert theirs.values.tolist() == [[0, 0, 3]]
+    first_pair, second_pair = paired(first, apart)
+    assert first_pair.values.tolist() == [[4, 5, 6]]
+    assert second_pair.values.tolist() == [[0, 0, 3]]
     none = scores([[1.0]], prefix="other")
     assert compare_pair(first, none, higher_is_better=True) is None
 
@@ -73,14 +73,14 @@ def test_pairs_share_items_and_seeds() -> None:
 def test_detectable_effect_covers_seeds() -> None:
     base = scores([[0.0] * 50] * 3, seeds=(0, 1, 2))
     better = scores([[0.3] * 50, [0.1] * 50, [0.2] * 50], seeds=(0, 1, 2))
-    found = compare_pair(base, better, higher_is_better=True)
-    assert found is not None
+    comparison = compare_pair(base, better, higher_is_better=True)
+    assert comparison is not None
     # No item differs from another, so that all of it is the seeds': s = 0.1, over √3 seeds, with
     # the 97.5 % and 80 % quantiles of the t distribution with two degrees of freedom.
-    assert found.over_seeds
-    assert found.detectable == pytest.approx((4.3027 + 1.0607) * 0.1 / math.sqrt(3), rel=1e-4)
-    assert found.difference == pytest.approx(0.2)
-    assert found.better
+    assert comparison.over_seeds
+    assert comparison.detectable == pytest.approx((4.3027 + 1.0607) * 0.1 / math.sqrt(3), rel=1e-4)
+    assert comparison.difference == pytest.approx(0.2)
+    assert comparison.better
     worse = compare_pair(base, better, higher_is_better=False)
     assert worse is not None
     assert not worse.better
@@ -121,9 +121,9 @@ def test_labels_are_pushed_apart_and_keep_their_order(values: list[float]) -> No
 
 def test_objectives_look_different_without_colour() -> None:
     names = [f"objective {i}" for i in range(12)]
-    found = styles_for(names, names[3])
-    assert found[names[3]].linestyle == "-"
-    assert len({(style.linestyle, style.marker) for style in found.values()}) == len(names)
+    comparison = styles_for(names, names[3])
+    assert comparison[names[3]].linestyle == "-"
+    assert len({(style.linestyle, style.marker) for style in comparison.values()}) == len(names)
 
 
 @pytest.mark.parametrize(
