@@ -142,7 +142,7 @@ def itemsize(training: TrainingSpec) -> int:
 def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
     """How much there is to train on: as prepared, or from a sample or the catalog.
 
-    None if only the hub knows.
+    None if only the hub knows, and of a mixture that was not prepared yet.
     """
     cache = root.resolve() / "cache"
     counts: Any = RunDirectory(root.resolve(), spec).manifest("prepare") or known_counts(
@@ -150,6 +150,8 @@ def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
     )
     if counts:
         return DataSize(counts["num_examples"], counts["num_tokens"], "as prepared")
+    if spec.dataset.mixture:
+        return None
     if spec.dataset.local_path is not None:
         return sampled_size(spec.dataset, spec.training.max_length)
     entry = DATASETS.get(spec.dataset.name)

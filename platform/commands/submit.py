@@ -150,6 +150,7 @@ def _local_paths(spec: ExperimentSpec) -> Iterator[tuple[str, Path]]:
     """Files and directories on this machine that a run names, by their key."""
     evaluation = spec.evaluation
     named = {
+        **{f"dataset {s.title}": str(s.local_path or "") for s in spec.dataset.mixture},
         "dataset": str(spec.dataset.local_path or ""),
         "model": spec.model.name,
         "evaluation.data_dir": evaluation.data_dir,

@@ -36,7 +36,7 @@ from deft.platform.run.evaluation import (
 )
 from deft.platform.run.ray_train import chosen_checkpoint, fetch_model, fit
 from deft.platform.tracking.recorder import Recorder, require_tracking_uri
-from deft.workers.data.prepare import Prepared, prepare
+from deft.workers.data.prepare import Prepared, SourceCounts, prepare
 from deft.workers.data.readers import describe as describe_counts
 from deft.workers.spec import DatasetSpec, ModelSpec
 from deft.workers.training.job import TrainJob
@@ -194,7 +194,9 @@ def prepare_stage(context: Context) -> dict[str, Any]:
 
 def as_prepared(outputs: Mapping[str, Any]) -> Prepared:
     """The record in a manifest of the prepare stage."""
-    return Prepared(**{field.name: outputs[field.name] for field in fields(Prepared)})
+    kept = {field.name: outputs[field.name] for field in fields(Prepared)}
+    sources = tuple(SourceCounts(**source) for source in outputs["sources"])
+    return Prepared(**{**kept, "sources": sources})
 
 
 def summary(prepared: Prepared) -> str:
@@ -209,14 +211,13 @@ def summary(prepared: Prepared) -> str:
         f"{prepared.num_tokens:,} tokens",
     ]
     said = [part for index, part in enumerate(parts) if index == 0 or not part.startswith("0 ")]
-    return f"{', '.join(said)}, {prepared.num_target_tokens:,} of them targets"
+    by_source = [f"; {source}" for source in prepared.sources if len(prepared.sources) > 1]
+    return f"{', '.join(said)}, {prepared.num_target_tokens:,} of them targets{''.join(by_source)}"
 
 
 def absolute_dataset(spec: DatasetSpec) -> DatasetSpec:
     """``spec`` with local paths made absolute: Ray's processes work in other directories."""
-    path = spec.local_path
-    key = "name" if spec.data_dir is None else "data_dir"
-    return spec if path is None else spec.model_copy(update={key: str(path.absolute())})
+    return spec.absolute()
 
 
 def _absolute(spec: ModelSpec) -> ModelSpec:

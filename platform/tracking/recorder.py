@@ -28,6 +28,8 @@ from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.common.files import write_atomic
 from deft.workers.common.names import unknown_name
 from deft.workers.common.secrets import has_secret, without_secrets
+from deft.workers.data.prepare import SourceCounts
+from deft.workers.spec import SourceSpec
 
 if TYPE_CHECKING:
     from deft.platform.records.run_directory import RunDirectory
@@ -244,7 +246,14 @@ class Recorder(_Queue):
             for kind, count in prepared["bad_records"].items()
         }
         shared = {f"data/overlap/{name}": x["share"] for name, x in prepared["overlap"].items()}
-        self.log(0, {**counts, **bad, **shared}, prepared["finished_at"])
+        by_source = {
+            f"data/source/{_metric_name(source['name'])}/{key}": number
+            for source in prepared["sources"]
+            if spec.dataset.mixture
+            for key, number in source.items()
+            if key.startswith("num_")
+        }
+        self.log(0, {**counts, **by_source, **bad, **shared}, prepared["finished_at"])
         tags = {
             "deft.prompt_style": prepared["prompt_style"],
             "deft.prompt_hash": prepared["format_hash"],
@@ -390,6 +399,11 @@ def _model_name(name: str) -> str:
     return re.sub(r"[/:.%\"']", "_", name)
 
 
+def _metric_name(name: str) -> str:
+    """Replace the characters of ``name`` that MLflow allows in no metric's name, and slashes."""
+    return re.sub(r"[^\w. -]+", "_", name, flags=re.ASCII).strip()
+
+
 def _rows_key(spec: ExperimentSpec, prepared: Mapping[str, Any], context: str) -> dict[str, str]:
     """Name and digest of the rows of a run; the digest covers tokenizer, length and split."""
     name = spec.dataset.name.rstrip("/").rsplit("/", 1)[-1]
@@ -397,35 +411,47 @@ def _rows_key(spec: ExperimentSpec, prepared: Mapping[str, Any], context: str) -
 
 
 def _rows_datasets(spec: ExperimentSpec, prepared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows that are trained on, and those that are held out."""
-    entry, path = DATASETS.get(spec.dataset.name), spec.dataset.local_path
+    """Describe the rows that are trained on, and those that are held out, by data set."""
+    datasets = []
+    for source, counts in zip(spec.dataset.sources, prepared["sources"], strict=True):
+        profiles = {
+            "training": {
+                "num_rows": counts["num_examples"],
+                "num_tokens": counts["num_tokens"],
+                "num_target_tokens": counts["num_target_tokens"],
+            },
+            "validation": {"num_rows": counts["num_validation_examples"]},
+        }
+        for context, profile in profiles.items():
+            key = _rows_key(spec, prepared, context)
+            if spec.dataset.mixture and context == "training":
+                key["name"] = counts["name"]
+            if profile["num_rows"]:
+                datasets.append(
+                    {
+                        **key,
+                        "context": context,
+                        **_source(source, counts["revision"]),
+                        "profile": json.dumps(profile),
+                    }
+                )
+    return datasets
+
+
+def _source(spec: SourceSpec, revision: str | None) -> dict[str, str]:
+    """Say where the examples of a data set come from, as MLflow does."""
+    path = spec.local_path
     source: dict[str, Any]
     if path is not None:
         source_type, source = "local", {"uri": str(path.absolute())}
-    elif entry is not None and entry.hub is None:
-        source_type, source = "code", {"tags": {"mlflow.source.name": entry.source}}
+    elif spec.hub_id is None:
+        source_type = "code"
+        source = {"tags": {"mlflow.source.name": DATASETS[spec.name].source}}
     else:
-        repo = entry.hub if entry and entry.hub else spec.dataset.name
-        source_type, source = "hugging_face", {"path": repo, "split": spec.dataset.split}
-    counts = {
-        "training": {
-            "num_rows": prepared["num_examples"],
-            "num_tokens": prepared["num_tokens"],
-            "num_target_tokens": prepared["num_target_tokens"],
-        },
-        "validation": {"num_rows": prepared["num_validation_examples"]},
-    }
-    return [
-        {
-            **_rows_key(spec, prepared, context),
-            "context": context,
-            "source_type": source_type,
-            "source": json.dumps(source),
-            "profile": json.dumps(profile),
-        }
-        for context, profile in counts.items()
-        if profile["num_rows"]
-    ]
+        source_type, source = "hugging_face", {"path": spec.hub_id, "split": spec.split}
+        pins = {"config_name": spec.config, "revision": revision}
+        source |= {key: value for key, value in pins.items() if value is not None}
+    return {"source_type": source_type, "source": json.dumps(source)}
 
 
 def _items_key(file: str) -> dict[str, str]:
@@ -468,11 +494,13 @@ def describe_run(run: RunDirectory) -> str:
     ]
     prepared = run.manifest("prepare")
     if prepared is not None:
-        settings.insert(
-            0,
+        data = [
             f"{prepared['num_examples']:,} examples with {prepared['num_target_tokens']:,} target "
-            f"tokens, {prepared['num_validation_examples']:,} held out",
-        )
+            f"tokens, {prepared['num_validation_examples']:,} held out"
+        ]
+        if spec.dataset.mixture:
+            data += [f"  of them {SourceCounts(**source)}" for source in prepared["sources"]]
+        settings = data + settings
     lines.append("\n".join(f"- {setting}" for setting in settings))
     lines.append(f"Directory: `{run.path}`")
     return "\n\n".join(lines)

@@ -207,6 +207,17 @@ def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
         "format_hash": "0123456789ab",
         "rows_dir": str(tmp_path / "cache" / "rows" / "ba9876543210" / "train"),
         "items": {"figfont": str(items)},
+        "sources": [
+            {
+                "name": "figfont",
+                "revision": None,
+                "num_examples": 90,
+                "num_validation_examples": 5,
+                "num_noisy_examples": 0,
+                "num_tokens": 9000,
+                "num_target_tokens": 400,
+            }
+        ],
         "overlap": {"gsm8k": {"num_overlapping": 9, "share": 0.1, "ids": ["a:3"]}},
     }
 

@@ -22,7 +22,7 @@ from deft.workers.common.text import has_surrogates
 from deft.workers.data.readers import BadRecord, Record, read_records
 
 if TYPE_CHECKING:
-    from deft.workers.spec import ColumnsSpec, DatasetSpec
+    from deft.workers.spec import ColumnsSpec, SourceSpec
 
 
 STORED_TURN = re.compile(
@@ -33,7 +33,7 @@ STORED_TURN = re.compile(
 """The user's turn in a prompt that is stored with its control tokens, as in `medical`."""
 
 
-def read_examples(spec: DatasetSpec) -> Iterator[Example | BadRecord]:
+def read_examples(spec: SourceSpec) -> Iterator[Example | BadRecord]:
     """The examples that ``spec`` names, in order, and what was found in the place of one.
 
     Raises:
@@ -47,7 +47,7 @@ def read_examples(spec: DatasetSpec) -> Iterator[Example | BadRecord]:
             return
 
 
-def _all_examples(spec: DatasetSpec) -> Iterator[Example | BadRecord]:
+def _all_examples(spec: SourceSpec) -> Iterator[Example | BadRecord]:
     entry = DATASETS.get(spec.name)
     if entry is not None and entry.generate is not None:
         generate = import_attribute(entry.generate)
@@ -60,7 +60,7 @@ def _all_examples(spec: DatasetSpec) -> Iterator[Example | BadRecord]:
             yield to_example(record, spec.columns, entry)
 
 
-def _records(spec: DatasetSpec, entry: DatasetEntry | None) -> Iterator[Record | BadRecord]:
+def _records(spec: SourceSpec, entry: DatasetEntry | None) -> Iterator[Record | BadRecord]:
     path = spec.local_path
     if path is None:
         yield from _read_hub(entry.hub if entry and entry.hub else spec.name, spec)
@@ -86,14 +86,14 @@ def _split_files(path: Path, split: str) -> list[Path]:
     return [file for file in local_files(path) if file.absolute() in found]
 
 
-def _read_hub(name: str, spec: DatasetSpec) -> Iterator[Record | BadRecord]:
-    rows = load_hub(name, spec.split)
+def _read_hub(name: str, spec: SourceSpec) -> Iterator[Record | BadRecord]:
+    rows = load_hub(name, spec)
     for number, fields in enumerate(rows, start=1):
         yield Record(f"{name}: row {number}", fields)
 
 
-def load_hub(name: str, split: str) -> Any:
-    """A split of a dataset on the hub as memory-mapped `datasets.Dataset`.
+def load_hub(name: str, spec: SourceSpec) -> Any:
+    """Return a split of a dataset on the hub as memory-mapped `datasets.Dataset`.
 
     Raises:
         ValueError: it cannot be had.
@@ -102,24 +102,29 @@ def load_hub(name: str, split: str) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
+        which = [
+            f"{key} {value}"
+            for key in ("config", "split", "revision")
+            if (value := getattr(spec, key))
+        ]
         raise ValueError(
-            f"dataset {name!r} (split {split}) could not be had from the Hugging Face hub: "
+            f"dataset {name!r} ({', '.join(which)}) could not be had from the Hugging Face hub: "
             f"{reason:.300} Copy its files to this machine and give their directory as "
             "dataset.name (for math and medical as dataset.data_dir)."
         ) from None
 
 
-def content_digest(spec: DatasetSpec) -> str:
+def content_digest(spec: SourceSpec) -> str:
     """Hexadecimal digits that change with what `read_examples` reads, without making examples."""
     digest = hashlib.sha256()
     entry = DATASETS.get(spec.name)
     if entry is not None and entry.generate is not None:
         digest.update(version("reasoning-gym").encode())
     elif spec.local_path is None:
-        rows = load_hub(entry.hub if entry and entry.hub else spec.name, spec.split)
+        rows = load_hub(entry.hub if entry and entry.hub else spec.name, spec)
         digest.update(rows._fingerprint.encode())
     else:
         digest.update(digest_files(spec.local_path).encode())
