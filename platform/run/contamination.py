@@ -11,12 +11,9 @@ from deft.evaluators.benchmarks.items import read_items
 from deft.workers.data.overlap import find_overlaps
 from deft.workers.data.prepare import Prepared, training_examples
 
-SHOWN_IDS = 1000
-"""Overlapping examples that are named in a manifest; all of them are counted."""
-
 
 def benchmark_questions(items: Path) -> Iterator[str]:
-    """What a benchmark asks, item by item, without system texts."""
+    """Yield what a benchmark asks, item by item, without system texts."""
     for item in read_items(items):
         yield "\n".join(turn["content"] for turn in item.prompt if turn["role"] != "system")
 
@@ -24,7 +21,7 @@ def benchmark_questions(items: Path) -> Iterator[str]:
 def overlap_with_benchmarks(
     prepared: Prepared, items: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Training examples that share text with each benchmark: number, share and ids.
+    """Find the training examples that share text with each benchmark: number, share and ids.
 
     Args:
         prepared: the training data.
@@ -38,16 +35,16 @@ def overlap_with_benchmarks(
     found = find_overlaps(training_examples(prepared), asked)
     return {
         name: {
-            "num_overlapping": len(overlap.ids),
+            "num_overlapping": overlap.num_overlapping,
             "share": overlap.share,
-            "ids": overlap.ids[:SHOWN_IDS],
+            "ids": overlap.ids,
         }
         for name, overlap in found.items()
     }
 
 
 def different_formats(training: str, benchmarks: Mapping[str, str]) -> list[str]:
-    """The benchmarks whose prompt format is not that of training.
+    """Return the benchmarks whose prompt format is not that of training.
 
     Args:
         training: `deft.workers.data.chat.format_hash` of the training data.
