@@ -48,7 +48,7 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
     data = data_size(spec, root)
     rows = [["run", f"{spec.run_name} in {root}"]]
     if data is None:
-        rows.append(["data", "unknown until the hub's dataset has been read once"])
+        rows.append(["data", "unknown until the data has been read once"])
     else:
         tokens = trained_tokens(training, data)
         steps = training.num_steps(data.num_examples, data.num_tokens)
