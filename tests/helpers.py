@@ -21,7 +21,7 @@ from deft.platform.records.manifests import (
     Timings,
     TrainManifest,
 )
-from deft.workers.data.prepare import Prepared
+from deft.workers.data.prepare import Prepared, SourceCounts
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
@@ -82,6 +82,17 @@ def make_prepare_manifest(
         prompt_style="chat",
         format_hash="0123456789ab",
         num_bos=1,
+        sources=(
+            SourceCounts(
+                name="figfont",
+                revision=None,
+                num_examples=90,
+                num_validation_examples=5,
+                num_noisy_examples=0,
+                num_tokens=9000,
+                num_target_tokens=400,
+            ),
+        ),
     )
     return PrepareManifest(
         prepared=replace(prepared, **fields), items=items or {}, overlap=overlap or {}

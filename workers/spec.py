@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -28,8 +29,36 @@ MAX_VALIDATION = 128
 """Held-out examples where a run file does not say how many: the paper's number."""
 
 
+BadRecords = Literal["refuse", "drop"]
+MIXED_KEYS = {"split", "data_dir", "columns", "config", "revision"}
+"""Settings that every data set of a mixture has for itself."""
+
+
 def _name_only(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def name_or_mixture(value: Any) -> Any:
+    """Spell out what a bare name, or a list of data sets, stands for as `dataset`."""
+    return {"mixture": value} if isinstance(value, list) else _name_only(value)
+
+
+def name_of(value: Mapping[str, Any]) -> Any:
+    """Return the name in settings of a dataset or model; a mixture's is made of its parts'."""
+    sources = value.get("mixture")
+    if value.get("name") or not isinstance(sources, list | tuple):
+        return value.get("name")
+    names = (name_of(each) if isinstance(each, Mapping) else each for each in sources)
+    files = (str(name).rstrip("/").rsplit("/", 1)[-1] for name in names)
+    return "+".join(file.split(".")[0] if file.endswith(SUFFIXES) else file for file in files)
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _is_empty(value: Any) -> bool:
+    return not value
 
 
 class ColumnsSpec(Settings):
@@ -64,8 +93,8 @@ class ColumnsSpec(Settings):
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
 
-class DatasetSpec(Settings):
-    """Training data. In YAML a bare string stands for ``{name: …}``."""
+class SourceSpec(Settings):
+    """Where examples come from."""
 
     name: str
     """A name from `deft list datasets`; a .jsonl, .json, .csv, .tsv or .parquet file; a directory
@@ -78,9 +107,113 @@ class DatasetSpec(Settings):
     """A local copy of `math` or `medical`: a file, or a directory of files."""
     columns: ColumnsSpec | None = None
     """Names of the columns; if not given, the usual ones, see `deft.workers.data.datasets`."""
+    config: str | None = Field(default=None, min_length=1, exclude_if=_is_none)
+    """Configuration (subset) of a hub dataset that has several."""
+    revision: str | None = Field(default=None, min_length=1, exclude_if=_is_none)
+    """Branch, tag or commit of a hub dataset; its newest state if not given. The commit that was
+    read is recorded."""
+
+    @model_validator(mode="after")
+    def require_known_dataset(self) -> Self:
+        self._require_known()
+        return self
+
+    def _require_known(self) -> None:
+        entry = DATASETS.get(self.name)
+        if entry is None and not Path(self.name).exists():
+            if self.name.startswith((".", "/", "~")) or data_suffix(Path(self.name)):
+                raise ValueError(f"there is no file {self.name}")
+            if self.name.count("/") != 1:
+                raise ValueError(
+                    unknown_name("dataset", self.name, DATASETS)
+                    + f" Or give a file ({', '.join(SUFFIXES)}), a directory of such files, or a"
+                    " hub id (org/name)."
+                )
+        generated = entry is not None and entry.generate is not None
+        if entry and generated and self.size is not None and self.size > entry.size:
+            raise ValueError(f"size: {self.name} has {entry.size} training examples")
+        if entry and generated and self.split not in entry.splits:
+            raise ValueError(f"split: {unknown_name('split', self.split, entry.splits)}")
+        if self.data_dir is not None and (entry is None or entry.hub is None):
+            raise ValueError(f"data_dir: belongs to math and medical, not to {self.name}")
+        if generated and self.columns is not None:
+            raise ValueError(f"columns: {self.name} is generated and has none")
+        if (self.config or self.revision) and (generated or self.local_path is not None):
+            key = "config" if self.config else "revision"
+            raise ValueError(
+                f"{key}: belongs to the Hugging Face hub, {self.name} is not from there"
+            )
+        path = self.local_path
+        if path is not None:
+            if not path.exists():
+                raise ValueError(f"data_dir: there is no file or directory {path}")
+            if not path.is_dir() and not data_suffix(path):
+                raise ValueError(
+                    f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, all but Parquet "
+                    "also gzipped (.gz); unpack or convert it"
+                )
+            if not local_files(path):
+                raise ValueError(f"{path}: no file in it ends in {', '.join(SUFFIXES)}")
+
+    @property
+    def local_path(self) -> Path | None:
+        """The file or directory to read; None for what is generated or comes from the hub."""
+        if self.data_dir is not None:
+            return Path(self.data_dir)
+        if self.name in DATASETS or not Path(self.name).exists():
+            return None
+        return Path(self.name)
+
+    @property
+    def hub_id(self) -> str | None:
+        """The dataset's id on the Hugging Face hub; None for what is generated or a local file."""
+        entry = DATASETS.get(self.name)
+        if self.local_path is not None or (entry is not None and entry.hub is None):
+            return None
+        return entry.hub if entry is not None else self.name
+
+    @property
+    def label(self) -> str:
+        """What messages call the data: where they are from."""
+        return self.data_dir or self.name
+
+    @property
+    def title(self) -> str:
+        """What reports call the data: a file's or a hub dataset's name, and which part of it."""
+        name = self.name if self.local_path is None else Path(self.label).name
+        parts = [part for part in (self.config, self.split) if part and part != "train"]
+        return f"{name} ({', '.join(parts)})" if parts else name
+
+    def absolute(self) -> Self:
+        """Return the same with a local path made absolute: Ray's processes work elsewhere."""
+        path = self.local_path
+        key = "name" if self.data_dir is None else "data_dir"
+        return self if path is None else self.model_copy(update={key: str(path.absolute())})
+
+
+class MixedSourceSpec(SourceSpec):
+    """One data set of a mixture. In YAML a bare string stands for ``{name: …}``."""
+
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the mixture, relative to the weights of the others: as many examples, drawn by the
+    run's seed without repetition, as the scarcest of the weighted data sets allows. If not given,
+    all its examples take part, or the first `size`. Examples are counted as they are trained on,
+    without those that are bad or too long."""
+
+
+class DatasetSpec(SourceSpec):
+    """Training data. In YAML a bare string stands for ``{name: …}``, and a list for
+    ``{mixture: …}``."""
+
+    mixture: tuple[Annotated[MixedSourceSpec, BeforeValidator(_name_only)], ...] = Field(
+        default=(), exclude_if=_is_empty
+    )
+    """Data sets to train on together, each with a `weight`, a `size`, or all of it. `name` is then
+    made of theirs, and `size` is the number of examples altogether, which the weighted ones fill
+    up. Questions that stand in several of them are never on both sides of the held-out split."""
     prompt_style: str = "chat"
     """How prompts are rendered: a name from `deft list prompts`."""
-    bad_records: Literal["refuse", "drop"] = "refuse"
+    bad_records: BadRecords = "refuse"
     """What to do about records that cannot be used: say which, and stop; or list and leave them
     out."""
     too_long: Literal["drop", "truncate", "refuse"] = "drop"
@@ -107,48 +240,37 @@ class DatasetSpec(Settings):
             raise ValueError(unknown_name("prompt style", value, PROMPT_STYLES))
         return value
 
-    @model_validator(mode="after")
-    def require_known_dataset(self) -> DatasetSpec:
-        entry = DATASETS.get(self.name)
-        if entry is None and not Path(self.name).exists():
-            if self.name.startswith((".", "/", "~")) or data_suffix(Path(self.name)):
-                raise ValueError(f"there is no file {self.name}")
-            if self.name.count("/") != 1:
-                raise ValueError(
-                    unknown_name("dataset", self.name, DATASETS)
-                    + f" Or give a file ({', '.join(SUFFIXES)}), a directory of such files, or a"
-                    " hub id (org/name)."
-                )
-        generated = entry is not None and entry.generate is not None
-        if entry and generated and self.size is not None and self.size > entry.size:
-            raise ValueError(f"size: {self.name} has {entry.size} training examples")
-        if entry and generated and self.split not in entry.splits:
-            raise ValueError(f"split: {unknown_name('split', self.split, entry.splits)}")
-        if self.data_dir is not None and (entry is None or entry.hub is None):
-            raise ValueError(f"data_dir: belongs to math and medical, not to {self.name}")
-        if generated and self.columns is not None:
-            raise ValueError(f"columns: {self.name} is generated and has none")
-        path = self.local_path
-        if path is not None:
-            if not path.exists():
-                raise ValueError(f"data_dir: there is no file or directory {path}")
-            if not path.is_dir() and not data_suffix(path):
-                raise ValueError(
-                    f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, all but Parquet "
-                    "also gzipped (.gz); unpack or convert it"
-                )
-            if not local_files(path):
-                raise ValueError(f"{path}: no file in it ends in {', '.join(SUFFIXES)}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def name_after_the_sources(cls, value: Any) -> Any:
+        is_unnamed = isinstance(value, dict) and value.get("mixture") and not value.get("name")
+        return {**value, "name": name_of(value)} if is_unnamed else value
+
+    def _require_known(self) -> None:
+        if not self.mixture:
+            super()._require_known()
+            return
+        own = MIXED_KEYS & self.model_fields_set
+        if any(getattr(self, key) != type(self).model_fields[key].default for key in own):
+            raise ValueError(f"{', '.join(sorted(own))}: give it for each data set of the mixture")
+        if self.size is not None and all(source.weight is None for source in self.mixture):
+            raise ValueError("size: no data set of the mixture has a weight; give each its size")
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """The data sets that are read: those of a mixture, or this one."""
+        return self.mixture or (self,)
 
     @property
     def local_path(self) -> Path | None:
-        """Return the file or directory to read; None for generated data and the hub's."""
-        if self.data_dir is not None:
-            return Path(self.data_dir)
-        if self.name in DATASETS or not Path(self.name).exists():
-            return None
-        return Path(self.name)
+        """As of any source; None for a mixture, whose `sources` have paths of their own."""
+        return None if self.mixture else super().local_path
+
+    def absolute(self) -> Self:
+        """Return the same with local paths made absolute."""
+        if not self.mixture:
+            return super().absolute()
+        return self.model_copy(update={"mixture": tuple(s.absolute() for s in self.mixture)})
 
     def num_validation(self, num_examples: int) -> int:
         """Return how many of ``num_examples`` to hold out."""
@@ -164,9 +286,17 @@ class ModelSpec(Settings):
 
     name: str
     """A name from `deft list models`, a local directory, or a Hugging Face hub id (org/name)."""
+    revision: str | None = Field(default=None, min_length=1, exclude_if=_is_none)
+    """Branch, tag or commit on the hub; the newest state if not given. The commit that was used is
+    recorded."""
 
     @model_validator(mode="after")
     def require_known_model(self) -> ModelSpec:
+        known = MODELS.get(self.name)
+        if self.revision and (Path(self.name).is_dir() or (known is not None and not known.hub)):
+            raise ValueError(
+                f"revision: belongs to the Hugging Face hub, {self.name} is not from there"
+            )
         if self.name in MODELS or Path(self.name).is_dir():
             return self
         if self.name.startswith((".", "/", "~")):
@@ -385,5 +515,5 @@ class TrainingSpec(Settings):
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
-DatasetField = Annotated[DatasetSpec, BeforeValidator(_name_only)]
+DatasetField = Annotated[DatasetSpec, BeforeValidator(name_or_mixture)]
 ModelField = Annotated[ModelSpec, BeforeValidator(_name_only)]

@@ -54,7 +54,7 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
     data = data_size(spec, root)
     rows = [["run", f"{spec.run_name} in {root}"]]
     if data is None:
-        rows.append(["data", "unknown until the hub's dataset has been read once"])
+        rows.append(["data", "unknown until the data has been read once"])
     else:
         tokens = trained_tokens(training, data)
         steps = training.num_steps(data.num_examples, data.num_tokens)
@@ -159,7 +159,7 @@ def itemsize(training: TrainingSpec) -> int:
 def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
     """Return the size of the training data: as prepared, or from a sample or the catalog.
 
-    None if only the hub knows.
+    None if only the hub knows, and of a mixture that was not prepared yet.
     """
     cache = root.resolve() / "cache"
     manifest = RunDirectory(root.resolve(), spec).manifest(PrepareManifest)
@@ -171,6 +171,8 @@ def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:
     )
     if counts:
         return DataSize(counts["num_examples"], counts["num_tokens"], "as prepared")
+    if spec.dataset.mixture:
+        return None
     if spec.dataset.local_path is not None:
         return sampled_size(spec.dataset, spec.training.max_length)
     entry = DATASETS.get(spec.dataset.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.common.text import printable
 from deft.workers.data.chat import count_bos, encode_example, format_hash, try_encode
 from deft.workers.data.datasets import ReadingNotes, describe_notes, read_examples
+from deft.workers.data.example_store import open_tables
 from deft.workers.data.prepare import noisy_rows, prepare_examples, prepare_rows, prepare_tokenizer
 from deft.workers.data.readers import BadRecord
 
@@ -28,7 +29,7 @@ OPEN, CLOSE = "⟦", "⟧"
 
 
 def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole) -> None:
-    """Print the first ``number`` records of the run's dataset, each as tokens.
+    """Print the first ``number`` records of each of the run's data sets, each as tokens.
 
     Raises:
         UserError: data or tokenizer cannot be used.
@@ -36,23 +37,30 @@ def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole
     cache = root.resolve() / "cache"
     try:
         tokenizer = prepare_tokenizer(spec.dataset, spec.model, seed=spec.seed, cache=cache)
-        notes = ReadingNotes()
-        records = list(islice(read_examples(spec.dataset, notes), number))
-        show_format(spec, records, tokenizer, console)
+        sources = spec.dataset.sources
+        notes = [ReadingNotes() for _ in sources]
+        records = [
+            list(islice(read_examples(source, passed_over), number))
+            for source, passed_over in zip(sources, notes, strict=True)
+        ]
+        show_format(spec, list(chain(*records)), tokenizer, console)
         noisy = find_noisy(spec, number, tokenizer, cache) if spec.dataset.noise else {}
     except (ValueError, FileNotFoundError) as error:
         raise UserError(str(error)) from None
-    if passed_over := describe_notes(notes):
-        console.print(f"warning: {spec.dataset.name}: {passed_over}")
-    position = 0
-    for record in records:
-        console.print("")
-        if isinstance(record, BadRecord):
-            said = f"{record.where} · bad record ({record.kind}): {record.message}"
-            console.console.print(Text(printable(said), BAD), soft_wrap=True)
-        else:
-            show_example(spec, record, tokenizer, console, noisy.get(position))
-            position += 1
+    for source, passed_over in zip(sources, notes, strict=True):
+        if text := describe_notes(passed_over):
+            console.print(f"warning: {source.label}: {text}")
+    for number_of_source, records_of_source in enumerate(records):
+        position = 0
+        for record in records_of_source:
+            console.print("")
+            if isinstance(record, BadRecord):
+                problem = f"{record.where} · bad record ({record.kind}): {record.message}"
+                console.console.print(Text(printable(problem), BAD), soft_wrap=True)
+            else:
+                row = noisy.get((number_of_source, position))
+                show_example(spec, record, tokenizer, console, row)
+                position += 1
 
 
 Row = tuple[list[int], list[int]]
@@ -61,23 +69,33 @@ Row = tuple[list[int], list[int]]
 
 def find_noisy(
     spec: ExperimentSpec, number: int, tokenizer: PreTrainedTokenizerBase, cache: Path
-) -> dict[int, Row]:
-    """Return the noisy ones among the first ``number`` examples, by position.
+) -> dict[tuple[int, int], Row]:
+    """Return the noisy ones among the first ``number`` examples of each data set.
 
     Which they are is known once all examples have been tokenised.
+
+    Returns:
+        By the number of the data set and the position in it.
 
     Raises:
         ValueError: the data cannot be used.
     """
+    examples_dirs = prepare_examples(spec.dataset, cache / "examples")
     directory = prepare_rows(
         spec.dataset,
-        prepare_examples(spec.dataset, cache / "examples"),
+        examples_dirs,
         tokenizer,
         max_length=spec.training.max_length,
         seed=spec.seed,
         cache=cache,
     )
-    return noisy_rows(directory / "train", number)
+    noisy: dict[tuple[int, int], Row] = {}
+    first = 0
+    for source, examples_dir in enumerate(examples_dirs):
+        rows = noisy_rows(directory / "train", first, number)
+        noisy |= {(source, position - first): row for position, row in rows.items()}
+        first += len(open_tables(examples_dir))
+    return noisy
 
 
 def show_format(

@@ -152,6 +152,7 @@ def _local_paths(spec: ExperimentSpec) -> Iterator[tuple[str, Path]]:
     """Yield files and directories on this machine that a run names, with their keys."""
     evaluation = spec.evaluation
     named = {
+        **{f"dataset {s.title}": str(s.local_path or "") for s in spec.dataset.mixture},
         "dataset": str(spec.dataset.local_path or ""),
         "model": spec.model.name,
         "evaluation.data_dir": evaluation.data_dir,

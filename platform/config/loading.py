@@ -17,6 +17,7 @@ from deft.platform.config.yaml_file import KeyPath, Origin, parse_yaml, read_yam
 from deft.platform.errors import UserError
 from deft.workers.common.mappings import deep_merge
 from deft.workers.common.names import nearest_name
+from deft.workers.spec import name_or_mixture
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -163,13 +164,13 @@ def set_value(
 ) -> None:
     """Set ``key`` in ``data``, and in ``origins`` where the value stands.
 
-    A bare string on the way stands for ``{name: …}``.
+    A bare string on the way stands for ``{name: …}``, a list for ``{mixture: …}``.
     """
     target = data
     for part in key[:-1]:
         below = target.get(str(part))
         if not isinstance(below, dict):
-            below = {"name": below} if isinstance(below, str) else {}
+            below = name_or_mixture(below) if isinstance(below, str | list) else {}
         target[str(part)] = below
         target = below
     target[str(key[-1])] = value

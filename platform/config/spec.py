@@ -18,7 +18,14 @@ from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.names import unknown_name
 from deft.workers.common.settings import Settings
 from deft.workers.data.datasets import digest_files
-from deft.workers.spec import DatasetField, ModelField, ModelSpec, TrainingSpec
+from deft.workers.spec import (
+    DatasetField,
+    ModelField,
+    ModelSpec,
+    TrainingSpec,
+    name_of,
+    name_or_mixture,
+)
 
 
 class ExperimentSpec(Settings):
@@ -43,7 +50,8 @@ class ExperimentSpec(Settings):
     @classmethod
     def name_after_the_parts(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("name") is None:
-            parts = [data.get("dataset"), data.get("model"), _canonical(data.get("objective"))]
+            dataset = name_or_mixture(data.get("dataset"))
+            parts = [dataset, data.get("model"), _canonical(data.get("objective"))]
             data = {**data, "name": name_of_parts(*parts)}
         return data
 
@@ -55,8 +63,9 @@ class ExperimentSpec(Settings):
         settings = self.model_dump(mode="json")
         settings["model"]["name"] = model_identity(self.model)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        if (path := self.dataset.local_path) is not None:
-            digest.update(digest_files(path).encode())
+        for source in self.dataset.sources:
+            if (path := source.local_path) is not None:
+                digest.update(digest_files(path).encode())
         digest.update(self.evaluation.data_digest().encode())
         return digest.hexdigest()[:10]
 
@@ -134,7 +143,7 @@ def _short_name(part: Any) -> str:
 
     The model of a run, ``…/<run>/model``, is called after the run.
     """
-    name = part.get("name") if isinstance(part, dict) else part
+    name = name_of(part) if isinstance(part, dict) else part
     path = re.sub(r"(?<=[^/])/model$", "", str(name).rstrip("/"))
     stem = path.rsplit("/", 1)[-1].rsplit(":", 1)[-1]
     stem = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", stem)

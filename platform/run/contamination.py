@@ -11,9 +11,6 @@ from deft.platform.records.manifests import BenchmarkOverlap
 from deft.workers.data.overlap import find_overlaps
 from deft.workers.data.prepare import Prepared, training_examples
 
-SHOWN_IDS = 1000
-"""Number of overlapping examples that a manifest names; all of them are counted."""
-
 
 def benchmark_questions(items: Path) -> Iterator[str]:
     """Yield the questions of a benchmark, item by item, without system texts."""
@@ -38,9 +35,9 @@ def overlap_with_benchmarks(
     overlaps = find_overlaps(training_examples(prepared), questions)
     return {
         name: BenchmarkOverlap(
-            num_overlapping=len(overlap.ids),
+            num_overlapping=overlap.num_overlapping,
             share=overlap.share,
-            ids=tuple(overlap.ids[:SHOWN_IDS]),
+            ids=tuple(overlap.ids),
         )
         for name, overlap in overlaps.items()
     }

@@ -21,7 +21,7 @@ from deft.platform.run.contamination import overlap_with_benchmarks
 from deft.platform.run.context import RunContext
 from deft.workers.data.prepare import Prepared, prepare
 from deft.workers.data.readers import describe as describe_counts
-from deft.workers.spec import DatasetSpec, ModelSpec
+from deft.workers.spec import ModelSpec
 
 
 def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> PrepareManifest:
@@ -36,7 +36,7 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
         return before
     spec, cache = run.spec, context.cache
     dataset, model = (
-        _dataset_with_absolute_path(spec.dataset),
+        spec.dataset.absolute(),
         _model_with_absolute_path(spec.model),
     )
     evaluation = with_absolute_paths(spec.evaluation)
@@ -64,13 +64,6 @@ def _is_there(manifest: PrepareManifest) -> bool:
     prepared = manifest.prepared
     paths = (prepared.model_dir, prepared.rows_dir, *manifest.items.values())
     return all(Path(path).exists() for path in paths) and not changed_benchmarks(manifest.items)
-
-
-def _dataset_with_absolute_path(spec: DatasetSpec) -> DatasetSpec:
-    """Make a local path absolute: Ray's processes work in other directories."""
-    path = spec.local_path
-    key = "name" if spec.data_dir is None else "data_dir"
-    return spec if path is None else spec.model_copy(update={key: str(path.absolute())})
 
 
 def _model_with_absolute_path(spec: ModelSpec) -> ModelSpec:
@@ -101,7 +94,10 @@ def summary(prepared: Prepared) -> str:
         f"{prepared.num_tokens:,} tokens",
     ]
     nonzero = [part for index, part in enumerate(parts) if index == 0 or not part.startswith("0 ")]
-    return f"{', '.join(nonzero)}, {prepared.num_target_tokens:,} of them targets"
+    by_source = [f"; {source}" for source in prepared.sources if len(prepared.sources) > 1]
+    return (
+        f"{', '.join(nonzero)}, {prepared.num_target_tokens:,} of them targets{''.join(by_source)}"
+    )
 
 
 def warn_of_data(manifest: PrepareManifest, console: RunConsole) -> None:

@@ -16,6 +16,7 @@ from deft.platform.records.run_directory import RunDirectory
 from deft.platform.tracking.recorder import Recorder, flatten, items_dataset, key_of_benchmark
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.data.prepare import Prepared
+from deft.workers.spec import SourceSpec
 
 
 class ExperimentRecorder(Recorder[ExperimentSpec]):
@@ -70,11 +71,13 @@ class ExperimentRecorder(Recorder[ExperimentSpec]):
         manifest = self.run.manifest(PrepareManifest)
         if manifest is not None:
             data = manifest.prepared
-            settings.insert(
-                0,
+            sizes = [
                 f"{data.num_examples:,} examples with {data.num_target_tokens:,} target tokens, "
-                f"{data.num_validation_examples:,} held out",
-            )
+                f"{data.num_validation_examples:,} held out"
+            ]
+            if spec.dataset.mixture:
+                sizes += [f"  of them {source}" for source in data.sources]
+            settings = sizes + settings
         lines.append("\n".join(f"- {setting}" for setting in settings))
         lines.append(f"Directory: `{self.run.path}`")
         return "\n\n".join(lines)
@@ -96,8 +99,15 @@ class ExperimentRecorder(Recorder[ExperimentSpec]):
             f"data/bad_records/{kind.replace(' ', '_')}": count
             for kind, count in data.bad_records.items()
         }
+        by_source = {
+            f"data/source/{_metric_name(source.name)}/{key}": number
+            for source in data.sources
+            if self.run.spec.dataset.mixture
+            for key, number in asdict(source).items()
+            if key.startswith("num_")
+        }
         shared = {f"data/overlap/{name}": x.share for name, x in manifest.overlap.items()}
-        self.log(0, {**counts, **bad, **shared}, manifest.finished_at)
+        self.log(0, {**counts, **by_source, **bad, **shared}, manifest.finished_at)
         tags = {"deft.prompt_style": data.prompt_style, "deft.prompt_hash": data.format_hash}
         # The description knows the data now.
         self._outbox.append({"tags": {**tags, "mlflow.note.content": self.description()}})
@@ -125,6 +135,11 @@ def _model_name(name: str) -> str:
     return re.sub(r"[/:.%\"']", "_", name)
 
 
+def _metric_name(name: str) -> str:
+    """Replace the characters of ``name`` that MLflow allows in no metric's name, and slashes."""
+    return re.sub(r"[^\w. -]+", "_", name, flags=re.ASCII).strip()
+
+
 def _rows_key(spec: ExperimentSpec, prepared: Prepared, context: str) -> dict[str, str]:
     """Return name and digest of a run's rows; the digest covers tokenizer, length and split."""
     name = spec.dataset.name.rstrip("/").rsplit("/", 1)[-1]
@@ -132,32 +147,44 @@ def _rows_key(spec: ExperimentSpec, prepared: Prepared, context: str) -> dict[st
 
 
 def _rows_datasets(spec: ExperimentSpec, prepared: Prepared) -> list[dict[str, Any]]:
-    """Describe the rows that are trained on, and those that are held out, as MLflow datasets."""
-    entry, path = DATASETS.get(spec.dataset.name), spec.dataset.local_path
+    """Describe the rows that are trained on, and those that are held out, by data set."""
+    datasets = []
+    for source, counts in zip(spec.dataset.sources, prepared.sources, strict=True):
+        profiles = {
+            "training": {
+                "num_rows": counts.num_examples,
+                "num_tokens": counts.num_tokens,
+                "num_target_tokens": counts.num_target_tokens,
+            },
+            "validation": {"num_rows": counts.num_validation_examples},
+        }
+        for context, profile in profiles.items():
+            key = _rows_key(spec, prepared, context)
+            if spec.dataset.mixture and context == "training":
+                key["name"] = counts.name
+            if profile["num_rows"]:
+                datasets.append(
+                    {
+                        **key,
+                        "context": context,
+                        **_source(source, counts.revision),
+                        "profile": json.dumps(profile),
+                    }
+                )
+    return datasets
+
+
+def _source(spec: SourceSpec, revision: str | None) -> dict[str, str]:
+    """Say where the examples of a data set come from, as MLflow does."""
+    path = spec.local_path
     source: dict[str, Any]
     if path is not None:
         source_type, source = "local", {"uri": str(path.absolute())}
-    elif entry is not None and entry.hub is None:
-        source_type, source = "code", {"tags": {"mlflow.source.name": entry.source}}
+    elif spec.hub_id is None:
+        source_type = "code"
+        source = {"tags": {"mlflow.source.name": DATASETS[spec.name].source}}
     else:
-        repo = entry.hub if entry and entry.hub else spec.dataset.name
-        source_type, source = "hugging_face", {"path": repo, "split": spec.dataset.split}
-    counts = {
-        "training": {
-            "num_rows": prepared.num_examples,
-            "num_tokens": prepared.num_tokens,
-            "num_target_tokens": prepared.num_target_tokens,
-        },
-        "validation": {"num_rows": prepared.num_validation_examples},
-    }
-    return [
-        {
-            **_rows_key(spec, prepared, context),
-            "context": context,
-            "source_type": source_type,
-            "source": json.dumps(source),
-            "profile": json.dumps(profile),
-        }
-        for context, profile in counts.items()
-        if profile["num_rows"]
-    ]
+        source_type, source = "hugging_face", {"path": spec.hub_id, "split": spec.split}
+        pins = {"config_name": spec.config, "revision": revision}
+        source |= {key: value for key, value in pins.items() if value is not None}
+    return {"source_type": source_type, "source": json.dumps(source)}

@@ -46,7 +46,7 @@ from deft.workers.data.conversations import (
 from deft.workers.data.readers import BadRecord, Record, is_index, read_records
 
 if TYPE_CHECKING:
-    from deft.workers.spec import ColumnsSpec, DatasetSpec
+    from deft.workers.spec import ColumnsSpec, SourceSpec
 
 
 STORED_TURN = re.compile(
@@ -78,7 +78,7 @@ def describe_notes(notes: ReadingNotes) -> str:
 
 
 def read_examples(
-    spec: DatasetSpec, notes: ReadingNotes | None = None
+    spec: SourceSpec, notes: ReadingNotes | None = None
 ) -> Iterator[Example | BadRecord]:
     """Yield the examples that ``spec`` names, in order, and what was found in the place of one.
 
@@ -97,7 +97,7 @@ def read_examples(
             return
 
 
-def _all_examples(spec: DatasetSpec, notes: ReadingNotes) -> Iterator[Example | BadRecord]:
+def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | BadRecord]:
     entry = DATASETS.get(spec.name)
     if entry is not None and entry.generate is not None:
         generate = import_attribute(entry.generate)
@@ -131,7 +131,7 @@ def _note_unread(record: Record, columns: Mapping[str, str], unread: Counter[str
             unread.update({f"{columns[key]}[].{name}" for name in unread_keys(value)})
 
 
-def _records(spec: DatasetSpec, entry: DatasetEntry | None) -> Iterator[Record | BadRecord]:
+def _records(spec: SourceSpec, entry: DatasetEntry | None) -> Iterator[Record | BadRecord]:
     path = spec.local_path
     if path is None:
         yield from _read_hub(entry.hub if entry and entry.hub else spec.name, spec)
@@ -172,13 +172,13 @@ def _split_files(path: Path, split: str) -> list[Path]:
     return [file for file in local_files(path) if file.absolute() in found]
 
 
-def _read_hub(name: str, spec: DatasetSpec) -> Iterator[Record | BadRecord]:
-    rows = load_hub(name, spec.split)
+def _read_hub(name: str, spec: SourceSpec) -> Iterator[Record | BadRecord]:
+    rows = load_hub(name, spec)
     for number, fields in enumerate(rows, start=1):
         yield _without_nulls(Record(f"{name}: row {number}", fields))
 
 
-def load_hub(name: str, split: str) -> Any:
+def load_hub(name: str, spec: SourceSpec) -> Any:
     """Return a split of a dataset on the hub as memory-mapped `datasets.Dataset`.
 
     Raises:
@@ -188,11 +188,16 @@ def load_hub(name: str, split: str) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
     except (OSError, ValueError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
+        which = [
+            f"{key} {value}"
+            for key in ("config", "split", "revision")
+            if (value := getattr(spec, key))
+        ]
         raise ValueError(
-            f"dataset {name!r} (split {split}) could not be had from the Hugging Face hub: "
+            f"dataset {name!r} ({', '.join(which)}) could not be had from the Hugging Face hub: "
             f"{reason:.300} Copy its files to this machine and give their directory as "
             "dataset.name (for math and medical as dataset.data_dir)."
         ) from None
@@ -202,14 +207,14 @@ READING_RULES = 2
 """Number of the rules by which records become examples; another one reads data anew."""
 
 
-def content_digest(spec: DatasetSpec) -> str:
+def content_digest(spec: SourceSpec) -> str:
     """Return digits that change with what `read_examples` makes, without making examples."""
     digest = hashlib.sha256(str(READING_RULES).encode())
     entry = DATASETS.get(spec.name)
     if entry is not None and entry.generate is not None:
         digest.update(version("reasoning-gym").encode())
     elif spec.local_path is None:
-        rows = load_hub(entry.hub if entry and entry.hub else spec.name, spec.split)
+        rows = load_hub(entry.hub if entry and entry.hub else spec.name, spec)
         digest.update(rows._fingerprint.encode())
     else:
         digest.update(digest_files(spec.local_path).encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from deft.workers.common.example import Example
@@ -19,6 +19,9 @@ MIN_DISTINCT = 9
 """Different words that a run must have to say something; rules of ASCII art and tables of zeros
 have fewer."""
 
+MAX_IDS = 1000
+"""Overlapping examples that are named; all of them are counted."""
+
 Ngram = tuple[str, ...]
 
 
@@ -26,17 +29,52 @@ Ngram = tuple[str, ...]
 class Overlap:
     """Training examples that share text with one benchmark."""
 
+    num_items: int
+    """Items of the benchmark."""
     num_examples: int = 0
     """Training examples that were compared."""
-    num_items: int = 0
-    """Items of the benchmark."""
+    num_overlapping: int = 0
+    """Those that share text with an item."""
     ids: list[str] = field(default_factory=list)
-    """The examples that share text with an item, in order."""
+    """Names of the first `MAX_IDS` of them, in order."""
 
     @property
     def share(self) -> float:
         """Part of the training examples that share text with the benchmark."""
-        return len(self.ids) / self.num_examples if self.num_examples else 0.0
+        return self.num_overlapping / self.num_examples if self.num_examples else 0.0
+
+
+@dataclass
+class QuestionIndex:
+    """Which benchmarks ask something: by runs of words, and by whole questions."""
+
+    num_items: Counter[str] = field(default_factory=Counter)
+    """Items by benchmark."""
+    runs: dict[Ngram, set[str]] = field(default_factory=dict)
+    """Benchmarks by each run of `NGRAM` words of their questions."""
+    wholes: dict[str, set[str]] = field(default_factory=dict)
+    """Benchmarks by each normalized question."""
+    ends: set[tuple[str, str]] = field(default_factory=set)
+    """First and last word of each run: most positions of a text are passed over by them alone."""
+
+    def add(self, benchmark: str, question: str) -> None:
+        """Add a question of ``benchmark``."""
+        self.num_items[benchmark] += 1
+        self.wholes.setdefault(normalize(question), set()).add(benchmark)
+        for run in _ngrams(split_words(question)):
+            self.runs.setdefault(run, set()).add(benchmark)
+            self.ends.add((run[0], run[-1]))
+
+    def benchmarks_in(self, example: Example) -> set[str]:
+        """Return the benchmarks that ``example`` shares text with, its system texts aside."""
+        turns = [message["content"] for message in example.prompt if message["role"] != "system"]
+        shared = set().union(*(self.wholes.get(normalize(turn), ()) for turn in turns))
+        for text in (*turns, example.response):
+            words = split_words(text)
+            for start, pair in enumerate(zip(words, words[NGRAM - 1 :], strict=False)):
+                if pair in self.ends:
+                    shared |= self.runs.get(tuple(words[start : start + NGRAM]), set())
+        return shared
 
 
 def find_overlaps(
@@ -51,41 +89,30 @@ def find_overlaps(
     Returns:
         For each benchmark what it shares with the training examples.
     """
-    runs: dict[Ngram, set[str]] = {}
-    wholes: dict[str, set[str]] = {}
-    overlaps = {name: Overlap() for name in benchmarks}
+    index = QuestionIndex()
     for name, questions in benchmarks.items():
         for question in questions:
-            overlaps[name].num_items += 1
-            wholes.setdefault(normalize(question), set()).add(name)
-            for run in _ngrams(split_words(question)):
-                runs.setdefault(run, set()).add(name)
-    # Most positions are passed over by looking at a run's first and last word alone.
-    ends = {(run[0], run[-1]) for run in runs}
+            index.add(name, question)
+    overlaps = {name: Overlap(index.num_items[name]) for name in benchmarks}
     num_examples = 0
     for example in examples:
         num_examples += 1
-        turns = [message["content"] for message in example.prompt if message["role"] != "system"]
-        hits = set().union(*(wholes.get(normalize(turn), ()) for turn in turns))
-        for text in (*turns, example.response):
-            words = split_words(text)
-            for start, pair in enumerate(zip(words, words[NGRAM - 1 :], strict=False)):
-                if pair in ends:
-                    hits |= runs.get(tuple(words[start : start + NGRAM]), set())
-        for name in hits:
-            overlaps[name].ids.append(example.id)
+        for name in index.benchmarks_in(example):
+            overlaps[name].num_overlapping += 1
+            if overlaps[name].num_overlapping <= MAX_IDS:
+                overlaps[name].ids.append(example.id)
     for overlap in overlaps.values():
         overlap.num_examples = num_examples
     return overlaps
 
 
 def split_words(text: str) -> list[str]:
-    """The words and numbers in ``text``, lower-cased, without punctuation."""
+    """Return the words and numbers in ``text``, lower-cased, without punctuation."""
     return re.findall(r"[^\W_]+", normalize(text))
 
 
-def _ngrams(words: list[str]) -> Iterable[Ngram]:
+def _ngrams(words: list[str]) -> Iterator[Ngram]:
     for start in range(len(words) - NGRAM + 1):
         run = tuple(words[start : start + NGRAM])
-        if len(Counter(run)) >= MIN_DISTINCT:
+        if len(set(run)) >= MIN_DISTINCT:
             yield run

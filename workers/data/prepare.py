@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.catalogs.models import MODELS
 from deft.workers.common.checksums import hash_parts
 from deft.workers.common.example import Example
 from deft.workers.common.files import atomic_directory, write_atomic
+from deft.workers.common.hub import resolve_commit
 from deft.workers.data.chat import count_bos, format_hash
 from deft.workers.data.datasets import (
     ReadingNotes,
@@ -34,6 +35,7 @@ from deft.workers.data.example_store import (
     TOO_LONG,
     TRUNCATED,
     iterate_examples,
+    link_tables,
     open_rows,
     open_tables,
     read_bad_records,
@@ -46,14 +48,46 @@ from deft.workers.modeling.model_files import (
     resolve_directory,
     resolve_name,
 )
-from deft.workers.spec import DatasetSpec, ModelSpec
+from deft.workers.spec import BadRecords, DatasetSpec, ModelSpec, SourceSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from deft.workers.data.tokenization import RowEncoder
+
+Source = TypeVar("Source", bound=SourceSpec)
+
+STORE_FORMAT = "2"
+"""Changes with what is stored of examples and rows: what an older version stored is left alone."""
 EXAMPLES_FILE = "examples.arrow"
 COUNTS_FILE = "counts.json"
 PASSED_OVER_FILE = "passed_over.txt"
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """What one data set gave to the rows."""
+
+    name: str
+    """What it is called, see `deft.workers.spec.SourceSpec.title`."""
+    revision: str | None
+    """The commit that was read; None for what is not from the hub, and if the hub did not say."""
+    num_examples: int
+    """Training examples."""
+    num_validation_examples: int
+    """Held-out examples."""
+    num_noisy_examples: int
+    """Training examples with the response of another one."""
+    num_tokens: int
+    """Tokens in the training examples, prompts included."""
+    num_target_tokens: int
+    """Tokens among them that carry loss."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} {self.num_examples:,} examples with {self.num_target_tokens:,} "
+            "target tokens"
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +129,10 @@ class Prepared:
     """BOS tokens that a row starts with."""
     passed_over: str = ""
     """What nothing reads in the records, in one line, see `deft.workers.data.datasets`."""
+    sources: tuple[SourceCounts, ...] = ()
+    """The same by data set: one, or those of a mixture."""
+    model_revision: str | None = None
+    """The commit of a model from the hub; None for others, and if the hub did not say."""
 
 
 def prepare(
@@ -110,16 +148,22 @@ def prepare(
 
     from deft.workers.modeling.loading import require_trainable
 
-    examples_dir = prepare_examples(dataset, cache / "examples")
+    key = _plan_key(dataset, model, max_length, seed)
+    dataset, model = pinned(dataset), pinned_model(model)
+    examples_dirs = prepare_examples(dataset, cache / "examples")
+    examples_dir = join_examples(examples_dirs, cache / "examples")
     model_dir = prepare_model(model, examples_dir, seed, cache / "models")
     require_trainable(model_dir, max_length=max_length)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     directory = prepare_rows(
-        dataset, examples_dir, tokenizer, max_length=max_length, seed=seed, cache=cache
+        dataset, examples_dirs, tokenizer, max_length=max_length, seed=seed, cache=cache
     )
     counts = json.loads((directory / COUNTS_FILE).read_text())
-    key = _plan_key(dataset, model, max_length, seed)
     write_atomic(cache / "counts" / f"{key}.json", json.dumps(counts))
+    sources = tuple(
+        SourceCounts(source.title, source.revision, **by_source)
+        for source, by_source in zip(dataset.sources, counts.pop("sources"), strict=True)
+    )
     return Prepared(
         model_dir=str(model_dir),
         examples_dir=str(examples_dir),
@@ -127,9 +171,41 @@ def prepare(
         validation_dir=str(directory / "validation"),
         bad_records_file=str(directory / BAD_RECORDS_FILE),
         prompt_style=dataset.prompt_style,
-        passed_over=(examples_dir / PASSED_OVER_FILE).read_text(),
+        passed_over=_passed_over(examples_dirs),
+        sources=sources,
+        model_revision=model.revision,
         **counts,
     )
+
+
+def pinned(dataset: DatasetSpec) -> DatasetSpec:
+    """Return ``dataset`` with the commit of each data set from the hub as its revision."""
+    if dataset.mixture:
+        mixture = tuple(map(_pinned_source, dataset.mixture))
+        return dataset.model_copy(update={"mixture": mixture})
+    return _pinned_source(dataset)
+
+
+def _pinned_source(source: Source) -> Source:
+    if source.hub_id is None:
+        return source
+    commit = resolve_commit("dataset", source.hub_id, source.revision)
+    return source.model_copy(update={"revision": commit or source.revision})
+
+
+def pinned_model(model: ModelSpec) -> ModelSpec:
+    """Return ``model`` with its commit as its revision, if it comes from the hub."""
+    name = resolve_name(model.name)
+    if model.local_path is not None or (model.name in MODELS and MODELS[model.name].hub is None):
+        return model
+    commit = resolve_commit("model", name, model.revision)
+    return model.model_copy(update={"revision": commit or model.revision})
+
+
+def _passed_over(examples_dirs: Sequence[Path]) -> str:
+    """Join what nothing reads in the records of several data sets to one line."""
+    lines = [(directory / PASSED_OVER_FILE).read_text() for directory in examples_dirs]
+    return "; ".join(line for line in lines if line)
 
 
 def known_counts(
@@ -141,12 +217,14 @@ def known_counts(
 
 
 def _plan_key(dataset: DatasetSpec, model: ModelSpec, max_length: int, seed: int) -> str:
-    path = dataset.local_path
-    content = digest_files(path) if path is not None else dataset.name
     settings = dataset.model_dump_json(exclude={"name", "data_dir"})
+    sources = []
+    for source in dataset.sources:
+        path = source.local_path
+        sources += [source.name, ""] if path is None else ["", digest_files(path)]
     name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
     return hash_parts(
-        content, dataset.name if path is None else "", settings, name, str((max_length, seed))
+        *sources, settings, name, str(model.revision), str((max_length, seed)), STORE_FORMAT
     )
 
 
@@ -164,14 +242,19 @@ def prepare_tokenizer(
     if model.name in MODELS and MODELS[model.name].hub is None:
         # Only the tiny model's tokenizer is trained on the examples.
         needed = model.name == "tiny"
-        examples_dir = prepare_examples(dataset, cache / "examples") if needed else None
+        examples = cache / "examples"
+        examples_dir = (
+            join_examples(prepare_examples(dataset, examples), examples) if needed else None
+        )
         return AutoTokenizer.from_pretrained(
             prepare_model(model, examples_dir, seed, cache / "models")
         )
     name = resolve_name(model.name)
     try:
         # Else a tokenizer with code of its own would ask on the terminal whether to run it.
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            name, revision=model.revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the tokenizer of {name!r} could not be had: {' '.join(str(error).split()):.300} "
@@ -179,85 +262,107 @@ def prepare_tokenizer(
         ) from None
 
 
-def prepare_examples(dataset: DatasetSpec, cache: Path) -> Path:
-    """Return the directory of the examples that ``dataset`` names, read under ``cache`` once.
+def prepare_examples(dataset: DatasetSpec, cache: Path) -> list[Path]:
+    """Return the directory of the examples of each of ``dataset.sources``, read once.
 
     Raises:
         ValueError: bad records are refused and there are some, or there is no example at all.
     """
-    settings = dataset.model_dump(include={"size", "split", "columns"})
+    return [prepare_source(source, dataset.bad_records, cache) for source in dataset.sources]
+
+
+def join_examples(directories: Sequence[Path], cache: Path) -> Path:
+    """Return the directory of the examples in all ``directories``, one after the other."""
+    if len(directories) == 1:
+        return directories[0]
+    joined = cache / hash_parts(*(directory.name for directory in directories))
+    if not joined.is_dir():
+        with atomic_directory(joined) as aside:
+            link_tables(aside, directories)
+    return joined
+
+
+def prepare_source(source: SourceSpec, bad_records: BadRecords, cache: Path) -> Path:
+    """Return the directory of the examples of one data set, read under ``cache`` once.
+
+    Raises:
+        ValueError: see `prepare_examples`.
+    """
+    settings = source.model_dump(include={"size", "split", "columns", "config"})
     # Files are named by their content, wherever they are; which columns are read by default by the
     # name of a dataset.
-    name = dataset.name if dataset.name in DATASETS or dataset.local_path is None else ""
-    directory = cache / hash_parts(name, json.dumps(settings), content_digest(dataset))
+    name = source.name if source.name in DATASETS or source.local_path is None else ""
+    key = (STORE_FORMAT, name, json.dumps(settings), content_digest(source))
+    directory = cache / hash_parts(*key)
     if not directory.is_dir():
-        entry = DATASETS.get(dataset.name)
+        entry = DATASETS.get(source.name)
         if entry is None or entry.generate is None:  # in generated data nothing can be bad
-            require_usable(dataset)
+            require_usable(source, bad_records)
         with atomic_directory(directory) as aside:
             with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
                 log = BadRecordLog(file)
                 notes = ReadingNotes()
-                write_examples(usable_batches(dataset, log, notes), aside / EXAMPLES_FILE)
+                write_examples(usable_batches(source, log, notes), aside / EXAMPLES_FILE)
             write_atomic(aside / PASSED_OVER_FILE, describe_notes(notes))
             write_atomic(aside / COUNTS_FILE, json.dumps(log.counts))
-    elif dataset.bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
-        require_usable(dataset)
+    elif bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
+        require_usable(source, bad_records)
     return directory
 
 
-def require_usable(dataset: DatasetSpec) -> None:
-    """Read all of ``dataset`` without writing anything.
+def require_usable(source: SourceSpec, bad_records: BadRecords) -> None:
+    """Read all of ``source`` without writing anything.
 
     Raises:
         ValueError: there is no example in it, or a bad record and those are refused.
     """
     log = BadRecordLog()
-    num_examples = sum(map(len, usable_batches(dataset, log, ReadingNotes())))
-    if log.counts and (dataset.bad_records == "refuse" or num_examples == 0):
+    num_examples = sum(map(len, usable_batches(source, log, ReadingNotes())))
+    if log.counts and (bad_records == "refuse" or num_examples == 0):
         remedy = (
             "dataset.columns says what columns are called; dataset.bad_records=drop leaves bad "
             "records out and lists them in a file"
         )
-        raise ValueError(log.message(_source(dataset), remedy))
+        raise ValueError(log.message(source.label, remedy))
     if num_examples == 0:
-        raise ValueError(f"{_source(dataset)}: there is no example in it")
+        raise ValueError(f"{source.label}: there is no example in it")
 
 
-def prepare_tokenized(
-    dataset: DatasetSpec,
-    examples_dir: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int,
-    cache: Path,
-) -> Path:
-    """Return the directory of all examples as rows of token ids, made under ``cache`` once.
+def usable_batches(
+    source: SourceSpec, log: BadRecordLog, notes: ReadingNotes
+) -> Iterator[list[Example]]:
+    """Yield the examples of ``source`` in batches; ``log`` gets the records that are none."""
+    records = read_examples(source, notes)
+    while batch := list(islice(records, BATCH_SIZE)):
+        for record in batch:
+            if isinstance(record, BadRecord):
+                log.add(record)
+        yield [record for record in batch if isinstance(record, Example)]
+
+
+def prepare_tokenized(examples_dir: Path, encoder: RowEncoder, cache: Path) -> Path:
+    """Return the directory of one data set's examples as rows, made under ``cache`` once.
 
     They depend on the examples, the tokenizer and the format alone, so that runs of other seeds,
-    objectives, noise or held-out sets share them.
-
-    Raises:
-        ValueError: the prompt style does not fit the tokenizer.
+    objectives, mixtures, noise or held-out sets share them.
     """
-    from deft.workers.data.tokenization import RowEncoder, RowFormat, tokenize
+    from deft.workers.data.tokenization import tokenize
 
-    row_format = RowFormat(dataset.prompt_style, max_length, dataset.too_long == "truncate")
-    examples = open_tables(examples_dir)
-    prompt_hash = format_hash(tokenizer, row_format.style, examples[0]["instruction"])
+    tokenizer, row_format = encoder.tokenizer, encoder.row_format
+    instruction = open_tables(examples_dir)[0]["instruction"]
+    prompt_hash = format_hash(tokenizer, row_format.style, instruction)
     tokenizer_hash = hash_parts(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
-    key = (examples_dir.name, tokenizer_hash, prompt_hash, json.dumps(asdict(row_format)))
+    settings = json.dumps(asdict(row_format))
+    key = (STORE_FORMAT, examples_dir.name, tokenizer_hash, prompt_hash, settings)
     directory = cache / hash_parts(*key)
     if not directory.is_dir():
         with atomic_directory(directory) as aside:
             shutil.copyfile(examples_dir / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
-            tokenize(examples_dir, RowEncoder.build(tokenizer, row_format), aside)
-            kinds = Counter(record.kind for record in read_bad_records(aside / BAD_RECORDS_FILE))
+            tokenize(examples_dir, encoder, aside)
             rows = open_tables(aside)
+            problems = Counter(bad.kind for bad in read_bad_records(aside / BAD_RECORDS_FILE))
             counts = {
-                "num_too_long": kinds.pop(TOO_LONG, 0),
-                "num_truncated": kinds.pop(TRUNCATED, 0),
-                "bad_records": kinds,
+                "problems": problems,
                 "format_hash": prompt_hash,
                 "num_bos": count_bos(tokenizer, rows[0]["input_ids"]) if len(rows) else 0,
             }
@@ -265,26 +370,26 @@ def prepare_tokenized(
     return directory
 
 
-def require_accepted(dataset: DatasetSpec, tokenized: Path) -> None:
-    """Refuse what tokenising left out or cut, where ``dataset`` says so.
+def require_accepted(dataset: DatasetSpec, label: str, bad_records_file: Path) -> None:
+    """Refuse what tokenising left out or cut of the data called ``label``, if ``dataset`` does.
 
     Raises:
         ValueError: there are such examples; the message names some.
     """
     bad, long = BadRecordLog(), BadRecordLog()
-    for record in read_bad_records(tokenized / BAD_RECORDS_FILE):
+    for record in read_bad_records(bad_records_file):
         (long if record.kind in (TOO_LONG, TRUNCATED) else bad).add(record)
     if bad.counts and dataset.bad_records == "refuse":
         remedy = "dataset.bad_records=drop leaves them out and lists them in a file"
-        raise ValueError(bad.message(_source(dataset), remedy))
+        raise ValueError(bad.message(label, remedy))
     if long.counts and dataset.too_long == "refuse":
         remedy = "training.max_length allows more; dataset.too_long may be drop or truncate"
-        raise ValueError(long.message(_source(dataset), remedy))
+        raise ValueError(long.message(label, remedy))
 
 
 def prepare_rows(
     dataset: DatasetSpec,
-    examples_dir: Path,
+    examples_dirs: Sequence[Path],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -297,38 +402,50 @@ def prepare_rows(
         ValueError: the prompt style does not fit, or examples are refused.
     """
     from deft.workers.data.splits import write_splits
+    from deft.workers.data.tokenization import RowEncoder, RowFormat
 
-    tokenized = prepare_tokenized(
-        dataset, examples_dir, tokenizer, max_length=max_length, cache=cache / "tokenized"
-    )
-    require_accepted(dataset, tokenized)
-    settings = [dataset.validation, dataset.noise, seed]
-    directory = cache / "rows" / hash_parts(tokenized.name, json.dumps(settings))
+    row_format = RowFormat(dataset.prompt_style, max_length, dataset.too_long == "truncate")
+    encoder = RowEncoder.build(tokenizer, row_format)
+    tokenized = [prepare_tokenized(each, encoder, cache / "tokenized") for each in examples_dirs]
+    for source, directory in zip(dataset.sources, tokenized, strict=True):
+        require_accepted(dataset, source.label, directory / BAD_RECORDS_FILE)
+    weights = [getattr(source, "weight", None) for source in dataset.sources]
+    drawn = [weights, dataset.size] if dataset.mixture else []
+    settings = json.dumps([dataset.validation, dataset.noise, seed, *drawn])
+    names = [directory.name for directory in tokenized]
+    directory = cache / "rows" / hash_parts(STORE_FORMAT, *names, settings)
     if not directory.is_dir():
         with atomic_directory(directory) as aside:
-            shutil.copyfile(tokenized / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
-            counts = json.loads((tokenized / COUNTS_FILE).read_text()) | write_splits(
-                tokenized, dataset, tokenizer, max_length=max_length, seed=seed, directory=aside
+            by_source = write_splits(
+                dataset,
+                tokenized,
+                [len(open_tables(each)) for each in examples_dirs],
+                tokenizer,
+                max_length=max_length,
+                seed=seed,
+                directory=aside,
             )
+            totals = {name: sum(each[name] for each in by_source) for name in by_source[0]}
+            counts = {**totals, **_join_records(tokenized, aside), "sources": by_source}
             write_atomic(aside / COUNTS_FILE, json.dumps(counts))
     return directory
 
 
-def usable_batches(
-    dataset: DatasetSpec, log: BadRecordLog, notes: ReadingNotes
-) -> Iterator[list[Example]]:
-    """Yield the examples of ``dataset`` in batches; ``log`` gets the records that are none."""
-    records = read_examples(dataset, notes)
-    while batch := list(islice(records, BATCH_SIZE)):
-        for record in batch:
-            if isinstance(record, BadRecord):
-                log.add(record)
-        yield [record for record in batch if isinstance(record, Example)]
-
-
-def _source(dataset: DatasetSpec) -> str:
-    """What messages call ``dataset``."""
-    return dataset.data_dir or dataset.name
+def _join_records(tokenized: Sequence[Path], directory: Path) -> dict[str, Any]:
+    """Write all records that were left out or cut to one file; return the counts of `Prepared`."""
+    counts = [json.loads((each / COUNTS_FILE).read_text()) for each in tokenized]
+    with (directory / BAD_RECORDS_FILE).open("wb") as joined:
+        for each in tokenized:
+            with (each / BAD_RECORDS_FILE).open("rb") as records:
+                shutil.copyfileobj(records, joined)
+    kinds = sum((Counter(each["problems"]) for each in counts), Counter[str]())
+    return {
+        "num_too_long": kinds.pop(TOO_LONG, 0),
+        "num_truncated": kinds.pop(TRUNCATED, 0),
+        "bad_records": kinds,
+        "format_hash": counts[0]["format_hash"],
+        "num_bos": counts[0]["num_bos"],
+    }
 
 
 def training_examples(prepared: Prepared) -> Iterator[Example]:
@@ -347,12 +464,17 @@ def training_example_ids(examples_dir: str, rows_dir: str, indices: Sequence[int
     return list(open_tables(Path(examples_dir)).select(positions)["id"])
 
 
-def noisy_rows(rows_dir: Path, number: int) -> dict[int, tuple[list[int], list[int]]]:
-    """Return ids and labels of the noisy ones among the first ``number`` examples, by position."""
+def noisy_rows(rows_dir: Path, first: int, number: int) -> dict[int, tuple[list[int], list[int]]]:
+    """Return ids and labels of the noisy ones of ``number`` examples from ``first`` on.
+
+    Returns:
+        By the position of the example.
+    """
     import numpy as np
 
     positions = np.load(Path(rows_dir) / EXAMPLES_OF_ROWS_FILE)
-    chosen = np.flatnonzero(np.load(Path(rows_dir) / NOISY_FILE) & (positions < number))
+    is_asked = (positions >= first) & (positions < first + number)
+    chosen = np.flatnonzero(np.load(Path(rows_dir) / NOISY_FILE) & is_asked)
     return {
         int(position): (row["input_ids"], row["labels"])
         for position, row in zip(positions[chosen], open_rows(rows_dir).select(chosen), strict=True)
@@ -365,7 +487,7 @@ def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache:
     ``examples_dir`` is named after the content of the examples in it; the tiny model needs it.
     """
     if model.name not in MODELS or MODELS[model.name].hub:
-        return resolve_directory(model.name)
+        return resolve_directory(model.name, model.revision)
     if model.name == "tiny":
         assert examples_dir is not None
         directory = cache / f"tiny-{hash_parts(examples_dir.name, str(seed))}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,36 +31,73 @@ if TYPE_CHECKING:
     from deft.workers.spec import DatasetSpec
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised rows of one or several data sets, one data set after the other."""
+
+    table: Dataset
+    """Columns of `deft.workers.data.tokenization.tokenize`."""
+    source: NDArray[np.int64]
+    """The data set that each row is of, by its number."""
+    example: NDArray[np.int64]
+    """Position of the example behind each row among the examples of all data sets."""
+
+
+def open_sources(tokenized: Sequence[Path], num_examples: Sequence[int]) -> Rows:
+    """Open the rows in the directories ``tokenized``, made of ``num_examples`` each."""
+    import datasets
+
+    tables = [open_tables(directory) for directory in tokenized]
+    table = datasets.concatenate_datasets(tables)
+    source = np.repeat(np.arange(len(tables)), list(map(len, tables)))
+    first_examples = np.cumsum([0, *num_examples[:-1]])
+    return Rows(table, source, column(table, "example") + first_examples[source])
+
+
 def write_splits(
-    tokenized: Path,
     dataset: DatasetSpec,
+    tokenized: Sequence[Path],
+    num_examples: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
     seed: int,
     directory: Path,
-) -> dict[str, Any]:
+) -> list[dict[str, int]]:
     """Write `train` and `validation` to ``directory``, both for `open_rows`.
 
+    Args:
+        dataset: what to take of the rows and to hold out.
+        tokenized: directory of the rows of each of ``dataset.sources``.
+        num_examples: examples that each of them was made from.
+        tokenizer: what spells the rows.
+        max_length: most tokens of a row.
+        seed: of every choice.
+        directory: an empty one.
+
     Returns:
-        The counts of `deft.workers.data.prepare.Prepared`.
+        For each source the counts of `deft.workers.data.prepare.SourceCounts`.
+
+    Raises:
+        ValueError: mixture or noise cannot be as they are asked for.
     """
-    rows = open_tables(tokenized)
-    held_out = hold_out(column(rows, "group"), dataset.num_validation(len(rows)), seed)
-    validation, train = np.flatnonzero(held_out), np.flatnonzero(~held_out)
-    positions = column(rows, "example")
+    rows = open_sources(tokenized, num_examples)
+    drawn = draw_mixture(dataset, np.bincount(rows.source, minlength=len(tokenized)), seed)
+    groups = column(rows.table, "group")[drawn]
+    held_out = hold_out(groups, dataset.num_validation(len(drawn)), seed)
+    train, validation = drawn[~held_out], drawn[held_out]
     for name, indices in (("train", train), ("validation", validation)):
         (directory / name).mkdir()
-        np.save(directory / name / EXAMPLES_OF_ROWS_FILE, positions[indices])
+        np.save(directory / name / EXAMPLES_OF_ROWS_FILE, rows.example[indices])
     write_with_target_bytes(
-        rows.select(validation), tokenizer, directory / "validation" / "rows.arrow"
+        rows.table.select(validation), tokenizer, directory / "validation" / "rows.arrow"
     )
-    link_tables(directory / "train", [tokenized])
+    link_tables(directory / "train", tokenized)
     is_noisy = np.zeros(len(train), dtype=np.bool_)
+    picked = train
     if dataset.noise:
-        exchange = plan_exchange(
-            rows.select(train), share=dataset.noise, seed=seed, max_length=max_length
-        )
+        clean = rows.table.select(train)
+        exchange = plan_exchange(clean, share=dataset.noise, seed=seed, max_length=max_length)
         is_noisy = exchange.is_noisy
         if not is_noisy.any():
             raise ValueError(
@@ -66,18 +105,84 @@ def write_splits(
                 "that could get another one's response"
             )
         # Tables stand in the order of their names: the noisy rows are numbered after all others.
-        write_noisy_rows(rows.select(train), exchange, directory / "train" / "noisy.arrow")
-        train[is_noisy] = len(rows) + np.arange(is_noisy.sum())
-    np.save(directory / "train" / INDICES_FILE, train)
+        write_noisy_rows(clean, exchange, directory / "train" / "noisy.arrow")
+        picked = train.copy()
+        picked[is_noisy] = len(rows.table) + np.arange(is_noisy.sum())
+    np.save(directory / "train" / INDICES_FILE, picked)
     np.save(directory / "train" / NOISY_FILE, is_noisy)
     num_tokens, num_target_tokens = count_tokens(open_rows(directory / "train"))
-    return {
-        "num_examples": len(train),
-        "num_validation_examples": len(validation),
-        "num_noisy_examples": int(is_noisy.sum()),
-        "num_tokens": num_tokens,
-        "num_target_tokens": num_target_tokens,
-    }
+    counts = []
+    for number in range(len(tokenized)):
+        in_train = rows.source[train] == number
+        counts.append(
+            {
+                "num_examples": int(in_train.sum()),
+                "num_validation_examples": int((rows.source[validation] == number).sum()),
+                "num_noisy_examples": int(is_noisy[in_train].sum()),
+                "num_tokens": int(num_tokens[in_train].sum()),
+                "num_target_tokens": int(num_target_tokens[in_train].sum()),
+            }
+        )
+    return counts
+
+
+def draw_mixture(dataset: DatasetSpec, num_rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Choose which rows take part: all but those that weights leave out.
+
+    Args:
+        dataset: its sources and their weights.
+        num_rows: rows of each source, int64 [S].
+        seed: of the choice; what is drawn of a source is part of any larger draw.
+
+    Returns:
+        int64 [N], ascending.
+    """
+    weights = [getattr(source, "weight", None) for source in dataset.sources]
+    counts = mixture_counts(num_rows, weights, dataset.size if dataset.mixture else None)
+    first_rows = np.cumsum([0, *num_rows[:-1]])
+    drawn = [
+        first + np.sort(np.random.default_rng([seed, number]).permutation(available)[:count])
+        for number, (first, available, count) in enumerate(
+            zip(first_rows, num_rows, counts, strict=True)
+        )
+    ]
+    return np.concatenate(drawn)
+
+
+def mixture_counts(
+    num_rows: NDArray[np.int64], weights: Sequence[float | None], size: int | None
+) -> NDArray[np.int64]:
+    """Return how many rows to draw of each source, see `deft.workers.spec.MixedSourceSpec`.
+
+    Args:
+        num_rows: rows that each source has, int64 [S].
+        weights: of each source; None to take all its rows.
+        size: rows altogether; None for as many as the weights allow.
+
+    Returns:
+        int64 [S].
+
+    Raises:
+        ValueError: a weighted source gets no row.
+    """
+    is_drawn = np.array([weight is not None for weight in weights])
+    if not is_drawn.any():
+        return num_rows
+    weight = np.array([weight or 0.0 for weight in weights])
+    rows_per_weight = (num_rows[is_drawn] / weight[is_drawn]).min()
+    if size is not None:
+        rows_per_weight = min(rows_per_weight, (size - num_rows[~is_drawn].sum()) / weight.sum())
+    shares = np.where(is_drawn, rows_per_weight * weight, num_rows)
+    # A share may be a hair less than the whole number that it stands for.
+    counts = np.floor(shares + 1e-6).astype(np.int64)
+    num_left = int(shares.sum() + 1e-6) - counts.sum()
+    counts[np.argsort(counts - shares, kind="stable")[:num_left]] += 1
+    if counts.min() < 1:
+        raise ValueError(
+            f"dataset.mixture: by the weights {counts.tolist()} examples would be taken of "
+            f"{num_rows.tolist()}; leave data sets out that have none, or raise dataset.size"
+        )
+    return counts
 
 
 def hold_out(groups: NDArray[np.int64], size: int, seed: int) -> NDArray[np.bool_]:
@@ -114,14 +219,18 @@ def column(rows: Dataset, name: str) -> NDArray[np.int64]:
     return np.asarray(values.to_numpy(), dtype=np.int64)
 
 
-def count_tokens(rows: Dataset) -> tuple[int, int]:
-    """Count all tokens in ``rows``, and those that carry loss."""
-    import pyarrow.compute as pc
-
-    num_tokens = num_targets = 0
-    labels = rows.select_columns("labels").with_format("arrow")
-    for batch in labels.iter(batch_size=BATCH_SIZE):
-        flat = pc.list_flatten(batch.column("labels"))
-        num_tokens += len(flat)
-        num_targets += pc.sum(pc.not_equal(flat, IGNORE_INDEX)).as_py() or 0
+def count_tokens(rows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count all tokens of each of ``rows``, and those that carry loss; int64 [N] both."""
+    num_tokens = np.zeros(len(rows), dtype=np.int64)
+    num_targets = np.zeros(len(rows), dtype=np.int64)
+    start = 0
+    for batch in rows.select_columns("labels").with_format("arrow").iter(batch_size=BATCH_SIZE):
+        labels = batch.column("labels").combine_chunks()
+        lengths = labels.value_lengths().to_numpy()
+        is_target = labels.flatten().to_numpy() != IGNORE_INDEX
+        row = np.repeat(np.arange(start, start + len(lengths)), lengths)
+        stop = start + len(lengths)
+        num_tokens[start:stop] = lengths
+        num_targets[start:stop] = np.bincount(row[is_target] - start, minlength=len(lengths))
+        start = stop
     return num_tokens, num_targets

@@ -106,7 +106,7 @@ def resolve_name(name: str) -> str:
     return (MODELS[name].hub or name) if name in MODELS else name
 
 
-def resolve_directory(name: str) -> Path:
+def resolve_directory(name: str, revision: str | None = None) -> Path:
     """Return the local directory of a model given by path or hub id, downloading it if needed.
 
     Raises:
@@ -114,19 +114,21 @@ def resolve_directory(name: str) -> Path:
             that comes with it, see `require_data_only`.
     """
     name = resolve_name(name)
-    directory = Path(name).resolve() if Path(name).is_dir() else _download(name)
+    directory = Path(name).resolve() if Path(name).is_dir() else _download(name, revision)
     require_data_only(directory)
     return directory
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(
             snapshot_download(
-                name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+                name,
+                revision=revision,
+                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"],
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -96,6 +97,24 @@ def test_noisy_examples_are_shown_with_what_they_are_trained_on(tmp_path: Path) 
     for n, (text, is_noisy) in enumerate(zip(shown, noisy, strict=True)):
         assert f"{n} = ?" in text
         assert (f"⟦answer {n}." in text) != is_noisy
+
+
+def test_every_data_set_of_a_mixture_is_shown(tmp_path: Path) -> None:
+    for name in ("left", "right"):
+        records = [{"prompt": f"{n} = ?", "response": f"{name} {n}."} for n in range(20)]
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    mixture = ", ".join(f"{tmp_path}/{name}.jsonl" for name in ("left", "right"))
+    names = {"model": "tiny", "objective": "p"}
+    settings = [f"dataset.mixture=[{mixture}]", "dataset.validation=0", "dataset.noise=1"]
+    screen = io.StringIO()
+    spec = load_spec(None, names, settings)
+    show_data(spec, tmp_path, 3, RunConsole(Console(file=screen, width=200)))
+    shown = re.split(r"\n(?=\S+jsonl:)", screen.getvalue())[1:]
+    assert [text.split(" ")[0] for text in shown] == [
+        f"{name}.jsonl:{n}" for name in ("left", "right") for n in (1, 2, 3)
+    ]
+    assert all("noise: the response of another example" in text for text in shown)
 
 
 @pytest.mark.parametrize(

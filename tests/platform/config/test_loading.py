@@ -103,6 +103,28 @@ def test_model_of_a_run_is_known_by_the_run_before_it_is_there(tmp_path: Path) -
     assert model_identity(here.model) not in planned
 
 
+def test_list_of_datasets_is_a_mixture_with_settings_for_all(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"prompt": "?", "response": "!"}\n')
+    text = (
+        f"dataset: [{{name: {tmp_path}/a.jsonl, weight: 2}}, {{name: {tmp_path}/b.jsonl, size: 9}},"
+        " figfont]\nmodel: tiny\nobjective: p\n"
+    )
+    spec = load_spec(write(tmp_path, text), settings=["dataset.validation=3"])
+    assert spec.name == "a-b-figfont-tiny-p"
+    assert [source.name.rsplit("/")[-1] for source in spec.dataset.sources] == [
+        "a.jsonl",
+        "b.jsonl",
+        "figfont",
+    ]
+    assert spec.dataset.validation == 3
+    assert ExperimentSpec.model_validate_json(spec.model_dump_json()) == spec
+    before = spec.run_name
+    (tmp_path / "b.jsonl").write_text('{"prompt": "?", "response": "?"}\n')
+    assert spec.run_name != before
+    assert "did you mean weight?" in message(tmp_path, text.replace("weight", "wieght"))
+
+
 def test_noise_is_part_of_the_hash(tmp_path: Path) -> None:
     file = write(tmp_path, QUICKSTART)
     hashes = {

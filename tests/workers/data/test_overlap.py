@@ -39,6 +39,12 @@ def test_thirteen_shared_words_count_twelve_do_not() -> None:
     assert found["other"].ids == []
 
 
+def test_all_are_counted_and_the_first_are_named() -> None:
+    found = find_overlaps((example(str(n), "Why?") for n in range(1500)), {"a": ["why?"]})
+    assert (found["a"].num_overlapping, found["a"].share) == (1500, 1.0)
+    assert found["a"].ids == [str(n) for n in range(1000)]
+
+
 def test_short_questions_are_compared_whole() -> None:
     examples = [example("same", " what IS 6*7?\n"), example("longer", "What is 6*7? Now.")]
     assert ids(examples, short=["What is 6*7?"]) == {"short": ["same"]}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from deft.workers.common.example import IGNORE_INDEX, Example
+from deft.workers.data import tokenization
 from deft.workers.data.chat import encode_example, encode_prompt, format_hash
 from deft.workers.data.example_store import (
     iterate_examples,
@@ -107,6 +112,45 @@ def test_long_examples_are_dropped_or_cut_and_listed(
         assert kinds == [(cut.id, "too long"), (prompt_alone.id, "too long")]
         assert len(rows) == 1
     assert f"{len(input_ids)} tokens, at most {length} fit" in bad_records[0].message
+
+
+def test_shards_of_several_processes_are_what_one_makes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [ask("a" * n, "b" * n) for n in range(1, 90)] + [ask("<|im_start|>")]
+    (tmp_path / "one").mkdir()
+    rows, bad_records = run_tokenize(tmp_path / "one", examples, tokenizer, max_length=90)
+    monkeypatch.setattr(tokenization, "SHARD_SIZE", 40)
+    (tmp_path / "several").mkdir()
+    sharded, listed = run_tokenize(tmp_path / "several", examples, tokenizer, max_length=90)
+    assert len(list((tmp_path / "several" / "rows").glob("*.arrow"))) == 3
+    assert sharded[:] == rows[:]
+    assert listed == bad_records
+    assert {bad.kind for bad in listed} == {"too long", "control token"}
+
+
+def test_worker_does_not_outlive_a_killed_parent() -> None:
+    script = (
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from deft.workers.data.tokenization import _start_worker\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, get_context('spawn'), _start_worker, (None,))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert psutil.pid_exists(worker)
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != "zombie":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_texts_that_spell_control_tokens_or_do_not_render_are_bad(
@@ -245,6 +289,32 @@ def test_the_same_is_made_once_and_anything_else_anew(tmp_path: Path) -> None:
     assert prepared(tmp_path, name).rows_dir != first.rows_dir
 
 
+def test_other_seeds_splits_and_noise_share_the_tokenised_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write_lines(tmp_path / "sums.jsonl", SUMS)
+    first = prepared(tmp_path, name)
+
+    def tokenize(*_: Any) -> None:
+        raise AssertionError("tokenised again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenization, "tokenize", tokenize)
+        others = [
+            prepared(tmp_path, name, **kind)
+            for kind in ({"seed": 1}, {"validation": 20}, {"noise": 0.5}, {"too_long": "refuse"})
+        ]
+        with pytest.raises(AssertionError, match="tokenised again"):
+            prepared(tmp_path, name, max_length=150)
+    assert [other.num_validation_examples for other in others] == [5, 20, 5, 5]
+    tables = {
+        table.resolve()
+        for each in (first, *others)
+        for table in Path(each.rows_dir).glob("0*.arrow")
+    }
+    assert len(tables) == 1
+
+
 def test_nothing_held_out_leaves_an_empty_split(tmp_path: Path) -> None:
     got = prepared(tmp_path, write_lines(tmp_path / "sums.jsonl", SUMS), validation=0)
     assert got.num_examples == 100
@@ -300,14 +370,14 @@ def test_noise_exchanges_training_responses_and_leaves_held_out_ones(tmp_path: P
         t.split("assistant")[1] for t in after
     )
     # What stands at a position is found again, with its own prompt.
-    found = noisy_rows(noisy.rows_dir, 50)
+    found = noisy_rows(Path(noisy.rows_dir), 0, 50)
     positions = np.load(Path(noisy.rows_dir) / "examples.npy")
     assert sorted(found) == [int(positions[n]) for n in changed if positions[n] < 50]
     tokenizer = AutoTokenizer.from_pretrained(noisy.model_dir)
     for position, (input_ids, _) in found.items():
         assert f"{position} = ?" in tokenizer.decode(input_ids)
         assert f"answer {position}." not in tokenizer.decode(input_ids)
-    assert noisy_rows(clean.rows_dir, 100) == {}
+    assert noisy_rows(Path(clean.rows_dir), 0, 100) == {}
 
 
 def test_noise_is_the_same_for_a_seed_and_made_once(tmp_path: Path) -> None:
