@@ -139,12 +139,6 @@ def same(gold: Node, answer: Node) -> bool:
             )
         case Clock(), Clock():
             return _same_time(gold, answer)
-        case (Clock(half="") as clock, Scalar() as other) | (
-            Scalar() as other,
-            Clock(half="") as clock,
-        ):
-            top, bottom = Scalar(str(clock.hour)), Scalar(str(clock.minute))
-            return bool(clock.minute) and same_scalars(quotient((top, bottom)), other)
         case Ratio(), Ratio():
             return _same_ratios(gold, answer)
         case (Ratio(items=items), Scalar() as other) | (Scalar() as other, Ratio(items=items)):

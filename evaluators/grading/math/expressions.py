@@ -16,7 +16,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import mpmath
 import sympy
@@ -244,25 +244,46 @@ def _same_at(point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Ex
     and demands agreement beyond the smallest number that occurs in either expression. So 1 - 10^-60
     is not 1, and a large term that is added and subtracted again hides nothing.
     """
+    left, right = _first_look(gold, point), _first_look(answer, point)
+    above, below = max(left.above, right.above), max(left.below, right.below)
     with mpmath.workdps(DIGITS):
-        left, right, above, below = _values(point, gold, answer)
-        if above + below < DIGITS // 2 and not _close(left, right, DIGITS // 4):
+        if above + below < DIGITS // 2 and not _close(left.value, right.value, DIGITS // 4):
             return False
     needed = DIGITS + above + 2 * below
     if needed > MAX_DIGITS:
         raise TooLargeError("too many digits to compare")
     with mpmath.workdps(needed + 20):
-        left, right, *_ = _values(point, gold, answer)
-        return _close(left, right, DIGITS + below)
+        values = [MpmathInterpreter(point).value(side) for side in (gold, answer)]
+        return _close(*values, DIGITS + below)
 
 
-def _values(
-    point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Expr
-) -> tuple[mpmath.mpc, mpmath.mpc, int, int]:
-    left, right = MpmathInterpreter(point), MpmathInterpreter(point)
-    values = left.value(gold), right.value(answer)
-    above = max(left.digits_above(), right.digits_above())
-    return *values, above, max(left.digits_below(), right.digits_below())
+class _Look(NamedTuple):
+    """A value to `DIGITS` digits, and the extent of all that it was computed from."""
+
+    value: mpmath.mpc
+    above: int
+    below: int
+
+
+def _first_look(expression: sympy.Expr, point: Mapping[str, mpmath.mpc]) -> _Look:
+    names = sorted({str(symbol) for symbol in expression.free_symbols} & set(point))
+    look = _look(expression, tuple((name, point[name]) for name in names))
+    if isinstance(look, NotComputedError):
+        raise look
+    return look
+
+
+@lru_cache(maxsize=8192)
+def _look(
+    expression: sympy.Expr, point: tuple[tuple[str, mpmath.mpc], ...]
+) -> _Look | NotComputedError:
+    interpreter = MpmathInterpreter(dict(point))
+    try:
+        with mpmath.workdps(DIGITS):
+            value = interpreter.value(expression)
+            return _Look(value, interpreter.digits_above(), interpreter.digits_below())
+    except NotComputedError as error:
+        return error
 
 
 def _close(left: mpmath.mpc, right: mpmath.mpc, digits: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 
 from deft.evaluators.grading.brackets import (
     is_balanced,
@@ -46,11 +47,14 @@ _CURRENCIES = {
 }  # fmt: skip
 """Signs to units; pounds of money are spelled like pounds of weight."""
 _SIGN = "|".join(re.escape(sign) for sign in _CURRENCIES)
+_AMOUNT = r"(?:\\[dt]?frac\{[\d ]+\}\{[\d ]+\}|[\d.,{}\\! ]+)"
 _CURRENCY = re.compile(
-    rf"^[\s{{(]*-?\s*(?:US)?({_SIGN})\s*[\d.,{{}}\\! ]+(?:\\text\{{[^{{}}]*\}})?\s*$|^\s*[\d.,]+\s*({_SIGN})\s*$"
+    rf"^[\s{{(]*-?\s*(?:US)?({_SIGN})\s*{_AMOUNT}(?:\\text\{{[^{{}}]*\}})?\s*$"
+    rf"|^\s*{_AMOUNT}\s*({_SIGN})\s*$"
 )
 
 
+@lru_cache(maxsize=4096)
 def readings(text: str) -> list[Node]:
     """Return what ``text`` can mean, likeliest first; text too long for an answer means itself."""
     if len(text) > MAX_ANSWER:
