@@ -123,7 +123,7 @@ def logp_in_memory(
 
 
 def spare_device(device: torch.device, size: int) -> torch.device:
-    """Return ``device`` if a second model of ``size`` bytes fits beside the engine, else the CPU."""
+    """Return ``device`` if a second model of ``size`` bytes fits on it, else the CPU."""
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > 1.5 * size:
         return device
     return torch.device("cpu")
