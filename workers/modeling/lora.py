@@ -129,21 +129,20 @@ def resolve_targets(
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) or _is_plain_linear(module)
     }
-    experts = set(_expert_weights(model))
+    experts = {name for name in _expert_weights(model) if name.rpartition(".")[0] not in unused}
     # The objective stands for the head, which is never called itself.
     head_names = {name for name, module in layers.items() if module is head}
     chosen: set[str] = set()
     for target in names:
         if target == ALL_LINEAR:
-            chosen |= (
-                experts
-                | {
-                    name
-                    for name, module in layers.items()
-                    if module is not head and not isinstance(module, nn.Embedding)
-                }
-                - unused
-            )
+            chosen |= experts
+            chosen |= {
+                name
+                for name, module in layers.items()
+                if module is not head
+                and not isinstance(module, nn.Embedding)
+                and name not in unused
+            }
             continue
         matching = {
             name for name in (*layers, *experts) if name == target or name.endswith(f".{target}")

@@ -69,7 +69,11 @@ def export_model(
         tokenizer.save_pretrained(directory)
         if keep_adapter:
             save_adapter(model, adapter, directory / ADAPTER_FOLDER)
-        problem[0] = find_difference(directory, state, examples, expected, model.dtype)
+        size = sum(tensor.nbytes for tensor in state.values())
+        device = spare_device(engine.device, size)
+        problem[0] = find_difference(
+            directory, state, examples, expected, model.dtype, device=device
+        )
     torch.distributed.broadcast_object_list(problem, src=0)
     if problem[0] is not None:
         raise RuntimeError(
@@ -118,6 +122,13 @@ def logp_in_memory(
     return torch.cat(parts)
 
 
+def spare_device(device: torch.device, size: int) -> torch.device:
+    """Return ``device`` if a second model of ``size`` bytes fits on it, else the CPU."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > 1.5 * size:
+        return device
+    return torch.device("cpu")
+
+
 @torch.no_grad()
 def find_difference(
     directory: Path,
@@ -125,6 +136,8 @@ def find_difference(
     examples: Sequence[list[int]],
     expected: torch.Tensor,
     dtype: torch.dtype,
+    *,
+    device: torch.device | str = "cpu",
 ) -> str | None:
     """Say how the exported model differs from the one in memory; None if it does not.
 
@@ -134,12 +147,13 @@ def find_difference(
         examples: token ids.
         expected: log-probabilities under the model in memory, of every token but each first.
         dtype: of the model in memory.
+        device: where to run the exported model.
     """
     try:
-        exported = load_causal_lm(directory, dtype=dtype).eval()
+        exported = load_causal_lm(directory, dtype=dtype, device_map=device).eval()
     except ValueError as error:
         return str(error)
-    logp = torch.cat([own_logp(exported, ids) for ids in examples])
+    logp = torch.cat([own_logp(exported, ids) for ids in examples]).cpu()
     difference = (logp - expected).abs().nan_to_num(nan=torch.inf)
     difference[logp == expected] = 0  # infinities that are the same
     size = expected.abs()[expected.isfinite()].mean().clamp(min=1).nan_to_num(nan=1.0)
@@ -162,6 +176,6 @@ def _different_tensors(
         name
         for name, tensor in state.items()
         if name in exported
-        and not torch.equal(exported[name].to(tensor.dtype), tensor)
-        and not (exported[name].isnan() & tensor.isnan()).any()
+        and not torch.equal(exported[name].cpu().to(tensor.dtype), tensor)
+        and not tensor.isnan().any()
     ]
