@@ -56,7 +56,7 @@ class ColumnsSpec(Settings):
 
     @property
     def named(self) -> dict[str, str]:
-        """The columns that are given, by what they hold."""
+        """Return the columns that are given, by what they hold."""
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
 
@@ -139,7 +139,7 @@ class DatasetSpec(Settings):
 
     @property
     def local_path(self) -> Path | None:
-        """The file or directory to read; None for what is generated or comes from the hub."""
+        """Return the file or directory to read; None for what is generated or on the hub."""
         if self.data_dir is not None:
             return Path(self.data_dir)
         if self.name in DATASETS or not Path(self.name).exists():
@@ -147,7 +147,7 @@ class DatasetSpec(Settings):
         return Path(self.name)
 
     def num_validation(self, num_examples: int) -> int:
-        """How many of ``num_examples`` to hold out."""
+        """Count how many of ``num_examples`` to hold out."""
         if self.validation is None:
             return min(MAX_VALIDATION, num_examples // 20)
         if isinstance(self.validation, float):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from deft.workers.common.example import Message
 from deft.workers.data.templates.rendering import (
+    Beginning,
     Conversation,
     Rendering,
-    render_each,
+    render_beginnings,
     template_name,
 )
 from deft.workers.data.templates.texts import require_texts
@@ -62,15 +63,14 @@ def write_scripts(
     Returns:
         For each conversation its script, or the error to raise for it.
     """
-    plans = [_renderings_needed(conversation) for conversation in conversations]
-    flat = [beginning for plan in plans for beginning in plan.values()]
-    rendered = iter(render_each(tokenizer, flat))
+    plans = [_beginnings_needed(conversation) for conversation in conversations]
+    rendered = render_beginnings(tokenizer, conversations, plans)
     control = tuple(control_tokens)
     scripts: list[Script | ValueError] = []
-    for conversation, plan in zip(conversations, plans, strict=True):
-        renderings = {key: next(rendered) for key in plan}
+    for conversation, plan, renderings in zip(conversations, plans, rendered, strict=True):
+        known = dict(zip(plan, renderings, strict=True))
         try:
-            scripts.append(_write(tokenizer, conversation, renderings, control))
+            scripts.append(_write(tokenizer, conversation, known, control))
         except ValueError as error:
             scripts.append(error)
     return scripts
@@ -85,20 +85,12 @@ def _trained_turns(conversation: Conversation) -> list[int]:
     return [index for index, m in enumerate(conversation.messages) if turn_weight(m)]
 
 
-Beginning = tuple[int, bool]
-"""So many of the first turns, and whether the opening of the model's own turn follows."""
-
-
-def _renderings_needed(conversation: Conversation) -> dict[Beginning, Conversation]:
+def _beginnings_needed(conversation: Conversation) -> list[Beginning]:
     """Return the whole, and for each trained turn what asks for it and what it ends."""
-    messages, tools = conversation.messages, conversation.tools
-    beginnings: list[Beginning] = [(len(messages), False)]
+    beginnings: list[Beginning] = [(len(conversation.messages), False)]
     for index in _trained_turns(conversation):
         beginnings += [(index, True), (index + 1, False)]
-    return {
-        (number, opens): Conversation(messages[:number], tools, opens)
-        for number, opens in beginnings
-    }
+    return list(dict.fromkeys(beginnings))
 
 
 def _write(
@@ -119,15 +111,14 @@ def _write(
         raise ValueError("no turn of it has weight: there is nothing to learn")
     spans: list[Span] = []
     for index in trained:
-        request = require(index, True).text
-        if not whole.text.startswith(request):
-            raise ValueError(_differs(tokenizer, index, request, whole.text))
+        request = require(index, True)
+        if request.rest:
+            raise ValueError(_differs(tokenizer, index, request))
+        begin = request.num_shared
         if not whole.blocks:
             upto = require(index + 1, False).text
-            end = _end_of_turn(
-                tokenizer, conversation, index, whole.text, len(request), upto, control
-            )
-            spans.append(Span(len(request), end, turn_weight(messages[index])))
+            end = _end_of_turn(tokenizer, conversation, index, whole.text, begin, upto, control)
+            spans.append(Span(begin, end, turn_weight(messages[index])))
     if whole.blocks:
         spans = _marked_spans(tokenizer, conversation, whole)
     is_ended = bool(_closers(whole.text, control))
@@ -258,13 +249,9 @@ def _end_of_text(
     )
 
 
-def _differs(tokenizer: PreTrainedTokenizerBase, index: int, request: str, whole: str) -> str:
-    same = next(
-        (i for i, (a, b) in enumerate(zip(request, whole, strict=False)) if a != b),
-        min(len(request), len(whole)),
-    )
-    start = max(0, same - MAX_SHOWN // 2)
-    asked, written = (text[start : start + MAX_SHOWN] for text in (request, whole))
+def _differs(tokenizer: PreTrainedTokenizerBase, index: int, request: Rendering) -> str:
+    start = max(0, request.num_shared - MAX_SHOWN // 2)
+    asked, written = (text[start : start + MAX_SHOWN] for text in (request.text, request.whole))
     return (
         f"turn {index + 1}: {template_name(tokenizer)} asks for this assistant "
         f"turn by {asked!r} and writes it in the whole conversation as {written!r}, so it cannot "
