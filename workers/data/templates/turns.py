@@ -81,15 +81,19 @@ def turn_weight(message: Message) -> float:
     return float(message.get("weight", 1.0)) if message["role"] == "assistant" else 0.0
 
 
+def _assistant_turns(conversation: Conversation) -> list[int]:
+    return [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+
+
 def _trained_turns(conversation: Conversation) -> list[int]:
-    return [index for index, m in enumerate(conversation.messages) if turn_weight(m)]
+    return [i for i, message in enumerate(conversation.messages) if turn_weight(message)]
 
 
 def _beginnings_needed(conversation: Conversation) -> list[Beginning]:
-    """Return the whole, and for each trained turn what asks for it and what it ends."""
+    """Return the whole, what asks for each turn, and what the trained turns end."""
     beginnings: list[Beginning] = [(len(conversation.messages), False)]
-    for index in _trained_turns(conversation):
-        beginnings += [(index, True), (index + 1, False)]
+    beginnings += [(index, True) for index in _assistant_turns(conversation)]
+    beginnings += [(index + 1, False) for index in _trained_turns(conversation)]
     return list(dict.fromkeys(beginnings))
 
 
@@ -120,30 +124,34 @@ def _write(
             end = _end_of_turn(tokenizer, conversation, index, whole.text, begin, upto, control)
             spans.append(Span(begin, end, turn_weight(messages[index])))
     if whole.blocks:
-        spans = _marked_spans(tokenizer, conversation, whole)
+        starts = {index: renderings[index, True] for index in _assistant_turns(conversation)}
+        spans = _marked_spans(
+            conversation,
+            whole,
+            {i: r.num_shared for i, r in starts.items() if isinstance(r, Rendering)},
+        )
     is_ended = bool(_closers(whole.text, control))
     return Script(whole.text, spans, trained[-1] == len(messages) - 1 and not is_ended)
 
 
 def _marked_spans(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, whole: Rendering
+    conversation: Conversation, whole: Rendering, starts: Mapping[int, int]
 ) -> list[Span]:
-    """Return what the template marks as generated, with the weights of the turns."""
-    turns = [m for m in conversation.messages if m["role"] == "assistant"]
-    weights = [turn_weight(turn) for turn in turns]
-    if len(set(weights)) == 1:
-        weights = [weights[0]] * len(whole.blocks)
-    elif len(weights) != len(whole.blocks):
-        raise ValueError(
-            f"{template_name(tokenizer)} marks {len(whole.blocks)} generated "
-            f"parts in {len(weights)} turns of the assistant, whose weights differ; give all turns "
-            "of a record the same weight"
-        )
-    return [
-        Span(begin, end, weight)
-        for (begin, end), weight in zip(whole.blocks, weights, strict=True)
-        if weight and begin < end
-    ]
+    """Return what the template marks as generated, with the weights of the turns.
+
+    Args:
+        conversation: all turns.
+        whole: all turns as text.
+        starts: where the assistant's turns begin in it, by the turn's index.
+    """
+    spans = []
+    for begin, end in whole.blocks:
+        # A marked part may begin before the turn, by the header that asks for it.
+        index = max((i for i, start in starts.items() if start < end), default=min(starts))
+        weight = turn_weight(conversation.messages[index])
+        if weight and begin < end:
+            spans.append(Span(begin, end, weight))
+    return spans
 
 
 def _end_of_turn(
