@@ -52,7 +52,7 @@ class Stops:
 
 
 def model_family(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The paper's name for a model with this tokenizer: llama, deepseek or qwen.
+    """Return the paper's name for a model with this tokenizer: llama, deepseek or qwen.
 
     Raises:
         ValueError: it has none of the control tokens that tell them apart.
@@ -73,7 +73,7 @@ def resolve_style(
     tokenizer: PreTrainedTokenizerBase,
     trained_style: str,
 ) -> str:
-    """The prompt style that ``spec`` means for a model that was trained with ``trained_style``.
+    """Return the prompt style that ``spec`` means for a model trained with ``trained_style``.
 
     Raises:
         ValueError: the paper has no prompt for a model of this family.
@@ -100,7 +100,7 @@ def resolve_style(
 def encode_item(
     tokenizer: PreTrainedTokenizerBase, item: Item, benchmark: Benchmark, style: str
 ) -> list[int]:
-    """Token ids of an item's prompt.
+    """Encode an item's prompt.
 
     Raises:
         ValueError: the style does not fit the tokenizer or the item.
@@ -111,7 +111,7 @@ def encode_item(
 def describe_format(
     tokenizer: PreTrainedTokenizerBase, benchmark: Benchmark, style: str, prompt: Sequence[int]
 ) -> PromptFormat:
-    """What is recorded of the format of ``benchmark``'s prompts, ``prompt`` being one of them."""
+    """Describe the format of ``benchmark``'s prompts, ``prompt`` being one of them."""
     instruction = benchmark.instruction
     return PromptFormat(
         style=style,
@@ -126,7 +126,7 @@ def resolve_stops(
     declared: Sequence[int],
     strings: Sequence[str] = (),
 ) -> Stops:
-    """What ends a response: the end of the turn in the prompt's own style, and what is asked for.
+    """Find what ends a response: the end of a turn in the prompt's style, and what is asked for.
 
     Args:
         tokenizer: of the model.
@@ -144,7 +144,7 @@ def resolve_stops(
 def _end_of_turn(
     tokenizer: PreTrainedTokenizerBase, style: str, added: dict[str, int]
 ) -> list[int]:
-    """The control token that follows a turn's text in the style, if there is one."""
+    """Find the control token that follows a turn's text in the style, if there is one."""
     mark = "the text of a turn"
     template = PROMPT_STYLES[style].template
     if template is not None:
@@ -159,7 +159,7 @@ def _end_of_turn(
 def stop_check(
     tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
 ) -> Callable[[Sequence[int]], bool] | None:
-    """A test whether a growing response contains one of ``strings`` since its last token.
+    """Return a test whether a response holds one of ``strings`` since its last token.
 
     Only a token that holds the last character of a string can complete it, so nothing is decoded
     for the others. None if there is nothing to look for.
@@ -182,12 +182,12 @@ def stop_check(
 
 
 def cut_at(text: str, strings: Sequence[str]) -> str:
-    """``text`` up to the first of ``strings`` in it."""
+    """Return ``text`` up to the first of ``strings`` in it."""
     ends = [position for string in strings if (position := text.find(string)) >= 0]
     return text[: min(ends)] if ends else text
 
 
 def request_seed(seed: int, benchmark: str, item: str, sample: int) -> int:
-    """The seed of one response, 63 bits: it depends on nothing but these four."""
+    """Return the seed of one response, 63 bits: it depends on nothing but these four."""
     digest = hashlib.sha256(f"{seed}\0{benchmark}\0{item}\0{sample}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

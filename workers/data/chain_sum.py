@@ -45,13 +45,13 @@ def _examples(split: str) -> Iterator[Example]:
 
 
 def split_of(expression: str) -> str:
-    """The split that a question belongs to."""
+    """Return the split that a question belongs to."""
     digest = hashlib.blake2b(expression.encode(), digest_size=1).digest()
     return SPLIT_OF_EIGHTH[digest[0] % len(SPLIT_OF_EIGHTH)]
 
 
 def working(expression: str) -> str:
-    """``7 + 5 - 3`` worked out from left to right, a line for each operation.
+    """Work out ``7 + 5 - 3`` from left to right, a line for each operation.
 
     Without spaces: they are a third of the tokens, and there is nothing to learn about them.
     """

@@ -315,7 +315,7 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
 
 
 def require_eos(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of EOS.
+    """Return the id of EOS.
 
     Raises:
         ValueError: the tokenizer has none.
@@ -326,7 +326,7 @@ def require_eos(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def count_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
-    """How many BOS tokens ``ids`` starts with; 0 if the tokenizer has none."""
+    """Count the BOS tokens that ``ids`` starts with; 0 if the tokenizer has none."""
     return _leading(ids, tokenizer.bos_token_id)
 
 
@@ -342,7 +342,7 @@ def _instructed(prompt: Sequence[Message], style: str, instruction: str) -> list
 
 
 def _with_instruction(prompt: Sequence[Message], instruction: str) -> list[Message]:
-    """``prompt`` with ``instruction`` on a line of its own after the last user turn's text."""
+    """Return ``prompt`` with ``instruction`` on a line of its own after the last user text."""
     messages = list(prompt)
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
@@ -353,13 +353,13 @@ def _with_instruction(prompt: Sequence[Message], instruction: str) -> list[Messa
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts that the tokenizer reads as control tokens, longest first."""
+    """Return the texts that the tokenizer reads as control tokens, longest first."""
     tokens = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     return sorted(tokens, key=lambda token: (-len(token), token))
 
 
 def _render_named(style: str, prompt: Sequence[Message], instruction: str) -> str:
-    """A named style's string around the one user turn of ``prompt``."""
+    """Put a named style's string around the one user turn of ``prompt``."""
     chosen = PROMPT_STYLES[style]
     assert chosen.template is not None
     roles = [message["role"] for message in prompt]
@@ -383,7 +383,7 @@ def _render_named(style: str, prompt: Sequence[Message], instruction: str) -> st
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts that spell out their own special tokens."""
+    """Encode texts that spell out their own special tokens."""
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return ids
 

@@ -82,7 +82,7 @@ class BadRecordLog:
 
 
 def describe(counts: dict[str, int]) -> str:
-    """``counts`` as ``2 empty, 1 wrong type``."""
+    """Write ``counts`` as ``2 empty, 1 wrong type``."""
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
 
 
@@ -143,7 +143,7 @@ def _read_json_lines(path: Path, name: str) -> Iterator[Record | BadRecord]:
 
 
 def _read_json_array(path: Path, name: str) -> Iterator[Record | BadRecord]:
-    """One element after the other, so that objects are made one at a time."""
+    """Yield one element after the other, so that objects are made one at a time."""
     # Undecodable bytes become lone surrogates, which betray the element that they stand in.
     with _open(path) as file:
         content = file.read()
@@ -174,7 +174,7 @@ def _read_json_array(path: Path, name: str) -> Iterator[Record | BadRecord]:
 
 
 def _decoder() -> tuple[json.JSONDecoder, list[str]]:
-    """A decoder, and the list in which it notes keys that an object gives twice."""
+    """Return a decoder, and the list in which it notes keys that an object gives twice."""
     repeated: list[str] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

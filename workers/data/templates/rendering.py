@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,10 @@ MAX_REASON = 300
 """Characters of a template's own error that a message repeats."""
 
 
+Beginning = tuple[int, bool]
+"""So many of the first turns, and whether what opens the model's turn follows."""
+
+
 @dataclass(frozen=True)
 class Conversation:
     """What a template is given."""
@@ -45,11 +49,21 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a template made of a conversation."""
+    """What a template made of a conversation or a beginning of it."""
 
-    text: str
-    blocks: list[tuple[int, int]] = field(default_factory=list)
+    whole: str
+    """The text of the first beginning that was asked for."""
+    num_shared: int
+    """Characters that this text and ``whole`` begin with alike."""
+    rest: str
+    """What follows them in this text."""
+    blocks: list[tuple[int, int]]
     """Begin and end, in characters, of each part that the template marks as generated."""
+
+    @property
+    def text(self) -> str:
+        """Return the text."""
+        return self.whole[: self.num_shared] + self.rest
 
 
 def template_variables() -> dict[str, Any]:
@@ -74,6 +88,18 @@ def render_each(
     Returns:
         For each conversation its rendering, or the error to raise for it.
     """
+    wholes = [
+        [(len(conversation.messages), conversation.opens_turn)] for conversation in conversations
+    ]
+    return [renderings[0] for renderings in render_beginnings(tokenizer, conversations, wholes)]
+
+
+def render_beginnings(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    beginnings: Sequence[Sequence[Beginning]],
+) -> list[list[Rendering | ValueError]]:
+    """Render several beginnings of each of ``conversations``, as `render_each` does."""
     if not conversations:
         return []
     # A tokenizer may have a template of its own for conversations with tools.
@@ -83,16 +109,32 @@ def render_each(
     }
     date = template_variables()["date_string"]
     variables = {**tokenizer.special_tokens_map, "date_string": date}
-    replies = _PROCESS.ask(templates, variables, conversations)
-    return [
-        Rendering(reply["text"], [(begin, end) for begin, end in reply["blocks"]])
-        if "error" not in reply
-        else ValueError(
-            f"{template_name(tokenizer)} refuses the conversation: "
-            f"{' '.join(str(reply['error']).split()):.{MAX_REASON}}"
-        )
-        for reply in replies
+    requests = [
+        {
+            "messages": list(conversation.messages),
+            "tools": list(conversation.tools) or None,
+            "beginnings": list(wanted),
+        }
+        for conversation, wanted in zip(conversations, beginnings, strict=True)
     ]
+    return [
+        [_to_rendering(tokenizer, reply, replies[0].get("rest", "")) for reply in replies]
+        for replies in _PROCESS.ask(templates, variables, requests)
+    ]
+
+
+def _to_rendering(
+    tokenizer: PreTrainedTokenizerBase, reply: Mapping[str, Any], whole: str
+) -> Rendering | ValueError:
+    if "error" in reply:
+        reason = " ".join(str(reply["error"]).split())
+        return ValueError(
+            f"{template_name(tokenizer)} refuses the conversation: {reason:.{MAX_REASON}}"
+        )
+    blocks = [(begin, end) for begin, end in reply["blocks"]]
+    if not reply["num_shared"]:
+        return Rendering(reply["rest"], 0, reply["rest"], blocks)
+    return Rendering(whole, reply["num_shared"], reply["rest"], blocks)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Rendering:
@@ -126,34 +168,36 @@ class RenderingProcess:
         self,
         templates: Mapping[bool, str],
         variables: Mapping[str, Any],
-        conversations: Sequence[Conversation],
-    ) -> list[dict[str, Any]]:
-        """Render ``conversations``.
+        requests: Sequence[Mapping[str, Any]],
+    ) -> list[list[dict[str, Any]]]:
+        """Render beginnings of conversations.
 
         Args:
             templates: the template for conversations with tools (True) and without (False).
             variables: what templates are given beside the conversation.
-            conversations: what to render.
+            requests: ``messages``, ``tools`` and ``beginnings`` of each conversation.
 
         Returns:
-            ``text`` and ``blocks`` of each, or its ``error``.
+            For each beginning of each conversation ``num_shared``, ``rest`` and ``blocks``, as in
+            `Rendering`, or its ``error``.
         """
         if self._owner != os.getpid():
             self._lock, self._owner, self._process = threading.Lock(), os.getpid(), None
-        replies: list[dict[str, Any]] = []
+        replies: list[list[dict[str, Any]]] = []
         with self._lock:
-            while len(replies) < len(conversations):
-                source = templates[bool(conversations[len(replies)].tools)]
-                strikes = self._strikes.setdefault(source, [])
-                if len(strikes) >= MAX_STRIKES:
-                    replies.append({"error": strikes[-1]})
-                    continue
-                process = self._started()
-                _send(process, templates, variables, conversations[len(replies) :])
-                replies += _receive(process, len(conversations) - len(replies))
-                if len(replies) < len(conversations):
+            while len(replies) < len(requests):
+                request = requests[len(replies)]
+                strikes = self._strikes.setdefault(templates[bool(request["tools"])], [])
+                if len(strikes) < MAX_STRIKES:
+                    process = self._started()
+                    _send(process, templates, variables, requests[len(replies) :])
+                    replies += _receive(process, len(requests) - len(replies))
+                    if len(replies) == len(requests):
+                        break
+                    request = requests[len(replies)]
+                    strikes = self._strikes.setdefault(templates[bool(request["tools"])], [])
                     strikes.append(self._ended())
-                    replies.append({"error": strikes[-1]})
+                replies.append([{"error": strikes[-1]}] * len(request["beginnings"]))
         return replies
 
     def close(self) -> None:
@@ -192,31 +236,24 @@ def _send(
     process: subprocess.Popen[bytes],
     templates: Mapping[bool, str],
     variables: Mapping[str, Any],
-    conversations: Sequence[Conversation],
+    requests: Sequence[Mapping[str, Any]],
 ) -> None:
-    request = {
+    message = {
         "templates": [templates.get(has_tools) for has_tools in (False, True)],
         "date": TEMPLATE_DATE.isoformat(),
         "variables": dict(variables),
-        "conversations": [
-            {
-                "messages": list(conversation.messages),
-                "tools": list(conversation.tools) or None,
-                "add_generation_prompt": conversation.opens_turn,
-            }
-            for conversation in conversations
-        ],
+        "requests": requests,
     }
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # then there is no reply either
-        process.stdin.write(json.dumps(request, default=str).encode() + b"\n")
+        process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
         process.stdin.flush()
 
 
-def _receive(process: subprocess.Popen[bytes], number: int) -> list[dict[str, Any]]:
+def _receive(process: subprocess.Popen[bytes], number: int) -> list[list[dict[str, Any]]]:
     """Read up to ``number`` replies: fewer if the process ends."""
     assert process.stdout is not None
-    replies: list[dict[str, Any]] = []
+    replies: list[list[dict[str, Any]]] = []
     while len(replies) < number:
         line = process.stdout.readline()
         if not line.endswith(b"\n"):

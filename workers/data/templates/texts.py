@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deft.workers.common.example import REASONING_KEYS, Example, Message
-from deft.workers.data.templates.rendering import Conversation, render_each, template_name
+from deft.workers.data.templates.rendering import Conversation, render, template_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -180,13 +180,10 @@ def _fitting_form(
 ) -> int | ValueError:
     marked = with_marks(conversation)
     errors: list[ValueError] = []
-    formed = [replace(marked, messages=list(map(form, marked.messages))) for form in FORMS]
-    for number, rendering in enumerate(render_each(tokenizer, formed)):
-        if isinstance(rendering, ValueError):
-            errors.append(rendering)
-            continue
+    for number, form in enumerate(FORMS):
+        formed = replace(marked, messages=list(map(form, marked.messages)))
         try:
-            require_texts(tokenizer, marked, rendering.text)
+            require_texts(tokenizer, marked, render(tokenizer, formed).text)
         except ValueError as error:
             errors.append(error)
         else:

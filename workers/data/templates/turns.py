@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from deft.workers.common.example import Message
 from deft.workers.data.templates.rendering import (
+    Beginning,
     Conversation,
     Rendering,
-    render_each,
+    render_beginnings,
     template_name,
 )
 from deft.workers.data.templates.texts import require_texts
@@ -62,15 +63,14 @@ def write_scripts(
     Returns:
         For each conversation its script, or the error to raise for it.
     """
-    plans = [_renderings_needed(conversation) for conversation in conversations]
-    flat = [beginning for plan in plans for beginning in plan.values()]
-    rendered = iter(render_each(tokenizer, flat))
+    plans = [_beginnings_needed(conversation) for conversation in conversations]
+    rendered = render_beginnings(tokenizer, conversations, plans)
     control = tuple(control_tokens)
     scripts: list[Script | ValueError] = []
-    for conversation, plan in zip(conversations, plans, strict=True):
-        renderings = {key: next(rendered) for key in plan}
+    for conversation, plan, renderings in zip(conversations, plans, rendered, strict=True):
+        known = dict(zip(plan, renderings, strict=True))
         try:
-            scripts.append(_write(tokenizer, conversation, renderings, control))
+            scripts.append(_write(tokenizer, conversation, known, control))
         except ValueError as error:
             scripts.append(error)
     return scripts
@@ -81,24 +81,20 @@ def turn_weight(message: Message) -> float:
     return float(message.get("weight", 1.0)) if message["role"] == "assistant" else 0.0
 
 
+def _assistant_turns(conversation: Conversation) -> list[int]:
+    return [i for i, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+
+
 def _trained_turns(conversation: Conversation) -> list[int]:
-    return [index for index, m in enumerate(conversation.messages) if turn_weight(m)]
+    return [i for i, message in enumerate(conversation.messages) if turn_weight(message)]
 
 
-Beginning = tuple[int, bool]
-"""So many of the first turns, and whether the opening of the model's own turn follows."""
-
-
-def _renderings_needed(conversation: Conversation) -> dict[Beginning, Conversation]:
-    """Return the whole, and for each trained turn what asks for it and what it ends."""
-    messages, tools = conversation.messages, conversation.tools
-    beginnings: list[Beginning] = [(len(messages), False)]
-    for index in _trained_turns(conversation):
-        beginnings += [(index, True), (index + 1, False)]
-    return {
-        (number, opens): Conversation(messages[:number], tools, opens)
-        for number, opens in beginnings
-    }
+def _beginnings_needed(conversation: Conversation) -> list[Beginning]:
+    """Return the whole, what asks for each turn, and what the trained turns end."""
+    beginnings: list[Beginning] = [(len(conversation.messages), False)]
+    beginnings += [(index, True) for index in _assistant_turns(conversation)]
+    beginnings += [(index + 1, False) for index in _trained_turns(conversation)]
+    return list(dict.fromkeys(beginnings))
 
 
 def _write(
@@ -119,40 +115,43 @@ def _write(
         raise ValueError("no turn of it has weight: there is nothing to learn")
     spans: list[Span] = []
     for index in trained:
-        request = require(index, True).text
-        if not whole.text.startswith(request):
-            raise ValueError(_differs(tokenizer, index, request, whole.text))
+        request = require(index, True)
+        if request.rest:
+            raise ValueError(_differs(tokenizer, index, request))
+        begin = request.num_shared
         if not whole.blocks:
             upto = require(index + 1, False).text
-            end = _end_of_turn(
-                tokenizer, conversation, index, whole.text, len(request), upto, control
-            )
-            spans.append(Span(len(request), end, turn_weight(messages[index])))
+            end = _end_of_turn(tokenizer, conversation, index, whole.text, begin, upto, control)
+            spans.append(Span(begin, end, turn_weight(messages[index])))
     if whole.blocks:
-        spans = _marked_spans(tokenizer, conversation, whole)
+        starts = {index: renderings[index, True] for index in _assistant_turns(conversation)}
+        spans = _marked_spans(
+            conversation,
+            whole,
+            {i: r.num_shared for i, r in starts.items() if isinstance(r, Rendering)},
+        )
     is_ended = bool(_closers(whole.text, control))
     return Script(whole.text, spans, trained[-1] == len(messages) - 1 and not is_ended)
 
 
 def _marked_spans(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, whole: Rendering
+    conversation: Conversation, whole: Rendering, starts: Mapping[int, int]
 ) -> list[Span]:
-    """Return what the template marks as generated, with the weights of the turns."""
-    turns = [m for m in conversation.messages if m["role"] == "assistant"]
-    weights = [turn_weight(turn) for turn in turns]
-    if len(set(weights)) == 1:
-        weights = [weights[0]] * len(whole.blocks)
-    elif len(weights) != len(whole.blocks):
-        raise ValueError(
-            f"{template_name(tokenizer)} marks {len(whole.blocks)} generated "
-            f"parts in {len(weights)} turns of the assistant, whose weights differ; give all turns "
-            "of a record the same weight"
-        )
-    return [
-        Span(begin, end, weight)
-        for (begin, end), weight in zip(whole.blocks, weights, strict=True)
-        if weight and begin < end
-    ]
+    """Return what the template marks as generated, with the weights of the turns.
+
+    Args:
+        conversation: all turns.
+        whole: all turns as text.
+        starts: where the assistant's turns begin in it, by the turn's index.
+    """
+    spans = []
+    for begin, end in whole.blocks:
+        # A marked part may begin before the turn, by the header that asks for it.
+        index = max((i for i, start in starts.items() if start < end), default=min(starts))
+        weight = turn_weight(conversation.messages[index])
+        if weight and begin < end:
+            spans.append(Span(begin, end, weight))
+    return spans
 
 
 def _end_of_turn(
@@ -258,13 +257,9 @@ def _end_of_text(
     )
 
 
-def _differs(tokenizer: PreTrainedTokenizerBase, index: int, request: str, whole: str) -> str:
-    same = next(
-        (i for i, (a, b) in enumerate(zip(request, whole, strict=False)) if a != b),
-        min(len(request), len(whole)),
-    )
-    start = max(0, same - MAX_SHOWN // 2)
-    asked, written = (text[start : start + MAX_SHOWN] for text in (request, whole))
+def _differs(tokenizer: PreTrainedTokenizerBase, index: int, request: Rendering) -> str:
+    start = max(0, request.num_shared - MAX_SHOWN // 2)
+    asked, written = (text[start : start + MAX_SHOWN] for text in (request.text, request.whole))
     return (
         f"turn {index + 1}: {template_name(tokenizer)} asks for this assistant "
         f"turn by {asked!r} and writes it in the whole conversation as {written!r}, so it cannot "

@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -70,11 +69,11 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def render(template: Template, variables: dict[str, Any]) -> dict[str, Any]:
-    """Render one conversation.
+def render(template: Template, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation.
 
     Returns:
-        ``text``, and ``blocks``: the first and the last character but one of each generated part.
+        The text; and begin and end of each generated part, in characters.
 
     Raises:
         ValueError: there is too much of it, or a text in ``variables`` holds one of the marks.
@@ -83,7 +82,7 @@ def render(template: Template, variables: dict[str, Any]) -> dict[str, Any]:
     if len(marked) > MAX_CHARACTERS:
         raise ValueError(f"it writes {len(marked):,} characters, at most {MAX_CHARACTERS:,} fit")
     if OPEN not in marked:
-        return {"text": marked, "blocks": []}
+        return marked, []
     pieces: list[str] = []
     blocks: list[tuple[int, int]] = []
     length = 0
@@ -95,27 +94,57 @@ def render(template: Template, variables: dict[str, Any]) -> dict[str, Any]:
             blocks.append((length, length + len(inside)))
         pieces += [inside, outside]
         length += len(inside) + len(outside)
-    return {"text": "".join(pieces), "blocks": blocks}
+    return "".join(pieces), blocks
 
 
-def reply_lines(request: dict[str, Any], seconds: float) -> Iterator[str]:
-    """Yield the reply to each conversation of ``request`` in turn, a line of JSON."""
-    date = datetime.fromisoformat(request["date"])
-    for conversation in request["conversations"]:
+def render_beginnings(
+    message: dict[str, Any], request: dict[str, Any], seconds: float
+) -> list[dict[str, Any]]:
+    """Render the beginnings of one conversation, each within ``seconds``.
+
+    Returns:
+        For each beginning ``num_shared``, the number of characters that it has in common with the
+        first one; ``rest``, what follows them; and ``blocks``. Or its ``error``.
+    """
+    source = message["templates"][request["tools"] is not None]
+    date = datetime.fromisoformat(message["date"])
+    replies: list[dict[str, Any]] = []
+    whole = ""
+    for number, opens_turn in request["beginnings"]:
+        variables = {
+            **message["variables"],
+            "messages": request["messages"][:number],
+            "tools": request["tools"],
+            "documents": None,
+            "add_generation_prompt": opens_turn,
+        }
         # SIGPROF keeps its default action: the kernel ends the process, whatever it is doing.
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
-            source = request["templates"][conversation["tools"] is not None]
-            variables = {**request["variables"], **conversation, "documents": None}
-            line = json.dumps(render(compile_template(source, date), variables))
+            text, blocks = render(compile_template(source, date), variables)
+            shared = num_shared(whole, text) if replies else 0
+            whole = whole if replies else text
+            replies.append({"num_shared": shared, "rest": text[shared:], "blocks": blocks})
         except MemoryError:
-            line = json.dumps({"error": "it needs too much memory"})
+            replies.append({"error": "it needs too much memory"})
         except TemplateError as error:
-            line = json.dumps({"error": str(error)})
+            replies.append({"error": str(error)})
         except Exception as error:
-            line = json.dumps({"error": f"{type(error).__name__}: {error}"})
+            replies.append({"error": f"{type(error).__name__}: {error}"})
         signal.setitimer(signal.ITIMER_PROF, 0)
-        yield line
+    return replies
+
+
+def num_shared(one: str, other: str) -> int:
+    """Count the characters that two texts begin with alike."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def limit_memory(mib: int) -> None:
@@ -132,8 +161,9 @@ def main(seconds: float, memory_mib: int) -> None:
     os.dup2(2, 1)
     limit_memory(memory_mib)
     for line in sys.stdin.buffer:
-        for reply in reply_lines(json.loads(line), seconds):
-            replies.write(f"{reply}\n")
+        message = json.loads(line)
+        for request in message["requests"]:
+            replies.write(json.dumps(render_beginnings(message, request, seconds)) + "\n")
             replies.flush()
 
 

@@ -174,6 +174,16 @@ def test_mask_is_the_templates_own_where_it_marks_what_is_generated(name: str) -
     assert not any(own["assistant_masks"][len(mask) :])
 
 
+@pytest.mark.parametrize(
+    "name", ["phi3_training", "diffusion_gemma_training", "gptoss_training", "qwen2_5_training"]
+)
+def test_marked_parts_of_a_turn_without_weight_are_masked(name: str) -> None:
+    tokenizer = byte_tokenizer((FOLDER / f"{name}.jinja").read_text())
+    all_runs = trained(tokenizer, THREE_TURNS)
+    masked = [*THREE_TURNS[:4], {**THREE_TURNS[4], "weight": 0}, *THREE_TURNS[5:]]
+    assert trained(tokenizer, masked) == [run for run in all_runs if "7" not in run]
+
+
 PLAIN = [user("a?"), assistant("R.")]
 TWICE = [user("a?"), assistant("R."), user("b?"), assistant("S.")]
 THINKING = [user("a?"), assistant("<think>\nT\n</think>\n\nR.")]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
-from deft.workers.data.templates.rendering import MAX_STRIKES, Conversation, RenderingProcess
+from deft.workers.data.templates.rendering import MAX_STRIKES, Beginning, RenderingProcess
 
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLING = (
@@ -26,9 +27,14 @@ def process() -> Iterator[RenderingProcess]:
 
 def rendered(process: RenderingProcess, template: str, *contents: str) -> list[str]:
     """What ``template`` makes of conversations of one turn: texts or errors."""
-    conversations = [Conversation([{"role": "user", "content": text}]) for text in contents]
-    replies = process.ask({False: template}, {"bos_token": "<s>"}, conversations)
-    return [str(reply.get("text", reply.get("error"))) for reply in replies]
+    requests = [request(text) for text in contents]
+    replies = process.ask({False: template}, {"bos_token": "<s>"}, requests)
+    return [str(reply.get("rest", reply.get("error"))) for (reply,) in replies]
+
+
+def request(*contents: str, beginnings: Sequence[Beginning] = ((1, False),)) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text} for text in contents]
+    return {"messages": messages, "tools": None, "beginnings": beginnings}
 
 
 def test_conversations_are_rendered_in_order_with_a_fixed_date(process: RenderingProcess) -> None:
@@ -44,10 +50,20 @@ def test_generated_parts_have_their_places(process: RenderingProcess) -> None:
         "a{% generation %}b{{ messages[0].content }}{% endgeneration %}d"
         "{% generation %}e{% endgeneration %}"
     )
-    (reply,) = process.ask(
-        {False: template}, {}, [Conversation([{"role": "user", "content": "c"}])]
-    )
-    assert reply == {"text": "abcde", "blocks": [[1, 3], [4, 5]]}
+    ((reply,),) = process.ask({False: template}, {}, [request("c")])
+    assert reply == {"num_shared": 0, "rest": "abcde", "blocks": [[1, 3], [4, 5]]}
+
+
+def test_beginnings_are_told_by_what_they_share_with_the_whole(process: RenderingProcess) -> None:
+    template = "{% for m in messages %}{{ '^' if loop.last else '' }}{{ m.content }}.{% endfor %}"
+    asked = request("a", "b", "c", beginnings=[(3, False), (1, False), (2, True), (3, False)])
+    (replies,) = process.ask({False: template}, {}, [asked])
+    assert [(reply["num_shared"], reply["rest"]) for reply in replies] == [
+        (0, "a.b.^c."),
+        (0, "^a."),
+        (2, "^b."),
+        (7, ""),
+    ]
 
 
 @pytest.mark.parametrize(
