@@ -92,13 +92,15 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
         cell = _cell(spec, combination, overrides, base, models, root, origins, str(file))
         if cell.run in cells:
             twice = "; and ".join(map(_describe, (first[cell.run], combination)))
-            raise UserError(f"{file}: two cells are the same run: {twice}")
+            raise UserError(f"{file}: two cells are the same run: {twice}; leave one out")
         cells[cell.run], first[cell.run] = cell, combination
     if not cells:
         raise UserError(f"{file}: exclude leaves no cell")
     engines = [cell.spec.evaluation.engine for cell in (*cells.values(), *models.values())]
     if any(engine != engines[0] for engine in engines):
-        raise UserError(f"{file}: all cells share their engines, so evaluation.engine is the same")
+        raise UserError(
+            f"{file}: evaluation.engine: all cells share their engines; give each the same"
+        )
     return Plan(spec, file.read_text(encoding="utf-8"), models, tuple(cells.values()))
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from deft.workers.common.names import nearest_name
 from deft.workers.common.settings import Settings
 
 DottedSettings = dict[str, Any]
@@ -113,20 +114,21 @@ class SweepSpec(Settings):
         for where, rule in named:
             for axis in rule:
                 if axis not in self.grid:
-                    raise ValueError(f"{where}: {axis} is no axis; axes are {self._axes}")
+                    raise ValueError(f"{where}: {self._no_axis(axis)}")
         for index, cell in enumerate(self.include):
             missing = [axis for axis in self.grid if axis not in cell]
             if missing:
                 raise ValueError(f"include.{index}: gives no {', '.join(missing)}")
         if self.select is not None and self.select.over not in self.grid:
-            raise ValueError(f"select.over: {self.select.over} is no axis; axes are {self._axes}")
+            raise ValueError(f"select.over: {self._no_axis(self.select.over)}")
         if self.select is not None and self.select.over in ("objective", "seed"):
             raise ValueError(f"select.over: {self.select.over} is compared, not chosen")
         return self
 
-    @property
-    def _axes(self) -> str:
-        return ", ".join(self.grid)
+    def _no_axis(self, axis: str) -> str:
+        nearest = nearest_name(axis, self.grid)
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        return f"{axis} is no axis; axes are {', '.join(self.grid)}{hint}"
 
 
 def label(value: Any) -> str:

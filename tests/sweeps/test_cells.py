@@ -282,6 +282,10 @@ def test_models_of_the_sweep_come_first(tmp_path: Path) -> None:
         ({"exclude": [{"seed": [0, 1]}]}, "exclude leaves no cell"),
         ({"include": [{"objective": "p"}]}, "include.0: gives no seed"),
         ({"select": {"over": "training.learning_rate"}}, "training.learning_rate is no axis"),
+        (
+            {"select": {"over": "seeds"}},
+            "select.over: seeds is no axis; axes are objective, seed; did you mean seed?",
+        ),
         ({"select": {"over": "seed"}}, "seed is compared, not chosen"),
         ({"grid": {"evaluation.engine.dtype": ["float32"]}}, "all cells share their engines"),
         (

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 FOLDER = "checksums"
 """Folder of a directory's checksums: one file for each part that it was merged from."""
+SETTLED_NS = 10 * 10**9
+"""Nanoseconds after its last change in which a file's times do not prove that it is the same."""
 HASH_DIGITS = 12
 """Hexadecimal digits of a name that `hash_parts` makes."""
 
@@ -23,13 +27,32 @@ def hash_parts(*parts: str | bytes) -> str:
 
 
 def hash_files(files: Iterable[tuple[str, Path]]) -> str:
-    """Return the SHA-256 of the names and contents of ``files``, given as (name, path)."""
+    """Return the SHA-256 of the names and contents of ``files``, given as (name, path).
+
+    A process reads a file once while it stays as it is: each cell of a sweep hashes its data.
+    """
     digest = hashlib.sha256()
     for name, file in files:
-        digest.update(name.encode() + b"\0")
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(name.encode() + b"\0" + _content_digest(file))
     return digest.hexdigest()
+
+
+def _content_digest(file: Path) -> bytes:
+    status = file.stat()
+    # Clocks of file systems are coarse: a file that was just written may change again unseen.
+    if time.time_ns() - status.st_mtime_ns < SETTLED_NS:
+        return _read_digest(file)
+    return _settled_digest(file.absolute(), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=10_000)
+def _settled_digest(file: Path, size: int, mtime_ns: int, inode: int) -> bytes:
+    return _read_digest(file)
+
+
+def _read_digest(file: Path) -> bytes:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
 
 
 def file_names(directory: Path) -> list[str]:

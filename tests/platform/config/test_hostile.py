@@ -168,6 +168,26 @@ def test_a_setting_is_taken_or_refused(key: str, value: str) -> None:
         refusal(error)
 
 
+@per_example
+@given(
+    rate=st.floats(1e-12, 1e3),
+    on_axis=st.sampled_from(["{!r}", "{:.17e}", '"{!r}"', "{:.17E}"]),
+    in_rule=st.sampled_from(["{!r}", "{:.17e}", "'{:.17e}'", "[7, {!r}]"]),
+)
+def test_a_rule_finds_a_number_however_it_is_spelled(
+    rate: float, on_axis: str, in_rule: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    axis = "training.learning_rate"
+    file.write_text(
+        "base: {dataset: figfont, model: tiny, objective: p}\n"
+        f"grid: {{{axis}: [2000, {on_axis.format(rate)}]}}\n"
+        f"exclude: [{{{axis}: {in_rule.format(rate)}}}]\n"
+    )
+    (cell,) = load_sweep(file, tmp_path).cells
+    assert cell.spec.training.learning_rate == 2000
+
+
 @given(st.text("0123456789_:.eE+-ox", min_size=1, max_size=12))
 @example("0100")
 @example("1:30")

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
-from deft.workers.common.checksums import damaged_file_of, hash_files, hash_parts, write_checksums
+from deft.workers.common import checksums
+from deft.workers.common.checksums import (
+    SETTLED_NS,
+    damaged_file_of,
+    hash_files,
+    hash_parts,
+    write_checksums,
+)
 
 
 @pytest.fixture
@@ -65,3 +76,35 @@ def test_hash_of_files_is_of_names_and_contents_and_not_of_places(tmp_path: Path
     assert first != hash_files([("y", tmp_path / "b"), ("x", tmp_path / "a")])
     (tmp_path / "b").write_bytes(b"3")
     assert first != hash_files([("x", tmp_path / "a"), ("y", tmp_path / "b")])
+
+
+def test_file_is_read_again_only_after_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "data"
+    reads = []
+    file_digest = hashlib.file_digest
+
+    def count(content: BinaryIO, name: str) -> Any:
+        reads.append(content.name)
+        return file_digest(content, name)
+
+    monkeypatch.setattr(checksums.hashlib, "file_digest", count)
+
+    def write(content: bytes, age: int) -> str:
+        file.write_bytes(content)
+        changed = time.time_ns() - age * SETTLED_NS
+        os.utime(file, ns=(changed, changed))
+        return hash_files([("x", file)])
+
+    old = write(b"1", age=3)
+    assert hash_files([("x", file)]) == old
+    assert len(reads) == 1
+    new = write(b"2", age=2)
+    assert new != old
+    assert hash_files([("y", file)]) != new
+    assert len(reads) == 2
+    # What was just written is read each time: the next change may come within the clock's tick.
+    just_written = write(b"3", age=0)
+    assert hash_files([("x", file)]) == just_written
+    assert len(reads) == 4
