@@ -93,7 +93,7 @@ class Evaluator:
         predictions = [
             rendered.prediction(responses[key], results.get(key, not_asked)) for key in keys
         ]
-        write_predictions(predictions, job.predictions)
+        write_predictions(predictions, job.predictions, rendered.conditions(job))
         return JobResult(
             metrics=summarize(
                 predictions,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.heldout_table import read_losses, text_bits
+from deft.evaluators.scores.predictions import read_conditions
 from deft.evaluators.scores.statistics import Difference, Floats, Interval
 
 LEVEL = 0.05
@@ -33,6 +34,8 @@ class Measured:
     """Shares of responses: truncated, no answer, grader error, prompt too long."""
     digests: Sequence[str] = ()
     """Digest of each item's question, gold and options, [I]; empty for held-out rows."""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """Conditions under which responses were generated and graded, by name."""
 
     def mean(self) -> float:
         """Compute the weighted mean over items."""
@@ -88,6 +91,7 @@ def read_predictions(path: Path, headline: str) -> Measured:
         single=means.astype(bool) if one_each else None,
         rates={name: count / len(rows) for name, count in counts.items()},
         digests=list({row["id"]: row["item_digest"] for row in rows}.values()),
+        conditions=read_conditions(path),
     )
 
 
@@ -148,6 +152,15 @@ def compare(
             differences, adjusted, strict=True
         )
     }
+
+
+def different_conditions(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
+    """Describe what differs between the conditions of two runs, with both values."""
+    return [
+        f"{name} ({first.get(name, 'none')} / {second.get(name, 'none')})"
+        for name in dict.fromkeys([*first, *second])
+        if first.get(name) != second.get(name)
+    ]
 
 
 def _require_same_items(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ SCHEMA = pa.schema(
     ]
 )
 """One row for each item and sample, items in their order and samples from 0."""
+CONDITIONS = "deft.conditions"
+"""Key of the conditions in the metadata of a table's schema."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,28 @@ class Prediction:
     scores: dict[str, float]
 
 
-def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write the Parquet table. It appears whole or not at all; directories are made as needed."""
-    table = pa.Table.from_pylist([asdict(prediction) for prediction in predictions], SCHEMA)
+def write_predictions(
+    predictions: Sequence[Prediction], path: Path, conditions: Mapping[str, str] | None = None
+) -> None:
+    """Write the Parquet table. It appears whole or not at all; directories are made as needed.
+
+    Args:
+        predictions: the rows.
+        path: of the table.
+        conditions: under which responses were generated and graded, by name; kept in the metadata
+            of the table's schema.
+    """
+    schema = SCHEMA.with_metadata({CONDITIONS: json.dumps(dict(conditions or {}))})
+    table = pa.Table.from_pylist([asdict(prediction) for prediction in predictions], schema)
     with atomic_file(path) as file:
         pq.write_table(table, file)
+
+
+def read_conditions(path: Path) -> dict[str, str]:
+    """Read the conditions that `write_predictions` has kept with a table."""
+    metadata = pq.read_schema(path).metadata or {}
+    conditions: dict[str, str] = json.loads(metadata.get(CONDITIONS.encode(), b"{}"))
+    return conditions
 
 
 def summarize(

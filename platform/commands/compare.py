@@ -11,6 +11,7 @@ from deft.evaluators.scores.comparison import (
     Comparison,
     Measured,
     compare,
+    different_conditions,
     read_heldout,
     read_predictions,
 )
@@ -48,7 +49,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     The models that were trained from come last, one line each.
 
     Raises:
-        UserError: fewer than two models are to be compared.
+        UserError: fewer than two models are to be compared, or they were asked other questions.
     """
     measured: dict[str, dict[str, Measured]] = {}
     bases: set[str] = set()
@@ -66,7 +67,10 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     everyone = {name for found in measured.values() for name in found}
     if len(everyone) < 2:
         raise UserError("give at least two runs to compare")
-    comparisons = compare(measured, labels[0])
+    try:
+        comparisons = compare(measured, labels[0])
+    except ValueError as error:
+        raise UserError(str(error)) from None
     order = [*dict.fromkeys(labels), *sorted(everyone - set(labels))]
     for benchmark, found in measured.items():
         if labels[0] in found:
@@ -78,6 +82,12 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
         f"{len(comparisons)} comparisons (Holm); told from noise below {LEVEL}; "
         "'found from': the true difference that is found with a chance of 80 %"
     )
+    for benchmark, name in comparisons:
+        first, second = measured[benchmark][labels[0]], measured[benchmark][name]
+        if different := different_conditions(first.conditions, second.conditions):
+            console.say(
+                f"warning: {benchmark}: {labels[0]} and {name} differ in {', '.join(different)}"
+            )
     console.say(
         "seeds are ignored: intervals and p are over items only, so a difference is one between "
         "these models, be it from the objective or from the seed; `deft report` of a sweep with "
