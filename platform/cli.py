@@ -286,7 +286,8 @@ def compare(
     """Compare runs on the items they share: intervals, differences to the first, significance."""
     from deft.platform.commands.compare import compare_runs, find_run
 
-    compare_runs([find_run(name, root) for name in runs], RunConsole())
+    with bad_input():
+        compare_runs([find_run(name, root) for name in runs], RunConsole())
 
 
 @app.command()

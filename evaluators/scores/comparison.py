@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,7 @@ def read_predictions(path: Path, headline: str) -> Measured:
         "prompt too long": reasons.count("prompt_too_long"),
     }
     means = np.array([np.mean(samples) for samples in values.values()])
+    _require_finite(path, list(values), means)
     one_each = headline == "avg" and len(rows) == len(values)
     return Measured(
         ids=list(values),
@@ -100,6 +102,7 @@ def read_heldout(path: Path) -> Measured:
     losses = read_losses(path)
     bits, sizes = text_bits(losses)
     ids = [f"{loss.row}/{loss.n_bytes}" for loss in losses]
+    _require_finite(path, ids, bits)
     return Measured(ids=ids, values=bits / sizes, weights=sizes, single=None, rates={})
 
 
@@ -152,6 +155,13 @@ def compare(
             differences, adjusted, strict=True
         )
     }
+
+
+def _require_finite(path: Path, ids: Sequence[str], values: Floats) -> None:
+    """Raise ValueError if a value cannot be compared."""
+    for item_id, value in zip(ids, values.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise ValueError(f"{path}: the value of item {item_id} is {value}, not a number")
 
 
 def different_conditions(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,10 +126,20 @@ def rates(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def to_outcomes(predictions: Sequence[Prediction]) -> Outcomes:
-    """Arrange predictions by item and sample; every item has the same number of samples."""
+    """Arrange predictions by item and sample; every item has the same number of samples.
+
+    Raises:
+        ValueError: a score is NaN or infinite.
+    """
     num_samples = 1 + max(prediction.sample for prediction in predictions)
     rows = [predictions[i : i + num_samples] for i in range(0, len(predictions), num_samples)]
     names = sorted({name for prediction in predictions for name in prediction.scores})
+    for prediction in predictions:
+        for name, score in prediction.scores.items():
+            if not math.isfinite(score):
+                raise ValueError(
+                    f"score {name} of item {prediction.id} is {score}; a grader must give numbers"
+                )
     return Outcomes(
         ids=[row[0].id for row in rows],
         sources=[row[0].source for row in rows],

@@ -49,7 +49,8 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     The models that were trained from come last, one line each.
 
     Raises:
-        UserError: fewer than two models are to be compared, or they were asked other questions.
+        UserError: fewer than two models are to be compared.
+        ValueError: they were asked other questions, or a value is no number.
     """
     measured: dict[str, dict[str, Measured]] = {}
     bases: set[str] = set()
@@ -67,10 +68,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     everyone = {name for found in measured.values() for name in found}
     if len(everyone) < 2:
         raise UserError("give at least two runs to compare")
-    try:
-        comparisons = compare(measured, labels[0])
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    comparisons = compare(measured, labels[0])
     order = [*dict.fromkeys(labels), *sorted(everyone - set(labels))]
     for benchmark, found in measured.items():
         if labels[0] in found:
