@@ -301,7 +301,8 @@ def compare(
     from deft.platform.commands.compare import compare_runs
     from deft.platform.records.find import find_run
 
-    compare_runs([find_run(name, root) for name in runs], RunConsole())
+    with as_user_error():
+        compare_runs([find_run(name, root) for name in runs], RunConsole())
 
 
 @app.command()

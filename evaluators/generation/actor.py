@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 
 from ray.util.queue import Queue
 
-from deft.evaluators.generation.benchmark_prompts import render_prompts
+from deft.evaluators.generation.benchmark_prompts import BenchmarkPrompts, render_prompts
 from deft.evaluators.generation.engine import Decoding, Engine, Generation, Request
 from deft.evaluators.generation.engines import create_engine
+from deft.evaluators.generation.grader_failure import require_some_grade
 from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.generation.journal import Response, ResponseJournal, read_responses
 from deft.evaluators.generation.model_dir import fingerprint, read_architecture
@@ -50,6 +51,7 @@ class Evaluator:
         Raises:
             FileNotFoundError: the model is no directory with safetensors weights.
             ValueError: it has no readable tokenizer, or the prompt style does not fit it.
+            ValueError: a grader failed on all of its responses.
             RuntimeError: the engine could not load the model.
         """
         began = time.monotonic()
@@ -85,14 +87,13 @@ class Evaluator:
                 add(response)
                 report(len(responses))
 
+        results = {key: future.result() for key, future in grades.items()}
+        _require_grades(rendered, results, responses)
         not_asked = Grade(Verdict.no_answer)
         predictions = [
-            rendered.prediction(
-                responses[key], grades[key].result() if key in grades else not_asked
-            )
-            for key in keys
+            rendered.prediction(responses[key], results.get(key, not_asked)) for key in keys
         ]
-        write_predictions(predictions, job.predictions)
+        write_predictions(predictions, job.predictions, rendered.conditions(job))
         return JobResult(
             metrics=summarize(
                 predictions,
@@ -135,6 +136,21 @@ class Evaluator:
         seconds = time.monotonic() - began
         _report(progress, event="engine_ready", model=str(model), how=how, seconds=seconds)
         return seconds
+
+
+def _require_grades(
+    rendered: BenchmarkPrompts,
+    grades: Mapping[tuple[str, int], Grade],
+    responses: Mapping[tuple[str, int], Response],
+) -> None:
+    """Raise ValueError if a grader of the benchmark failed on all of its responses."""
+    keys_of_grader: dict[str, list[tuple[str, int]]] = {}
+    for key in grades:
+        keys_of_grader.setdefault(rendered.grader(key[0]), []).append(key)
+    for grader, keys in keys_of_grader.items():
+        failed = [key for key in keys if grades[key].verdict is Verdict.grader_error]
+        record = asdict(responses[keys[0]])
+        require_some_grade(rendered.benchmark.name, grader, len(failed), len(keys), record)
 
 
 def _report(progress: Queue | None, **event: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deft.evaluators.benchmarks.base import Benchmark, Item
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.definition import definition_in
 from deft.evaluators.benchmarks.items import read_items
 from deft.evaluators.generation.engine import Decoding, Generation
 from deft.evaluators.generation.job import EvaluationJob, PromptRecord
@@ -96,6 +97,19 @@ class BenchmarkPrompts:
             extracted=grade.extracted,
             scores=dict(grade.scores),
         )
+
+    def conditions(self, job: EvaluationJob) -> dict[str, str]:
+        """Describe what responses and grades depend on beside model, items and seed."""
+        spec = job.benchmark
+        return {
+            "samples": str(spec.samples),
+            "max_tokens": str(spec.max_tokens),
+            "temperature": f"{spec.temperature:g}",
+            "top_p": f"{spec.top_p:g}",
+            "stop": " ".join(map(repr, spec.stop)) or "none",
+            "prompt style": self.style,
+            "definition": definition_in(job.items),
+        }
 
     def record(self) -> PromptRecord:
         """Describe how prompts were rendered and what ended responses."""

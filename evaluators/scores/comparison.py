@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.heldout_table import read_losses, text_bits
+from deft.evaluators.scores.predictions import read_conditions
 from deft.evaluators.scores.statistics import Difference, Floats, Interval
 
 LEVEL = 0.05
@@ -33,6 +35,8 @@ class ItemScores:
     """Shares of responses: truncated, no answer, grader error, prompt too long."""
     digests: Sequence[str] = ()
     """Digest of each item's question, gold and options, [I]; empty for held-out rows."""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    """Conditions under which responses were generated and graded, by name."""
 
     def mean(self) -> float:
         """Compute the weighted mean over items."""
@@ -80,6 +84,7 @@ def read_predictions(path: Path, primary_metric: str) -> ItemScores:
         "prompt too long": reasons.count("prompt_too_long"),
     }
     means = np.array([np.mean(samples) for samples in values.values()])
+    _require_finite(path, list(values), means)
     one_each = primary_metric == "avg" and len(rows) == len(values)
     return ItemScores(
         ids=list(values),
@@ -88,6 +93,7 @@ def read_predictions(path: Path, primary_metric: str) -> ItemScores:
         single=means.astype(bool) if one_each else None,
         rates={name: count / len(rows) for name, count in counts.items()},
         digests=list({row["id"]: row["item_digest"] for row in rows}.values()),
+        conditions=read_conditions(path),
     )
 
 
@@ -96,6 +102,7 @@ def read_heldout(path: Path) -> ItemScores:
     losses = read_losses(path)
     bits, sizes = text_bits(losses)
     ids = [f"{loss.row}/{loss.n_bytes}" for loss in losses]
+    _require_finite(path, ids, bits)
     return ItemScores(ids=ids, values=bits / sizes, weights=sizes, single=None, rates={})
 
 
@@ -148,6 +155,22 @@ def compare(
             differences, adjusted, strict=True
         )
     }
+
+
+def _require_finite(path: Path, ids: Sequence[str], values: Floats) -> None:
+    """Raise ValueError if a value cannot be compared."""
+    for item_id, value in zip(ids, values.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise ValueError(f"{path}: the value of item {item_id} is {value}, not a number")
+
+
+def different_conditions(first: Mapping[str, str], second: Mapping[str, str]) -> list[str]:
+    """Describe what differs between the conditions of two runs, with both values."""
+    return [
+        f"{name} ({first.get(name, 'none')} / {second.get(name, 'none')})"
+        for name in dict.fromkeys([*first, *second])
+        if first.get(name) != second.get(name)
+    ]
 
 
 def _require_same_items(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +33,8 @@ SCHEMA = pa.schema(
     ]
 )
 """One row for each item and sample, items in their order and samples from 0."""
+CONDITIONS = "deft.conditions"
+"""Key of the conditions in the metadata of a table's schema."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,28 @@ class Prediction:
     scores: dict[str, float]
 
 
-def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write the Parquet table. It appears whole or not at all; directories are made as needed."""
-    table = pa.Table.from_pylist([asdict(prediction) for prediction in predictions], SCHEMA)
+def write_predictions(
+    predictions: Sequence[Prediction], path: Path, conditions: Mapping[str, str] | None = None
+) -> None:
+    """Write the Parquet table. It appears whole or not at all; directories are made as needed.
+
+    Args:
+        predictions: the rows.
+        path: of the table.
+        conditions: under which responses were generated and graded, by name; kept in the metadata
+            of the table's schema.
+    """
+    schema = SCHEMA.with_metadata({CONDITIONS: json.dumps(dict(conditions or {}))})
+    table = pa.Table.from_pylist([asdict(prediction) for prediction in predictions], schema)
     with atomic_file(path) as file:
         pq.write_table(table, file)
+
+
+def read_conditions(path: Path) -> dict[str, str]:
+    """Read the conditions that `write_predictions` has kept with a table."""
+    metadata = pq.read_schema(path).metadata or {}
+    conditions: dict[str, str] = json.loads(metadata.get(CONDITIONS.encode(), b"{}"))
+    return conditions
 
 
 def summarize(
@@ -105,10 +126,20 @@ def rates(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def to_outcomes(predictions: Sequence[Prediction]) -> Outcomes:
-    """Arrange predictions by item and sample; every item has the same number of samples."""
+    """Arrange predictions by item and sample; every item has the same number of samples.
+
+    Raises:
+        ValueError: a score is NaN or infinite.
+    """
     num_samples = 1 + max(prediction.sample for prediction in predictions)
     rows = [predictions[i : i + num_samples] for i in range(0, len(predictions), num_samples)]
     names = sorted({name for prediction in predictions for name in prediction.scores})
+    for prediction in predictions:
+        for name, score in prediction.scores.items():
+            if not math.isfinite(score):
+                raise ValueError(
+                    f"score {name} of item {prediction.id} is {score}; a grader must give numbers"
+                )
     return Outcomes(
         ids=[row[0].id for row in rows],
         sources=[row[0].source for row in rows],

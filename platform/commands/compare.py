@@ -10,6 +10,7 @@ from deft.evaluators.scores.comparison import (
     Comparison,
     ItemScores,
     compare,
+    different_conditions,
     read_heldout,
     read_predictions,
 )
@@ -34,6 +35,7 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
 
     Raises:
         UserError: fewer than two models are to be compared.
+        ValueError: they were asked other questions, or a value is no number.
     """
     measured: dict[str, dict[str, ItemScores]] = {}
     bases: set[str] = set()
@@ -62,6 +64,12 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
         f"{len(comparisons)} comparisons (Holm); told from noise below {LEVEL}; "
         "'found from': the true difference that is found with a chance of 80 %"
     )
+    for benchmark, name in comparisons:
+        first, second = measured[benchmark][labels[0]], measured[benchmark][name]
+        if different := different_conditions(first.conditions, second.conditions):
+            console.print(
+                f"warning: {benchmark}: {labels[0]} and {name} differ in {', '.join(different)}"
+            )
     console.print(
         "seeds are ignored: intervals and p are over items only, so a difference is one between "
         "these models, be it from the objective or from the seed; `deft report` of a sweep with "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deft.evaluators.benchmarks.catalog import BENCHMARKS, get_benchmark
+from deft.evaluators.generation.grader_failure import require_some_grade
 from deft.evaluators.grading import GRADERS
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.grading.sandbox.pool import GraderPool
@@ -80,6 +81,11 @@ def grade_file(benchmark: str, source: Path, out: Path, console: RunConsole) -> 
                     write_first()
             while waiting:
                 write_first()
+            if total:
+                failed = counts[Verdict.grader_error]
+                require_some_grade(str(source), grader, failed, total, record)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
     return counts

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deft.evaluators.scores.comparison import ItemScores, compare, read_predictions
+from deft.evaluators.scores.comparison import ItemScores, compare, read_heldout, read_predictions
+from deft.evaluators.scores.heldout_table import RowLoss, write_losses
 from deft.evaluators.scores.predictions import Prediction, write_predictions
 
 
@@ -118,3 +119,17 @@ def test_predictions_are_read_as_means_over_samples(tmp_path: Path) -> None:
     assert single is not None
     assert single.tolist() == [True, False]
     assert read_predictions(path, "similarity").single is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_refused_with_their_file(tmp_path: Path, bad: float) -> None:
+    predictions, losses = tmp_path / "p.parquet", tmp_path / "l.parquet"
+    row = Prediction(
+        "a", "d", 0, "s", "p", 0, "r", "g", "stop", 1, "correct", None, {"similarity": bad}
+    )
+    write_predictions([row], predictions)
+    with pytest.raises(ValueError, match=r"p\.parquet: the value of item a is (nan|inf)"):
+        read_predictions(predictions, "similarity")
+    write_losses([RowLoss(0, bad, 0, 1, 2, 1, 5, 1)], losses)
+    with pytest.raises(ValueError, match=r"l\.parquet: the value of item 0/5 is (nan|inf)"):
+        read_heldout(losses)

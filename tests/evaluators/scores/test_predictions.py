@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from deft.evaluators.benchmarks.catalog import BENCHMARKS
-from deft.evaluators.scores.predictions import Prediction, summarize, write_predictions
+from deft.evaluators.scores.predictions import (
+    Prediction,
+    read_conditions,
+    summarize,
+    write_predictions,
+)
 
 
 def prediction(
@@ -62,6 +68,20 @@ def test_every_way_to_fail_has_its_rate_and_counts_as_wrong() -> None:
 def test_nothing_to_summarize_is_an_error() -> None:
     with pytest.raises(ValueError, match="no predictions"):
         summarize([], BENCHMARKS["figfont"].metrics)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    row = replace(prediction("a", 0, "correct"), scores={"jaro_winkler": float("nan")})
+    with pytest.raises(ValueError, match="score jaro_winkler of item a is nan"):
+        summarize([row], BENCHMARKS["figfont"].metrics)
+
+
+def test_conditions_are_kept_with_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "figfont.parquet"
+    write_predictions([prediction("a", 0, "wrong")], path, {"max_tokens": "3"})
+    assert read_conditions(path) == {"max_tokens": "3"}
+    write_predictions([prediction("a", 0, "wrong")], path)
+    assert read_conditions(path) == {}
 
 
 def test_table_has_a_row_per_response_and_replaces_the_former_one(tmp_path: Path) -> None:

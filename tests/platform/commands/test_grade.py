@@ -128,3 +128,17 @@ def test_an_empty_file_is_graded_to_an_empty_file(deft: Deft, tmp_path: Path) ->
     (tmp_path / "in.jsonl").write_text("")
     assert deft("grade", "math", "in.jsonl", "--out", "out.jsonl").returncode == 0
     assert (tmp_path / "out.jsonl").read_text() == ""
+
+
+def test_grader_that_fails_on_every_line_ends_with_its_cause(deft: Deft, tmp_path: Path) -> None:
+    (tmp_path / "graders_of_mine.py").write_text(
+        "from deft.evaluators.benchmarks.base import Benchmark, Sampling\n"
+        "def grade(record):\n    return record['golden']\n"
+        "own = Benchmark('own', '', '', list, print, 'graders_of_mine:grade', Sampling(1), ())\n"
+    )
+    write(tmp_path / "in.jsonl", {"response": "r", "gold": "g"}, {"response": "s", "gold": "g"})
+    done = deft("grade", "graders_of_mine:own", "in.jsonl", "--out", "out.jsonl")
+    assert done.returncode == 2
+    cause = "in.jsonl: the grader graders_of_mine:grade failed on all 2 responses: KeyError"
+    assert cause in " ".join(done.stderr.split())
+    assert not (tmp_path / "out.jsonl").exists()
