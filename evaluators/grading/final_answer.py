@@ -94,8 +94,8 @@ _KEYWORDS = (
     *("正解", "답", "คำตอบ", "ตอบ", "উত্তর", "సమాధానం", "జవాబు", "उत्तर", "جواب", "إجابة"),
 )
 _OTHER_SCRIPT = r"\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff"
-_INTO_SCRIPT = re.compile(rf"(?<=[A-Za-z\d$%}})\]])(?=[{_OTHER_SCRIPT}])")
-_OUT_OF_SCRIPT = re.compile(rf"(?<=[{_OTHER_SCRIPT}])(?=[-A-Za-z\d$\\(\[])")
+_INTO_SCRIPT = re.compile(rf"(?<=[A-Za-z\d$%}})\]*])(?=[{_OTHER_SCRIPT}])")
+_OUT_OF_SCRIPT = re.compile(rf"(?<=[{_OTHER_SCRIPT}])(?=[-A-Za-z\d$\\(\[*])")
 _DECORATION = re.compile(
     "[\u2714\u2713\u2705\u25a0\u25a1\u25aa\u25fb\u220e\u2610-\u2612\ufe0f\u200d]"
 )

@@ -31,6 +31,7 @@ NUMBER = re.compile(
     r"(?<![\w.\\])[-−+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?:\s*[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d*(?:/|\.\d)))?(?:\s*(?:\\?%|°|percent\b))?"
 )
+OTHER_SCRIPT = re.compile("[\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 WAVERING = re.compile(
     r"\b(?:not|n't|isn't|cannot|can't|unless|if|whether|unknown|unclear|incorrect|wrong|close to|"
     r"somewhere|between|less than|greater than|more than|at least|at most|either)\b",
@@ -200,7 +201,7 @@ def _last_step(display: str) -> str:
 
 def is_bare_value(line: str) -> bool:
     """Whether a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
-    if not line or len(line) > 200:
+    if not line or len(line) > 200 or OTHER_SCRIPT.search(line):
         return False
     if FORMULA.search(line):
         return FORMULA.fullmatch(line.rstrip(".,")) is not None
@@ -230,6 +231,7 @@ _TRAILING_REMARK = re.compile(
 _THERE_ARE = re.compile(
     rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
 )
+_SYMBOL_SAID = re.compile(r"\b(?:is|are|equals)\s+\$([a-zA-Z]|\\[a-z]+)\$\W*$")
 _CORRECTED = re.compile(
     r"\b(?:is not|isn't|not)\s+[^;,.]{1,30}[;,]\s*((?:it's|it is|but(?: rather)?)\s.*)$",
     re.IGNORECASE,
@@ -278,6 +280,8 @@ def concluded_value(sentence: str) -> str | None:
         before = re.sub(r",?\s*\b(?:so|and|then)$", "", sentence[: where.start()])
         sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
     formulas = [f for f in FORMULA.finditer(sentence) if not _NAME.fullmatch(formula_content(f))]
+    if not formulas and (symbol := _SYMBOL_SAID.search(sentence)):
+        return symbol[1]
     named = _number_behind(sentence, formulas[-1].end()) if formulas else None
     if named is not None:
         return named

@@ -105,7 +105,7 @@ _SENTENCE = re.compile(
 _FOR_ALL = re.compile(
     r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
 )
-_BETWEEN = r"(?:,|\\q?quad|\\,|\\;|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
+_BETWEEN = r"(?:,|\\q?quad|\\[,; ]|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
 _DOMAIN = re.compile(
     rf"(?:\s|{_BETWEEN}){{1,8}}[a-z] *\\in *\\mathbb *\{{?[NZ]\}}?(?:\^\+)?[\s$)]*$"
     rf"|\s*{_BETWEEN}(?:\s|{_BETWEEN}){{0,8}}[nkm] *(?:\\geq?|>|≥) *-?\d[\s$)]*$"
@@ -227,13 +227,12 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
         return _same_equations(gold, answer)
     if _is_assignment(gold) and _is_assignment(answer):
         left, right = gold.names[0], answer.names[0]
-        if not _same_name(left, right):
-            return False
-        if left != right and len(left) == len(right) == 1:
-            return False
-        return any(
-            same(gold.sides[-1], side) for side in _stated_values(answer, gold.sides[-1])
-        ) or (_same_equations(gold, answer))
+        renamed = left != right and len(left) == len(right) == 1
+        if _same_name(left, right) and not renamed:
+            values = _stated_values(answer, gold.sides[-1])
+            if any(same(gold.sides[-1], value) for value in values):
+                return True
+        return _same_equations(gold, answer)
     if gold.signs == answer.signs == ("=",):
         return _same_equations(gold, answer)
     if len(gold.signs) == len(answer.signs) == 1:
@@ -260,8 +259,29 @@ def _same_equations(gold: Relation, answer: Relation) -> bool:
         return False
     if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
         return sorted(gold.names) == sorted(answer.names)  # MR = MC is no product of letters
-    factor = _factor(gold, answer)
-    return factor is not None
+    return _factor(gold, answer) is not None or _solves(answer, gold) or _solves(gold, answer)
+
+
+def _solves(solution: Relation, equation: Relation) -> bool:
+    """Check that ``P = nRT/V`` is ``PV = nRT`` solved for one letter.
+
+    The letter must have a product for its factor; of y(x - 1) = 0 there are other solutions.
+    """
+    if not re.fullmatch("[a-zA-Z]", solution.names[0]):
+        return False
+    try:
+        value = expressions.parse(_side(solution, 1))
+        difference = expressions.parse(_side(equation, 0)) - expressions.parse(_side(equation, 1))
+    except NotParsedError:
+        return False
+    letter = next((s for s in difference.free_symbols if str(s) == solution.names[0]), None)
+    if letter is None or value.has(letter):
+        return False
+    factor = sympy.expand(difference).coeff(letter)
+    rest = sympy.expand(difference - factor * letter)
+    if rest.has(letter) or factor == 0 or isinstance(factor, sympy.Add):
+        return False
+    return expressions.equal(-rest / factor, value)
 
 
 def _same_inequalities(gold: Relation, answer: Relation) -> bool:
@@ -483,7 +503,7 @@ def _same_choice(gold: Choice, answer: Node) -> bool:
 def _is_letter(node: Node, letter: str) -> bool:
     match node:
         case Scalar(latex=text) | Words(text=text):
-            return text == letter or (isinstance(node, Words) and text == letter.lower())
+            return text in (letter, letter.lower())
     return False
 
 

@@ -24,6 +24,7 @@ from deft.evaluators.grading.final_answer import announced, without_emoji
 from deft.evaluators.grading.math.conclusion import (
     FORMULA,
     NUMBER,
+    OTHER_SCRIPT,
     REFUSAL,
     WAVERING,
     Found,
@@ -254,7 +255,10 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     bare = sentence.strip().strip("*_`").strip()
     if not bare or bare in "$\\" or _BOX_OPENS.fullmatch(bare) or _METHOD.match(bare):
         return None
-    foreign = _OTHER_SCRIPT.search(bare)
+    exact = re.search(rf"\bor,? exactly,? ({NUMBER.pattern})", bare)
+    if exact:
+        return exact[1]
+    foreign = OTHER_SCRIPT.search(bare)
     if foreign:  # 共有 42 个, 36 입니다
         number = NUMBER.search(bare)
         inner = FORMULA.search(bare)
@@ -285,7 +289,6 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     return None
 
 
-_OTHER_SCRIPT = re.compile("[\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 _METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
 
 

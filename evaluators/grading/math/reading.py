@@ -192,9 +192,12 @@ def _read_phrase(text: str, level: int) -> Node | None:
     answered = re.match(r"(yes|no|true|false)[,.;]", text.removeprefix(r"\text{").lower())
     if answered:
         return Words(answered[1])
-    number = number_word(words)
-    if number is not None:
-        return _rational(number)
+    spelled = number_word(words)
+    if spelled is not None:
+        return _rational(spelled)
+    counted = re.fullmatch(r"\\text\{\s*(\d[\d,.]*)\s+([a-zA-Z ]+)\}", text)
+    if counted and not _CLOCK_HALF.fullmatch(counted[2].strip()):
+        return read_node(rf"{counted[1]}\text{{ {counted[2]}}}", level + 1)
     return _read_clock(text) or _read_compound(text) or _read_described_set(text, level)
 
 
@@ -207,6 +210,7 @@ def _untexted(text: str) -> str:
     return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split())
 
 
+_CLOCK_HALF = re.compile(r"[ap]\.?m\.?", re.IGNORECASE)
 _CLOCK = re.compile(r"(\d{1,2})\s?:\s?(\d\d)(?::00)?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 
 
@@ -337,7 +341,15 @@ def _split_list(text: str) -> tuple[list[str], str]:
     return [re.sub(r"^\s*;|;\s*$", "", part) for part in parts], word
 
 
+_MONTH = re.compile(
+    r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b",
+    re.IGNORECASE,
+)
+
+
 def _split_text(match: re.Match[str]) -> str:
+    if _MONTH.search(match[1]):
+        return match[0]  # March 14, 2024 is one date
     words = re.split(r",\s*(?:and |or )?| and | or ", match[1])
     # Names, not sentences: "red and blue", not "between 5 and 6".
     if any(len(word.split()) > 3 for word in words) or NEGATIONS.search(match[1]):

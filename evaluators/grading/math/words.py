@@ -60,12 +60,14 @@ def _mark_run(run: str, *, loose: bool, joined: bool) -> str:
     phrase: list[str] = []
 
     def close() -> None:
+        letters: list[str] = []
         while phrase and len(phrase[-1]) == 1 and phrase[-1].islower():
-            pieces.append(phrase.pop())
+            letters.insert(0, phrase.pop())
         if phrase:
             wordy = _is_wordy(phrase, loose=loose, joined=joined)
             pieces.append(rf"\text{{{' '.join(phrase)}}}" if wordy else " ".join(phrase))
             phrase.clear()
+        pieces.extend(letters)
 
     for word in run.split(" "):
         if word.lower() in ("or", "and"):
