@@ -243,6 +243,10 @@ class Chooser:
         marked = self._marked(lines)
         if marked:
             return marked
+        lines = [line for line in lines if not _SET_ASIDE.match(line) and not _CROSSED.search(line)]
+        if not lines:
+            return None
+        whole = [self._whole_line(line) for line in lines]
         if len(lines) > 1 and re.match(r"\W*[Oo]ption\s+[A-Z]\W*:", lines[-1]):
             whole[-1] = None  # it was about to discuss the options
         copied = len(lines) > 1 and None not in whole[-2:] and whole[-2] != whole[-1]
@@ -277,7 +281,7 @@ class Chooser:
     def _ranked(self, lines: list[str]) -> str | None:
         """Return the first of options that are ranked: ``D > B > C``, or a numbered list."""
         chain = re.split(r"\s*(?:>|≫)\s*", re.sub(r"^\W*[Rr]ank\w*\s*:", "", lines[-1]))
-        if len(chain) > 2:
+        if len(chain) > (1 if _RANKING.search(lines[-1]) else 2):
             named = [self._whole_line(link.strip(" .")) for link in chain]
             return named[0] if None not in named else None
         for at, line in enumerate(lines[:-1]):
@@ -321,6 +325,8 @@ class Chooser:
 
     def _set_off(self, lines: list[str]) -> str | None:
         """Read a yes or no that commas set off: ``by these results, yes, the test is useful``."""
+        if _ITEM_LETTER.match(lines[-1]) and re.search(r"\b(?:incorrect|wrong|not)\b", lines[-1]):
+            return None
         ends = "\n".join(_plain(line).lower() for line in (lines[0], lines[-1]))
         words = set(_SET_OFF.findall(ends))
         return self._exact(words.pop()) if len(words) == 1 else None
@@ -526,6 +532,12 @@ _TURNED_DOWN = re.compile(
 )
 
 
+_SET_ASIDE = re.compile(
+    r"\W*(?:alternatives?|second\b[^:]{0,20}|2nd\b[^:]{0,20}|others?(?: options?)?|also possible"
+    r"|(?:less|least) \w+|differential(?: diagnos[ie]s)?|runner-up|not|rule out|avoid)\s*:",
+    re.IGNORECASE,
+)
+_CROSSED = re.compile("[❌✗✘]")
 _RANKING = re.compile(
     r"\b(?:rank\w*|most to least|in order of|order of likelihood)\b", re.IGNORECASE
 )

@@ -105,7 +105,7 @@ class OptionMatcher:
         spans = [*worded, *self._named(sentence)]
         # What stands behind a closing bracket still speaks of what is in the brackets.
         return sorted(
-            ((letter, a, b + sentence.startswith(")", b)) for letter, a, b in spans),
+            ((letter, a, _behind_bracket(sentence, b)) for letter, a, b in spans),
             key=lambda span: span[1],
         )
 
@@ -119,6 +119,11 @@ class OptionMatcher:
         for letter, pattern in self.collective.items():
             for match in pattern.finditer(sentence):
                 yield letter, *match.span()
+
+
+def _behind_bracket(sentence: str, end: int) -> int:
+    closing = re.compile(r"[\w \t-]{0,40}\)").match(sentence, end)
+    return closing.end() if closing else end
 
 
 _LETTERED_TEXT = (

@@ -167,6 +167,7 @@ _PICKED_OUT = re.compile(
 )
 _PARENTHESIS = re.compile(
     r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,"
+    r"|\s*\([^()]{0,200}\)"
     r"|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
     re.IGNORECASE,
 )
