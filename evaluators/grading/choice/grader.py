@@ -276,6 +276,7 @@ class Chooser:
             or concluded(text, self.options)
             or self._by_elimination(text)
             or self._true_or_false(lines[-1])
+            or self._all_statements(lines[-1])
         )
 
     def _ranked(self, lines: list[str]) -> str | None:
@@ -296,6 +297,14 @@ class Chooser:
             return option
         value = re.sub(r"^\W*(?:about|approximately|roughly|around)\s+", "", line, flags=re.I)
         return self._exact(re.split(r",?\s*\bi\.e\b|\(", value)[0])
+
+    def _all_statements(self, line: str) -> str | None:
+        """Read ``all three statements are true`` where the options are lists of numbers."""
+        if not re.search(r"\ball (?:\w+ )?statements are (?:true|correct)\b", line, re.IGNORECASE):
+            return None
+        numbers = {c: _number_set(text) or frozenset() for c, text in self.options.items()}
+        every = frozenset().union(*numbers.values())
+        return next((c for c, listed in numbers.items() if listed == every and listed), None)
 
     def _true_or_false(self, line: str) -> str | None:
         """Read ``this is not true``, ``the data say yes`` where the options are such words."""

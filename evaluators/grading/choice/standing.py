@@ -186,7 +186,7 @@ _INSTRUCTION = re.compile(
 )
 """Ahead of what the patient shall get, as a sentence of its own."""
 _DIAGNOSED = re.compile(
-    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has|have)\s+$",
+    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has|have)\s+(?:an?\s+)?(?:\w+\s+)?$",
     re.IGNORECASE,
 )
 _SUMMING_UP = re.compile(
