@@ -12,12 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from deft.evaluators.grading.brackets import read_group
+from deft.evaluators.grading.choice.option_text import (
+    folded,
+    number_set,
+    plain_text,
+    stems_of,
+    value_of,
+)
 from deft.evaluators.grading.choice.prose import abridged, concluded
-from deft.evaluators.grading.choice.vocabulary import tokens_of
 from deft.evaluators.grading.final_answer import announced
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
@@ -202,7 +207,7 @@ class Chooser:
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self.options = dict(options)
-        self.texts = {letter: _folded(text) for letter, text in options.items()}
+        self.texts = {letter: folded(text) for letter, text in options.items()}
 
     def explicit(self, text: str) -> str | None:
         """Return the option that the last explicit statement names; "" for none or several.
@@ -235,8 +240,8 @@ class Chooser:
     def implied(self, text: str) -> str | None:
         """Return the option that a text without explicit statement consists of, or ends in."""
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
-        copy = _folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
-        lines = [line for line in lines if _folded(line) != copy]
+        copy = folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
+        lines = [line for line in lines if folded(line) != copy]
         if not lines:
             return None
         whole = [self._whole_line(line) for line in lines]
@@ -302,7 +307,7 @@ class Chooser:
         """Read ``all three statements are true`` where the options are lists of numbers."""
         if not re.search(r"\ball (?:\w+ )?statements are (?:true|correct)\b", line, re.IGNORECASE):
             return None
-        numbers = {c: _number_set(text) or frozenset() for c, text in self.options.items()}
+        numbers = {c: number_set(text) or frozenset() for c, text in self.options.items()}
         every = frozenset().union(*numbers.values())
         return next((c for c, listed in numbers.items() if listed == every and listed), None)
 
@@ -336,7 +341,7 @@ class Chooser:
         """Read a yes or no that commas set off: ``by these results, yes, the test is useful``."""
         if _ITEM_LETTER.match(lines[-1]) and re.search(r"\b(?:incorrect|wrong|not)\b", lines[-1]):
             return None
-        ends = "\n".join(_plain(line).lower() for line in (lines[0], lines[-1]))
+        ends = "\n".join(plain_text(line).lower() for line in (lines[0], lines[-1]))
         words = set(_SET_OFF.findall(ends))
         return self._exact(words.pop()) if len(words) == 1 else None
 
@@ -414,7 +419,7 @@ class Chooser:
 
     def resolve(self, fragment: str) -> str | None:
         """Return the option that a fragment names; "" for several at once, None for none."""
-        fragment = _plain(fragment)
+        fragment = plain_text(fragment)
         if _NONE_OF.match(fragment) and not self._by_text(fragment):
             return None
         whole = self._exact(fragment) or self._exact(_EXPLAINED.split(fragment)[0])
@@ -447,7 +452,7 @@ class Chooser:
 
     def _exact(self, fragment: str) -> str | None:
         """Return the option that a fragment is, in its words or as a number."""
-        for normal_form in (_folded, _value, _stems, _number_set):
+        for normal_form in (folded, value_of, stems_of, number_set):
             form = normal_form(fragment)
             matches = [c for c, text in self.options.items() if form and normal_form(text) == form]
             if len(matches) == 1:
@@ -477,13 +482,13 @@ class Chooser:
         return None
 
     def _starts_with_text(self, rest: str) -> str | None:
-        folded = _folded(rest)
-        matches = [c for c, text in self.texts.items() if text and folded.startswith(text)]
+        start = folded(rest)
+        matches = [c for c, text in self.texts.items() if text and start.startswith(text)]
         return max(matches, key=lambda c: len(self.texts[c])) if matches else None
 
     def _by_text(self, fragment: str) -> str | None:
         """Return the option whose text a fragment holds; "" for several, None for none."""
-        folded = f" {_folded(fragment)} "
+        folded_fragment = f" {folded(fragment)} "
         spans = []
         for letter, text in self.texts.items():
             if not text:
@@ -491,11 +496,13 @@ class Chooser:
             if len(text) < 2 or text in ("all", "none", "both", "neither", "other", "any"):
                 continue  # in a sentence these mean something else
             if text in _ANSWER_WORDS:
-                if re.match(rf" {text}(?: |$)", folded):
+                if re.match(rf" {text}(?: |$)", folded_fragment):
                     spans.append((0, len(text), letter))
                 continue
-            start = folded.find(f" {text} ")
-            if start >= 0 and not (text[0].isdigit() and _BOUND.search(folded[: start + 1])):
+            start = folded_fragment.find(f" {text} ")
+            if start >= 0 and not (
+                text[0].isdigit() and _BOUND.search(folded_fragment[: start + 1])
+            ):
                 spans.append((start, start + len(text), letter))
         # An option text within another option's text is not meant when the longer one stands there.
         letters = {
@@ -508,7 +515,7 @@ class Chooser:
         return "" if letters else None
 
     def _whole_line(self, line: str) -> str | None:
-        plain = _plain(line).strip("'‘’")
+        plain = plain_text(line).strip("'‘’")
         whole = self._exact(plain)
         if whole:
             return whole
@@ -523,7 +530,7 @@ class Chooser:
             return letter.upper()
         if (marked or letter.isupper()) and self._starts_with_text(rest) == letter.upper():
             first_sentence = re.split(r"[.;!?]\s", rest)[0]
-            remark = _folded(first_sentence).removeprefix(self.texts[letter.upper()])
+            remark = folded(first_sentence).removeprefix(self.texts[letter.upper()])
             return None if _REMARK.match(remark) or _TURNED_DOWN.search(remark) else letter.upper()
         return None
 
@@ -592,55 +599,6 @@ _AFTER_LETTER_TEXT = (
     "here then now instead over rather not"
 )
 _AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
-
-
-@lru_cache(maxsize=1_000)
-def _plain(text: str) -> str:
-    """Remove LaTeX and Markdown."""
-    text = re.sub(
-        r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boldsymbol|mathit|mbox)(?![a-z])\s*", "", text
-    )
-    text = re.sub(r"\\(?:boxed|fbox)", "", text)
-    text = re.sub(r"\\[()\[\],;! ]|[${}*_`\"“”]", " ", text)
-    return " ".join(text.split())
-
-
-@lru_cache(maxsize=1_000)
-def _folded(text: str) -> str:
-    """Keep words and numbers only, in lower case: the form in which option texts are compared."""
-    spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
-    return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
-
-
-@lru_cache(maxsize=1_000)
-def _value(text: str) -> float | None:
-    """Return the number that a text is: 25 %, 0.25, 1/4, \\frac{1}{4}."""
-    number = _FRACTION.fullmatch(_FRAC.sub(r"\1/\2", text))
-    if number is None or not float(number[2] or 1):
-        return None
-    return float(number[1]) / float(number[2] or 1) / (100 if number[3] else 1)
-
-
-@lru_cache(maxsize=1_000)
-def _stems(text: str) -> str:
-    """Return the stems of the words of a text, without articles: decreased is decreases."""
-    text = text.replace("↑", " increase ").replace("↓", " decrease ")
-    words = [token.word for token in tokens_of(_plain(text))]
-    if any(character.isdigit() for character in text):
-        return ""  # numbers are compared by value
-    return " ".join(word for word in words if word not in ("the", "an", "it", "will", "be", "is"))
-
-
-@lru_cache(maxsize=1_000)
-def _number_set(text: str) -> frozenset[str] | None:
-    """Return the numbers of a text that lists several and says nothing else: ``1, 2 and 3``."""
-    if not re.fullmatch(r"\W*\d(?:(?:[\s,;&+]|\band\b)+\d)+\W*(?:only\W*)?", text):
-        return None
-    return frozenset(re.findall(r"\d", text))
-
-
-_FRAC = re.compile(r"\\[dt]?frac[{\s]*(\d+)[}{\s]+(\d+)[}\s]*")
-_FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\s$).\\]*")
 
 
 def _sentence(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from deft.evaluators.grading.math.units import is_unit, number_word
+from deft.evaluators.grading.math.quantities import is_unit, number_word
 
 MAX_SENTENCE = 1000
 """Characters of a closing sentence that are looked at."""
@@ -24,7 +24,8 @@ class Found:
 FORMULA = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
     r"|(?<![\\\d$])\$(?![\s$])((?:\\.|[^$\\\n])*?(?:\\.|[^$\\\n\s]))\$(?!\d)"
-    r"|(?<![\\\d$])\$ +([^$\n]{0,300}?\\[a-zA-Z][^$\n]{0,600}?|[-\d.,/a-zA-Z=+^()<>]{1,40}) +\$(?!\d)",
+    r"|(?<![\\\d$])\$ +([^$\n]{0,300}?\\[a-zA-Z][^$\n]{0,600}?"
+    r"|[-\d.,/a-zA-Z=+^()<>]{1,40}) +\$(?!\d)",
     re.DOTALL,
 )
 NUMBER = re.compile(
@@ -133,10 +134,13 @@ def _listed_solutions(lines: list[str]) -> str | None:
 
 
 _REMARK = re.compile(
-    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|to (?:check|verify)"
+    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)"
+    r"|to (?:check|verify)"
     r"|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)|confidence|time(?: taken)?|notes?|remarks?"
-    r"|explanation|justification|reason(?:ing)?|done|qed|q\.e\.d|that's it|indeed|as (?:required|desired)"
-    r"|(?:this|that|it|which) (?:is (?:less|more|greater|smaller|within|valid|consistent|correct|in)\b"
+    r"|explanation|justification|reason(?:ing)?|done|qed|q\.e\.d|that's it|indeed"
+    r"|as (?:required|desired)"
+    r"|(?:this|that|it|which) (?:is (?:less|more|greater|smaller|within|valid|consistent"
+    r"|correct|in)\b"
     r"|(?:matches|agrees|satisfies|checks|confirms|makes sense)))\b(?!\s*(?:=|≈))",
     re.IGNORECASE,
 )
@@ -221,7 +225,8 @@ _WHERE = re.compile(
 
 _ASIDE = re.compile(r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)[^()]*?[a-zA-Z]{3,}[^()]*\)")
 _TRAILING_REMARK = re.compile(
-    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,|and not\b|not\b|done\b"
+    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,"
+    r"|and not\b|not\b|done\b"
     r"|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
     r"|which is (?:\S+ )?(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"

@@ -100,7 +100,8 @@ def _with_all_signs(answer: str) -> str:
 
 
 _SENTENCE = re.compile(
-    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? |the )?[a-zA-Z -]+?)\.?\s*\}?",
+    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? "
+    r"|the )?[a-zA-Z -]+?)\.?\s*\}?",
 )
 _FOR_ALL = re.compile(
     r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE

@@ -78,7 +78,8 @@ def find_answer(
 
 
 _CHOSEN = re.compile(
-    r"\b(?:choose|pick|select|go with|answer is|choice is)\s+(?:option\s+|choice\s+)?\(?([A-Z])\)?\W*$"
+    r"\b(?:choose|pick|select|go with|answer is|choice is)\s+(?:option\s+"
+    r"|choice\s+)?\(?([A-Z])\)?\W*$"
 )
 
 
@@ -138,10 +139,12 @@ def _boxes(text: str) -> list[_Box]:
 _BOX_OPENS = re.compile(rf"[$\\(\[\s]*(?:{_BOX.pattern})\{{?")
 _BOX_TOKEN = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S")
 _TAKEN_BACK = re.compile(
-    r"[^.\n]{0,20}(?:which|this|that|it) (?:is|would be|was) (?:wrong|incorrect|not (?:right|correct))\b"
+    r"[^.\n]{0,20}(?:which|this|that|it) (?:is|would be|was) (?:wrong|incorrect"
+    r"|not (?:right|correct))\b"
 )
 _PLACEHOLDER = re.compile(
-    r"\s*(?:(?:\\text\{)?(?:your |the |final )*(?:answer|result|value)(?: here)?\}?|\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*"
+    r"\s*(?:(?:\\text\{)?(?:your |the |final )*(?:answer|result|value)(?: here)?\}?"
+    r"|\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*"
 )
 
 

@@ -21,7 +21,7 @@ from deft.evaluators.grading.math.nodes import (
     Scalar,
     Union,
 )
-from deft.evaluators.grading.math.numbers import number
+from deft.evaluators.grading.math.quantities import number
 from deft.evaluators.grading.math.scalars import expression_text, latex_key, same_scalars
 from deft.evaluators.grading.math.words import is_name
 

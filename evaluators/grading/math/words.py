@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from deft.evaluators.grading.math.latex import split_texts
-from deft.evaluators.grading.math.units import is_unit
+from deft.evaluators.grading.math.quantities import is_unit
 
 _ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's|there (?:is|are)|triangle|function|student)\b")
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
