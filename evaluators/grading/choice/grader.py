@@ -23,6 +23,18 @@ from deft.evaluators.grading.choice.option_text import (
     value_of,
 )
 from deft.evaluators.grading.choice.prose import abridged, concluded
+from deft.evaluators.grading.choice.statements import (
+    BAD_AHEAD,
+    BARE_LETTER,
+    FURTHER_VERB,
+    LEADS,
+    NEGATED,
+    REASON,
+    SECOND,
+    SHARED,
+    SUPPOSED,
+    TRAILS,
+)
 from deft.evaluators.grading.final_answer import announced
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
@@ -87,8 +99,6 @@ _NUMBERED = re.compile(
     re.IGNORECASE,
 )
 _ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": 0}
-
-
 _ONLY_STATEMENT = re.compile(
     r"\b[Oo]nly (?:the )?(first|second|third)(?: one| statement)? is (?:correct|true|right)\b"
 )
@@ -110,95 +120,7 @@ def _lettered(text: str, options: Mapping[str, str]) -> str:
 
 _BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
 _COMPARISON = re.compile(r"[A-Z]\s*(?:[<>]|\\(?:ll|gg|lt|gt|to|rightarrow|leq?|geq?)\b)\s*[A-Z]")
-_IS = (
-    r"\b(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|seems\s+to\s+be|appears\s+to\s+be"
-    r"|remains|becomes)"
-)
-_KIND = (
-    r"(?:final|correct|best|right|most\s+likely|most\s+appropriate|most\s+accurate|likely|single|"
-    r"probable|appropriate|only|overall|proper|my|ideal|preferred)"
-)
-_ADVERBS = (
-    r"(?:(?:therefore|thus|then|clearly|probably|likely|indeed|definitely|most\s+likely)\b\W*)*"
-)
-_NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
-_LEADS = re.compile(
-    rf"""
-    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=-])|conclusion(?=\W{{0,4}}:|\s+is\b)|{_KIND}\s+{_NOUN})
-        (?:\s+(?:choice|option|letter|idx))?
-        (?P<about>\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)[.-]|→|->|\s[-–—]\s)
-    | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to|am|'m)?\s*(?:therefore\s+|thus\s+)?
-        (?:choose|choosing|chose|select|pick|(?:go|going|went)\s+with|switch\s+to|opt\s+for|answer
-           |settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
-        (?:\s+(?:with|for|that))?\s*:?
-    | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection
-           |on\s+second\s+thought)\s*[,.:;—–-]*\s*
-        (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
-        (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
-           |the\s+\w+\s+{_IS})\s*:?
-    | \b(?:most\s+likely(?:\s+(?:diagnosis|cause|option|choice))?|(?:first|1st|top)\s+choice)\s*:
-    | \bless\s+(?:likely|appropriate|suitable|probable)\s+than\b
-    | \bit(?:'s|\s+is)(?=\s+not\b[^.\n]{{1,80}}\bbut\b)
-    | \b(?:replace|switch(?:\s+from)?|change)\b[^.\n]{{1,60}}?\b(?:with|by|to)\b
-    | (?:答案|选项)\s*(?:应该?)?(?:是|为|选)?\s*[：:]?|选(?=\s*[A-Z])
-    | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option|statement)\s+{_IS}\s*:?
-    | \b(?:so|thus|therefore|hence)\s*,?\s+
-        (?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-_TRAILS = re.compile(
-    r"""
-    \b(?P<letter>[A-Z]|[b-hj-z](?=\s+is\s+the\s))\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
-    \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
-    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
-    (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
-         (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
-       |(?:only|ideal|preferred|proper|appropriate)\s+(?:option|choice|answer|one|correct)\b)
-    """,
-    re.VERBOSE,
-)
-_BAD_AHEAD = re.compile(
-    r"(?:n't|\b(?:not|never|if|whether|why|would\s+have\s+been|unless|could|might|may|cannot|suppose"
-    r"|which|neither)\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*)"
-    r"\s*(?:\w+\s+){0,2}$",
-    re.IGNORECASE,
-)
-_SECOND = re.compile(
-    r"\b(?:second|2nd|third|3rd|fourth|4th|next|less|least|other|another|alternative|previous|"
-    r"not|former)\W{1,3}$",
-    re.IGNORECASE,
-)
-"""Ahead of "choice: B": it is not the first one."""
-_SUPPOSED = re.compile(r"\b[Ii]f\s[^.?!\n]+$|\bHad\s[^.?!\n]+$")
-_NEGATED = re.compile(
-    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|neither\b"
-    r"|going\s+to\b|unlikely|incorrect|wrong|un\w*clear|uncertain|unknown|none\b|impossible"
-    r"|difficult|hard\b|beyond|depend)",
-    re.IGNORECASE,
-)
-_CUT = re.compile(
-    r"\s*(?:,?\s*\b(?:rather\s+than|and\s+not|not|instead\s+of|as\s+opposed\s+to|because|since|"
-    r"unlike|but|due\s+to|given|while|whereas|although|though|over|as\s+(?:it|this|the)|so\s+that|"
-    r"which(?!\s+(?:is|are|points?|suggests?|indicates?|means?|leads?|fits|matches))|based\s+on|"
-    r"considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
-    re.IGNORECASE | re.DOTALL,
-)
 _EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
-_FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
-_BARE = re.compile(
-    r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
-    r"|hence|(?:looks|sounds|seems)\s+like|probably|definitely|i\s+(?:think|believe|guess)"
-    r"|i(?:'d|\s+would)\s+say|(?:^|(?<=[.!?]\s))it(?:'s|\s+is)"
-    r"|chang(?:e|ing)\s+(?:that|it|my\s+answer)(?:\s+to)?)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
-    r"(?:$|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
-    re.IGNORECASE | re.MULTILINE,
-)
-"""A letter that is all a sentence says: "Correction: C."; but not "so B. subtilis"."""
-_SHARED = re.compile(
-    r"\b(?:and|or|nor|both|to|through)\s*$|\b(?-i:[A-Z])\s*[,/&–-]\s*$", re.IGNORECASE
-)
 _ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
 
 
@@ -368,12 +290,12 @@ class Chooser:
                 yield Statement(match.start(), self.resolve(content))
 
     def _leading(self, text: str) -> Iterator[Statement]:
-        for match in list(_LEADS.finditer(text))[-MAX_STATEMENTS:]:
-            if _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
+        for match in list(LEADS.finditer(text))[-MAX_STATEMENTS:]:
+            if BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
                 continue
-            if _SECOND.search(text, max(0, match.start() - 20), match.start()):
+            if SECOND.search(text, max(0, match.start() - 20), match.start()):
                 continue
-            if "would" in match.group().lower() and _SUPPOSED.search(
+            if "would" in match.group().lower() and SUPPOSED.search(
                 text, max(0, match.start() - 200), match.start()
             ):
                 continue
@@ -387,22 +309,22 @@ class Chooser:
             if exact:
                 yield Statement(match.start(), exact)
                 continue
-            if not fragment or _NEGATED.match(fragment):
+            if not fragment or NEGATED.match(fragment):
                 yield Statement(match.start(), None, binding=bool(_NONE_OF.match(fragment)))
                 continue
             letter = self.resolve(fragment)
             # "The answer to whether X is Y is …": the question has a verb of its own.
-            verbs = list(_FURTHER.finditer(fragment))[:MAX_VERBS] if match["about"] else ()
+            verbs = list(FURTHER_VERB.finditer(fragment))[:MAX_VERBS] if match["about"] else ()
             for verb in verbs:
                 letter = letter or self.resolve(fragment[verb.end() :])
             yield Statement(match.start(), letter, binding=letter == "")
-        for match in list(_BARE.finditer(text))[-MAX_STATEMENTS:]:
+        for match in list(BARE_LETTER.finditer(text))[-MAX_STATEMENTS:]:
             if match[1] in self.options:
                 yield Statement(match.start(), match[1])
 
     def _trailing(self, text: str) -> Iterator[Statement]:
         position = 0
-        while match := _TRAILS.search(text, position):
+        while match := TRAILS.search(text, position):
             position = match.start("letter") + 1
             letter, between = match["letter"].upper(), match["text"].strip(" .:,()*_-–—")
             # "B cells … so D is correct": what stands between must be the option's own text.
@@ -412,9 +334,9 @@ class Chooser:
                 continue  # "D (its text) is tempting, but B is correct"
             position = match.end()
             before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
-            if _BAD_AHEAD.search(before):
+            if BAD_AHEAD.search(before):
                 continue
-            shared = _SHARED.search(before)
+            shared = SHARED.search(before)
             yield Statement(match.start(), "" if shared else letter)
 
     def resolve(self, fragment: str) -> str | None:
@@ -437,7 +359,7 @@ class Chooser:
         letter = self._leading_letter(fragment)
         if letter is not None:
             return letter or None
-        named = self._by_text(_CUT.sub("", fragment))
+        named = self._by_text(REASON.sub("", fragment))
         if named is None:
             named = abridged(fragment, self.options) or concluded(fragment, self.options)
         return named
@@ -546,8 +468,6 @@ _TURNED_DOWN = re.compile(
     r"|contraindicated|reserved|avoid\w*|only if|ineffective|inappropriate|insufficient|ruled out"
     r"|excluded?|rejected|instead)\b"
 )
-
-
 _SET_ASIDE = re.compile(
     r"\W*(?:alternatives?|second\b[^:]{0,20}|2nd\b[^:]{0,20}|others?(?: options?)?|also possible"
     r"|(?:less|least) \w+|differential(?: diagnos[ie]s)?|runner-up|not|rule out|avoid)\s*:",

@@ -73,9 +73,9 @@ def _spellings(gold: str, answer: str) -> Iterator[str]:
                for text in (gold, answer)]  # fmt: skip
     # The parameter of a general solution, 2πn for 2πk, and its constants, c for C.
     own, other = letters[0] - letters[1], letters[1] - letters[0]
-    parameters = own & set("kn"), other & set("knm")
-    if r"\pi" in gold and all(len(names) == 1 for names in parameters):
-        yield re.sub(rf"(?<![a-zA-Z\\]){parameters[1].pop()}(?![a-zA-Z])", *parameters[0], answer)
+    parameter, renamed = "".join(own & set("kn")), "".join(other & set("knm"))
+    if r"\pi" in gold and len(parameter) == len(renamed) == 1:
+        yield re.sub(rf"(?<![a-zA-Z\\]){renamed}(?![a-zA-Z])", parameter, answer)
     if re.search(r"(?<![a-zA-Z\\])C(?=_|\s|\b|e|x)", gold) and "c" not in letters[0]:
         yield re.sub(r"(?<![a-zA-Z\\])c(?=_|\s|\b|e|x)", "C", answer)
         yield re.sub(r"\\(?:text|mathrm)\{\s*(?:constant|const\.?)\s*\}", "C", answer)
@@ -146,10 +146,10 @@ def same(gold: Node, answer: Node) -> bool:
             return len(items) == 2 and same_scalars(quotient(items), other)
         case (Cases(rows=left), Cases(rows=right)):
             return _same_cases(left, right)
-        case (Scalar() as vector, Group() | Matrix()) if _in_unit_vectors(vector):
-            return same(_in_unit_vectors(vector), answer)
-        case (Group() | Matrix(), Scalar() as vector) if _in_unit_vectors(vector):
-            return same(gold, _in_unit_vectors(vector))
+        case (Scalar(), Group() | Matrix()) if vector := _in_unit_vectors(gold):
+            return same(vector, answer)
+        case (Group() | Matrix(), Scalar()) if vector := _in_unit_vectors(answer):
+            return same(gold, vector)
         case (Matrix(), _) | (_, Matrix()):
             return _same_matrices(gold, answer)
         case (Group(), _) | (_, Group()):
