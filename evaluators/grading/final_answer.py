@@ -69,8 +69,10 @@ _FOREIGN = re.compile(
     re.IGNORECASE,
 )
 _FOREIGN_BEHIND = re.compile(
-    r"(?<![A-Za-z\d])(?:(?:ist|Option|opción|opção|option|la|le)\s+)?([A-Z])\)?\s*(?:(?:ist )?die (?:richtige|korrekte|beste) "
-    r"(?:Antwort|Option)|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la |a )?(?:respuesta |resposta )?"
+    r"(?<![A-Za-z\d])(?:(?:ist|Option|opción|opção|option|la"
+    r"|le)\s+)?([A-Z])\)?\s*(?:(?:ist )?die (?:richtige|korrekte|beste) "
+    r"(?:Antwort|Option)|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la "
+    r"|a )?(?:respuesta |resposta )?"
     r"corre(?:c)?ta|(?:选项|選項|项|項)?(?:才)?(?:是|为)?(?:正确|正確)(?!吗)|(?:が|は)(?:正解|正しい)"
     r"|(?:번)?(?:이|가)?\s*(?:정답|맞))",
 )
@@ -94,8 +96,8 @@ _KEYWORDS = (
     *("正解", "답", "คำตอบ", "ตอบ", "উত্তর", "సమాధానం", "జవాబు", "उत्तर", "جواب", "إجابة"),
 )
 _OTHER_SCRIPT = r"\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff"
-_INTO_SCRIPT = re.compile(rf"(?<=[A-Za-z\d$%}})\]])(?=[{_OTHER_SCRIPT}])")
-_OUT_OF_SCRIPT = re.compile(rf"(?<=[{_OTHER_SCRIPT}])(?=[-A-Za-z\d$\\(\[])")
+_INTO_SCRIPT = re.compile(rf"(?<=[A-Za-z\d$%}})\]*])(?=[{_OTHER_SCRIPT}])")
+_OUT_OF_SCRIPT = re.compile(rf"(?<=[{_OTHER_SCRIPT}])(?=[-A-Za-z\d$\\(\[*])")
 _DECORATION = re.compile(
     "[\u2714\u2713\u2705\u25a0\u25a1\u25aa\u25fb\u220e\u2610-\u2612\ufe0f\u200d]"
 )

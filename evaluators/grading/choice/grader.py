@@ -12,12 +12,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from deft.evaluators.grading.brackets import read_group
+from deft.evaluators.grading.choice.option_text import (
+    folded,
+    number_set,
+    plain_text,
+    stems_of,
+    value_of,
+)
 from deft.evaluators.grading.choice.prose import abridged, concluded
-from deft.evaluators.grading.choice.vocabulary import tokens_of
+from deft.evaluators.grading.choice.statements import (
+    BAD_AHEAD,
+    BARE_LETTER,
+    FURTHER_VERB,
+    LEADS,
+    NEGATED,
+    REASON,
+    SECOND,
+    SHARED,
+    SUPPOSED,
+    TRAILS,
+)
 from deft.evaluators.grading.final_answer import announced
 from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
@@ -82,8 +99,6 @@ _NUMBERED = re.compile(
     re.IGNORECASE,
 )
 _ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": 0}
-
-
 _ONLY_STATEMENT = re.compile(
     r"\b[Oo]nly (?:the )?(first|second|third)(?: one| statement)? is (?:correct|true|right)\b"
 )
@@ -105,95 +120,7 @@ def _lettered(text: str, options: Mapping[str, str]) -> str:
 
 _BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
 _COMPARISON = re.compile(r"[A-Z]\s*(?:[<>]|\\(?:ll|gg|lt|gt|to|rightarrow|leq?|geq?)\b)\s*[A-Z]")
-_IS = (
-    r"\b(?:is|are|was|would\s+be|will\s+be|should\s+be|must\s+be|seems\s+to\s+be|appears\s+to\s+be"
-    r"|remains|becomes)"
-)
-_KIND = (
-    r"(?:final|correct|best|right|most\s+likely|most\s+appropriate|most\s+accurate|likely|single|"
-    r"probable|appropriate|only|overall|proper|my|ideal|preferred)"
-)
-_ADVERBS = (
-    r"(?:(?:therefore|thus|then|clearly|probably|likely|indeed|definitely|most\s+likely)\b\W*)*"
-)
-_NOUN = r"(?:answer|option|choice|response|selection|letter|decision|verdict|guess|pick)"
-_LEADS = re.compile(
-    rf"""
-    \b(?:{_KIND}\s+){{0,3}}(?:answer|ans(?=\s*[.:=-])|conclusion(?=\W{{0,4}}:|\s+is\b)|{_KIND}\s+{_NOUN})
-        (?:\s+(?:choice|option|letter|idx))?
-        (?P<about>\s+(?:to|for|among|here|in|from|of)\b(?!\s+{_IS})[^.:\n]{{0,80}}?)?
-        \s*(?:\*\*|__|"|')?\s*(?:{_IS}\b\s*{_ADVERBS}:?|[:：=]|(?<=ans)[.-]|→|->|\s[-–—]\s)
-    | \b(?:i|we)\s*(?:would|will|'ll|'d|shall|must|have\s+to|am|'m)?\s*(?:therefore\s+|thus\s+)?
-        (?:choose|choosing|chose|select|pick|(?:go|going|went)\s+with|switch\s+to|opt\s+for|answer
-           |settle\s+on|conclude\s+(?:that\s+)?(?:it\s+is|it's))
-        (?:\s+(?:with|for|that))?\s*:?
-    | \b(?:wait|actually|rather|correction|no|instead|hmm|scratch\s+that|on\s+reflection
-           |on\s+second\s+thought)\s*[,.:;—–-]*\s*
-        (?:(?:actually|i\s+think|no|but|then|so)\s*[,.]?\s*)*
-        (?:it\s+(?:{_IS}|has\s+to\s+be)|it's|that's|this\s+is|should\s+be|make\s+that|i\s+mean
-           |the\s+\w+\s+{_IS})\s*:?
-    | \b(?:most\s+likely(?:\s+(?:diagnosis|cause|option|choice))?|(?:first|1st|top)\s+choice)\s*:
-    | \bless\s+(?:likely|appropriate|suitable|probable)\s+than\b
-    | \bit(?:'s|\s+is)(?=\s+not\b[^.\n]{{1,80}}\bbut\b)
-    | \b(?:replace|switch(?:\s+from)?|change)\b[^.\n]{{1,60}}?\b(?:with|by|to)\b
-    | (?:答案|选项)\s*(?:应该?)?(?:是|为|选)?\s*[：:]?|选(?=\s*[A-Z])
-    | \bthe\s+(?:\w+\s+){{0,3}}(?:choice|option|statement)\s+{_IS}\s*:?
-    | \b(?:so|thus|therefore|hence)\s*,?\s+
-        (?:it\s+{_IS}|it's|the\s+(?:correct\s+|best\s+)?(?:choice|option)\s+{_IS})\s*:?
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-_TRAILS = re.compile(
-    r"""
-    \b(?P<letter>[A-Z]|[b-hj-z](?=\s+is\s+the\s))\b[)*_]*(?P<text>[^.\n]{0,120}?|\.[^.\n]{1,120}?)
-    \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
-    (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
-    (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
-         (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
-       |(?:only|ideal|preferred|proper|appropriate)\s+(?:option|choice|answer|one|correct)\b)
-    """,
-    re.VERBOSE,
-)
-_BAD_AHEAD = re.compile(
-    r"(?:n't|\b(?:not|never|if|whether|why|would\s+have\s+been|unless|could|might|may|cannot|suppose"
-    r"|which|neither)\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*)"
-    r"\s*(?:\w+\s+){0,2}$",
-    re.IGNORECASE,
-)
-_SECOND = re.compile(
-    r"\b(?:second|2nd|third|3rd|fourth|4th|next|less|least|other|another|alternative|previous|"
-    r"not|former)\W{1,3}$",
-    re.IGNORECASE,
-)
-"""Ahead of "choice: B": it is not the first one."""
-_SUPPOSED = re.compile(r"\b[Ii]f\s[^.?!\n]+$|\bHad\s[^.?!\n]+$")
-_NEGATED = re.compile(
-    r"^\W*(?:definitely\s+|clearly\s+|probably\s+|certainly\s+)?(?:not\b|n't\b|never\b|neither\b"
-    r"|going\s+to\b|unlikely|incorrect|wrong|un\w*clear|uncertain|unknown|none\b|impossible"
-    r"|difficult|hard\b|beyond|depend)",
-    re.IGNORECASE,
-)
-_CUT = re.compile(
-    r"\s*(?:,?\s*\b(?:rather\s+than|and\s+not|not|instead\s+of|as\s+opposed\s+to|because|since|"
-    r"unlike|but|due\s+to|given|while|whereas|although|though|over|as\s+(?:it|this|the)|so\s+that|"
-    r"which(?!\s+(?:is|are|points?|suggests?|indicates?|means?|leads?|fits|matches))|based\s+on|"
-    r"considering|in\s+contrast|compared|for\s+(?:this|the)|where)\b).*$",
-    re.IGNORECASE | re.DOTALL,
-)
 _EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
-_FURTHER = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
-_BARE = re.compile(
-    r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
-    r"|hence|(?:looks|sounds|seems)\s+like|probably|definitely|i\s+(?:think|believe|guess)"
-    r"|i(?:'d|\s+would)\s+say|(?:^|(?<=[.!?]\s))it(?:'s|\s+is)"
-    r"|chang(?:e|ing)\s+(?:that|it|my\s+answer)(?:\s+to)?)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
-    r"(?:$|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
-    re.IGNORECASE | re.MULTILINE,
-)
-"""A letter that is all a sentence says: "Correction: C."; but not "so B. subtilis"."""
-_SHARED = re.compile(
-    r"\b(?:and|or|nor|both|to|through)\s*$|\b(?-i:[A-Z])\s*[,/&–-]\s*$", re.IGNORECASE
-)
 _ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
 
 
@@ -202,7 +129,7 @@ class Chooser:
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self.options = dict(options)
-        self.texts = {letter: _folded(text) for letter, text in options.items()}
+        self.texts = {letter: folded(text) for letter, text in options.items()}
 
     def explicit(self, text: str) -> str | None:
         """Return the option that the last explicit statement names; "" for none or several.
@@ -235,14 +162,18 @@ class Chooser:
     def implied(self, text: str) -> str | None:
         """Return the option that a text without explicit statement consists of, or ends in."""
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
-        copy = _folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
-        lines = [line for line in lines if _folded(line) != copy]
+        copy = folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
+        lines = [line for line in lines if folded(line) != copy]
         if not lines:
             return None
         whole = [self._whole_line(line) for line in lines]
         marked = self._marked(lines)
         if marked:
             return marked
+        lines = [line for line in lines if not _SET_ASIDE.match(line) and not _CROSSED.search(line)]
+        if not lines:
+            return None
+        whole = [self._whole_line(line) for line in lines]
         if len(lines) > 1 and re.match(r"\W*[Oo]ption\s+[A-Z]\W*:", lines[-1]):
             whole[-1] = None  # it was about to discuss the options
         copied = len(lines) > 1 and None not in whole[-2:] and whole[-2] != whole[-1]
@@ -272,12 +203,13 @@ class Chooser:
             or concluded(text, self.options)
             or self._by_elimination(text)
             or self._true_or_false(lines[-1])
+            or self._all_statements(lines[-1])
         )
 
     def _ranked(self, lines: list[str]) -> str | None:
         """Return the first of options that are ranked: ``D > B > C``, or a numbered list."""
         chain = re.split(r"\s*(?:>|≫)\s*", re.sub(r"^\W*[Rr]ank\w*\s*:", "", lines[-1]))
-        if len(chain) > 2:
+        if len(chain) > (1 if _RANKING.search(lines[-1]) else 2):
             named = [self._whole_line(link.strip(" .")) for link in chain]
             return named[0] if None not in named else None
         for at, line in enumerate(lines[:-1]):
@@ -292,6 +224,14 @@ class Chooser:
             return option
         value = re.sub(r"^\W*(?:about|approximately|roughly|around)\s+", "", line, flags=re.I)
         return self._exact(re.split(r",?\s*\bi\.e\b|\(", value)[0])
+
+    def _all_statements(self, line: str) -> str | None:
+        """Read ``all three statements are true`` where the options are lists of numbers."""
+        if not re.search(r"\ball (?:\w+ )?statements are (?:true|correct)\b", line, re.IGNORECASE):
+            return None
+        numbers = {c: number_set(text) or frozenset() for c, text in self.options.items()}
+        every = frozenset().union(*numbers.values())
+        return next((c for c, listed in numbers.items() if listed == every and listed), None)
 
     def _true_or_false(self, line: str) -> str | None:
         """Read ``this is not true``, ``the data say yes`` where the options are such words."""
@@ -321,7 +261,9 @@ class Chooser:
 
     def _set_off(self, lines: list[str]) -> str | None:
         """Read a yes or no that commas set off: ``by these results, yes, the test is useful``."""
-        ends = "\n".join(_plain(line).lower() for line in (lines[0], lines[-1]))
+        if _ITEM_LETTER.match(lines[-1]) and re.search(r"\b(?:incorrect|wrong|not)\b", lines[-1]):
+            return None
+        ends = "\n".join(plain_text(line).lower() for line in (lines[0], lines[-1]))
         words = set(_SET_OFF.findall(ends))
         return self._exact(words.pop()) if len(words) == 1 else None
 
@@ -348,12 +290,12 @@ class Chooser:
                 yield Statement(match.start(), self.resolve(content))
 
     def _leading(self, text: str) -> Iterator[Statement]:
-        for match in list(_LEADS.finditer(text))[-MAX_STATEMENTS:]:
-            if _BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
+        for match in list(LEADS.finditer(text))[-MAX_STATEMENTS:]:
+            if BAD_AHEAD.search(text, max(0, match.start() - 40), match.start()):
                 continue
-            if _SECOND.search(text, max(0, match.start() - 20), match.start()):
+            if SECOND.search(text, max(0, match.start() - 20), match.start()):
                 continue
-            if "would" in match.group().lower() and _SUPPOSED.search(
+            if "would" in match.group().lower() and SUPPOSED.search(
                 text, max(0, match.start() - 200), match.start()
             ):
                 continue
@@ -367,22 +309,22 @@ class Chooser:
             if exact:
                 yield Statement(match.start(), exact)
                 continue
-            if not fragment or _NEGATED.match(fragment):
+            if not fragment or NEGATED.match(fragment):
                 yield Statement(match.start(), None, binding=bool(_NONE_OF.match(fragment)))
                 continue
             letter = self.resolve(fragment)
             # "The answer to whether X is Y is …": the question has a verb of its own.
-            verbs = list(_FURTHER.finditer(fragment))[:MAX_VERBS] if match["about"] else ()
+            verbs = list(FURTHER_VERB.finditer(fragment))[:MAX_VERBS] if match["about"] else ()
             for verb in verbs:
                 letter = letter or self.resolve(fragment[verb.end() :])
             yield Statement(match.start(), letter, binding=letter == "")
-        for match in list(_BARE.finditer(text))[-MAX_STATEMENTS:]:
+        for match in list(BARE_LETTER.finditer(text))[-MAX_STATEMENTS:]:
             if match[1] in self.options:
                 yield Statement(match.start(), match[1])
 
     def _trailing(self, text: str) -> Iterator[Statement]:
         position = 0
-        while match := _TRAILS.search(text, position):
+        while match := TRAILS.search(text, position):
             position = match.start("letter") + 1
             letter, between = match["letter"].upper(), match["text"].strip(" .:,()*_-–—")
             # "B cells … so D is correct": what stands between must be the option's own text.
@@ -392,14 +334,14 @@ class Chooser:
                 continue  # "D (its text) is tempting, but B is correct"
             position = match.end()
             before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
-            if _BAD_AHEAD.search(before):
+            if BAD_AHEAD.search(before):
                 continue
-            shared = _SHARED.search(before)
+            shared = SHARED.search(before)
             yield Statement(match.start(), "" if shared else letter)
 
     def resolve(self, fragment: str) -> str | None:
         """Return the option that a fragment names; "" for several at once, None for none."""
-        fragment = _plain(fragment)
+        fragment = plain_text(fragment)
         if _NONE_OF.match(fragment) and not self._by_text(fragment):
             return None
         whole = self._exact(fragment) or self._exact(_EXPLAINED.split(fragment)[0])
@@ -417,7 +359,7 @@ class Chooser:
         letter = self._leading_letter(fragment)
         if letter is not None:
             return letter or None
-        named = self._by_text(_CUT.sub("", fragment))
+        named = self._by_text(REASON.sub("", fragment))
         if named is None:
             named = abridged(fragment, self.options) or concluded(fragment, self.options)
         return named
@@ -432,7 +374,7 @@ class Chooser:
 
     def _exact(self, fragment: str) -> str | None:
         """Return the option that a fragment is, in its words or as a number."""
-        for normal_form in (_folded, _value, _stems, _number_set):
+        for normal_form in (folded, value_of, stems_of, number_set):
             form = normal_form(fragment)
             matches = [c for c, text in self.options.items() if form and normal_form(text) == form]
             if len(matches) == 1:
@@ -462,13 +404,13 @@ class Chooser:
         return None
 
     def _starts_with_text(self, rest: str) -> str | None:
-        folded = _folded(rest)
-        matches = [c for c, text in self.texts.items() if text and folded.startswith(text)]
+        start = folded(rest)
+        matches = [c for c, text in self.texts.items() if text and start.startswith(text)]
         return max(matches, key=lambda c: len(self.texts[c])) if matches else None
 
     def _by_text(self, fragment: str) -> str | None:
         """Return the option whose text a fragment holds; "" for several, None for none."""
-        folded = f" {_folded(fragment)} "
+        folded_fragment = f" {folded(fragment)} "
         spans = []
         for letter, text in self.texts.items():
             if not text:
@@ -476,11 +418,13 @@ class Chooser:
             if len(text) < 2 or text in ("all", "none", "both", "neither", "other", "any"):
                 continue  # in a sentence these mean something else
             if text in _ANSWER_WORDS:
-                if re.match(rf" {text}(?: |$)", folded):
+                if re.match(rf" {text}(?: |$)", folded_fragment):
                     spans.append((0, len(text), letter))
                 continue
-            start = folded.find(f" {text} ")
-            if start >= 0 and not (text[0].isdigit() and _BOUND.search(folded[: start + 1])):
+            start = folded_fragment.find(f" {text} ")
+            if start >= 0 and not (
+                text[0].isdigit() and _BOUND.search(folded_fragment[: start + 1])
+            ):
                 spans.append((start, start + len(text), letter))
         # An option text within another option's text is not meant when the longer one stands there.
         letters = {
@@ -493,7 +437,7 @@ class Chooser:
         return "" if letters else None
 
     def _whole_line(self, line: str) -> str | None:
-        plain = _plain(line).strip("'‘’")
+        plain = plain_text(line).strip("'‘’")
         whole = self._exact(plain)
         if whole:
             return whole
@@ -508,7 +452,7 @@ class Chooser:
             return letter.upper()
         if (marked or letter.isupper()) and self._starts_with_text(rest) == letter.upper():
             first_sentence = re.split(r"[.;!?]\s", rest)[0]
-            remark = _folded(first_sentence).removeprefix(self.texts[letter.upper()])
+            remark = folded(first_sentence).removeprefix(self.texts[letter.upper()])
             return None if _REMARK.match(remark) or _TURNED_DOWN.search(remark) else letter.upper()
         return None
 
@@ -524,8 +468,12 @@ _TURNED_DOWN = re.compile(
     r"|contraindicated|reserved|avoid\w*|only if|ineffective|inappropriate|insufficient|ruled out"
     r"|excluded?|rejected|instead)\b"
 )
-
-
+_SET_ASIDE = re.compile(
+    r"\W*(?:alternatives?|second\b[^:]{0,20}|2nd\b[^:]{0,20}|others?(?: options?)?|also possible"
+    r"|(?:less|least) \w+|differential(?: diagnos[ie]s)?|runner-up|not|rule out|avoid)\s*:",
+    re.IGNORECASE,
+)
+_CROSSED = re.compile("[❌✗✘]")
 _RANKING = re.compile(
     r"\b(?:rank\w*|most to least|in order of|order of likelihood)\b", re.IGNORECASE
 )
@@ -571,55 +519,6 @@ _AFTER_LETTER_TEXT = (
     "here then now instead over rather not"
 )
 _AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
-
-
-@lru_cache(maxsize=1_000)
-def _plain(text: str) -> str:
-    """Remove LaTeX and Markdown."""
-    text = re.sub(
-        r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|boldsymbol|mathit|mbox)(?![a-z])\s*", "", text
-    )
-    text = re.sub(r"\\(?:boxed|fbox)", "", text)
-    text = re.sub(r"\\[()\[\],;! ]|[${}*_`\"“”]", " ", text)
-    return " ".join(text.split())
-
-
-@lru_cache(maxsize=1_000)
-def _folded(text: str) -> str:
-    """Keep words and numbers only, in lower case: the form in which option texts are compared."""
-    spelled = _plain(text).lower().replace("ae", "e").replace("oe", "e")
-    return " ".join(re.findall(r"[^\W_]+|[%+<>≥≤=/.](?=\d)|[%↑↓]", spelled))
-
-
-@lru_cache(maxsize=1_000)
-def _value(text: str) -> float | None:
-    """Return the number that a text is: 25 %, 0.25, 1/4, \\frac{1}{4}."""
-    number = _FRACTION.fullmatch(_FRAC.sub(r"\1/\2", text))
-    if number is None or not float(number[2] or 1):
-        return None
-    return float(number[1]) / float(number[2] or 1) / (100 if number[3] else 1)
-
-
-@lru_cache(maxsize=1_000)
-def _stems(text: str) -> str:
-    """Return the stems of the words of a text, without articles: decreased is decreases."""
-    text = text.replace("↑", " increase ").replace("↓", " decrease ")
-    words = [token.word for token in tokens_of(_plain(text))]
-    if any(character.isdigit() for character in text):
-        return ""  # numbers are compared by value
-    return " ".join(word for word in words if word not in ("the", "an", "it", "will", "be", "is"))
-
-
-@lru_cache(maxsize=1_000)
-def _number_set(text: str) -> frozenset[str] | None:
-    """Return the numbers of a text that lists several and says nothing else: ``1, 2 and 3``."""
-    if not re.fullmatch(r"\W*\d(?:(?:[\s,;&+]|\band\b)+\d)+\W*(?:only\W*)?", text):
-        return None
-    return frozenset(re.findall(r"\d", text))
-
-
-_FRAC = re.compile(r"\\[dt]?frac[{\s]*(\d+)[}{\s]+(\d+)[}\s]*")
-_FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\s$).\\]*")
 
 
 def _sentence(text: str) -> str:

@@ -23,8 +23,8 @@ from deft.evaluators.grading.choice.vocabulary import (
 
 MIN_COVERAGE = 0.75
 """Share of an option's weight that must be said, between 0 and 1; for options of up to 4 words."""
-MIN_COVERAGE_LONG = 0.67
-"""The same for longer options, which are hardly ever repeated in full."""
+MIN_COVERAGE_LONG = 0.66
+"""The same for longer options, and where every word is said that no other option has."""
 MAX_RANGE_GAP = 6
 """Characters between the ends of a range (``5 to 7``), or between a bound and its number."""
 
@@ -105,7 +105,7 @@ class OptionMatcher:
         spans = [*worded, *self._named(sentence)]
         # What stands behind a closing bracket still speaks of what is in the brackets.
         return sorted(
-            ((letter, a, b + sentence.startswith(")", b)) for letter, a, b in spans),
+            ((letter, a, _behind_bracket(sentence, b)) for letter, a, b in spans),
             key=lambda span: span[1],
         )
 
@@ -119,6 +119,11 @@ class OptionMatcher:
         for letter, pattern in self.collective.items():
             for match in pattern.finditer(sentence):
                 yield letter, *match.span()
+
+
+def _behind_bracket(sentence: str, end: int) -> int:
+    closing = re.compile(r"[\w \t-]{0,40}\)").match(sentence, end)
+    return closing.end() if closing else end
 
 
 _LETTERED_TEXT = (
@@ -288,7 +293,9 @@ def _found(form: _Form, tokens: Sequence[Token]) -> Iterator[tuple[str, int, int
             start = at
         if start > at:
             at = start
-        elif covered / total >= least and not _contradicted(form, words, at, end, missing):
+        elif covered / total >= (
+            least if missing & form.unique else MIN_COVERAGE_LONG
+        ) and not _contradicted(form, words, at, end, missing):
             yield form.letter, at, end, covered
             at = end + 1
         else:

@@ -167,6 +167,7 @@ _PICKED_OUT = re.compile(
 )
 _PARENTHESIS = re.compile(
     r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,"
+    r"|\s*\([^()]{0,200}\)"
     r"|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
     re.IGNORECASE,
 )
@@ -185,7 +186,7 @@ _INSTRUCTION = re.compile(
 )
 """Ahead of what the patient shall get, as a sentence of its own."""
 _DIAGNOSED = re.compile(
-    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has|have)\s+$",
+    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has|have)\s+(?:an?\s+)?(?:\w+\s+)?$",
     re.IGNORECASE,
 )
 _SUMMING_UP = re.compile(

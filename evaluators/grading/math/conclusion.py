@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from deft.evaluators.grading.math.units import is_unit, number_word
+from deft.evaluators.grading.math.quantities import is_unit, number_word
 
 MAX_SENTENCE = 1000
 """Characters of a closing sentence that are looked at."""
@@ -24,13 +24,15 @@ class Found:
 FORMULA = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
     r"|(?<![\\\d$])\$(?![\s$])((?:\\.|[^$\\\n])*?(?:\\.|[^$\\\n\s]))\$(?!\d)"
-    r"|(?<![\\\d$])\$ +([^$\n]{0,300}?\\[a-zA-Z][^$\n]{0,600}?|[-\d.,/a-zA-Z=+^()<>]{1,40}) +\$(?!\d)",
+    r"|(?<![\\\d$])\$ +([^$\n]{0,300}?\\[a-zA-Z][^$\n]{0,600}?"
+    r"|[-\d.,/a-zA-Z=+^()<>]{1,40}) +\$(?!\d)",
     re.DOTALL,
 )
 NUMBER = re.compile(
     r"(?<![\w.\\])[-−+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?:\s*[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d*(?:/|\.\d)))?(?:\s*(?:\\?%|°|percent\b))?"
 )
+OTHER_SCRIPT = re.compile("[\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 WAVERING = re.compile(
     r"\b(?:not|n't|isn't|cannot|can't|unless|if|whether|unknown|unclear|incorrect|wrong|close to|"
     r"somewhere|between|less than|greater than|more than|at least|at most|either)\b",
@@ -132,10 +134,13 @@ def _listed_solutions(lines: list[str]) -> str | None:
 
 
 _REMARK = re.compile(
-    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|to (?:check|verify)"
+    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)"
+    r"|to (?:check|verify)"
     r"|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)|confidence|time(?: taken)?|notes?|remarks?"
-    r"|explanation|justification|reason(?:ing)?|done|qed|q\.e\.d|that's it|indeed|as (?:required|desired)"
-    r"|(?:this|that|it|which) (?:is (?:less|more|greater|smaller|within|valid|consistent|correct|in)\b"
+    r"|explanation|justification|reason(?:ing)?|done|qed|q\.e\.d|that's it|indeed"
+    r"|as (?:required|desired)"
+    r"|(?:this|that|it|which) (?:is (?:less|more|greater|smaller|within|valid|consistent"
+    r"|correct|in)\b"
     r"|(?:matches|agrees|satisfies|checks|confirms|makes sense)))\b(?!\s*(?:=|≈))",
     re.IGNORECASE,
 )
@@ -200,7 +205,7 @@ def _last_step(display: str) -> str:
 
 def is_bare_value(line: str) -> bool:
     """Whether a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
-    if not line or len(line) > 200:
+    if not line or len(line) > 200 or OTHER_SCRIPT.search(line):
         return False
     if FORMULA.search(line):
         return FORMULA.fullmatch(line.rstrip(".,")) is not None
@@ -220,7 +225,8 @@ _WHERE = re.compile(
 
 _ASIDE = re.compile(r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)[^()]*?[a-zA-Z]{3,}[^()]*\)")
 _TRAILING_REMARK = re.compile(
-    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,|and not\b|not\b|done\b"
+    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,"
+    r"|and not\b|not\b|done\b"
     r"|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
     r"|which is (?:\S+ )?(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
@@ -230,6 +236,7 @@ _TRAILING_REMARK = re.compile(
 _THERE_ARE = re.compile(
     rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
 )
+_SYMBOL_SAID = re.compile(r"\b(?:is|are|equals)\s+\$([a-zA-Z]|\\[a-z]+)\$\W*$")
 _CORRECTED = re.compile(
     r"\b(?:is not|isn't|not)\s+[^;,.]{1,30}[;,]\s*((?:it's|it is|but(?: rather)?)\s.*)$",
     re.IGNORECASE,
@@ -278,6 +285,8 @@ def concluded_value(sentence: str) -> str | None:
         before = re.sub(r",?\s*\b(?:so|and|then)$", "", sentence[: where.start()])
         sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
     formulas = [f for f in FORMULA.finditer(sentence) if not _NAME.fullmatch(formula_content(f))]
+    if not formulas and (symbol := _SYMBOL_SAID.search(sentence)):
+        return symbol[1]
     named = _number_behind(sentence, formulas[-1].end()) if formulas else None
     if named is not None:
         return named

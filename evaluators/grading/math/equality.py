@@ -73,9 +73,9 @@ def _spellings(gold: str, answer: str) -> Iterator[str]:
                for text in (gold, answer)]  # fmt: skip
     # The parameter of a general solution, 2πn for 2πk, and its constants, c for C.
     own, other = letters[0] - letters[1], letters[1] - letters[0]
-    parameters = own & set("kn"), other & set("knm")
-    if r"\pi" in gold and all(len(names) == 1 for names in parameters):
-        yield re.sub(rf"(?<![a-zA-Z\\]){parameters[1].pop()}(?![a-zA-Z])", *parameters[0], answer)
+    parameter, renamed = "".join(own & set("kn")), "".join(other & set("knm"))
+    if r"\pi" in gold and len(parameter) == len(renamed) == 1:
+        yield re.sub(rf"(?<![a-zA-Z\\]){renamed}(?![a-zA-Z])", parameter, answer)
     if re.search(r"(?<![a-zA-Z\\])C(?=_|\s|\b|e|x)", gold) and "c" not in letters[0]:
         yield re.sub(r"(?<![a-zA-Z\\])c(?=_|\s|\b|e|x)", "C", answer)
         yield re.sub(r"\\(?:text|mathrm)\{\s*(?:constant|const\.?)\s*\}", "C", answer)
@@ -100,12 +100,13 @@ def _with_all_signs(answer: str) -> str:
 
 
 _SENTENCE = re.compile(
-    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? |the )?[a-zA-Z -]+?)\.?\s*\}?",
+    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? "
+    r"|the )?[a-zA-Z -]+?)\.?\s*\}?",
 )
 _FOR_ALL = re.compile(
     r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
 )
-_BETWEEN = r"(?:,|\\q?quad|\\,|\\;|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
+_BETWEEN = r"(?:,|\\q?quad|\\[,; ]|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
 _DOMAIN = re.compile(
     rf"(?:\s|{_BETWEEN}){{1,8}}[a-z] *\\in *\\mathbb *\{{?[NZ]\}}?(?:\^\+)?[\s$)]*$"
     rf"|\s*{_BETWEEN}(?:\s|{_BETWEEN}){{0,8}}[nkm] *(?:\\geq?|>|≥) *-?\d[\s$)]*$"
@@ -145,10 +146,10 @@ def same(gold: Node, answer: Node) -> bool:
             return len(items) == 2 and same_scalars(quotient(items), other)
         case (Cases(rows=left), Cases(rows=right)):
             return _same_cases(left, right)
-        case (Scalar() as vector, Group() | Matrix()) if _in_unit_vectors(vector):
-            return same(_in_unit_vectors(vector), answer)
-        case (Group() | Matrix(), Scalar() as vector) if _in_unit_vectors(vector):
-            return same(gold, _in_unit_vectors(vector))
+        case (Scalar(), Group() | Matrix()) if vector := _in_unit_vectors(gold):
+            return same(vector, answer)
+        case (Group() | Matrix(), Scalar()) if vector := _in_unit_vectors(answer):
+            return same(gold, vector)
         case (Matrix(), _) | (_, Matrix()):
             return _same_matrices(gold, answer)
         case (Group(), _) | (_, Group()):
@@ -227,13 +228,12 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
         return _same_equations(gold, answer)
     if _is_assignment(gold) and _is_assignment(answer):
         left, right = gold.names[0], answer.names[0]
-        if not _same_name(left, right):
-            return False
-        if left != right and len(left) == len(right) == 1:
-            return False
-        return any(
-            same(gold.sides[-1], side) for side in _stated_values(answer, gold.sides[-1])
-        ) or (_same_equations(gold, answer))
+        renamed = left != right and len(left) == len(right) == 1
+        if _same_name(left, right) and not renamed:
+            values = _stated_values(answer, gold.sides[-1])
+            if any(same(gold.sides[-1], value) for value in values):
+                return True
+        return _same_equations(gold, answer)
     if gold.signs == answer.signs == ("=",):
         return _same_equations(gold, answer)
     if len(gold.signs) == len(answer.signs) == 1:
@@ -260,8 +260,29 @@ def _same_equations(gold: Relation, answer: Relation) -> bool:
         return False
     if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
         return sorted(gold.names) == sorted(answer.names)  # MR = MC is no product of letters
-    factor = _factor(gold, answer)
-    return factor is not None
+    return _factor(gold, answer) is not None or _solves(answer, gold) or _solves(gold, answer)
+
+
+def _solves(solution: Relation, equation: Relation) -> bool:
+    """Check that ``P = nRT/V`` is ``PV = nRT`` solved for one letter.
+
+    The letter must have a product for its factor; of y(x - 1) = 0 there are other solutions.
+    """
+    if not re.fullmatch("[a-zA-Z]", solution.names[0]):
+        return False
+    try:
+        value = expressions.parse(_side(solution, 1))
+        difference = expressions.parse(_side(equation, 0)) - expressions.parse(_side(equation, 1))
+    except NotParsedError:
+        return False
+    letter = next((s for s in difference.free_symbols if str(s) == solution.names[0]), None)
+    if letter is None or value.has(letter):
+        return False
+    factor = sympy.expand(difference).coeff(letter)
+    rest = sympy.expand(difference - factor * letter)
+    if rest.has(letter) or factor == 0 or isinstance(factor, sympy.Add):
+        return False
+    return expressions.equal(-rest / factor, value)
 
 
 def _same_inequalities(gold: Relation, answer: Relation) -> bool:
@@ -483,7 +504,7 @@ def _same_choice(gold: Choice, answer: Node) -> bool:
 def _is_letter(node: Node, letter: str) -> bool:
     match node:
         case Scalar(latex=text) | Words(text=text):
-            return text == letter or (isinstance(node, Words) and text == letter.lower())
+            return text in (letter, letter.lower())
     return False
 
 

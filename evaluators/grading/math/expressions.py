@@ -254,7 +254,7 @@ def _same_at(point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Ex
         raise TooLargeError("too many digits to compare")
     with mpmath.workdps(needed + 20):
         values = [MpmathInterpreter(point).value(side) for side in (gold, answer)]
-        return _close(*values, DIGITS + below)
+        return _close(values[0], values[1], DIGITS + below)
 
 
 class _Look(NamedTuple):

@@ -24,6 +24,7 @@ from deft.evaluators.grading.final_answer import announced, without_emoji
 from deft.evaluators.grading.math.conclusion import (
     FORMULA,
     NUMBER,
+    OTHER_SCRIPT,
     REFUSAL,
     WAVERING,
     Found,
@@ -77,7 +78,8 @@ def find_answer(
 
 
 _CHOSEN = re.compile(
-    r"\b(?:choose|pick|select|go with|answer is|choice is)\s+(?:option\s+|choice\s+)?\(?([A-Z])\)?\W*$"
+    r"\b(?:choose|pick|select|go with|answer is|choice is)\s+(?:option\s+"
+    r"|choice\s+)?\(?([A-Z])\)?\W*$"
 )
 
 
@@ -137,10 +139,12 @@ def _boxes(text: str) -> list[_Box]:
 _BOX_OPENS = re.compile(rf"[$\\(\[\s]*(?:{_BOX.pattern})\{{?")
 _BOX_TOKEN = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S")
 _TAKEN_BACK = re.compile(
-    r"[^.\n]{0,20}(?:which|this|that|it) (?:is|would be|was) (?:wrong|incorrect|not (?:right|correct))\b"
+    r"[^.\n]{0,20}(?:which|this|that|it) (?:is|would be|was) (?:wrong|incorrect"
+    r"|not (?:right|correct))\b"
 )
 _PLACEHOLDER = re.compile(
-    r"\s*(?:(?:\\text\{)?(?:your |the |final )*(?:answer|result|value)(?: here)?\}?|\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*"
+    r"\s*(?:(?:\\text\{)?(?:your |the |final )*(?:answer|result|value)(?: here)?\}?"
+    r"|\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*"
 )
 
 
@@ -254,7 +258,10 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     bare = sentence.strip().strip("*_`").strip()
     if not bare or bare in "$\\" or _BOX_OPENS.fullmatch(bare) or _METHOD.match(bare):
         return None
-    foreign = _OTHER_SCRIPT.search(bare)
+    exact = re.search(rf"\bor,? exactly,? ({NUMBER.pattern})", bare)
+    if exact:
+        return exact[1]
+    foreign = OTHER_SCRIPT.search(bare)
     if foreign:  # 共有 42 个, 36 입니다
         number = NUMBER.search(bare)
         inner = FORMULA.search(bare)
@@ -285,7 +292,6 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     return None
 
 
-_OTHER_SCRIPT = re.compile("[\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 _METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
 
 

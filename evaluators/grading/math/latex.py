@@ -187,7 +187,8 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         # colors, sizes and other decoration
-        (r"\\(?:textcolor|colorbox|color|fcolorbox\s*\{[^{}]*\})\s*\{[^{}]*\}|\\bbox\s*(?:\[[^\[\]]*\])?", ""),
+        (r"\\(?:textcolor|colorbox|color|fcolorbox\s*\{[^{}]*\})\s*\{[^{}]*\}"
+         r"|\\bbox\s*(?:\[[^\[\]]*\])?", ""),
         (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bold|mathstrut)(?![a-zA-Z])", ""),
         (r"^\s*\\?#\s*(?=[\d-])", ""),
         (r"\(\s*\\(?:text|mathrm)\s*\{([a-z ]*)\}\s*\)\s*$", r"\\text{ \1}"),
@@ -204,7 +205,8 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
         (r"^\s*(?:\\(?:text|mathrm)\{)?0b([01]+)\}?\s*$", r"\1_{2}"),
         (r"(?<=\d)\s*\\(?:text|mathrm)\{\s*[eE]\s*([-+]?\d*)\}\s*(?=\d|$)", r"e\1"),
         (r"(?<=\d)\s*\^\s*\{?\s*(?:\\(?:text|mathrm)\s*\{\s*o\s*\}|o(?![a-z]))\s*\}?", "°"),
-        (r"\\frac\s*\{\s*\\(?:text|mathrm)\{([a-zA-Z ]+)\}\s*\}\s*\{\s*\\(?:text|mathrm)\{([a-zA-Z ]+)\}\s*\}",
+        (r"\\frac\s*\{\s*\\(?:text|mathrm)\{([a-zA-Z ]+)\}\s*\}\s*\{\s*\\(?:text"
+         r"|mathrm)\{([a-zA-Z ]+)\}\s*\}",
          r"\\text{ \1/\2}"),
         # functions and sets
         (r"\\(max|min)\s*(?:\\left)?\s*\\\{(.*?)(?:\\right)?\s*\\\}", r"\\\1(\2)"),

@@ -20,7 +20,6 @@ from deft.evaluators.grading.math.latex import MAX_ANSWER, normalize_latex
 from deft.evaluators.grading.math.nodes import (
     Cases,
     Choice,
-    Clock,
     Difference,
     Group,
     Matrix,
@@ -31,8 +30,21 @@ from deft.evaluators.grading.math.nodes import (
     Union,
     Words,
 )
-from deft.evaluators.grading.math.numbers import NUMERIC, POWER, number
-from deft.evaluators.grading.math.units import canonical_unit, is_unit, number_word
+from deft.evaluators.grading.math.phrases import (
+    CLOCK_HALF,
+    described_set,
+    rational,
+    read_clock,
+    read_compound,
+)
+from deft.evaluators.grading.math.quantities import (
+    NUMERIC,
+    POWER,
+    canonical_unit,
+    is_unit,
+    number,
+    number_word,
+)
 from deft.evaluators.grading.math.words import NEGATIONS, mark_words, plain_words
 
 MAX_ITEMS = 200
@@ -192,91 +204,16 @@ def _read_phrase(text: str, level: int) -> Node | None:
     answered = re.match(r"(yes|no|true|false)[,.;]", text.removeprefix(r"\text{").lower())
     if answered:
         return Words(answered[1])
-    number = number_word(words)
-    if number is not None:
-        return _rational(number)
-    return _read_clock(text) or _read_compound(text) or _read_described_set(text, level)
-
-
-def _rational(value: Fraction, unit: str = "", *, degree: bool = False) -> Scalar:
-    fraction = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
-    return Scalar(fraction if value.denominator > 1 else str(value.numerator), unit, degree=degree)
-
-
-def _untexted(text: str) -> str:
-    return " ".join(re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).split())
-
-
-_CLOCK = re.compile(r"(\d{1,2})\s?:\s?(\d\d)(?::00)?\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
-
-
-def _read_clock(text: str) -> Clock | None:
-    match = _CLOCK.fullmatch(_untexted(text))
-    if match is None or int(match[1]) > 24 or int(match[2]) > 59:
-        return None
-    return Clock(int(match[1]), int(match[2]), (match[3] or "").lower())
-
-
-_COMPOUND_UNITS = {("h", "min"): 60, ("min", "s"): 60, ("ft", "in"): 12, ("dollar", "cent"): 100,
-                   ("day", "h"): 24, ("lb", "oz"): 16, ("m", "cm"): 100}  # fmt: skip
-_COMPOUND = re.compile(r"(\d+)\s*([a-zA-Z]+),?\s*(?:and\s*)?(\d+)\s*([a-zA-Z]+)")
-_ARC_MINUTES = re.compile(r"(\d+)°\s*(\d+)'\s*(?:(\d+)(?:''|\"))?")
-
-
-def _read_compound(text: str) -> Scalar | None:
-    """Read ``2 hours 20 minutes`` or ``37° 30'`` as one quantity."""
-    bare = _untexted(text)
-    arc = _ARC_MINUTES.fullmatch(bare)
-    if arc:
-        value = Fraction(int(arc[1])) + Fraction(int(arc[2]), 60) + Fraction(int(arc[3] or 0), 3600)
-        return _rational(value, degree=True)
-    match = _COMPOUND.fullmatch(bare)
-    if match is None:
-        return None
-    units = canonical_unit(match[2]), canonical_unit(match[4])
-    per = _COMPOUND_UNITS.get(units)
-    return _rational(int(match[1]) + Fraction(int(match[3]), per), units[0]) if per else None
-
-
-_SET_OF_REALS = re.compile(
-    r"(?:the set of )?(?:all )?(?:(?P<sign>positive|negative|non-?\s?negative|non-?\s?positive) )?"
-    r"(?:real )?(?:numbers|reals|values)(?: of [a-z]| [a-z])?"
-    r"(?:,? (?:(?P<except>except(?: for)?|other than|not equal to)"
-    r"|(?:that are )?(?P<bound>greater than or equal to|less than or equal to|at least|at most"
-    r"|greater than|less than|larger than|smaller than)) (?:[a-z] ?= ?)?(?P<end>.+))?",
-    re.IGNORECASE,
-)
-_BOUNDS = {"greater than": ("(", ")"), "larger than": ("(", ")"), "at least": ("[", ")"),
-           "greater than or equal to": ("[", ")"), "less than": ("(", ")"),
-           "smaller than": ("(", ")"), "at most": ("(", "]"),
-           "less than or equal to": ("(", "]")}  # fmt: skip
-
-
-def _read_described_set(text: str, level: int) -> Node | None:
-    """Read ``all real numbers except x = 2``, ``all positive real numbers``."""
-    if "real" not in text and "positive" not in text and "negative" not in text:
-        return None
-    match = _SET_OF_REALS.fullmatch(_untexted(text))
-    if match is None or not (match["sign"] or match["end"]):
-        return None
-    if match["sign"]:
-        closed = "[" if match["sign"].lower().startswith("non") else "("
-        positive = match["sign"].lower().endswith(("positive", "negative")) and (
-            match["sign"].lower() in ("positive",)
-            or (
-                match["sign"].lower().startswith("non")
-                and match["sign"].lower().endswith("negative")
-            )
-        )
-        inner = rf"{closed}0,\infty)" if positive else rf"(-\infty,0{']' if closed == '[' else ')'}"
-        return read_node(inner, level + 1)
-    if match["except"]:
-        excluded = re.sub(r"\s*(?:,|\band\b|\bor\b)\s*", ",", match["end"])
-        return Difference(_REALS, read_node(rf"\{{{excluded}\}}", level + 1))
-    opening, closing = _BOUNDS[match["bound"].lower()]
-    upper = match["bound"].lower().startswith(("less", "small", "at most"))
-    ends = rf"-\infty,{match['end']}" if upper else rf"{match['end']},\infty"
-    return read_node(f"{opening}{ends}{closing}", level + 1)
+    spelled = number_word(words)
+    if spelled is not None:
+        return rational(spelled)
+    counted = re.fullmatch(r"\\text\{\s*(\d[\d,.]*)\s+([a-zA-Z ]+)\}", text)
+    if counted and not CLOCK_HALF.fullmatch(counted[2].strip()):
+        return read_node(rf"{counted[1]}\text{{ {counted[2]}}}", level + 1)
+    described = described_set(text)
+    if described:
+        return read_node(described, level + 1)
+    return read_clock(text) or read_compound(text)
 
 
 _CHOICE = re.compile(
@@ -337,7 +274,15 @@ def _split_list(text: str) -> tuple[list[str], str]:
     return [re.sub(r"^\s*;|;\s*$", "", part) for part in parts], word
 
 
+_MONTH = re.compile(
+    r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b",
+    re.IGNORECASE,
+)
+
+
 def _split_text(match: re.Match[str]) -> str:
+    if _MONTH.search(match[1]):
+        return match[0]  # March 14, 2024 is one date
     words = re.split(r",\s*(?:and |or )?| and | or ", match[1])
     # Names, not sentences: "red and blue", not "between 5 and 6".
     if any(len(word.split()) > 3 for word in words) or NEGATIONS.search(match[1]):

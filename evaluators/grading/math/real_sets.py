@@ -21,7 +21,7 @@ from deft.evaluators.grading.math.nodes import (
     Scalar,
     Union,
 )
-from deft.evaluators.grading.math.numbers import number
+from deft.evaluators.grading.math.quantities import number
 from deft.evaluators.grading.math.scalars import expression_text, latex_key, same_scalars
 from deft.evaluators.grading.math.words import is_name
 
@@ -32,6 +32,8 @@ def as_real_sets(gold: Node, answer: Node) -> tuple[list[Interval], list[Interva
     """Read both answers as unions of intervals, if one of them is written as a set of reals."""
     if not (is_set_like(gold) or is_set_like(answer)):
         return None
+    if _is_point_like(gold) and isinstance(answer, Relation) and answer.signs[0] != r"\in":
+        return None  # (2, 5) is rather a point than what 2 < x < 5 says
     left, right = intervals_of(gold), intervals_of(answer)
     if left is None or right is None:
         return None
@@ -63,6 +65,10 @@ def is_set_like(node: Node) -> bool:
         case Group(kind="list", items=items) if items:
             return all(isinstance(i, Relation) and is_set_like(i) for i in items)
     return False
+
+
+def _is_point_like(node: Node) -> bool:
+    return isinstance(node, Group) and node.kind == "()" and not is_set_like(node)
 
 
 def _is_interval(node: Node) -> bool:

@@ -14,8 +14,13 @@ from deft.evaluators.grading.math.interpreter import NotComputedError
 from deft.evaluators.grading.math.nodes import (
     Scalar,
 )
-from deft.evaluators.grading.math.numbers import Number, number, without_unit_letter
-from deft.evaluators.grading.math.units import compatible, conversion
+from deft.evaluators.grading.math.quantities import (
+    Number,
+    compatible,
+    conversion,
+    number,
+    without_unit_letter,
+)
 
 # --- numbers and expressions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from deft.evaluators.grading.math.latex import split_texts
-from deft.evaluators.grading.math.units import is_unit
+from deft.evaluators.grading.math.quantities import is_unit
 
 _ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's|there (?:is|are)|triangle|function|student)\b")
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
@@ -60,12 +60,14 @@ def _mark_run(run: str, *, loose: bool, joined: bool) -> str:
     phrase: list[str] = []
 
     def close() -> None:
+        letters: list[str] = []
         while phrase and len(phrase[-1]) == 1 and phrase[-1].islower():
-            pieces.append(phrase.pop())
+            letters.insert(0, phrase.pop())
         if phrase:
             wordy = _is_wordy(phrase, loose=loose, joined=joined)
             pieces.append(rf"\text{{{' '.join(phrase)}}}" if wordy else " ".join(phrase))
             phrase.clear()
+        pieces.extend(letters)
 
     for word in run.split(" "):
         if word.lower() in ("or", "and"):

@@ -103,8 +103,10 @@ def test_undefined_equals_nothing() -> None:
     assert [pair for pair in pairs if same_answer(*pair) or same_answer(*pair[::-1])] == []
 
 
-MARKS = [r"\${}", r"{}\%", r"{}^\circ", r"{}\text{{ cm}}", r"{}\text{{ kg}}", r"{}\text{{ hours}}",
-         r"{}\text{{ cents}}", r"{}\text{{ cm}}^2", r"{}\text{{ euros}}", r"{}^\circ\text{{C}}"]  # fmt: skip
+MARKS = [
+    r"\${}", r"{}\%", r"{}^\circ", r"{}\text{{ cm}}", r"{}\text{{ kg}}", r"{}\text{{ hours}}",
+    r"{}\text{{ cents}}", r"{}\text{{ cm}}^2", r"{}\text{{ euros}}", r"{}^\circ\text{{C}}",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", ["7", "36", "1.25", r"\frac{3}{4}"])
