@@ -65,7 +65,7 @@ class TokenStats:
         # Backends compute the two log-probabilities by different products.
         return self.logp >= self.require("top_logp") - 1e-4
 
-    def rows(self, rows: slice) -> TokenStats:
+    def rows(self, rows: slice | Tensor) -> TokenStats:
         """Select the statistics of some rows."""
         parts = {
             field.name: value if value is None or value.dim() == 0 else value[rows]

@@ -17,17 +17,18 @@ from deft.objectives.head.interface import (
     apply_objective,
 )
 
+# Rows of the weight that are converted to the accumulation dtype at a time.
+_CONVERTED_ROWS = 4096
+
 
 @torch.no_grad()
 def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
     """Compute value, gate and gradients from the whole [M, V] matrix of logits."""
     dtype = accumulation_dtype(inputs.hidden.dtype)
-    hidden, weight = inputs.hidden.to(dtype), inputs.weight.to(dtype)
+    hidden = inputs.hidden.to(dtype)
     rows = torch.arange(len(inputs.labels), device=hidden.device)
 
-    linear = hidden @ weight.T
-    if inputs.bias is not None:
-        linear += inputs.bias.to(dtype)
+    linear = _linear(hidden, inputs.weight, inputs.bias)
     logits = linear if inputs.softcap is None else soft_cap(linear, inputs.softcap)
     log_probs = torch.log_softmax(logits, dim=-1)
     probs = log_probs.exp()
@@ -56,6 +57,7 @@ def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> 
     if not wanted.gradients:
         return HeadResult(stats, output, None, None, None)
 
+    weight = inputs.weight.to(dtype)
     error = probs
     error[rows, inputs.labels] -= 1
     error = output.gate[:, None] * error
@@ -70,6 +72,15 @@ def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> 
         grad_weight=error.T @ hidden if wanted.weight else None,
         grad_bias=error.sum(0) if wanted.bias else None,
     )
+
+
+def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute hidden @ weight.T + bias in the dtype of hidden."""
+    # A weight that must be converted is so in parts: this backend also verifies a few rows of a
+    # training step, where a float32 copy of the whole weight would be the largest tensor.
+    rows = len(weight) if weight.dtype == hidden.dtype else _CONVERTED_ROWS
+    logits = torch.cat([hidden @ part.to(hidden.dtype).T for part in weight.split(rows)], dim=-1)
+    return logits if bias is None else logits + bias.to(hidden.dtype)
 
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:
@@ -104,7 +115,5 @@ def _reference_logits(inputs: HeadInputs, dtype: torch.dtype) -> Tensor:
     """Compute the frozen model's logits [M, V]."""
     assert inputs.reference is not None
     hidden, weight, bias = inputs.reference
-    logits = hidden.to(dtype) @ weight.to(dtype).T
-    if bias is not None:
-        logits += bias.to(dtype)
+    logits = _linear(hidden.to(dtype), weight, bias)
     return logits if inputs.softcap is None else soft_cap(logits, inputs.softcap)

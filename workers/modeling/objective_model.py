@@ -17,6 +17,7 @@ from deft.objectives import (
     TokenStats,
     linear_objective,
 )
+from deft.objectives.head.interface import apply_objective, join_stats
 from deft.workers.common.example import IGNORE_INDEX
 from deft.workers.modeling.attention import packed_keywords
 from deft.workers.modeling.logit_transform import LogitTransform, layers_below_head, logit_transform
@@ -29,7 +30,10 @@ VALIDATED_STATISTICS = (*LOGGED_STATISTICS, "top_logp")
 """What is asked of every token when the model is in evaluation mode."""
 
 VERIFIED_ROWS = 256
-"""Target rows that a token-local objective is verified on."""
+"""Target rows whose statistics are recomputed to verify the objective."""
+
+RECOMPUTED_ROWS = 32
+"""Target rows whose logits are recomputed at once."""
 
 AT_THRESHOLD = 0.1
 """Share of them that may be kept here and dropped there, or the other way round."""
@@ -147,8 +151,10 @@ class ObjectiveHead(nn.Module):
         """Prove that ``output`` is the objective's, by recomputing it on materialised logits.
 
         Trainers elsewhere fall back to the plain NLL without a word when a kernel or a parallelism
-        mode returns a loss of its own. Values and gates are recomputed in float32, of the first
-        target rows where the objective is token-local, of the whole micro-batch where it is not.
+        mode returns a loss of its own. The statistics of the first target rows are recomputed in
+        float32, a few rows at a time, since the logits of a whole micro-batch would be the largest
+        tensor of the training. Where a batch statistic is read, the other rows enter it as they
+        are in ``output``.
 
         Returns whether there was a token to compare.
 
@@ -156,33 +162,35 @@ class ObjectiveHead(nn.Module):
             RuntimeError: they differ, or different tokens are kept.
         """
         rows = output.stats.mask.nonzero().squeeze(-1)
+        recomputed = [
+            linear_objective(
+                hidden[part],
+                weight,
+                labels[part],
+                self.objective,
+                bias=self.bias,
+                softcap=self.softcap,
+                reference=None
+                if reference is None
+                else reference._replace(hidden=reference.hidden[part]),
+                step_mean_p=step_mean_p,
+                backend="reference",
+            ).stats
+            for part in rows[:VERIFIED_ROWS].split(RECOMPUTED_ROWS)
+        ]
         if self.objective.token_local:
             rows = rows[:VERIFIED_ROWS]
-        if reference is not None:
-            reference = ReferenceHead(
-                reference.hidden[rows].float(),
-                reference.weight.float(),
-                None if reference.bias is None else reference.bias.float(),
-            )
-        expected = linear_objective(
-            hidden[rows].float(),
-            weight.float(),
-            labels[rows],
-            self.objective,
-            bias=None if self.bias is None else self.bias.float(),
-            softcap=self.softcap,
-            reference=reference,
-            step_mean_p=step_mean_p,
-            backend="reference",
-        )
+        stats = join_stats([*recomputed, output.stats.rows(rows[VERIFIED_ROWS:])])
+        expected = apply_objective(self.objective, stats)
         defect = f"the objective {self.objective.spec} is not what is being trained"
         kept = output.kept[rows]
-        both = kept & expected.kept
+        expected_kept = stats.mask if expected.keep is None else expected.keep
+        both = kept & expected_kept
         # At a threshold the last bit of p decides whether a token counts at all.
-        if (kept != expected.kept).sum() > max(1, AT_THRESHOLD * len(rows)):
+        if (kept != expected_kept).sum() > max(1, AT_THRESHOLD * len(rows)):
             raise RuntimeError(
                 f"{defect}: it keeps {int(kept.sum())} of {len(rows)} tokens where its definition "
-                f"keeps {int(expected.kept.sum())}; this is a defect"
+                f"keeps {int(expected_kept.sum())}; this is a defect"
             )
         # bfloat16 products are rounded to 8 bits before they are summed up in float32.
         tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
