@@ -22,6 +22,7 @@ from deft.evaluators.generation.journal import Response, ResponseJournal, read_r
 from deft.evaluators.generation.model_dir import fingerprint, read_architecture, read_stop_token_ids
 from deft.evaluators.generation.prompts import (
     Stops,
+    answer_tokens,
     cut_at,
     describe_format,
     encode_item,
@@ -29,6 +30,7 @@ from deft.evaluators.generation.prompts import (
     resolve_stops,
     resolve_style,
     stop_check,
+    turn_header,
 )
 from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
@@ -94,6 +96,8 @@ class Asked:
     """By id, in their order."""
     prompts: dict[str, list[int]]
     """Token ids, by the item's id."""
+    header: list[int]
+    """What the model writes by itself before an answer, see `turn_header`."""
 
     def decoding(self, spec: BenchmarkSpec) -> Decoding:
         """How to sample."""
@@ -115,7 +119,8 @@ class Asked:
         # A model may stop at a token that its tokenizer does not count among the special ones.
         if tokens and tokens[-1] in self.stops.token_ids:
             tokens = tokens[:-1]
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        answer = answer_tokens(tokens, self.header)
+        text = str(self.tokenizer.decode(answer, skip_special_tokens=True))
         options = self.items[id].options
         return Response(
             id=id,
@@ -161,7 +166,8 @@ def read_asked(job: Job) -> Asked:
     prompts = {id: encode_item(tokenizer, item, benchmark, style) for id, item in items.items()}
     declared = read_stop_token_ids(Path(job.model), tokenizer.eos_token_id)
     stops = resolve_stops(tokenizer, style, declared, spec.stop)
-    return Asked(benchmark, tokenizer, style, stops, items, prompts)
+    header = turn_header(tokenizer, style)
+    return Asked(benchmark, tokenizer, style, stops, items, prompts, header)
 
 
 class Evaluator:
