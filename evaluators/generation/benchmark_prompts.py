@@ -16,12 +16,14 @@ from deft.evaluators.generation.journal import Response
 from deft.evaluators.generation.model_dir import read_stop_token_ids
 from deft.evaluators.generation.prompts import (
     Stops,
+    answer_tokens,
     cut_at,
     describe_format,
     encode_item,
     resolve_stops,
     resolve_style,
     stop_check,
+    turn_header,
 )
 from deft.evaluators.grading.verdicts import Grade
 from deft.evaluators.scores.predictions import Prediction
@@ -46,6 +48,8 @@ class BenchmarkPrompts:
     """Item id → item, in the benchmark's order."""
     prompts: dict[str, list[int]]
     """Item id → token ids of its prompt."""
+    header: list[int]
+    """Token ids that the model writes by itself before an answer, see `turn_header`."""
 
     def decoding(self, spec: BenchmarkSpec) -> Decoding:
         """Return the sampling parameters for the engine."""
@@ -67,7 +71,8 @@ class BenchmarkPrompts:
         # A model may stop at a token that its tokenizer does not count among the special ones.
         if token_ids and token_ids[-1] in self.stops.token_ids:
             token_ids = token_ids[:-1]
-        text = str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        answer = answer_tokens(token_ids, self.header)
+        text = str(self.tokenizer.decode(answer, skip_special_tokens=True))
         item = self.items[item_id]
         return Response(
             id=item_id,
@@ -134,4 +139,5 @@ def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
     }
     declared = read_stop_token_ids(Path(job.model), tokenizer.eos_token_id)
     stops = resolve_stops(tokenizer, style, declared, spec.stop)
-    return BenchmarkPrompts(benchmark, tokenizer, style, stops, items, prompts)
+    header = turn_header(tokenizer, style)
+    return BenchmarkPrompts(benchmark, tokenizer, style, stops, items, prompts, header)

@@ -156,6 +156,41 @@ def _end_of_turn(
     return [added[positions[min(positions)]]] if positions else []
 
 
+def turn_header(tokenizer: PreTrainedTokenizerBase, style: str) -> list[int]:
+    """Find what a model writes by itself before its answer, such as gpt-oss's final channel.
+
+    Returns:
+        The tokens between what asks for a turn and the turn's text; none if there is no control
+        token among them.
+
+    Raises:
+        ValueError: the style does not fit the tokenizer.
+    """
+    if PROMPT_STYLES[style].template is not None:
+        return []
+    mark = "the text of a turn"
+    question = {"role": "user", "content": "?"}
+    answered = render_turns(tokenizer, [question, {"role": "assistant", "content": mark}])
+    request = render_turns(tokenizer, [question], opens_turn=True)
+    if not answered.startswith(request):
+        return []
+    header = answered[len(request) :].partition(mark)[0]
+    if not any(token in header for token in special_tokens(tokenizer)):
+        return []
+    ids: list[int] = tokenizer(header, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def answer_tokens(token_ids: Sequence[int], header: Sequence[int]) -> Sequence[int]:
+    """Return what follows the last ``header`` in a response; all of it if there is none."""
+    size = len(header)
+    if not size:
+        return token_ids
+    starts = range(len(token_ids) - size, -1, -1)
+    ends = (s + size for s in starts if list(token_ids[s : s + size]) == list(header))
+    return token_ids[next(ends, 0) :]
+
+
 def stop_check(
     tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
 ) -> Callable[[Sequence[int]], bool] | None:

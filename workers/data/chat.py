@@ -255,13 +255,20 @@ def _require_own_ids(
         )
 
 
-def render_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """Render whole ``messages`` by the tokenizer's own template.
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, opens_turn: bool = False
+) -> str:
+    """Render ``messages`` by the tokenizer's own template.
+
+    Args:
+        tokenizer: whose template to use.
+        messages: whole turns.
+        opens_turn: whether what opens the model's turn follows.
 
     Raises:
         ValueError: the template refuses them, or leaves something out.
     """
-    return _render_all(tokenizer, Conversation(messages))
+    return _render_all(tokenizer, Conversation(messages, opens_turn=opens_turn))
 
 
 def _render_all(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from deft.evaluators.benchmarks.catalog import BENCHMARKS
 from deft.evaluators.generation.prompts import (
+    answer_tokens,
     cut_at,
     describe_format,
     encode_item,
@@ -18,10 +19,11 @@ from deft.evaluators.generation.prompts import (
     resolve_stops,
     resolve_style,
     stop_check,
+    turn_header,
 )
 from deft.evaluators.spec import BenchmarkSpec
 from deft.workers.common.example import Example
-from deft.workers.modeling.model_files import train_tokenizer
+from deft.workers.modeling.model_files import CHATML_TEMPLATE, train_tokenizer
 
 TURN_END, BOS = "<|im_end|>", "<s>"
 
@@ -79,6 +81,28 @@ def test_what_ends_a_turn_comes_from_tokenizer_and_style(tokenizer: Any) -> None
     stops = resolve_stops(tokenizer, "chat", [end], ["</s>", TURN_END])
     # Control tokens never appear in a response's text: they are looked for by id.
     assert (stops.token_ids, stops.strings) == ([end], ["</s>"])
+
+
+def test_header_that_a_model_writes_before_its_answer_is_no_part_of_it() -> None:
+    channel = (
+        "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}"
+        "<|channel|>final{% endif %}<|message|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    control = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"]
+    harmony = Qwen2Tokenizer().train_new_from_iterator(
+        ["x"], vocab_size=300, new_special_tokens=control, show_progress=False
+    )
+    harmony.eos_token, harmony.chat_template = "<|end|>", channel
+    header = turn_header(harmony, "chat")
+    assert harmony.decode(header) == "<|channel|>final<|message|>"
+    text = "<|channel|>x<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>42"
+    ids = harmony(text, add_special_tokens=False)["input_ids"]
+    assert harmony.decode(answer_tokens(ids, header)) == "42"
+    assert answer_tokens(ids[:3], header) == ids[:3]
+    assert turn_header(harmony, "chat-bare") == header
+    harmony.chat_template = CHATML_TEMPLATE
+    assert turn_header(harmony, "chat") == []
 
 
 def test_stop_strings_are_found_wherever_tokens_are_cut(tokenizer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -201,8 +202,8 @@ class RenderingProcess:
         return replies
 
     def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
+        """End the process, unless it belongs to the process that this one was forked from."""
+        if self._process is not None and self._owner == os.getpid():
             self._ended()
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -263,3 +264,4 @@ def _receive(process: subprocess.Popen[bytes], number: int) -> list[list[dict[st
 
 
 _PROCESS = RenderingProcess()
+atexit.register(_PROCESS.close)
