@@ -89,11 +89,13 @@ def cpu_seconds() -> float:
 
 def prepare_ours(directory: Path, model: str, seed: int) -> dict[str, float]:
     """Prepare as `deft run` does; return CPU seconds and the number of tokens to train on."""
+    import transformers
+
     from deft.workers.data import splits, tokenization
     from deft.workers.data.prepare import prepare
     from deft.workers.spec import DatasetSpec, ModelSpec
 
-    started = start_clock(splits, tokenization)
+    started = start_clock(splits, tokenization, transformers.Trainer)
     dataset = DatasetSpec(name=str(directory / "ours.jsonl"), validation=0)
     prepared = prepare(
         dataset,
