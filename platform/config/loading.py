@@ -231,7 +231,7 @@ def _as_yaml_reads(detail: ErrorDetails, text: str | None) -> str:
         return ""
     surprise = isinstance(value, bool) and text.lower() not in ("true", "false")
     said = f"; YAML 1.1 reads {text} as {str(value).lower()}" if surprise else ""
-    if detail["type"] == "string_type":
+    if detail["type"] in ("string_type", "model_type"):  # the latter: a name for {name: …}
         said += f'; write "{text}", in quotes, for the text'
     return said
 
