@@ -107,6 +107,9 @@ class Benchmark:
     primary_metric: str = "avg"
     """Metric that runs are compared by: ``avg`` (share of correct responses) or a score."""
     paper: Paper | None = None
+    by_likelihood: bool = False
+    """Whether the response is the letter of the option that the model finds most likely, for
+    multiple choice: no other token can be generated."""
 
 
 def required(record: Record, field: str) -> str:

@@ -17,7 +17,7 @@ from deft.evaluators.benchmarks.math import (
     MINERVA_MATH,
     OLYMPIADBENCH,
 )
-from deft.evaluators.benchmarks.medical import MEDICAL
+from deft.evaluators.benchmarks.medical import MEDICAL, MEDICAL_LIKELIHOOD
 from deft.workers.common.names import unknown_name
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "amc23": AMC23,
     "gsm8k": GSM8K,
     "medical": MEDICAL,
+    "medical_likelihood": MEDICAL_LIKELIHOOD,
     "figfont": FIGFONT,
     "chain_sum": CHAIN_SUM,
     "general": GENERAL,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from deft.evaluators.benchmarks.base import (
     Benchmark,
     HubTable,
@@ -52,3 +54,15 @@ MEDICAL = Benchmark(
     several_sources=True,
     paper=Paper(Sampling(max_tokens=8000), {"qwen": "qwen-medical", "llama": "llama-medical"}),
 )
+MEDICAL_LIKELIHOOD = replace(
+    MEDICAL,
+    name="medical_likelihood",
+    summary="the questions of medical, answered by the most likely of the options' letters at the "
+    "start of the response, as lm-evaluation-harness scores multiple choice",
+    sampling=Sampling(max_tokens=1),
+    metrics=(accuracy,),
+    instruction="Answer with the letter of the right option.",
+    paper=None,
+    by_likelihood=True,
+)
+"""Needs no reading of prose, and no reasoning before the answer is possible."""

@@ -76,7 +76,7 @@ class Evaluator:
             add(response)
         report(len(responses))
         requests = [
-            Request(rendered.prompts[item_id], request_seed(spec.seed, name, item_id, sample))
+            rendered.request(item_id, request_seed(spec.seed, name, item_id, sample))
             for item_id, sample in missing
         ]
         with ResponseJournal(job.responses) as journal:

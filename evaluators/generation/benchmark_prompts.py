@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from deft.evaluators.benchmarks.base import Benchmark, Item
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import definition_in
 from deft.evaluators.benchmarks.items import read_items
-from deft.evaluators.generation.engine import Decoding, Generation
+from deft.evaluators.generation.engine import Decoding, Generation, Request
 from deft.evaluators.generation.job import EvaluationJob, PromptRecord
 from deft.evaluators.generation.journal import Response
 from deft.evaluators.generation.model_dir import read_stop_token_ids
@@ -51,6 +52,13 @@ class BenchmarkPrompts:
     header: list[int]
     """Token ids that the model writes by itself before an answer, see `turn_header`."""
 
+    def request(self, item_id: str, seed: int) -> Request:
+        """Return the request for one response to an item."""
+        allowed: tuple[int, ...] = ()
+        if self.benchmark.by_likelihood:
+            allowed = letter_ids(self.tokenizer, self.items[item_id].options or {})
+        return Request(self.prompts[item_id], seed, allowed)
+
     def decoding(self, spec: BenchmarkSpec) -> Decoding:
         """Return the sampling parameters for the engine."""
         return Decoding(
@@ -80,7 +88,10 @@ class BenchmarkPrompts:
             response=cut_at(text, self.stops.strings),
             gold=item.gold,
             options=None if item.options is None else dict(item.options),
-            finish_reason=generation.finish_reason,
+            # A letter is all that there can be.
+            finish_reason="stop"
+            if self.benchmark.by_likelihood and generation.token_ids
+            else generation.finish_reason,
             n_tokens=len(generation.token_ids),
         )
 
@@ -123,6 +134,22 @@ class BenchmarkPrompts:
         return PromptRecord(**asdict(rendered), stop=self.stops)
 
 
+def letter_ids(tokenizer: PreTrainedTokenizerBase, options: Iterable[str]) -> tuple[int, ...]:
+    """Return the token ids of the letters of options.
+
+    Raises:
+        ValueError: there are none, or one is not a single token of the model.
+    """
+    letters = list(options)
+    encoded = [tokenizer.encode(letter, add_special_tokens=False) for letter in letters]
+    if not letters or any(len(token_ids) != 1 for token_ids in encoded):
+        raise ValueError(
+            f"options {', '.join(letters) or 'are missing'}: their likelihood can be compared only "
+            "if there are options and each letter is one token of the model"
+        )
+    return tuple(token_ids[0] for token_ids in encoded)
+
+
 def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
     """Render the prompts of ``job``.
 
@@ -139,5 +166,8 @@ def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
     }
     declared = read_stop_token_ids(Path(job.model), tokenizer.eos_token_id)
     stops = resolve_stops(tokenizer, style, declared, spec.stop)
+    if benchmark.by_likelihood:
+        for item in items.values():
+            letter_ids(tokenizer, item.options or {})
     header = turn_header(tokenizer, style)
     return BenchmarkPrompts(benchmark, tokenizer, style, stops, items, prompts, header)

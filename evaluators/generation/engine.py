@@ -23,6 +23,8 @@ class Request:
     prompt: list[int]
     seed: int
     """Seed of its sampling, which makes it independent of the other requests."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """Tokens that may be generated; empty for all."""
 
 
 @dataclass(frozen=True)

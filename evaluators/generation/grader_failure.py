@@ -14,12 +14,15 @@ from deft.evaluators.grading import GRADERS
 TIMEOUT_SECONDS = 60.0
 """Seconds that importing a grader and grading one record may take."""
 
+# Limits as in the pool: what fails there for want of memory must not take more of it here.
 _GRADE_ONE = """
-import json, sys
+import json, resource, sys
 from importlib import import_module
 from deft.evaluators.grading.verdicts import Grade, Verdict
 module, _, name = sys.argv[1].partition(":")
-grade = getattr(import_module(module), name)(json.load(sys.stdin))
+grader = getattr(import_module(module), name)
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+grade = grader(json.load(sys.stdin))
 if not isinstance(grade, Grade):
     raise TypeError(f"it returned {grade!r:.80}, not a Grade")
 json.dumps([Verdict(grade.verdict), grade.extracted, grade.scores])
@@ -48,10 +51,10 @@ def explain_failure(grader: str, record: Mapping[str, Any]) -> str | None:
         )
     except subprocess.TimeoutExpired:
         return None
-    if done.returncode == 0:
-        return None
     lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"its process ended with status {done.returncode}"
+    if done.returncode <= 0 or not lines or lines[-1].startswith("MemoryError"):
+        return None
+    return lines[-1]
 
 
 def require_some_grade(

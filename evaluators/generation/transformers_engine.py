@@ -86,6 +86,8 @@ class TransformersEngine:
         )
         mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
         processors = LogitsProcessorList()
+        if any(request.allowed_token_ids for request in requests):
+            processors.append(AllowedTokens([request.allowed_token_ids for request in requests]))
         if decoding.temperature > 0:
             processors.append(TemperatureLogitsWarper(decoding.temperature))
             if decoding.top_p < 1:
@@ -107,6 +109,20 @@ class TransformersEngine:
         )
         rows = output[:, width:].tolist()
         return [_cut(row, limit, decoding) for row, limit in zip(rows, limits, strict=True)]
+
+
+class AllowedTokens(LogitsProcessor):
+    """Leaves each row only the tokens that its request allows."""
+
+    def __init__(self, allowed: Sequence[Sequence[int]]) -> None:
+        self._allowed = allowed
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        masked = torch.full_like(scores, -torch.inf)
+        for row, token_ids in enumerate(self._allowed):
+            chosen = list(token_ids) or slice(None)
+            masked[row, chosen] = scores[row, chosen]
+        return masked
 
 
 class GumbelNoise(LogitsProcessor):

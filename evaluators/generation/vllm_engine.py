@@ -109,6 +109,7 @@ class VllmEngine:
                 top_p=decoding.top_p,
                 seed=request.seed if decoding.temperature > 0 else None,
                 stop_token_ids=decoding.stop_token_ids,
+                allowed_token_ids=list(request.allowed_token_ids) or None,
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
             ),

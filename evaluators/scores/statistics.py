@@ -203,7 +203,7 @@ def mean_interval(
 
 
 def _wilson(share: float, size: float, z: float) -> Interval:
-    r"""Solve \|share − p\| ≤ z · √(p (1 − p) / size) for p."""
+    """Solve (share − p)² ≤ z² · p (1 − p) / size for p."""
     middle = share + z**2 / (2 * size)
     half = z * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
     scale = 1 + z**2 / size
@@ -234,11 +234,11 @@ def paired_difference(
     """Compare second with first on the same items by a t test on the paired differences.
 
     The variance is that of `mean_interval`, with two items added to the data: one above the mean
-    difference and one below, as far from it as items that differ do on average, or 1 where none
-    does. For one right or wrong response an item this is the interval of Bonett & Price 2012
-    (Journal of Educational and Behavioral Statistics 37, 479-488): it has a width where no item
-    differs. p is at least 2^(1 − n), n the number of items that differ, as a test by random signs
-    could give no less.
+    difference and one below, as far from it as items that differ are from 0 on average (root mean
+    square), or 1 where none differs. So the interval has a width where no item differs, much like
+    that of Bonett & Price 2012 for two proportions (Journal of Educational and Behavioral
+    Statistics 37, 479-488). p is at least 2^(1 − n), n the number of items that differ, as a test
+    by random signs could give no less.
 
     Args:
         first: one value an item, [I], or [R, I] with seeds, see `mean_interval`.
@@ -258,8 +258,8 @@ def paired_difference(
     mean = float((differences.mean(0) * w).mean())
     contributions = (differences - mean) * w
     are_shares = _are_shares(first_runs, w) and _are_shares(second_runs, w)
-    differing = (differences != 0).any(0)
-    by_item = differences.mean(0)[differing]
+    by_item = differences.mean(0)
+    by_item = by_item[by_item != 0]
     distance = math.sqrt(float((by_item**2).mean())) if len(by_item) else float(are_shares)
     added = np.broadcast_to([distance, -distance], (num_runs, 2))
     unchanged = _mean_error(contributions)

@@ -17,6 +17,9 @@ def raises(record):
 def nonsense(record):
     return "correct"
 
+def greedy(record):
+    return " " * 2**31
+
 def fine(record):
     return Grade(Verdict.correct)
 """
@@ -37,7 +40,8 @@ def test_the_exception_of_a_grader_is_named(graders: str) -> None:
     missing = explain_failure(f"{graders}:missing", record)
     assert missing is not None
     assert "has no attribute 'missing'" in missing
-    assert explain_failure(f"{graders}:fine", record) is None
+    for grader in ("fine", "greedy"):
+        assert explain_failure(f"{graders}:{grader}", record) is None
 
 
 def test_only_failing_on_everything_is_an_error(graders: str) -> None:

@@ -143,6 +143,40 @@ def test_warm_engine_answers_like_transformers(
     assert set(result.prompt.stop.token_ids) == {0, tiny_tokenizer.eos_token_id}
 
 
+def test_most_likely_option_is_that_of_the_logits(
+    pool: EvaluatorPool, model_paths: dict[str, str], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Only letters of the item's own options can be answered, and the likeliest one is."""
+    rows = [
+        {"question": f"{n}?", "options": dict.fromkeys("ABCDE"[: 2 + n], "x"), "answer_idx": "B"}
+        for n in range(4)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    spec = BenchmarkSpec.model_validate(
+        {"name": "medical_likelihood", "file": str(tmp_path / "rows.jsonl")}
+    )
+    items = prepare_items(spec, None, tmp_path / "cache")
+    path = model_paths["first"]
+    one = EvaluationJob("tiny", path, spec, str(items), "chat", str(tmp_path / "out"))
+    ((result, table),) = run(pool, one)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    benchmark = BENCHMARKS["medical_likelihood"]
+    for item, response in zip(read_items(items), table["response"], strict=True):
+        prompt = encode_item(tiny_tokenizer, item, benchmark, "chat")
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt])).logits[0, -1]
+        assert item.options is not None
+        scores = {
+            letter: float(logits[tiny_tokenizer.convert_tokens_to_ids(letter)])
+            for letter in item.options
+        }
+        assert response == max(scores, key=scores.__getitem__)
+    right = [response == "B" for response in table["response"]]
+    assert [verdict == "correct" for verdict in table["verdict"]] == right
+    assert set(table["finish_reason"]) == {"stop"}
+    assert result.metrics["no_answer_rate"] == result.metrics["truncated_rate"] == 0
+
+
 def test_response_ends_at_eos(
     pool: EvaluatorPool, items: Path, model_paths: dict[str, str], tmp_path: Path
 ) -> None:

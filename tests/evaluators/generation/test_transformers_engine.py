@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,27 @@ def generate(
     found = dict(engine.generate(requests, settings))
     assert sorted(found) == list(range(len(requests)))
     return [found[index] for index in range(len(requests))]
+
+
+def test_only_allowed_tokens_are_generated(
+    engine: TransformersEngine, requests: list[Request]
+) -> None:
+    """The most likely of them where decoding is greedy; rows without a limit keep theirs."""
+    allowed = (7, 30, 101)
+    limited = [
+        replace(request, allowed_token_ids=allowed if index % 2 else ())
+        for index, request in enumerate(requests)
+    ]
+    one = decoding(max_tokens=1)
+    free = generate(engine, requests, one)
+    found = generate(engine, limited, one)
+    for index, request in enumerate(requests):
+        with torch.no_grad():
+            logits = engine._model(torch.tensor([request.prompt])).logits[0, -1]
+        best = max(allowed, key=lambda token_id: float(logits[token_id]))
+        assert found[index].token_ids == ([best] if index % 2 else free[index].token_ids)
+    sampled = generate(engine, limited, decoding(max_tokens=5, temperature=1.0))
+    assert all(set(found.token_ids) <= set(allowed) for found in sampled[1::2])
 
 
 def test_greedy_is_the_arg_max_of_every_step(

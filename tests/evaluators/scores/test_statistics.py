@@ -168,7 +168,7 @@ def test_pairing_sees_what_unpaired_intervals_hide() -> None:
 
 
 def test_equal_runs_do_not_differ_but_others_may() -> None:
-    """The interval is that of Bonett & Price: one item more for either side, of I + 2."""
+    """As if there were one item more for either side, of I + 2."""
     values = (RNG.random(30) < 0.4).astype(float)
     found = paired_difference(values, values)
     assert (found.mean, found.p_value, found.detectable) == (0.0, 1.0, 0.0)
@@ -177,6 +177,10 @@ def test_equal_runs_do_not_differ_but_others_may() -> None:
     for rows in (3, 5):
         runs = np.tile(values, (rows, 1))
         assert paired_difference(runs, runs).interval.high == pytest.approx(half, rel=0.01)
+    # Two seeds that differ in opposite ways on one item are as equal as can be.
+    opposite = np.stack([values, values])
+    opposite[0, 0], opposite[1, 0] = 0, 1
+    assert paired_difference(opposite, opposite[::-1]).interval.high == pytest.approx(half)
     # Losses are no shares: equal ones leave nothing to be uncertain of.
     losses = paired_difference(values, values, weights=np.arange(1.0, 31.0))
     assert losses.interval == (0.0, 0.0)
