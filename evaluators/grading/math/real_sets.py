@@ -110,7 +110,7 @@ def intervals_of(node: Node) -> list[Interval] | None:
 def _remove(whole: Node, removed: Node) -> list[Interval] | None:
     if not (isinstance(whole, Scalar) and whole.latex == r"\mathbb{R}"):
         return None
-    if isinstance(removed, Union) or (_is_interval(removed) and removed.kind != "()"):
+    if isinstance(removed, Union) or (_is_interval(removed) and not _is_point_like(removed)):
         return _complement(intervals_of(removed))
     points = removed.items if isinstance(removed, Group) else (removed,)
     if not all(isinstance(point, Scalar) for point in points):
