@@ -146,7 +146,7 @@ def test_leaving_by_an_exception_cancels_what_waits(unruly: str) -> None:
 def test_no_process_outlives_a_killed_owner(unruly: str, response: str, tmp_path: Path) -> None:
     script = f"""
         import sys, time
-        from deft.evaluators.grading.pool import GraderPool
+        from deft.evaluators.grading.sandbox.pool import GraderPool
         with GraderPool({unruly!r}, workers=2, timeout=100, memory_mib=515) as pool:
             pool.submit({{"response": "fine"}}).result()
             pool.submit({{"response": {response!r}}})
