@@ -12,10 +12,10 @@ from pathlib import Path
 
 GRADERS = {
     "math": "deft.evaluators.grading.math.grader:grade",
-    "math_verify": "deft.evaluators.grading.math_verify:grade",
     "medical": "deft.evaluators.grading.choice.grader:grade",
     "figfont": "deft.evaluators.grading.figfont:grade",
     "chain_sum": "deft.evaluators.grading.chain_sum:grade",
+    "math_verify": "deft.evaluators.grading.math_verify:grade",
 }
 """Name to the import path of a function from record to `Grade`; imported in worker processes."""
 

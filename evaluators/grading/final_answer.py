@@ -17,9 +17,8 @@ MAX_FORMULA = 3_000
 _TAG = re.compile(r"[<\[](?P<tag>(?:final[_ -]?)?answer|final)[>\]]\s*(?:[<\[]/)?", re.IGNORECASE)
 _TAG_END = re.compile(r"[<\[]/(?:(?:final[_ -]?)?answer|final)[>\]]", re.IGNORECASE)
 _JSON = re.compile(
-    r'\{[^{}"]{0,40}(?:"[^"{}]{0,40}"\s*:\s*(?:"(?:\\.|[^"\\{}]){0,2000}"|[^"{},]{0,80}),\s*){0,8}'
     r'"(?:final|correct|best)?[ _]?(?:answer|result|choice|option|solution)"\s*:\s*'
-    r'(?P<value>"(?:\\.|[^"\\]){0,2000}"|[^",}\n]{1,200})',
+    r'(?P<value>"(?:\\.|[^"\\]){0,2000}"|[^",}\n]{1,200})(?:\s*\})?',
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^[ \t]*```[\w+-]{0,20}[ \t]*$", re.MULTILINE)

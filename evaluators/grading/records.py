@@ -16,6 +16,8 @@ def check_record(grader: str, record: Mapping[str, Any]) -> None:
     _require(record, "response", (str,), "a string")
     if record.get("finish_reason") is not None:
         _require(record, "finish_reason", (str,), "a string such as stop or length")
+    if record.get("question") is not None:
+        _require(record, "question", (str,), "a string")
     match grader:
         case "math" | "math_verify":
             _require(record, "gold", (str, int, float), "a string or a number")

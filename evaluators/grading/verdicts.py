@@ -28,3 +28,5 @@ class Grade:
     """The final answer that was found, as it was compared; None where there is none."""
     scores: dict[str, float] = field(default_factory=dict)
     """Similarities between 0 and 1 by name, for graders that have them."""
+    error: str | None = None
+    """Why the grader failed; None unless the verdict is ``grader_error``."""

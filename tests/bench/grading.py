@@ -14,9 +14,11 @@ import argparse
 import os
 import runpy
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from deft.evaluators.grading import GRADERS
 from deft.evaluators.grading.sandbox.pool import GraderPool
 
 TESTS = Path(__file__).resolve().parent.parent / "evaluators" / "grading"
@@ -34,6 +36,7 @@ def main() -> None:
         rows = [(row.label, row.record) for row in read_labelled(grader)]
         bench_pool(grader, rows, arguments.workers, arguments.repeat)
     bench_hostile()
+    bench_repeated()
     if not arguments.skip_peer:
         bench_peer([(row.label, row.record) for row in read_labelled("math")])
 
@@ -52,7 +55,10 @@ def bench_pool(
         seconds = time.perf_counter() - began
     pairs = list(zip((label for label, _ in rows), verdicts, strict=False))
     show(f"deft, {grader}", pairs, len(futures) / seconds)
-    print(f"{'':<16} {workers} workers, started in {started:.1f} s")
+    print(
+        f"{'':<16} {workers} workers, started in {started:.1f} s; "
+        f"1,000 responses in {1000 * seconds / len(futures):.2f} s"
+    )
 
 
 def bench_hostile() -> None:
@@ -78,6 +84,37 @@ def bench_hostile() -> None:
         f"hostile          {len(taken)} records in {total:.1f} s, {killed} killed; "
         f"slowest {taken[slowest][0]:.2f} s ({slowest})"
     )
+
+
+REPEATED = [
+    *"aA1 \n\t(){}[]<>*_#`-.,:;!?|/$%&'\"~^=+\\é答",
+    "\\[",
+    "A. ",
+    "not ",
+    "- A\n",
+    "it is ",
+]
+"""Characters, and a few short texts, of which 100 kB are graded."""
+
+
+def bench_repeated() -> None:
+    """Measure the slowest of 100 kB of one character: time must be linear in the length."""
+    options = {"A": "Iron deficiency", "B": "Iron deficiency anemia", "C": "10 mg every 5 hours"}
+    for grader in ("math", "medical"):
+        module, _, name = GRADERS[grader].partition(":")
+        grade = getattr(import_module(module), name)
+        taken = {}
+        for unit in REPEATED:
+            response = unit * (100_000 // len(unit))
+            record = {"response": response, "gold": "A", "options": options}
+            began = time.process_time()
+            grade(record)
+            taken[unit] = time.process_time() - began
+        slowest = max(taken, key=lambda unit: taken[unit])
+        print(
+            f"repeated, {grader:<7} {len(taken)} responses of 100 kB; slowest {taken[slowest]:.3f} s "
+            f"of CPU time ({slowest!r})"
+        )
 
 
 def bench_peer(rows: list[tuple[str, dict[str, Any]]]) -> None:

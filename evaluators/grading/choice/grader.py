@@ -64,7 +64,8 @@ def grade(record: Mapping[str, Any]) -> Grade:
     options = {letter.upper(): text for letter, text in record["options"].items()}
     finish_reason = record.get("finish_reason")
     chooser = Chooser(options)
-    text = _STYLE_TAG.sub("", announced(answer_part(record["response"])))
+    response = answer_part(record["response"], opens_thought=bool(record.get("opens_thought")))
+    text = _STYLE_TAG.sub("", announced(response))
     text = _SNAKE.sub(" ", text)
     text = final_section(_lettered(_QUESTION_AND_ANSWER.sub(r"\1Answer:", text), options))
     letter = None

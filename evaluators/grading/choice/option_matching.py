@@ -294,12 +294,19 @@ def _found(form: _Form, tokens: Sequence[Token]) -> Iterator[tuple[str, int, int
         if start > at:
             at = start
         elif covered / total >= (
-            least if missing & form.unique else MIN_COVERAGE_LONG
+            MIN_COVERAGE_LONG if _is_telling(form, missing) else least
         ) and not _contradicted(form, words, at, end, missing):
             yield form.letter, at, end, covered
             at = end + 1
         else:
             at += 1
+
+
+def _is_telling(form: _Form, missing: set[str]) -> bool:
+    """Check for a long word that no other option has: circumflex, but not left."""
+    return not missing & form.unique and any(
+        len(word) >= MIN_INEXACT and word not in OPPOSITE for word in form.unique
+    )
 
 
 def _window(form: _Form, words: Sequence[str], at: int) -> tuple[float, int, set[str]] | None:

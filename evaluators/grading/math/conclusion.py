@@ -197,8 +197,9 @@ def _without_remarks(lines: list[str]) -> list[str]:
 def _last_step(display: str) -> str:
     """The last line of a display; a matrix stays whole."""
     display = re.sub(r"\\(?:begin|end)\{(?:align|equation|gather|split)\w*\*?\}", "", display)
-    if "matrix" in display or "array" in display:
-        return display.strip()
+    if "matrix" in display or "array" in display or "cases" in display:
+        before, begin, environment = display.partition(r"\begin")
+        return (before.replace("&", "") + begin + environment).strip()
     steps = [step for step in display.split(r"\\") if step.strip(" &\n")]
     return steps[-1].replace("&", "").strip() if steps else ""
 

@@ -48,6 +48,7 @@ MAX_UNORDERED = 60
 
 def same_answer(gold: str, answer: str) -> bool:
     """Check whether ``answer`` says what ``gold`` says."""
+    # Text that nobody can read, such as a broken gold answer, equals itself at least.
     if gold.strip() and gold.strip() == answer.strip():
         return True
     gold, answer = (_FOR_ALL.sub("", text) or text for text in (gold, answer))
@@ -73,6 +74,7 @@ def _spellings(gold: str, answer: str) -> Iterator[str]:
                for text in (gold, answer)]  # fmt: skip
     # The parameter of a general solution, 2πn for 2πk, and its constants, c for C.
     own, other = letters[0] - letters[1], letters[1] - letters[0]
+    # Renaming is tried only where π shows a general solution: elsewhere n and k are different.
     parameter, renamed = "".join(own & set("kn")), "".join(other & set("knm"))
     if r"\pi" in gold and len(parameter) == len(renamed) == 1:
         yield re.sub(rf"(?<![a-zA-Z\\]){renamed}(?![a-zA-Z])", parameter, answer)
@@ -122,6 +124,7 @@ def same(gold: Node, answer: Node) -> bool:
     """Check whether two structures are equal."""
     if gold == answer:
         return True
+    # Sets come first: an inequality is a relation, a list and a set at once.
     sets = as_real_sets(gold, answer)
     if sets is not None:
         return same_real_sets(*sets)
@@ -208,6 +211,7 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
         if isinstance(gold, Scalar) and gold.latex == answer.names[1]:
             return [answer.sides[1]]
         return [answer.sides[0]]
+    # x^2 - 9 = 0 does not say that the answer is 0.
     if answer.names[-1] == "0" and not (is_name(answer.names[0]) or _is_sum(answer.names[-2])):
         return []  # an equation, not a value
     exact = [
@@ -224,6 +228,7 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
 
 
 def _same_relations(gold: Relation, answer: Relation) -> bool:
+    # As products, MR = SRMC and AR = SRMC could be solved for each other.
     if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
         return _same_equations(gold, answer)
     if _is_assignment(gold) and _is_assignment(answer):
@@ -286,6 +291,7 @@ def _solves(solution: Relation, equation: Relation) -> bool:
 
 
 def _same_inequalities(gold: Relation, answer: Relation) -> bool:
+    # Multiplying by a negative number turns the sign around.
     factor = _factor(gold, answer)
     if factor is None or abs(factor.imag) > 1e-20:
         return False
@@ -324,6 +330,7 @@ def _same_groups(gold: Node, answer: Node) -> bool:
         right_group = answer if isinstance(answer, Group) else Group("list", (answer,))
         return _same_plain_groups(left_group, right_group)
     (left_group, left_names), (right_group, right_names) = left, right
+    # Named coordinates are matched by name, whatever order they stand in.
     if left_names and right_names:
         if set(left_names) == set(right_names) and len(set(left_names)) == len(left_names):
             order = [right_names.index(name) for name in left_names]
@@ -385,9 +392,11 @@ def _same_plain_groups(gold: Group, answer: Group) -> bool:
 def _same_unordered(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
     if max(len(gold), len(answer)) > MAX_UNORDERED:
         return len(gold) == len(answer) and all(map(same, gold, answer))
+    # A double root may be listed twice.
     gold, answer = _distinct(gold), _distinct(answer)
     if len(gold) != len(answer):
         return False
+    # Each answer may stand for one gold answer only, or 1, 1 would be 1, 2.
     unmatched = list(answer)
     for item in gold:
         match = next((other for other in unmatched if same(item, other)), None)
@@ -414,9 +423,11 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
         return all(same(left, right) for left, right in pairs)
     matrix, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
     assert isinstance(matrix, Matrix)
+    # Only the other side tells how large I is.
     identity = _as_identity(other, len(matrix.rows))
     if identity is not None:
         return _same_matrices(matrix, identity)
+    # Rows and columns are told apart between matrices, not against a plain tuple.
     vector = len(matrix.rows) == 1 or all(len(row) == 1 for row in matrix.rows)
     if not vector or matrix.determinant:
         return False
@@ -446,6 +457,7 @@ _UNIT_VECTORS = ("i", "j", "k")
 
 def _in_unit_vectors(scalar: Scalar) -> Group | None:
     """Read ``i + 2j + 2k`` as a vector."""
+    # Both i and j must occur: a lone i is the imaginary unit.
     letters = set(re.findall(r"(?<![a-zA-Z\\])[a-zA-Z]", scalar.latex))
     if not {"i", "j"} <= letters:
         return None

@@ -92,6 +92,7 @@ def _refuse_the_unreasonable(latex: str) -> None:
             depth -= 1
         if depth < 0:
             raise NotParsedError("unbalanced")
+    # Brackets cost the parser exponential time, and bars have to be paired by guessing.
     if depth or deepest > MAX_DEPTH or latex.count("|") > MAX_BARS:
         raise NotParsedError("unbalanced or too deep")
     if re.search(r"\\(?:gcd|lcm|operatorname|det|Gamma|gamma\s*\()", latex):
@@ -111,6 +112,7 @@ def equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
     """Check whether two expressions have the same value, for all values of their variables."""
     if gold.has(sympy.zoo, sympy.nan) or answer.has(sympy.zoo, sympy.nan):
         return False  # undefined is equal to nothing, not even to itself
+    # Structural equality comes after definedness: SymPy says that zoo equals zoo.
     if gold == answer:
         return True
     aliases = _imaginary_aliases(gold, answer)
@@ -124,7 +126,9 @@ def equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
 
 def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
     """Return the constant factor between two expressions; None if there is none."""
+    # A factor between expressions in different variables would depend on the point.
     names = symbols_of(gold) | symbols_of(answer)
+    # Without variables any two numbers are multiples of each other.
     if symbols_of(gold) != symbols_of(answer) or not names:
         return None
     ratios = []
@@ -134,6 +138,7 @@ def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
                 point = _point(names, trial, whole=False)
                 below = MpmathInterpreter(point).value(gold)
                 above = MpmathInterpreter(point).value(answer)
+                # Where one side vanishes identically there is no factor to speak of.
                 if abs(below) < 1e-25 or abs(above) < 1e-25:
                     return None
                 ratios.append(above / below)
@@ -169,7 +174,9 @@ def _agree(gold: sympy.Expr, answer: sympy.Expr, aliases: Mapping[str, mpmath.mp
         return _same_at(aliases, gold, answer)
     if gold.has(*_STEPPED) or answer.has(*_STEPPED):
         return _agree_on_integers(names, gold, answer, aliases)
+    # |x| and x agree at all positive points.
     signed = gold.has(sympy.Abs) or answer.has(sympy.Abs)
+    # Factorials and binomials of fractions may have no value: integers are the second try.
     for whole in (False, True):
         try:
             return all(
@@ -231,6 +238,8 @@ def _point(
     # Positive, so that √(x²) is x, as everybody means it; negative too where |x| stands.
     point = {}
     for name in sorted(names):
+        # A point depends on names alone, so that a verdict never depends on what was graded
+        # before.
         source = random.Random(zlib.crc32(f"{name}/{trial}".encode()))
         number = source.randint(2, 9) if whole else mpmath.mpf(source.randint(3001, 27999)) / 10007
         point[name] = mpmath.mpc(-number if signed and trial % 2 else number)
@@ -249,6 +258,7 @@ def _same_at(point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Ex
     with mpmath.workdps(DIGITS):
         if above + below < DIGITS // 2 and not _close(left.value, right.value, DIGITS // 4):
             return False
+    # Twice, since a quotient by something small loses as many digits again.
     needed = DIGITS + above + 2 * below
     if needed > MAX_DIGITS:
         raise TooLargeError("too many digits to compare")
@@ -291,6 +301,7 @@ def _close(left: mpmath.mpc, right: mpmath.mpc, digits: int) -> bool:
 
 
 def _symbolically_equal(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    # A float was never written by the parser: it would come from a library that rounds.
     if gold.has(sympy.Float) or answer.has(sympy.Float):
         return False
     kinds = (sympy.Integral, sympy.Limit, sympy.Derivative, sympy.Sum, sympy.Product)

@@ -70,6 +70,7 @@ class MpmathInterpreter:
             case sympy.Integer():
                 return mpmath.mpc(int(node))
             case sympy.Rational():
+                # Divided at the working precision: a float would fix it at 53 bits.
                 return mpmath.mpc(mpmath.mpf(node.p) / mpmath.mpf(node.q))
             case sympy.Symbol():
                 if node.name not in self.point:
@@ -93,10 +94,12 @@ class MpmathInterpreter:
         return mpmath.mpc(function(*map(self._value, node.args)))
 
     def _power(self, base: mpmath.mpc, exponent: mpmath.mpc) -> mpmath.mpc:
+        # 0^0 is 1 here, as in sums and polynomials; 0 to a negative power is undefined.
         if base == 0:
             if exponent.real <= 0 and exponent != 0:
                 raise NotComputedError("division by zero")
             return mpmath.mpc(1 if exponent == 0 else 0)
+        # Bounds the digits of the result before they are computed.
         if abs(exponent) * (abs(mpmath.log(abs(base))) + 4) > 1e5:
             raise TooLargeError("too large a power")
         root = _odd_root(exponent)
@@ -113,10 +116,12 @@ class MpmathInterpreter:
         low, high = self._value(first), self._value(last)
         if low.imag or high.imag or low.real % 1 or high.real % 1:
             raise NotComputedError("limits are no integers")
+        # Longer sums are left to SymPy, which knows closed forms.
         if high.real - low.real > MAX_TERMS:
             raise TooLargeError("too many terms")
         terms = []
         for index in range(int(low.real), int(high.real) + 1):
+            # The index shadows a variable of the same name outside of the sum.
             inner = MpmathInterpreter({**self.point, str(variable): mpmath.mpc(index)})
             terms.append(inner.value(node.function))
             self.largest = max(self.largest, inner.largest)
@@ -128,6 +133,7 @@ def _odd_root(exponent: mpmath.mpc) -> tuple[int, mpmath.mpf] | None:
     """Return numerator and odd denominator of an exponent such as 2/3; None for others."""
     if exponent.imag:
         return None
+    # Only small odd roots have a real value that anybody means.
     for denominator in (3, 5, 7):
         numerator = exponent.real * denominator
         if abs(numerator - mpmath.nint(numerator)) < mpmath.mpf(10) ** (-DIGITS + 8):

@@ -30,6 +30,7 @@ from deft.evaluators.grading.math.words import is_name
 
 def as_real_sets(gold: Node, answer: Node) -> tuple[list[Interval], list[Interval]] | None:
     """Read both answers as unions of intervals, if one of them is written as a set of reals."""
+    # Two pairs in parentheses may both be points, and are not compared here.
     if not (is_set_like(gold) or is_set_like(answer)):
         return None
     if _is_point_like(gold) and isinstance(answer, Relation) and answer.signs[0] != r"\in":
@@ -57,6 +58,8 @@ def is_set_like(node: Node) -> bool:
         case Group(kind="(]" | "[)"):
             return True
         case Group(kind="()" | "[]", items=(_, _)):
+            # (3, 5) is a point as well as an interval; with an infinite end it can only be the
+            # latter.
             return any(isinstance(i, Scalar) and r"\infty" in i.latex for i in node.items)
         case Relation(signs=signs, names=names, sides=sides):
             if all(sign in (*FLIPPED, r"\neq") for sign in signs):
@@ -110,13 +113,14 @@ def intervals_of(node: Node) -> list[Interval] | None:
 def _remove(whole: Node, removed: Node) -> list[Interval] | None:
     if not (isinstance(whole, Scalar) and whole.latex == r"\mathbb{R}"):
         return None
-    if isinstance(removed, Union) or (_is_interval(removed) and removed.kind != "()"):
+    if isinstance(removed, Union) or (_is_interval(removed) and not _is_point_like(removed)):
         return _complement(intervals_of(removed))
     points = removed.items if isinstance(removed, Group) else (removed,)
     if not all(isinstance(point, Scalar) for point in points):
         return None
     scalars = [point for point in points if isinstance(point, Scalar)]
     try:
+        # Points are taken out from left to right, whatever order they were written in.
         scalars.sort(key=_position)
     except NotComputedError:
         return None
@@ -142,6 +146,7 @@ def _complement(intervals: list[Interval] | None) -> list[Interval] | None:
 
 def _together(sets: list[list[Interval] | None]) -> list[Interval] | None:
     """Intersect a list of inequalities; if nothing is left, they are alternatives."""
+    # x > 1, x < 3 is one interval, x < 1, x > 3 are two rays: nobody writes an empty set so.
     both = _intersection(sets)
     return both or ([p for pieces in sets for p in pieces or []] if None not in sets else None)
 
@@ -159,6 +164,7 @@ def _intersection(sets: list[list[Interval] | None]) -> list[Interval] | None:
 
 
 def _overlap(left: Interval, right: Interval) -> Interval | None:
+    # Of two ends in one place the open one is further in.
     low = max(left, right, key=lambda p: (_position(p.low), p.low_open))
     high = min(left, right, key=lambda p: (_position(p.high), not p.high_open))
     start, end = _position(low.low), _position(high.high)
@@ -172,6 +178,7 @@ def _solution(relation: Relation) -> list[Interval] | None:
     signs, sides, names = relation.signs, relation.sides, relation.names
     if signs == (r"\in",):
         return intervals_of(sides[1])
+    # Inequalities between several variables describe regions, which are compared as relations.
     scalars = [side for side in sides if isinstance(side, Scalar)]
     if len(scalars) != len(sides):
         return None
@@ -179,6 +186,7 @@ def _solution(relation: Relation) -> list[Interval] | None:
         return [Interval(scalars[1], scalars[1], low_open=False, high_open=False)]
     if signs == (r"\neq",) and is_name(names[0]):
         return _remove(Scalar(r"\mathbb{R}"), scalars[1])
+    # The one form in which absolute values are asked for; others stay relations.
     distance = re.fullmatch(r"\|[a-zA-Z](?:([+-])(\d+))?\|", names[0])
     if distance and len(signs) == 1 and signs[0] in FLIPPED:
         return _within(distance[1] or "-", distance[2] or "0", scalars[1], signs[0])
@@ -189,6 +197,7 @@ def _solution(relation: Relation) -> list[Interval] | None:
             return [_ray(scalars[0], FLIPPED[signs[0]])]
         return None
     if len(signs) == 2 and is_name(names[1]):
+        # A chain has a meaning only if both of its signs point the same way.
         if signs[0] in ("<", r"\leq") and signs[1] in ("<", r"\leq"):
             low, high, first, last = scalars[0], scalars[2], signs[0], signs[1]
         elif signs[0] in (">", r"\geq") and signs[1] in (">", r"\geq"):
@@ -238,6 +247,7 @@ def _position(scalar: Scalar) -> mpmath.mpf:
 
 def same_real_sets(gold: list[Interval], answer: list[Interval]) -> bool:
     with suppress(NotComputedError):
+        # [0, 1] ∪ [1, 2] is [0, 2], but [0, 1) ∪ (1, 2] has a hole: merging looks at the ends.
         gold, answer = _merged(gold), _merged(answer)
     if len(gold) != len(answer):
         return False
@@ -254,6 +264,7 @@ def _merged(pieces: list[Interval]) -> list[Interval]:
     pieces = sorted(pieces, key=lambda p: (_position(p.low), p.low_open))
     merged: list[Interval] = []
     for piece in pieces:
+        # Sorted by their low ends, a piece can only touch the one before it.
         if not merged:
             merged.append(piece)
             continue
@@ -275,6 +286,7 @@ def _same_interval(gold: Interval, answer: Interval) -> bool:
         (gold.low_open or _is_infinite(gold.low)) == (answer.low_open or _is_infinite(answer.low))
         and (gold.high_open or _is_infinite(gold.high))
         == (answer.high_open or _is_infinite(answer.high))
+        # A unit behind an interval is read as that of its last end, and says nothing of it.
         and same_scalars(replace(gold.low, unit=""), replace(answer.low, unit=""))
         and same_scalars(replace(gold.high, unit=""), replace(answer.high, unit=""))
     )

@@ -26,10 +26,13 @@ from deft.evaluators.grading.math.quantities import (
 
 
 def same_scalars(gold: Scalar, answer: Scalar) -> bool:
+    # Numerals are compared digit for digit: converting them would let 22 stand for 10110_2.
     if {gold.base, answer.base} - {"", "10"}:
         return gold.base == answer.base and gold.latex.lstrip("0") == answer.latex.lstrip("0")
+    # Marks are looked at before values, so that equal values cannot hide 36 % against 36 cm.
     if _contradict(gold, answer):
         return False
+    # Only metric units, imperial ones among themselves, time and money: their factors are exact.
     factor = conversion(answer.unit, gold.unit) if gold.unit and answer.unit else None
     if factor is not None and factor != 1:
         answer = replace(answer, unit=gold.unit, latex=_times(answer.latex, factor))
@@ -45,6 +48,7 @@ def same_scalars(gold: Scalar, answer: Scalar) -> bool:
         return _same_percentage(gold, answer)
     if gold.degree != answer.degree:
         return _same_angle(gold, answer)
+    # A bare gold answer with a decimal point that is met by cents was meant in dollars.
     if answer.unit == "cent" and not gold.unit and "." in gold.latex:
         answer = Scalar(_times(answer.latex, Fraction(1, 100)))
     if _same_latex(gold.latex, answer.latex):
@@ -111,6 +115,7 @@ def _same_latex(gold: str, answer: str) -> bool:
     left, right = number(gold), number(answer)
     if left is not None and right is not None:
         return _same_numbers(left, right)
+    # What is longer was compared as text by its key above; parsing it could take minutes.
     if max(len(gold), len(answer)) > expressions.MAX_LENGTH:
         return False
     try:
@@ -118,6 +123,7 @@ def _same_latex(gold: str, answer: str) -> bool:
         parsed_answer = expressions.parse(expression_text(answer))
         if expressions.equal(parsed_gold, parsed_answer):
             return True
+        # The grammar reads 22\frac13\pi as a product; people mean 22 1/3 times π.
         mixed = [_MIXED.sub(_mixed_number, side) for side in (gold, answer)]
         if mixed != [gold, answer] and expressions.equal(
             *(expressions.parse(expression_text(side)) for side in mixed)
@@ -167,6 +173,7 @@ def _same_numbers(gold: Number, answer: Number) -> bool:
     if not _was_rounded(gold) or gold.value == 0:
         return False
     if answer.decimals is not None or answer.scientific:
+        # A coarser decimal may be a wrong one that happens to round to the same digits.
         finer = answer.digits > gold.digits
     else:
         # An integer or a fraction: only a fraction can be what the decimal was rounded from.
@@ -185,6 +192,7 @@ def _rounds_to(gold: Number, exact: Fraction) -> bool:
 
 
 def _unit_in_last_place(gold: Number) -> Fraction:
+    # Behind a decimal point the digits say how far the number was rounded;
     if not gold.scientific:
         return Fraction(1, 10 ** (gold.decimals or 0))
     digits = max(gold.digits, 1)
@@ -205,6 +213,7 @@ def _is_rounded_value(gold: Number, answer: object) -> bool:
         return False
     if computed.imag or not mpmath.isfinite(computed.real):
         return False
+    # Through text, since a binary float would move the value to the other side of a tie.
     exact = Fraction(mpmath.nstr(computed.real, 30, min_fixed=-5, max_fixed=25))
     return _rounds_to(gold, exact)
 
@@ -218,6 +227,7 @@ def expression_text(latex: str) -> str:
     """Rewrite what the grammar does not know: degrees, percent signs, primes, bars."""
     if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", latex):
         latex = _DEGREES_IN_FUNCTION.sub(r"(\\frac{\1\\pi}{180})", latex)
+    # A degree sign that is left stands for itself on both sides, and may go on both.
     latex = latex.replace("°", "").replace("%", r"\cdot\frac{1}{100}")
     latex = BARE_LOG.sub(r"\\ln", latex)
     latex = _RATE_OF_CHANGE.sub(lambda m: f"D_{{{m[1].strip(chr(92))}{m[2]}}}", latex)

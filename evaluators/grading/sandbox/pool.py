@@ -90,8 +90,9 @@ class GraderPool:
 
         Args:
             record: ``response`` and ``gold``; medical also ``options`` (letter to text), gold
-                being a letter; all optionally ``finish_reason`` (``stop`` or ``length``).
-                Other fields are ignored.
+                being a letter; all optionally ``finish_reason`` (``stop`` or ``length``),
+                ``question`` (text) and ``opens_thought`` (whether the prompt ended within a
+                thought). Other fields are ignored.
 
         Returns:
             The grade to come; it holds an exception only if no process can be started at all.
@@ -103,7 +104,7 @@ class GraderPool:
         if self._closed or not self._threads[0].is_alive():
             raise RuntimeError("the pool is not open: use it as a context manager")
         check_record(self._grader, record)
-        read_fields = ("response", "gold", "options", "finish_reason")
+        read_fields = ("response", "gold", "options", "finish_reason", "question", "opens_thought")
         fields = record if self._grader not in GRADERS else {k: record.get(k) for k in read_fields}
         future: Future[Grade] = Future()
         self._jobs.put((json.dumps(dict(fields)).encode() + b"\n", future))
@@ -131,7 +132,7 @@ class GraderPool:
                     if reply is None:
                         process.kill()
                         process = None
-                        reply = Grade(Verdict.grader_error)
+                        reply = Grade(Verdict.grader_error, error="the grading process is gone")
                     future.set_result(reply)
                 except BaseException as error:
                     future.set_exception(error)
@@ -167,7 +168,9 @@ class _Process:
             self._popen.stdin.write(line)
             self._popen.stdin.flush()
             reply = json.loads(self._popen.stdout.readline())
-            return Grade(Verdict(reply["verdict"]), reply["extracted"], reply["scores"])
+            return Grade(
+                Verdict(reply["verdict"]), reply["extracted"], reply["scores"], reply["error"]
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

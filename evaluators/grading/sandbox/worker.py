@@ -26,6 +26,7 @@ WALL_SECONDS_PER_CPU_SECOND = 20
 """A child that waits instead of computing is killed after this many times its CPU limit."""
 MAX_EXTRACTED = 2000
 """Characters of the extracted answer that are reported."""
+KILLED = "the process ran out of time or memory, or crashed"
 
 
 class Child:
@@ -98,15 +99,21 @@ def _grade_line(grader: Grader, line: bytes) -> Grade:
         return grader(json.loads(line))
     except MemoryError:
         raise  # the process may be in any state: let it end
-    except Exception:
-        return Grade(Verdict.grader_error)
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        return Grade(Verdict.grader_error, error=cause[:MAX_EXTRACTED])
 
 
 def _encode(grade: Grade) -> bytes:
     extracted = grade.extracted
     if extracted is not None and len(extracted) > MAX_EXTRACTED:
         extracted = extracted[:MAX_EXTRACTED] + "…"
-    reply = {"verdict": grade.verdict, "extracted": extracted, "scores": grade.scores}
+    reply = {
+        "verdict": grade.verdict,
+        "extracted": extracted,
+        "scores": grade.scores,
+        "error": grade.error,
+    }
     return json.dumps(reply).encode() + b"\n"
 
 
@@ -128,7 +135,7 @@ def main(grader_path: str, timeout: float, memory_mib: int) -> None:
         if reply is None:
             child.kill_and_reap()
             child = Child(grader, timeout, memory_mib)
-            reply = _encode(Grade(Verdict.grader_error))
+            reply = _encode(Grade(Verdict.grader_error, error=KILLED))
         replies.write(reply)
         replies.flush()
     child.kill_and_reap()
