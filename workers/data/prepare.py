@@ -86,7 +86,7 @@ def prepare(
     _silence_libraries()
     from transformers import AutoTokenizer
 
-    from deft.workers.modeling.loading import require_trainable
+    from deft.workers.modeling.loading import require_embeddings, require_trainable
 
     examples_dir = prepare_examples(dataset, cache / "examples")
     model_dir = prepare_model(model, examples_dir, seed, cache / "models")
@@ -95,6 +95,7 @@ def prepare(
     directory = prepare_rows(
         dataset, examples_dir, tokenizer, max_length=max_length, seed=seed, cache=cache / "rows"
     )
+    require_embeddings(model_dir, directory / "train")
     counts = json.loads((directory / COUNTS_FILE).read_text())
     key = _plan_key(dataset, model, max_length, seed)
     write_atomic(cache / "counts" / f"{key}.json", json.dumps(counts))
