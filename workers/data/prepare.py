@@ -146,7 +146,7 @@ def prepare(
     _silence_libraries()
     from transformers import AutoTokenizer
 
-    from deft.workers.modeling.loading import require_trainable
+    from deft.workers.modeling.loading import require_embeddings, require_trainable
 
     key = _plan_key(dataset, model, max_length, seed)
     dataset, model = pinned(dataset), pinned_model(model)
@@ -158,6 +158,7 @@ def prepare(
     directory = prepare_rows(
         dataset, examples_dirs, tokenizer, max_length=max_length, seed=seed, cache=cache
     )
+    require_embeddings(model_dir, directory / "train")
     counts = json.loads((directory / COUNTS_FILE).read_text())
     write_atomic(cache / "counts" / f"{key}.json", json.dumps(counts))
     sources = tuple(

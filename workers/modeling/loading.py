@@ -82,26 +82,35 @@ def require_trainable(directory: str | Path, *, max_length: int) -> None:
     """Check what would fail in training or in the export afterwards; loads no weights.
 
     Raises:
-        ValueError: weights are missing, the tokenizer has more ids than the model, the model has
-            fewer positions than ``max_length``, or its configuration cannot be saved.
+        ValueError: weights are missing, the model has fewer positions than ``max_length``, or its
+            configuration cannot be saved.
     """
     model = load_causal_lm(directory, device_map="meta")
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    require_rows_for_ids(model.config, tokenizer)
     require_positions(model.config, max_length)
     require_exportable(model, tokenizer)
 
 
-def require_rows_for_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError if the tokenizer has ids that the model has no embedding for."""
-    rows = config.get_text_config().vocab_size
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= rows:
-        token = tokenizer.convert_ids_to_tokens(largest)
+def require_embeddings(directory: str | Path, rows_dir: str | Path) -> None:
+    """Check that the model has an embedding for every token id of some prepared rows.
+
+    A tokenizer may well have more ids than the model, for images for instance, if none is used.
+
+    Raises:
+        ValueError: an id is beyond the embedding.
+    """
+    import datasets
+    import pyarrow.compute as pc
+
+    num_rows = AutoConfig.from_pretrained(directory).get_text_config().vocab_size
+    chunks = datasets.load_from_disk(str(rows_dir)).data.column("input_ids").chunks
+    largest = max((pc.max(chunk.flatten()).as_py() or 0 for chunk in chunks), default=0)
+    if largest >= num_rows:
+        token = AutoTokenizer.from_pretrained(directory).convert_ids_to_tokens(largest)
         raise ValueError(
-            f"model: the tokenizer has ids up to {largest} ({token!r}), but the embedding has only "
-            f"{rows} rows; resize it with model.resize_token_embeddings(len(tokenizer)) and save "
-            "the model anew"
+            f"model: the examples hold token id {largest} ({token!r}), but the embedding has only "
+            f"{num_rows} rows; resize it with model.resize_token_embeddings(len(tokenizer)) and "
+            "save the model anew"
         )
 
 

@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from deft.workers.data.figfont import figfont_examples
+from deft.workers.data.prepare import prepare
 from deft.workers.modeling.loading import (
     fill_token_id,
     load_causal_lm,
+    require_embeddings,
     require_exportable,
     require_trainable,
 )
 from deft.workers.modeling.model_files import build_tiny
+from deft.workers.spec import DatasetSpec, ModelSpec
 from deft.workers.training.batches import collate
 
 
@@ -83,12 +87,16 @@ def test_more_positions_than_the_model_has_are_refused(tiny: Path) -> None:
         require_trainable(tiny, max_length=2049)
 
 
-def test_more_token_ids_than_embedding_rows_are_refused(copy: Path) -> None:
+def test_token_ids_beyond_the_embedding_are_refused(copy: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(copy)
-    tokenizer.add_tokens(["<more>"] * 1 + [f"<more{i}>" for i in range(1100 - len(tokenizer))])
+    tokenizer.add_tokens([f"<more{i}>" for i in range(1100 - len(tokenizer))])
     tokenizer.save_pretrained(copy)
-    with pytest.raises(ValueError, match=r"ids up to \d+ .* only 1024 rows"):
-        require_trainable(copy, max_length=256)
+    for name, ids in (("unused", [3, 1023]), ("used", [3, 1099])):
+        rows = Dataset.from_list([{"input_ids": [5]}, {"input_ids": ids}])
+        rows.save_to_disk(str(tmp_path / name))
+    require_embeddings(copy, tmp_path / "unused")
+    with pytest.raises(ValueError, match=r"token id 1099 \('<more\d+>'\), .* only 1024 rows"):
+        require_embeddings(copy, tmp_path / "used")
 
 
 def test_sampling_flags_are_saved(copy: Path, tmp_path: Path) -> None:
@@ -120,3 +128,21 @@ def test_any_token_fills_up_rows(tiny: Path) -> None:
     assert batch["labels"].tolist() == [[-100, 4], [3, -100]]
     tokenizer.eos_token = None
     assert fill_token_id(tokenizer) == 0
+
+
+def test_the_prepare_stage_refuses_what_cannot_be_trained(copy: Path, tmp_path: Path) -> None:
+    def prepared(max_length: int) -> None:
+        prepare(
+            DatasetSpec(name="figfont", size=20),
+            ModelSpec(name=str(copy)),
+            max_length=max_length,
+            seed=0,
+            cache=tmp_path / "cache",
+        )
+
+    with pytest.raises(ValueError, match=r"training\.max_length: 4096 is longer"):
+        prepared(4096)
+    prepared(256)
+    rewrite_weights(copy, lambda weights: {**weights, "foo.bar": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"1 weights do not belong to .* \(foo\.bar\)"):
+        prepared(256)
