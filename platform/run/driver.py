@@ -184,7 +184,7 @@ def prepare_stage(context: Context) -> dict[str, Any]:
             f"{prepared.bad_records_file}"
         )
     if prepared.passed_over:
-        context.console.say(f"warning: {spec.dataset.name}: {prepared.passed_over}")
+        context.console.say(f"warning: {dataset.name}: {prepared.passed_over}")
     for name, found in overlap.items():
         if found["num_overlapping"]:
             context.console.say(
