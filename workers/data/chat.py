@@ -162,30 +162,24 @@ def _encode_own(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str
 ) -> list[Encoded | ValueError]:
     """Encode examples by the tokenizer's own template."""
-    given: dict[int, Conversation] = {}
-    fitted: dict[int, Conversation] = {}
     outcomes: dict[int, Encoded | ValueError] = {}
+    conversations: dict[int, Conversation] = {}
     for number, example in enumerate(examples):
         try:
-            given[number] = _whole_conversation(example, style)
-            fitted[number] = fit(tokenizer, given[number])
+            conversations[number] = _whole_conversation(example, style)
         except ValueError as error:
             outcomes[number] = error
-    written = write_scripts(tokenizer, list(fitted.values()), special_tokens(tokenizer))
+    written = write_scripts(tokenizer, list(conversations.values()), special_tokens(tokenizer))
     scripts: dict[int, Script] = {}
-    for number, script in zip(fitted, written, strict=True):
+    for number, script in zip(conversations, written, strict=True):
         if isinstance(script, ValueError):
             outcomes[number] = script
-            continue
-        try:
-            require_texts(tokenizer, given[number], script.text)
+        else:
             scripts[number] = script
-        except ValueError as error:
-            outcomes[number] = error
     if scripts:
         batch = tokenizer([script.text for script in scripts.values()], add_special_tokens=False)
-        first = next(iter(scripts))
-        _require_own_ids(tokenizer, fitted[first], batch["input_ids"][0])
+        first = next(iter(scripts.values()))
+        _require_own_ids(tokenizer, first.conversation, batch["input_ids"][0])
         eos = require_eos(tokenizer)
         for place, (number, script) in enumerate(scripts.items()):
             ids = batch["input_ids"][place]

@@ -26,14 +26,20 @@ THINKING_TAG = re.compile(r"</?think>")
 DROPS_THINKING = " (templates may drop thinking from earlier turns)"
 
 
-def conversation_texts(conversation: Conversation) -> list[tuple[str, str, str]]:
+def conversation_texts(
+    conversation: Conversation, first_turn: int = 1
+) -> list[tuple[str, str, str]]:
     """Return every text of ``conversation``, as it may stand in a rendering.
+
+    Args:
+        conversation: some turns.
+        first_turn: number of the first of them.
 
     Returns:
         For each text its place, what it is, and the text.
     """
     texts: list[tuple[str, str, str]] = []
-    for number, message in enumerate(conversation.messages, start=1):
+    for number, message in enumerate(conversation.messages, start=first_turn):
         place, role = f"turn {number}", message["role"]
         parts = THINKING_TAG.split(message["content"])
         name = f"the {role} text{DROPS_THINKING if len(parts) > 1 else ''}"
@@ -76,16 +82,28 @@ def _leaves(value: Any) -> Iterator[str]:
             yield from _leaves(inner)
 
 
+class MissingTextError(ValueError):
+    """A text that is not in a rendering; ``number`` of those before it are."""
+
+    number = 0
+
+
 def require_texts(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, rendered: str
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    rendered: str,
+    *,
+    first_turn: int = 1,
 ) -> None:
-    """Raise ValueError unless every text of ``conversation`` is in ``rendered``."""
-    for place, name, text in conversation_texts(conversation):
+    """Raise MissingTextError unless every text of ``conversation`` is in ``rendered``."""
+    for number, (place, name, text) in enumerate(conversation_texts(conversation, first_turn)):
         if text not in rendered and not any(form in rendered for form in _escaped(text)):
-            raise ValueError(
+            error = MissingTextError(
                 f"{place}: {template_name(tokenizer)} leaves out or changes "
                 f"{name}; take it out of the record, or choose another prompt_style"
             )
+            error.number = number
+            raise error
 
 
 def _escaped(text: str) -> tuple[str, str]:
@@ -165,7 +183,7 @@ def fit(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Conve
         _FITTING[key] = _fitting_form(tokenizer, conversation)
     chosen = _FITTING[key]
     if isinstance(chosen, ValueError):
-        raise chosen
+        raise ValueError(*chosen.args)
     messages = [FORMS[chosen](message) for message in conversation.messages]
     return replace(conversation, messages=messages)
 
@@ -188,4 +206,6 @@ def _fitting_form(
             errors.append(error)
         else:
             return number
-    return errors[0]
+    # The form of which most is written is what the template takes.
+    missing = [error for error in errors if isinstance(error, MissingTextError)]
+    return max(missing, key=lambda error: error.number, default=errors[0])

@@ -20,7 +20,7 @@ from deft.workers.data.templates.rendering import (
     render_beginnings,
     template_name,
 )
-from deft.workers.data.templates.texts import require_texts
+from deft.workers.data.templates.texts import fit, require_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,8 +33,11 @@ MAX_SHOWN = 60
 class Span:
     """A part of a text that carries loss."""
 
+    turn: int
+    """Index of the turn that it belongs to."""
     begin: int
     end: int
+    """Positions of characters, the second behind the last."""
     weight: float
 
 
@@ -42,6 +45,8 @@ class Span:
 class Script:
     """A whole conversation as text, and the parts of it that carry loss."""
 
+    conversation: Conversation
+    """In the form that the template takes."""
     text: str
     spans: list[Span]
     needs_eos: bool
@@ -63,17 +68,27 @@ def write_scripts(
     Returns:
         For each conversation its script, or the error to raise for it.
     """
-    plans = [_beginnings_needed(conversation) for conversation in conversations]
-    rendered = render_beginnings(tokenizer, conversations, plans)
+    fitted: dict[int, Conversation] = {}
+    outcomes: dict[int, Script | ValueError] = {}
+    for number, conversation in enumerate(conversations):
+        try:
+            fitted[number] = fit(tokenizer, conversation)
+        except ValueError as error:
+            outcomes[number] = error
+    plans = [_beginnings_needed(conversation) for conversation in fitted.values()]
+    rendered = render_beginnings(tokenizer, list(fitted.values()), plans)
     control = tuple(control_tokens)
-    scripts: list[Script | ValueError] = []
-    for conversation, plan, renderings in zip(conversations, plans, rendered, strict=True):
+    for number, plan, renderings in zip(fitted, plans, rendered, strict=True):
         known = dict(zip(plan, renderings, strict=True))
         try:
-            scripts.append(_write(tokenizer, conversation, known, control))
+            text, spans = _write(tokenizer, conversations[number], known, control)
         except ValueError as error:
-            scripts.append(error)
-    return scripts
+            outcomes[number] = error
+            continue
+        needs_eos = turn_weight(conversations[number].messages[-1]) > 0
+        needs_eos = needs_eos and not _closers(text, control)
+        outcomes[number] = Script(fitted[number], text, spans, needs_eos)
+    return [outcomes[number] for number in range(len(conversations))]
 
 
 def turn_weight(message: Message) -> float:
@@ -102,7 +117,7 @@ def _write(
     conversation: Conversation,
     renderings: Mapping[Beginning, Rendering | ValueError],
     control: tuple[str, ...],
-) -> Script:
+) -> tuple[str, list[Span]]:
     def require(number: int, opens: bool) -> Rendering:
         rendering = renderings[number, opens]
         if isinstance(rendering, ValueError):
@@ -111,6 +126,7 @@ def _write(
 
     messages, trained = conversation.messages, _trained_turns(conversation)
     whole = require(len(messages), False)
+    require_texts(tokenizer, conversation, whole.text)
     if not trained:
         raise ValueError("no turn of it has weight: there is nothing to learn")
     spans: list[Span] = []
@@ -122,7 +138,7 @@ def _write(
         if not whole.blocks:
             upto = require(index + 1, False).text
             end = _end_of_turn(tokenizer, conversation, index, whole.text, begin, upto, control)
-            spans.append(Span(begin, end, turn_weight(messages[index])))
+            spans.append(Span(index, begin, end, turn_weight(messages[index])))
     if whole.blocks:
         starts = {index: renderings[index, True] for index in _assistant_turns(conversation)}
         spans = _marked_spans(
@@ -130,8 +146,10 @@ def _write(
             whole,
             {i: r.num_shared for i, r in starts.items() if isinstance(r, Rendering)},
         )
-    is_ended = bool(_closers(whole.text, control))
-    return Script(whole.text, spans, trained[-1] == len(messages) - 1 and not is_ended)
+    for index in trained:
+        text = "".join(whole.text[span.begin : span.end] for span in spans if span.turn == index)
+        require_texts(tokenizer, Conversation([messages[index]]), text, first_turn=index + 1)
+    return whole.text, spans
 
 
 def _marked_spans(
@@ -150,7 +168,7 @@ def _marked_spans(
         index = max((i for i, start in starts.items() if start < end), default=min(starts))
         weight = turn_weight(conversation.messages[index])
         if weight and begin < end:
-            spans.append(Span(begin, end, weight))
+            spans.append(Span(index, begin, end, weight))
     return spans
 
 

@@ -186,7 +186,7 @@ def test_marked_parts_of_a_turn_without_weight_are_masked(name: str) -> None:
 
 PLAIN = [user("a?"), assistant("R.")]
 TWICE = [user("a?"), assistant("R."), user("b?"), assistant("S.")]
-THINKING = [user("a?"), assistant("<think>\nT\n</think>\n\nR.")]
+THINKING = [user("a?"), assistant("<think>\nTo be\n</think>\n\nR.")]
 
 
 @pytest.mark.parametrize(
@@ -208,10 +208,10 @@ THINKING = [user("a?"), assistant("<think>\nT\n</think>\n\nR.")]
             ["\n<think></think>\nR.<|user|>", "\n<think></think>\nS.<|eos|>"],
         ),
         ("qwen3", TWICE, ["R.<|im_end|>", "<think>\n\n</think>\n\nS.<|im_end|>"]),
-        ("qwen3", THINKING, ["<think>\nT\n</think>\n\nR.<|im_end|>"]),
-        ("qwen3_5_think", THINKING, ["T\n</think>\n\nR.<|im_end|>"]),
+        ("qwen3", THINKING, ["<think>\nTo be\n</think>\n\nR.<|im_end|>"]),
+        ("qwen3_5_think", THINKING, ["To be\n</think>\n\nR.<|im_end|>"]),
         ("qwen3_5_think", PLAIN, ["\n</think>\n\nR.<|im_end|>"]),
-        ("nemotron_3_nano", THINKING, ["T\n</think>\n\nR.<|im_end|>"]),
+        ("nemotron_3_nano", THINKING, ["To be\n</think>\n\nR.<|im_end|>"]),
         ("llava_next", TWICE, [" R.</s>", " S.</s>"]),
     ],
 )
@@ -231,7 +231,12 @@ def test_trained_is_what_the_template_writes_from_its_request_to_its_end_of_turn
             r"turn 2: .* asks for this assistant turn by '.*<think>\\n' and writes it .* as "
             r"'.*<think></think>R\.",
         ),
-        ("deepseek_r1_distill", THINKING, r"asks for .*<think>\\n' and writes it .*\\n\\nR\."),
+        ("deepseek_r1_distill", THINKING, r"turn 2: .* leaves out or changes the assistant text"),
+        (
+            "glm4moe",
+            [user("It"), assistant("It<think>was</think>so")],
+            r"turn 2: .* leaves out or changes the assistant text",
+        ),
         ("gemma", THREE_TURNS, "System role not supported"),
         ("cohere", [user("a?"), user("b?"), assistant("R.")], "roles must alternate"),
     ],
