@@ -264,6 +264,7 @@ def test_values_are_what_they_look_like(
             "seed=yes",
             "seed: expected a number, got true; write the number; YAML 1.1 reads yes as true",
         ),
+        ("dataset=1e5", 'got 100000.0; write "1e5", in quotes, for the text'),
         ("seed=true", "seed: expected a number, got true; write the number"),
         ("dataset.validation=true", "dataset.validation: expected a number, got true"),
         ("training.zero_stage=on", "training.zero_stage: expected a number, got true"),
