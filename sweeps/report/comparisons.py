@@ -101,6 +101,9 @@ def _items(scores: Scores, rows: Sequence[int]) -> Scores:
         ids=tuple(scores.ids[i] for i in rows),
         values=scores.values[:, rows],
         weights=scores.weights[rows],
+        groups=None
+        if scores.groups is None
+        else np.unique(scores.groups[rows], return_inverse=True)[1],
     )
 
 
@@ -126,7 +129,9 @@ def contrast(first: Scores, second: Scores, *, higher_is_better: bool) -> Contra
     first, second = paired(first, second)
     if not first.ids:
         return None
-    difference = statistics.paired_difference(first.values, second.values, weights=first.weights)
+    difference = statistics.paired_difference(
+        first.values, second.values, weights=first.weights, groups=first.groups
+    )
     p_value = difference.p_value
     num_runs = len(first.values)
     if num_runs == 1 and first.single and second.single:
@@ -136,7 +141,7 @@ def contrast(first: Scores, second: Scores, *, higher_is_better: bool) -> Contra
         interval=difference.interval,
         p_value=p_value,
         detectable=difference.detectable,
-        num_seeds=num_runs,
+        num_seeds=first.num_seeds,
         num_items=difference.num_items,
         over_seeds=difference.over_runs,
         better=(difference.mean > 0) == higher_is_better,

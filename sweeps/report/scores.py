@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.comparison import Measured, read_heldout, read_predictions
@@ -48,6 +49,13 @@ class Scores:
     """Whether a value says of one response that it is right or wrong."""
     rates: Mapping[str, float]
     """Shares of responses, means over runs: truncated, no answer, grader error, prompt too long."""
+    groups: NDArray[np.int64] | None = None
+    """Number of each item's seed from 0, where each seed has items of its own, [I]."""
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds that the values are of."""
+        return len(self.values) if self.groups is None else len(np.unique(self.groups))
 
     @property
     def by_run(self) -> Floats:
@@ -59,7 +67,7 @@ class Scores:
         return float(self.by_run.mean())
 
     def interval(self) -> Interval:
-        return statistics.mean_interval(self.values, weights=self.weights)
+        return statistics.mean_interval(self.values, weights=self.weights, groups=self.groups)
 
 
 Column = dict[Measure, Scores]
@@ -139,6 +147,7 @@ def _stack(measure: Measure, runs: Sequence[tuple[int, str, Measured]]) -> Score
             weights=np.concatenate([measured.weights for measured in found]),
             single=False,
             rates=rates,
+            groups=np.repeat(np.arange(len(runs)), [len(scores.ids) for _, _, scores in runs]),
         )
     if len({model for _, model, _ in runs}) == 1 and same_items and len(runs) > 1:
         seeds, found = (), found[:1]

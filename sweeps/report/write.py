@@ -129,16 +129,8 @@ def _answer(findings: Findings) -> list[Block]:
 
 def _few_seeds(findings: Findings) -> list[Text]:
     """Say that seeds and objectives cannot be told apart, where there are too few seeds."""
-    # Held-out examples that each seed draws anew are pooled, so that they have no seeds to count.
-    fewest = min(
-        (
-            contrast.num_seeds
-            for results in findings.results.values()
-            for (_, measure), contrast in results.contrasts.items()
-            if measure.benchmark != HELDOUT
-        ),
-        default=MIN_RUNS,
-    )
+    contrasts = [c for results in findings.results.values() for c in results.contrasts.values()]
+    fewest = min((contrast.num_seeds for contrast in contrasts), default=MIN_RUNS)
     if fewest >= MIN_RUNS:
         return []
     return [
@@ -222,8 +214,8 @@ def _methods(findings: Findings) -> Points:
         items.append(
             Text(
                 "Bits per byte is comparable across tokenizers; lower is better. Where each seed "
-                "holds out other examples, they are pooled, and interval and p are over examples "
-                "only.",
+                "holds out other examples, they are pooled; from "
+                f"{MIN_RUNS} seeds on, interval and p are over the means of the seeds.",
                 lead="Held out.",
             )
         )
