@@ -282,9 +282,9 @@ def paired_difference(
     distance = math.sqrt(float((by_item**2).mean())) if len(by_item) else float(are_shares)
     added = np.broadcast_to([distance, -distance], (num_runs, 2))
     unchanged = _mean_error(contributions, groups)
-    num_seeds = num_runs if groups is None else len(np.unique(groups))
+    over_runs = (num_runs if groups is None else len(np.unique(groups))) >= MIN_RUNS
     error = unchanged
-    if groups is None or num_seeds < MIN_RUNS:
+    if groups is None or not over_runs:
         error = _mean_error(np.concatenate([contributions, added], axis=1))
     # The added items say nothing of how well the variance is known.
     degrees = float(np.fmin(unchanged.degrees, error.degrees))
@@ -298,9 +298,11 @@ def paired_difference(
         mean=mean,
         interval=Interval(max(low, -1.0), min(high, 1.0)) if are_shares else Interval(low, high),
         p_value=min(p_value, 1.0),
-        detectable=_detectable(unchanged, num_seeds),
+        detectable=_detectable(unchanged)
+        if over_runs
+        else detectable_effect(contributions.mean(0)),
         num_items=num_items,
-        over_runs=num_seeds >= MIN_RUNS,
+        over_runs=over_runs,
     )
 
 
@@ -310,12 +312,9 @@ def _tail(degrees: float, t: float) -> float:
     return float(stdtr(degrees, -t) if math.isfinite(degrees) else ndtr(-t))
 
 
-def _detectable(
-    error: _MeanError, num_seeds: int, level: float = 0.05, power: float = 0.8
-) -> float:
-    """Compute the minimum detectable effect at a given error of the mean difference."""
-    degrees = error.degrees if num_seeds >= MIN_RUNS else math.inf
-    quantiles = _quantile(degrees, 0.975) + _quantile(degrees, 0.8)
+def _detectable(error: _MeanError) -> float:
+    """Compute `detectable_effect` from the error of a mean over seeds."""
+    quantiles = _quantile(error.degrees, 0.975) + _quantile(error.degrees, 0.8)
     return quantiles * math.sqrt(error.variance)
 
 
