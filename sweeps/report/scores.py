@@ -67,6 +67,7 @@ class Scores:
         return float(self.by_run.mean())
 
     def interval(self) -> Interval:
+        """Compute the 95 % interval of `mean` over runs and items."""
         return statistics.mean_interval(self.values, weights=self.weights, groups=self.groups)
 
 
