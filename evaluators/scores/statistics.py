@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
+Groups = NDArray[np.integer[Any]]
+"""Number of each item's group from 0, [I]: of the seed, where each seed has items of its own."""
 
 MIN_RUNS = 3
 """Fewest runs of which the variance between seeds is estimated."""
@@ -108,16 +110,21 @@ class _MeanError(NamedTuple):
     """Degrees of freedom of `variance`, for a t distribution."""
 
 
-def _mean_error(contributions: Floats) -> _MeanError:
+def _mean_error(contributions: Floats, groups: Groups | None = None) -> _MeanError:
     """Estimate the variance of the mean of ``contributions`` [R, I].
 
     Fewer than `MIN_RUNS` runs are averaged, and only items count as drawn at random. From there on
     items and runs both do: in the crossed random-effects model x = mean + item + run + rest the
     mean varies by σ²(item)/I + σ²(run)/R + σ²(rest)/(I·R), each from its mean square. The degrees
     of freedom follow Satterthwaite 1946 with the terms that Hillis 2007 (Statistics in Medicine 26,
-    596-619) found to keep the level with few runs.
+    596-619) found to keep the level with few runs. With at least as many ``groups`` of items, their
+    sums are what counts as drawn at random.
     """
     num_runs, num_items = contributions.shape
+    if groups is not None and len(sizes := np.bincount(groups)) >= MIN_RUNS:
+        sums = np.bincount(groups, weights=contributions.mean(0)) - sizes * contributions.mean()
+        factor = len(sizes) / (len(sizes) - 1)
+        return _MeanError(float(factor * (sums**2).sum() / num_items**2), len(sizes) - 1.0)
     if num_items == 1:
         return _MeanError(math.nan, math.nan)
     centered = contributions - contributions.mean()
@@ -165,7 +172,11 @@ def _quantile(degrees: float, probability: float) -> float:
 
 
 def mean_interval(
-    values: Floats, *, weights: Floats | None = None, level: float = 0.95
+    values: Floats,
+    *,
+    weights: Floats | None = None,
+    groups: Groups | None = None,
+    level: float = 0.95,
 ) -> Interval:
     """Compute the confidence interval of a mean over items.
 
@@ -179,6 +190,8 @@ def mean_interval(
             `MIN_RUNS` runs on the interval covers the choice of items and of seeds, below that only
             that of items.
         weights: of the items, [I]: the mean is Σ w·x / Σ w, as for a rate per token.
+        groups: of the items, where each seed has its own: from `MIN_RUNS` groups on the interval
+            covers the choice of seeds.
         level: coverage.
 
     Raises:
@@ -187,7 +200,7 @@ def mean_interval(
     runs, w = _as_runs(values, weights)
     num_runs, num_items = runs.shape
     mean = float((runs.mean(0) * w).mean())
-    error = _mean_error((runs - mean) * w)
+    error = _mean_error((runs - mean) * w, groups)
     if not _are_shares(runs, w):
         half = _quantile(error.degrees, (1 + level) / 2) * math.sqrt(error.variance)
         return Interval(mean - half, mean + half)
@@ -229,7 +242,12 @@ class Difference(NamedTuple):
 
 
 def paired_difference(
-    first: Floats, second: Floats, *, weights: Floats | None = None, level: float = 0.95
+    first: Floats,
+    second: Floats,
+    *,
+    weights: Floats | None = None,
+    groups: Groups | None = None,
+    level: float = 0.95,
 ) -> Difference:
     """Compare second with first on the same items by a t test on the paired differences.
 
@@ -244,6 +262,7 @@ def paired_difference(
         first: one value an item, [I], or [R, I] with seeds, see `mean_interval`.
         second: likewise, run by run and item by item beside ``first``.
         weights: see `mean_interval`.
+        groups: likewise; no items are added then.
         level: coverage of the interval.
 
     Raises:
@@ -262,8 +281,11 @@ def paired_difference(
     by_item = by_item[by_item != 0]
     distance = math.sqrt(float((by_item**2).mean())) if len(by_item) else float(are_shares)
     added = np.broadcast_to([distance, -distance], (num_runs, 2))
-    unchanged = _mean_error(contributions)
-    error = _mean_error(np.concatenate([contributions, added], axis=1))
+    unchanged = _mean_error(contributions, groups)
+    over_runs = (num_runs if groups is None else len(np.unique(groups))) >= MIN_RUNS
+    error = unchanged
+    if groups is None or not over_runs:
+        error = _mean_error(np.concatenate([contributions, added], axis=1))
     # The added items say nothing of how well the variance is known.
     degrees = float(np.fmin(unchanged.degrees, error.degrees))
     half = _quantile(degrees, (1 + level) / 2) * math.sqrt(error.variance)
@@ -276,9 +298,11 @@ def paired_difference(
         mean=mean,
         interval=Interval(max(low, -1.0), min(high, 1.0)) if are_shares else Interval(low, high),
         p_value=min(p_value, 1.0),
-        detectable=_detectable(unchanged, num_runs),
+        detectable=_detectable(unchanged)
+        if over_runs
+        else detectable_effect(contributions.mean(0)),
         num_items=num_items,
-        over_runs=num_runs >= MIN_RUNS,
+        over_runs=over_runs,
     )
 
 
@@ -288,10 +312,9 @@ def _tail(degrees: float, t: float) -> float:
     return float(stdtr(degrees, -t) if math.isfinite(degrees) else ndtr(-t))
 
 
-def _detectable(error: _MeanError, num_runs: int, level: float = 0.05, power: float = 0.8) -> float:
-    """Compute the minimum detectable effect at a given error of the mean difference."""
-    degrees = error.degrees if num_runs >= MIN_RUNS else math.inf
-    quantiles = _quantile(degrees, 1 - level / 2) + _quantile(degrees, power)
+def _detectable(error: _MeanError) -> float:
+    """Compute `detectable_effect` from the error of a mean over seeds."""
+    quantiles = _quantile(error.degrees, 0.975) + _quantile(error.degrees, 0.8)
     return quantiles * math.sqrt(error.variance)
 
 

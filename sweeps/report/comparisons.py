@@ -103,6 +103,9 @@ def _items(scores: Scores, rows: Sequence[int]) -> Scores:
         ids=tuple(scores.ids[i] for i in rows),
         values=scores.values[:, rows],
         weights=scores.weights[rows],
+        groups=None
+        if scores.groups is None
+        else np.unique(scores.groups[rows], return_inverse=True)[1],
     )
 
 
@@ -130,7 +133,9 @@ def compare_pair(
     first, second = paired(first, second)
     if not first.ids:
         return None
-    difference = statistics.paired_difference(first.values, second.values, weights=first.weights)
+    difference = statistics.paired_difference(
+        first.values, second.values, weights=first.weights, groups=first.groups
+    )
     p_value = difference.p_value
     num_runs = len(first.values)
     if num_runs == 1 and first.single and second.single:
@@ -140,7 +145,7 @@ def compare_pair(
         interval=difference.interval,
         p_value=p_value,
         detectable=difference.detectable,
-        num_seeds=num_runs,
+        num_seeds=first.num_seeds,
         num_items=difference.num_items,
         over_seeds=difference.over_runs,
         better=(difference.mean > 0) == higher_is_better,

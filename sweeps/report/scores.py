@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.comparison import ItemScores, read_heldout, read_predictions
@@ -49,6 +50,13 @@ class Scores:
     """Whether each value is one right or wrong response."""
     rates: Mapping[str, float]
     """Shares of responses, means over runs: truncated, no answer, grader error, prompt too long."""
+    groups: NDArray[np.int64] | None = None
+    """Number of each item's seed from 0, where each seed has items of its own, [I]."""
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds that the values are of."""
+        return len(self.values) if self.groups is None else len(np.unique(self.groups))
 
     @property
     def by_run(self) -> Floats:
@@ -62,7 +70,7 @@ class Scores:
 
     def interval(self) -> Interval:
         """Compute the 95 % interval of `mean` over runs and items."""
-        return statistics.mean_interval(self.values, weights=self.weights)
+        return statistics.mean_interval(self.values, weights=self.weights, groups=self.groups)
 
 
 Column = dict[Measure, Scores]
@@ -136,6 +144,7 @@ def _stack(measure: Measure, runs: Sequence[tuple[int, str, ItemScores]]) -> Sco
             weights=np.concatenate([scores.weights for scores in tables]),
             single=False,
             rates=rates,
+            groups=np.repeat(np.arange(len(runs)), [len(scores.ids) for _, _, scores in runs]),
         )
     if len({model for _, model, _ in runs}) == 1 and same_items and len(runs) > 1:
         seeds, tables = (), tables[:1]

@@ -131,16 +131,8 @@ def _answer(report: SweepReportData) -> list[Block]:
 
 def _few_seeds(report: SweepReportData) -> list[Text]:
     """Say that seeds and objectives cannot be told apart, where there are too few seeds."""
-    # Held-out examples that each seed draws anew are pooled, so that they have no seeds to count.
-    fewest = min(
-        (
-            comparison.num_seeds
-            for results in report.results.values()
-            for (_, measure), comparison in results.comparisons.items()
-            if measure.benchmark != HELDOUT
-        ),
-        default=MIN_RUNS,
-    )
+    comparisons = [c for results in report.results.values() for c in results.comparisons.values()]
+    fewest = min((comparison.num_seeds for comparison in comparisons), default=MIN_RUNS)
     if fewest >= MIN_RUNS:
         return []
     return [
@@ -228,8 +220,8 @@ def _methods(report: SweepReportData) -> BulletList:
         items.append(
             Text(
                 "Bits per byte is comparable across tokenizers; lower is better. Where each seed "
-                "holds out other examples, they are pooled, and interval and p are over examples "
-                "only.",
+                "holds out other examples, they are pooled; from "
+                f"{MIN_RUNS} seeds on, interval and p are over the means of the seeds.",
                 lead="Held out.",
             )
         )

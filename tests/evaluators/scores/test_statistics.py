@@ -145,6 +145,24 @@ def test_items_that_suit_one_objective_count_beside_seeds() -> None:
     assert found.p_value == pytest.approx(expected.pvalue, rel=0.05)
 
 
+def test_seeds_with_items_of_their_own_count_by_their_means() -> None:
+    groups = np.repeat(np.arange(4), 25)
+    means = RNG.normal(2.0, 0.5, size=4)
+    values = means[groups] + RNG.normal(0, 0.1, size=100)
+    of_seeds = values.reshape(4, 25).mean(1)
+    expected = stats.ttest_1samp(of_seeds, 0)
+    interval = expected.confidence_interval(0.95)
+    assert mean_interval(values, groups=groups) == pytest.approx((interval.low, interval.high))
+    found = paired_difference(np.zeros(100), values, groups=groups)
+    assert found.over_runs
+    assert found.interval == pytest.approx((interval.low, interval.high))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    # Two seeds do not tell how far seeds are apart.
+    half, pair = values[:50], groups[:50]
+    assert mean_interval(half, groups=pair) == mean_interval(half)
+    assert not paired_difference(np.zeros(50), half, groups=pair).over_runs
+
+
 def test_paired_difference_against_the_t_test() -> None:
     first = RNG.normal(0, 1, size=200)
     second = first + RNG.normal(0.05, 0.4, size=200)

@@ -665,3 +665,11 @@ def test_landscape_is_computed_once_from_what_was_prepared(
     assert again["DEFT"].p.tolist() == panels["DEFT"].p.tolist()
     with pytest.raises(LandscapeError, match="is gone"):
         token_landscapes(cell, ["EAFT"], disk.root / "cache")
+
+
+def test_page_says_that_two_seeds_are_not_enough(written: Path) -> None:
+    text = " ".join(" ".join(page_of(written).text).split())
+    assert "some comparisons have 2 seeds." in text
+    assert "cannot be told from one between objectives" in text
+    assert "items only" in text
+    assert "seeds and items" not in " ".join(page_of(written).tables)
