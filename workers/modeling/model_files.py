@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """File suffixes of pickled weights."""
 
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""Files of which a model has one; other safetensors, such as an adapter's, are not its weights."""
+
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -145,7 +148,7 @@ def require_data_only(directory: Path) -> None:
     Raises:
         ValueError: its weights are pickles, or lie elsewhere, or its model or tokenizer is code.
     """
-    if not any(directory.glob("*.safetensors")):
+    if not any((directory / name).is_file() for name in WEIGHTS):
         pickles = [file.name for file in directory.iterdir() if file.suffix in PICKLES]
         reason = f"there are pickles ({', '.join(sorted(pickles)[:3])}), but " if pickles else ""
         raise ValueError(

@@ -114,6 +114,14 @@ def test_weights_as_pickles_are_refused(copy: Path, trace: Path) -> None:
     assert not trace.exists()
 
 
+def test_safetensors_of_something_else_are_no_weights(copy: Path, trace: Path) -> None:
+    (copy / "model.safetensors").rename(copy / "adapter_model.safetensors")
+    (copy / "pytorch_model.bin").write_bytes(pickle.dumps(RunsOnLoading(trace)))
+    with pytest.raises(ValueError, match=r"no weights as safetensors; .*pytorch_model\.bin"):
+        resolve_directory(str(copy))
+    assert not trace.exists()
+
+
 def test_pickles_beside_safetensors_are_left_alone(copy: Path, trace: Path) -> None:
     (copy / "pytorch_model.bin").write_bytes(pickle.dumps(RunsOnLoading(trace)))
     AutoModelForCausalLM.from_pretrained(resolve_directory(str(copy)))
