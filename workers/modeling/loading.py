@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from deft.workers.data.example_store import BATCH_SIZE, open_rows
 from deft.workers.modeling.attention import padded_attention
 
 MAX_NAMED = 5
@@ -99,12 +100,13 @@ def require_embeddings(directory: str | Path, rows_dir: str | Path) -> None:
     Raises:
         ValueError: an id is beyond the embedding.
     """
-    import datasets
     import pyarrow.compute as pc
 
     num_rows = AutoConfig.from_pretrained(directory).get_text_config().vocab_size
-    chunks = datasets.load_from_disk(str(rows_dir)).data.column("input_ids").chunks
-    largest = max((pc.max(chunk.flatten()).as_py() or 0 for chunk in chunks), default=0)
+    batches = open_rows(rows_dir).with_format("arrow").iter(batch_size=BATCH_SIZE)
+    largest = max(
+        (pc.max(pc.list_flatten(batch["input_ids"])).as_py() or 0 for batch in batches), default=0
+    )
     if largest >= num_rows:
         token = AutoTokenizer.from_pretrained(directory).convert_ids_to_tokens(largest)
         raise ValueError(

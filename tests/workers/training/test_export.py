@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import load_from_disk
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from deft.workers.data.example_store import open_rows
 from deft.workers.modeling.loading import load_causal_lm
 from deft.workers.modeling.lora import add_adapters, merged_tensors
 from deft.workers.modeling.self_check import own_logp
@@ -137,7 +137,7 @@ def test_held_out_loss_of_the_export_is_that_in_memory(
 def held_out_nll(model: PreTrainedModel, job: TrainJob) -> float:
     """NLL of the held-out targets from the model's own logits, one row at a time."""
     total, number = 0.0, 0
-    for row in load_from_disk(job.validation_dir):
+    for row in open_rows(job.validation_dir):
         with torch.no_grad():
             logp = own_logp(model, row["input_ids"])
         targets = torch.tensor(row["labels"][1:]) != -100
