@@ -109,7 +109,7 @@ def warn_of_data(manifest: PrepareManifest, console: RunConsole) -> None:
             f"{prepared.bad_records_file}"
         )
     if prepared.passed_over:
-        console.print(f"warning: dataset: {prepared.passed_over}")
+        console.print(f"warning: {prepared.passed_over}")
     for name, overlap in manifest.overlap.items():
         if overlap.num_overlapping:
             console.print(

@@ -172,7 +172,7 @@ def prepare(
         validation_dir=str(directory / "validation"),
         bad_records_file=str(directory / BAD_RECORDS_FILE),
         prompt_style=dataset.prompt_style,
-        passed_over=_passed_over(examples_dirs),
+        passed_over=_passed_over(dataset.sources, examples_dirs),
         sources=sources,
         model_revision=model.revision,
         **counts,
@@ -203,10 +203,14 @@ def pinned_model(model: ModelSpec) -> ModelSpec:
     return model.model_copy(update={"revision": commit or model.revision})
 
 
-def _passed_over(examples_dirs: Sequence[Path]) -> str:
-    """Join what nothing reads in the records of several data sets to one line."""
-    lines = [(directory / PASSED_OVER_FILE).read_text() for directory in examples_dirs]
-    return "; ".join(line for line in lines if line)
+def _passed_over(sources: Sequence[SourceSpec], examples_dirs: Sequence[Path]) -> str:
+    """Say in one line what nothing reads in the records of each data set."""
+    lines = [
+        f"{source.title}: {line}"
+        for source, directory in zip(sources, examples_dirs, strict=True)
+        if (line := (directory / PASSED_OVER_FILE).read_text())
+    ]
+    return "; ".join(lines)
 
 
 def known_counts(
