@@ -112,8 +112,8 @@ def bench_repeated() -> None:
             taken[unit] = time.process_time() - began
         slowest = max(taken, key=lambda unit: taken[unit])
         print(
-            f"repeated, {grader:<7} {len(taken)} responses of 100 kB; slowest {taken[slowest]:.3f} s "
-            f"of CPU time ({slowest!r})"
+            f"repeated, {grader:<7} {len(taken)} responses of 100 kB; slowest "
+            f"{taken[slowest]:.3f} s of CPU time ({slowest!r})"
         )
 
 
