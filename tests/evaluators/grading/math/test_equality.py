@@ -229,7 +229,7 @@ x\neq3,x\neq-3 | x\neq\pm3
 \begin{pmatrix}2&6\\4&8\end{pmatrix} | 2\begin{pmatrix}1&3\\2&4\end{pmatrix}
 \begin{pmatrix}1&3\end{pmatrix} | \begin{pmatrix}1\\3\end{pmatrix}^T
 (3,-1,2) | 3\hat{i}-\hat{j}+2\hat{k}
-\begin{cases}2x & x>1\\0 & x\le1\end{cases} | \begin{cases}0, & \text{if } x\leq 1,\\ 2x, & \text{if } x>1.\end{cases}
+\begin{cases}x & x>1\\0 & x\le1\end{cases} | \begin{cases}0, & \text{if }x\leq1\\x, & x>1\end{cases}
 \begin{cases}2x & x>1\\0 & x\le1\end{cases} | \begin{cases}2x & x>1\\0 & \text{otherwise}\end{cases}
 x=4,y=1 | \begin{cases}x=4\\y=1\end{cases}
 \{2,4,6,8,10\} | \{2,4,\ldots,10\}
@@ -400,6 +400,7 @@ MR=MC | MR=AC
 \text{May 3} | \text{May 4}
 \text{Oskar} | \text{Oskar is not the youngest}
 y(x-1)=0 | y=0
+a_2 | \text{A}
 """
 
 
