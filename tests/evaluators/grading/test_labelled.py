@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from deft.evaluators.grading import GRADERS
+
 FILES = {"math": "math/labelled.txt", "medical": "choice/labelled.txt"}
 
 
@@ -48,7 +50,8 @@ def read_row(grader: str, block: str) -> Row:
 )
 def test_agreement_with_the_labels(grader: str, size: int, share: float) -> None:
     rows = read_labelled(grader)
-    grade = import_module(f"deft.evaluators.grading.{grader}").grade
+    module, _, name = GRADERS[grader].partition(":")
+    grade = getattr(import_module(module), name)
     found = []
     for label, record in rows:
         graded = grade(record)
