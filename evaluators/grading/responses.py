@@ -31,7 +31,7 @@ _TURN_END = re.compile(
     r"|\n[ \t]*(?:user|assistant|system|human|User|Human)[ \t]*(?:\n|\Z)"
 )
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{1,30}\|>(?:\s*assistant\b)?|<s>|<bos>|<start_of_turn>model")
-_LOOP = re.compile(rf"(\D{{1,8}}?)\1{{{MAX_REPEATS},}}")
+_LOOP = re.compile(rf"(\D{{1,16}}?|\D{{0,4}}\d{{1,4}}\D{{1,4}}?)\1{{{MAX_REPEATS},}}")
 _CLOSING = re.compile(
     r"\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
     r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}$",

@@ -194,8 +194,8 @@ class Chooser:
             return named.pop()
         if copied:
             return None  # the options, repeated
-        if len(lines) == 1 and (said := abridged(lines[0], self.options)):
-            return said
+        if len(lines) == 1 and (option := abridged(lines[0], self.options)):
+            return option
         return (
             self._set_off(lines)
             or self._ranked(lines)
@@ -243,8 +243,7 @@ class Chooser:
         )
         if words is None:
             return None
-        said = words[2] or ("false" if words[1] else "true")
-        return self._exact(said)
+        return self._exact(words[2] or ("false" if words[1] else "true"))
 
     def _by_elimination(self, text: str) -> str | None:
         """Return the option that is left where all others are turned down by their letters."""

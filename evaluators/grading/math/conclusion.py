@@ -47,7 +47,7 @@ REFUSAL = re.compile(
 
 
 def joined_formulas(text: str) -> str:
-    """The formula at the start of ``text``, with those that "and", "or" or a comma adds to it."""
+    """Return the formula that opens ``text``, with those that "and", "or" or a comma adds."""
     match = FORMULA.match(text)
     assert match is not None
     values = [_last_step(formula_content(match))]
@@ -105,14 +105,14 @@ _DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+)\W*$")
 
 
 def concluded_word(response: str) -> Found | None:
-    """The word that the last line ends with in bold, or says that something is."""
+    """Return the word that the last line sets in bold at its end, or says that something is."""
     last = response.rstrip().rpartition("\n")[2].strip()
     if REFUSAL.search(last) or WAVERING.search(last) or _PLANNING.search(last):
         return None
-    said = (
+    predicate = (
         _YES_NO.match(last) or _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
     )
-    return Found(said[1].strip(), explicit=False) if said else None
+    return Found(predicate[1].strip(), explicit=False) if predicate else None
 
 
 _LIST_ITEM = re.compile(r"(?:[-*•]|\d+[.)]|\([a-z]\))\s+(\S.*)")
@@ -122,7 +122,7 @@ _LIST_OPENS = re.compile(
 
 
 def _listed_solutions(lines: list[str]) -> str | None:
-    """The items of the list that a response ends in, if it is announced as one of solutions."""
+    """Return the items of a list of solutions that a response ends in."""
     items: list[str] = []
     for line in reversed(lines):
         item = _LIST_ITEM.fullmatch(line)
@@ -195,7 +195,7 @@ def _without_remarks(lines: list[str]) -> list[str]:
 
 
 def _last_step(display: str) -> str:
-    """The last line of a display; a matrix stays whole."""
+    """Return the last line of a display; a matrix stays whole."""
     display = re.sub(r"\\(?:begin|end)\{(?:align|equation|gather|split)\w*\*?\}", "", display)
     if "matrix" in display or "array" in display or "cases" in display:
         before, begin, environment = display.partition(r"\begin")
@@ -205,7 +205,7 @@ def _last_step(display: str) -> str:
 
 
 def is_bare_value(line: str) -> bool:
-    """Whether a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
+    """Check that a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
     if not line or len(line) > 200 or OTHER_SCRIPT.search(line):
         return False
     if FORMULA.search(line):
@@ -263,7 +263,7 @@ def without_asides(sentence: str) -> str:
 
 
 def concluded_value(sentence: str) -> str | None:
-    """What a closing sentence says: behind its last "=", its last formula, or its number."""
+    """Return what a closing sentence says: behind its last "=", its last formula or number."""
     if (
         REFUSAL.search(sentence)
         or _PLANNING.search(sentence)
@@ -321,11 +321,11 @@ def concluded_value(sentence: str) -> str | None:
     listed = _NUMBERS_LISTED.search(sentence)
     if listed:
         return listed[1]
-    said = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
-    if said and is_bare_value(said[1]):
-        number = NUMBER.match(said[1])
-        unit = _unit_behind(said[1], number.end()) if number else ""
-        return number.group() + unit if number and unit else said[1]
+    predicate = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
+    if predicate and is_bare_value(predicate[1]):
+        number = NUMBER.match(predicate[1])
+        unit = _unit_behind(predicate[1], number.end()) if number else ""
+        return number.group() + unit if number and unit else predicate[1]
     numbers = list(NUMBER.finditer(sentence[-MAX_SENTENCE:]))
     sentence = sentence[-MAX_SENTENCE:]
     if len(numbers) > 1:
@@ -354,7 +354,7 @@ _MEASURE = re.compile(
 
 
 def _is_circumstance(before: str) -> bool:
-    """Whether what stands ahead of a number makes it a circumstance of the answer."""
+    """Check whether what stands ahead of a number makes it a circumstance of the answer."""
     return _CIRCUMSTANCE.search(before) is not None and _MEASURE.search(before) is None
 
 
@@ -365,7 +365,7 @@ _UNIT_WORDS = re.compile(
 
 
 def _unit_behind(sentence: str, position: int) -> str:
-    """The unit that stands behind a number, as text; things that are counted are none."""
+    """Return the unit behind a number, as text; things that are counted are none."""
     words = _UNIT_WORDS.match(sentence, position)
     return rf" \text{{{words[1]}}}" if words and is_unit(words[1]) else ""
 
@@ -386,13 +386,13 @@ _NUMBERS_LISTED = re.compile(
 
 
 def _number_behind(sentence: str, position: int) -> str | None:
-    """The number that a sentence says its last formula is: "$x + y$, which equals 21"."""
-    found = re.compile(
+    """Return the number that a sentence gives for its formula: "$x + y$, which equals 21"."""
+    match = re.compile(
         r"[^.=]{0,80}?\b(?:is|are|equals|be|was|measures)\s+(?:\w+\s+)?" + f"({NUMBER.pattern})"
     ).match(sentence, position)
-    return found[1].strip() if found else None
+    return match[1].strip() if match else None
 
 
 def formula_content(match: re.Match[str]) -> str:
-    """What stands between the delimiters of a formula."""
+    """Return what stands between the delimiters of a formula."""
     return next(group for group in match.groups() if group is not None)

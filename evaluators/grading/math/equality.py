@@ -467,8 +467,8 @@ def _in_unit_vectors(scalar: Scalar) -> Group | None:
         return None
     names = _UNIT_VECTORS if "k" in letters else _UNIT_VECTORS[:2]
     units = [sympy.Symbol(name) for name in names]
-    found = {str(symbol): symbol for symbol in expression.free_symbols}
-    units = [found.get(name, unit) for name, unit in zip(names, units, strict=True)]
+    symbols = {str(symbol): symbol for symbol in expression.free_symbols}
+    units = [symbols.get(name, unit) for name, unit in zip(names, units, strict=True)]
     coefficients = [expression.coeff(unit) for unit in units]
     rest = expression - sum(c * unit for c, unit in zip(coefficients, units, strict=True))
     if sympy.expand(rest) != 0:

@@ -111,7 +111,7 @@ def _explicit_answer(response: str, parts: int) -> Found | None:
 
 
 def _boxes(text: str) -> list[_Box]:
-    """The last boxes of a text, in order; a box within a box is part of its content."""
+    """Return the last boxes of a text; a box within a box is part of its content."""
     boxes: list[_Box] = []
     position = 0
     for match in list(_BOX.finditer(text))[-MAX_BOXES:]:
@@ -149,7 +149,7 @@ _PLACEHOLDER = re.compile(
 
 
 def _unclosed(content: str) -> str:
-    """What a box without end holds: up to the end of the formula or of the line."""
+    """Cut a box without end where the formula or the line ends."""
     end = re.search(r"\$|\\\]|\\\)|\n", content)
     return content[: end.start()] if end else content
 
@@ -208,7 +208,7 @@ _CHECKING = re.compile(
 
 
 def _stated_answer(response: str, after: int) -> Found | None:
-    """The last statement behind ``after`` that gives an answer."""
+    """Return the answer of the last statement behind ``after`` that gives one."""
     for match in reversed(list(_STATEMENT.finditer(response, max(0, after - 1)))):
         if match.start() < after or _CHECKING.search(
             response, max(0, match.start() - 40), match.start()
@@ -227,7 +227,7 @@ def _stated_answer(response: str, after: int) -> Found | None:
 
 
 def _says_a_value(content: str) -> bool:
-    """Whether what follows "the answer is" begins with a value, as against a remark about it."""
+    """Check that "the answer is" is followed by a value, not by a remark about it."""
     return (
         re.match(
             r"\s*(?:\*\*|now |therefore |thus )*(?:\$|\\\(|\\\[|\\frac|\\sqrt|[-−]?\.?\d)", content

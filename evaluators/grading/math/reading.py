@@ -498,7 +498,10 @@ def _read_scalar(text: str) -> Node:
         r"(-?[\dA-Fa-f]+)_\{?\(?(\d{1,2}|two|three|four|five|eight|ten|sixteen)\)?\}?", text
     )
     if based:
-        return Scalar(based[1].upper(), unit, base=str(number_word(based[2]) or based[2]))
+        base = str(number_word(based[2]) or based[2])
+        # a_2 is a variable; letters are digits only beyond ten.
+        if based[1].lstrip("-").isdigit() or int(base) > 10:
+            return Scalar(based[1].upper(), unit, base=base)
     base_words = re.fullmatch(r"base (\d+|[a-z]+)", unit)
     if base_words:
         return Scalar(text, base=str(number_word(base_words[1]) or base_words[1]))

@@ -200,6 +200,82 @@ a_n=2n-1 | 2n-1
 5\sqrt{2}\approx7.07 | 5\sqrt{2}
 5\sqrt{2} | 5\sqrt{2}\approx 7.07
 7.07 | 5\sqrt2\approx7.07
+\frac{5}{9} | ^5/_9
+\frac{5}{9} | \color{red}{\frac{5}{9}}
+\frac{5}{9} | \textcolor{green}{\tfrac59}
+19 | {\Huge 19}
+19 | \colorbox{lime}{19}
+19 | 1{9}
+\frac{8}{3} | 2⅔
+7654321 | 7.654.321
+7654321 | 7_654_321
+7654321 | 7'654'321
+1234567 | 12,34,567
+55^\circ | 55^{\text{o}}
+55^\circ | 55^o
+20.25^\circ | 20^\circ 15'
+(2, 7] | ]2; 7]
+(2, 7) | ]2, 7[
+(-\infty,4)\cup(4,\infty) | \text{all real numbers except } x = 4
+(0,\infty) | \text{all positive real numbers}
+(0,\infty) | \mathbb{R}_{>0}
+(-\infty,0) | \mathbb{R}^-
+(-\infty,6] | \text{all real numbers less than or equal to } 6
+(-\infty,1)\cup(4,\infty) | \mathbb{R}\setminus[1,4]
+x\neq3,x\neq-3 | x\neq\pm3
+\begin{pmatrix}4\\-2\end{pmatrix} | (4,-2)^T
+\begin{pmatrix}3&0\\0&3\end{pmatrix} | 3I
+\begin{pmatrix}1&0&0\\0&1&0\\0&0&1\end{pmatrix} | I_3
+\begin{pmatrix}2&6\\4&8\end{pmatrix} | 2\begin{pmatrix}1&3\\2&4\end{pmatrix}
+\begin{pmatrix}1&3\end{pmatrix} | \begin{pmatrix}1\\3\end{pmatrix}^T
+(3,-1,2) | 3\hat{i}-\hat{j}+2\hat{k}
+\begin{cases}x & x>1\\0 & x\le1\end{cases} | \begin{cases}0, & \text{if }x\leq1\\x, & x>1\end{cases}
+\begin{cases}2x & x>1\\0 & x\le1\end{cases} | \begin{cases}2x & x>1\\0 & \text{otherwise}\end{cases}
+x=4,y=1 | \begin{cases}x=4\\y=1\end{cases}
+\{2,4,6,8,10\} | \{2,4,\ldots,10\}
+(1,2),(-1,2),(1,-2),(-1,-2) | (\pm1,\pm2)
+3.4e-7 | 3.4\text{e-}7
+421_6 | (421)_6
+2F_{16} | 0x2F
+1011_2 | 0b1011
+\binom{7}{3} | {}_7C_3
+\max(p,q) | \max\{p,q\}
+\frac{1+i\sqrt{3}}{2} | \operatorname{cis}60^\circ
+54\text{ km/h} | 15\text{ m/s}
+54\text{ km/h} | 54\ \frac{\text{km}}{\text{h}}
+2.5\text{ kg} | 2500\text{ g}
+150\text{ minutes} | 2.5\text{ hours}
+3\text{ hours }15\text{ minutes} | 195\text{ minutes}
+3\text{ hours }15\text{ minutes} | 3\tfrac14\text{ hours}
+4\text{ dozen} | 4
+4\text{ dozen} | 48
+\$2.75 | 275\text{ cents}
+€8 | 8\text{ euros}
+6:20 \text{ p.m.} | 18:20
+6:20 \text{ p.m.} | \text{6:20 PM}
+\text{May 3} | \text{3 May 2021}
+\text{rhombus} | \text{the figure is a rhombus}
+\text{Oskar} | \text{Oskar is the youngest}
+240 | \text{two hundred forty}
+3000000 | three million
+\frac{3}{5} | \text{three fifths}
+\frac{26\pi}{3} | 8\frac23\pi
+m\sqrt{5} | \sqrt{5} m
+\frac{5m}{6} | \frac56 m
+kqr | k q r
+e^{bt} | \exp(b t)
+\frac{\pi}{6}+k\pi | \frac{\pi}{6}+n\pi,\ n\in\mathbb{Z}
+Ce^{-3x} | ce^{-3x}
+3n+2 | a_n = 3n+2 \quad (n \ge 1)
+\phi | \varphi
+y''-9y=0 | y''=9y
+\dot{x}=3x | \frac{dx}{dt}=3x
+MR=MC | MC=MR
+F=ma | a=\frac{F}{m}
+\frac{2}{5}E_1+\frac{3}{5}E_2 | \frac{2E_1+3E_2}{5}
+\lfloor (n+3)/2\rfloor | \lceil n/2\rceil+1
+\infty | \text{infinitely many}
+29 | \text{29 apples}
 """
 DIFFERENT = r"""
 1,3,5 | 135
@@ -283,6 +359,48 @@ x\to\infty | \infty
 0 | x^2-9=0
 0 | x^2-9=(x-3)(x+3)=0
 3 | 3-3=0
+\lfloor n/6\rfloor | \lfloor n/8\rfloor
+\lfloor k/2\rfloor | \lfloor n/2\rfloor
+\lceil n/3\rceil | \lfloor n/3\rfloor+1
+\lfloor\sqrt{n}\rfloor | \lfloor\sqrt{n+2}\rfloor
+\lfloor x\rfloor | \lceil x\rceil-1
+n \bmod 4 | n \bmod 8
+17 | 10^{45}+1-10^{45}
+\frac{5}{7} | \frac{10^{50}+3}{10^{50}}
+x | 10^{38}+2x-10^{38}
+0 | 10^{-70}
+1 | 1+10^{-55}
+\ln(3^{200}+1) | 4
+\sin(10^{50}) | 0
+[0,2] | [0,10^{42}+5-10^{42}]
+\frac{3}{0} | \frac{7}{0}
+4:40 | 2:20
+6:00 | 9:00
+2:45 | 2.75
+7:15 \text{ a.m.} | 7:15 \text{ p.m.}
+6:20 \text{ p.m.} | 6:20 \text{ a.m.}
+\$44 | 44\%
+44\text{ kg} | 44^\circ
+44\% | 44^\circ
+\$7 | 7\text{ cents}
+\$7 | €7
+7\text{ kg} | 7\text{ lb}
+54\text{ km/h} | 54\text{ m/s}
+21 | 21^\circ\text{C}
+2.75 | 2.75\%
+CD | DC
+MR=MC | MR=AC
+\sqrt{7} m | \sqrt{7}
+\pi s | \pi
+(3,8) | 3<x<8
+2k+1 | 2n+1
+\begin{pmatrix}1&3\\2&4\end{pmatrix} | \begin{pmatrix}1&2\\3&4\end{pmatrix}
+3I | \begin{pmatrix}3&3\\3&3\end{pmatrix}
+\begin{cases}2x & x>1\\0 & x\le1\end{cases} | \begin{cases}2x & x\ge1\\0 & x<1\end{cases}
+\text{May 3} | \text{May 4}
+\text{Oskar} | \text{Oskar is not the youngest}
+y(x-1)=0 | y=0
+a_2 | \text{A}
 """
 
 
