@@ -20,8 +20,7 @@ from deft.objectives import (
     get_objective,
     linear_objective,
 )
-from deft.objectives.head import blocked_amx as blocked
-from deft.objectives.head import chunked
+from deft.objectives.head import blocked, chunked
 
 EXAMPLES = [*(info.example for info in CATALOG.values()), "GeneralFamily--0.5", "EAFT-2"]
 IGNORED = -100
