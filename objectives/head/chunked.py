@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deft.objectives.base import Objective, ObjectiveOutput, Target, TokenStats
-from deft.objectives.head import blocked_amx
+from deft.objectives.head import blocked
 from deft.objectives.head.interface import (
     HeadInputs,
     HeadResult,
@@ -43,8 +43,8 @@ _WORTH_DROPPING = 0.1
 @torch.no_grad()
 def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
     """Compute value, gate and gradients with one chunk's logits at a time."""
-    if blocked_amx.fits(inputs, objective, wanted):
-        return blocked_amx.blocked_head(inputs, objective, wanted)
+    if blocked.fits(inputs, objective):
+        return blocked.blocked_head(inputs, objective, wanted)
     chunks = _even_chunks(len(inputs.labels), _CHUNK_ROWS.get(inputs.hidden.device.type, 1024))
     head = _ChunkedHead(inputs, objective.target, wanted, max_rows=_length(chunks[0]))
     stats: list[TokenStats] = []

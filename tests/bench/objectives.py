@@ -28,6 +28,9 @@ from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 PLAIN = "plain NLL"
+BOTH_BACKENDS = ("original", "p", "DEFT", "Cayley_Trans", "OnlyTopP-0.1")
+TORCH_BACKEND = ("EAFT", "LabelSmoothing", "GEM", "ASFT", "SFT_KL")
+"""Objectives whose statistics or second distribution the Triton kernels do not have."""
 
 
 class Shape(NamedTuple):
@@ -106,7 +109,9 @@ def cut_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 def ours(objective: str, backend: str) -> Loss:
     """Build a loss from this platform's head."""
-    from deft.objectives import linear_objective
+    from deft.objectives import ReferenceHead, get_objective, linear_objective
+
+    needs_reference = get_objective(objective).needs_reference
 
     def loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         return linear_objective(
@@ -114,6 +119,8 @@ def ours(objective: str, backend: str) -> Loss:
             weight,
             labels,
             objective,
+            # As under LoRA, where the frozen model shares the weight.
+            reference=ReferenceHead(hidden.detach(), weight.detach()) if needs_reference else None,
             backend=backend,  # type: ignore[arg-type]
         ).loss
 
@@ -133,8 +140,8 @@ def variants(device: str) -> dict[str, Loss]:
     if device == "cuda":
         named["Liger fused linear NLL"] = liger
     for backend in ("torch", "triton") if device == "cuda" else ("torch",):
-        for objective in ("original", "p", "DEFT", "Cayley_Trans", "OnlyTopP-0.1", "EAFT"):
-            if backend == "torch" or objective != "EAFT":
+        for objective in (*BOTH_BACKENDS, *TORCH_BACKEND):
+            if backend == "torch" or objective in BOTH_BACKENDS:
                 named[f"{backend}: {objective}"] = ours(objective, backend)
     return named
 
@@ -166,11 +173,13 @@ def synchronize(tensor: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def times(shape: Shape, dtype: torch.dtype, device: str, repeats: int) -> dict[str, float | str]:
-    """Median seconds of every variant, or why it did not run."""
+def times(
+    shape: Shape, dtype: torch.dtype, device: str, repeats: int, chosen: Callable[[str], bool]
+) -> dict[str, float | str]:
+    """Measure the median seconds of the chosen variants, or say why one did not run."""
     leaves = inputs(shape, dtype, device)
     found: dict[str, list[float] | str] = {}
-    named = variants(device)
+    named = {name: loss for name, loss in variants(device).items() if chosen(name)}
     for name, loss in named.items():
         try:
             run_once(loss, leaves)
@@ -239,12 +248,14 @@ def device_name(device: str) -> str:
     return f"{model}, {torch.get_num_threads()} threads, {platform.machine()}"
 
 
-def print_table(shape_name: str, dtype: str, device: str, repeats: int) -> None:
+def print_table(
+    shape_name: str, dtype: str, device: str, repeats: int, chosen: Callable[[str], bool]
+) -> None:
     shape = SHAPES[shape_name]
     print(f"\n### {shape_name}: N={shape.tokens} D={shape.width} V={shape.vocabulary}, {dtype}")
     print(f"{device_name(device)}; torch {torch.__version__}\n")
     print("| variant | ms | × time | extra peak MB | × memory |\n|---|---:|---:|---:|---:|")
-    seconds = times(shape, getattr(torch, dtype), device, repeats)
+    seconds = times(shape, getattr(torch, dtype), device, repeats, chosen)
     base_memory: float | None = None
     for name, median in seconds.items():
         if isinstance(median, str):
@@ -264,6 +275,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, action="append")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], action="append")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", action="append", help="part of a variant's name", default=[])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--peak-memory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -271,10 +283,15 @@ def main() -> None:
         name, shape_name, dtype, device = json.loads(arguments.peak_memory)
         print(peak_memory(name, SHAPES[shape_name], getattr(torch, dtype), device))
         return
+
+    def chosen(name: str) -> bool:
+        only = arguments.only
+        return name == PLAIN or not only or any(part in name for part in only)
+
     for shape_name in arguments.shape or SHAPES:
         for dtype in arguments.dtype or ["float32", "bfloat16"]:
             if arguments.shape or fits(SHAPES[shape_name], getattr(torch, dtype), arguments.device):
-                print_table(shape_name, dtype, arguments.device, arguments.repeats)
+                print_table(shape_name, dtype, arguments.device, arguments.repeats, chosen)
 
 
 if __name__ == "__main__":

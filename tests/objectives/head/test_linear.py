@@ -20,7 +20,7 @@ from deft.objectives import (
     get_objective,
     linear_objective,
 )
-from deft.objectives.head import blocked_amx, chunked
+from deft.objectives.head import blocked, chunked
 
 EXAMPLES = [*(info.example for info in CATALOG.values()), "GeneralFamily--0.5", "EAFT-2"]
 IGNORED = -100
@@ -115,8 +115,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, tiles and blocks even in small problems, none of them full."""
     monkeypatch.setattr(chunked, "_CHUNK_ROWS", {"cpu": 24})
     monkeypatch.setattr(chunked, "_CACHED_LOGITS", 1024)
-    monkeypatch.setattr(blocked_amx, "_ROWS", 24)
-    monkeypatch.setattr(blocked_amx, "_ENTRIES", 128)
+    monkeypatch.setattr(blocked, "_ROWS", 24)
+    monkeypatch.setattr(blocked, "_ENTRIES", 128)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
