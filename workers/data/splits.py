@@ -97,15 +97,10 @@ def write_splits(
     picked = train
     if dataset.noise:
         clean = rows.table.select(train)
-        exchange = plan_exchange(clean, share=dataset.noise, seed=seed, max_length=max_length)
-        is_noisy = exchange.is_noisy
-        if not is_noisy.any():
-            raise ValueError(
-                f"dataset.noise: {dataset.noise:g} of {len(train):,} training examples leaves none "
-                "that could get another one's response"
-            )
+        is_noisy = write_noise(
+            clean, dataset.noise, max_length=max_length, seed=seed, directory=directory / "train"
+        )
         # Tables stand in the order of their names: the noisy rows are numbered after all others.
-        write_noisy_rows(clean, exchange, directory / "train" / "noisy.arrow")
         picked = train.copy()
         picked[is_noisy] = len(rows.table) + np.arange(is_noisy.sum())
     np.save(directory / "train" / INDICES_FILE, picked)
@@ -124,6 +119,27 @@ def write_splits(
             }
         )
     return counts
+
+
+def write_noise(
+    rows: Dataset, share: float, *, max_length: int, seed: int, directory: Path
+) -> NDArray[np.bool_]:
+    """Exchange responses of ``share`` of ``rows``; write the noisy ones as the last table.
+
+    Returns:
+        Which rows are noisy, bool [N].
+
+    Raises:
+        ValueError: none is.
+    """
+    exchange = plan_exchange(rows, share=share, seed=seed, max_length=max_length)
+    if not exchange.is_noisy.any():
+        raise ValueError(
+            f"dataset.noise: {share:g} of {len(rows):,} training examples leaves none "
+            "that could get another one's response"
+        )
+    write_noisy_rows(rows, exchange, directory / "noisy.arrow")
+    return exchange.is_noisy
 
 
 def draw_mixture(dataset: DatasetSpec, num_rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

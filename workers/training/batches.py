@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deft.workers.common.example import IGNORE_INDEX
+from deft.workers.data.example_store import BATCH_SIZE
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,10 @@ def token_counts(rows: Dataset) -> list[int]:
     """Count the tokens of each example, without making Python lists of them."""
     import pyarrow.compute as pc
 
-    counts: list[int] = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+    counts: list[int] = []
+    # Batch by batch: all at once would copy the rows that a seed picks into memory.
+    for batch in rows.select_columns("input_ids").with_format("arrow").iter(BATCH_SIZE):
+        counts += pc.list_value_length(batch["input_ids"]).to_pylist()
     return counts
 
 
