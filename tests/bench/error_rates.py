@@ -5,6 +5,8 @@
 
 A response is right if μ + item + objective × item + seed + noise > 0, all normal with standard
 deviations 1, `interaction`, `seed_effect` and 1: the probit model of an item response.
+
+A file called statistics.py would hide the standard library's from every script in this folder.
 """
 
 from __future__ import annotations
