@@ -18,7 +18,7 @@ from deft.workers.common.files import atomic_file, exclusive, write_atomic
 
 BASELINE = "original"
 """Objective that the others are compared with, where it is among them: NLL."""
-INDEX = "index.json"
+INDEX = "index.txt"
 """File that says for each run in which file its cell stands, and from which byte on."""
 
 
@@ -50,13 +50,13 @@ class SweepDirectory:
             "select": plan.spec.select.model_dump() if plan.spec.select else None,
         }
         write_atomic(self.path / "sweep.json", json.dumps(about, indent=2) + "\n")
-        index: dict[str, tuple[str, int]] = {}
+        index = [""]
         for name, cells in (("models.jsonl", plan.models.values()), ("cells.jsonl", plan.cells)):
             with atomic_file(self.path / name) as file:
                 for cell in cells:
-                    index[cell.run] = (name, file.tell())
+                    index.append(f"{cell.run} {name} {file.tell()}")
                     file.write(json.dumps(_describe(cell)).encode() + b"\n")
-        write_atomic(self.path / INDEX, json.dumps(index))
+        write_atomic(self.path / INDEX, "\n".join(index) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -79,10 +79,14 @@ class SweepDirectory:
         Raises:
             KeyError: the sweep has no such run.
         """
-        # Every cell reads its own line only: thousands of cells would else read the file each.
-        name, offset = json.loads((self.path / INDEX).read_text())[run]
+        # Each cell parses its own line only: thousands of cells would else parse all lines each.
+        index = (self.path / INDEX).read_text()
+        start = index.find(f"\n{run} ")
+        if start < 0:
+            raise KeyError(run)
+        _, name, offset = index[start + 1 : index.index("\n", start + 1)].split(" ")
         with (self.path / name).open("rb") as file:
-            file.seek(offset)
+            file.seek(int(offset))
             return ExperimentSpec.model_validate(json.loads(file.readline())["spec"])
 
     def is_finished(self, run: str) -> bool:
