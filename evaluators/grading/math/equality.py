@@ -268,6 +268,13 @@ def _same_equations(gold: Relation, answer: Relation) -> bool:
     return _factor(gold, answer) is not None or _solves(answer, gold) or _solves(gold, answer)
 
 
+def _is_short(expression: sympy.Expr) -> bool:
+    """Check that expanding an expression takes no time worth speaking of."""
+    # (x + y)^500 has few operations and expands to 501 terms.
+    powers = (abs(power.exp) for power in expression.atoms(sympy.Pow) if power.exp.is_Integer)
+    return bool(expression.count_ops() <= 60 and max(powers, default=0) <= 8)
+
+
 def _solves(solution: Relation, equation: Relation) -> bool:
     """Check that ``P = nRT/V`` is ``PV = nRT`` solved for one letter.
 
@@ -281,7 +288,7 @@ def _solves(solution: Relation, equation: Relation) -> bool:
     except NotParsedError:
         return False
     letter = next((s for s in difference.free_symbols if str(s) == solution.names[0]), None)
-    if letter is None or value.has(letter):
+    if letter is None or value.has(letter) or not _is_short(difference):
         return False
     factor = sympy.expand(difference).coeff(letter)
     rest = sympy.expand(difference - factor * letter)
@@ -462,9 +469,12 @@ def _in_unit_vectors(scalar: Scalar) -> Group | None:
     if not {"i", "j"} <= letters:
         return None
     try:
-        expression = sympy.expand(expressions.parse(expression_text(scalar.latex)))
+        expression = expressions.parse(expression_text(scalar.latex))
     except NotParsedError:
         return None
+    if not _is_short(expression):
+        return None
+    expression = sympy.expand(expression)
     names = _UNIT_VECTORS if "k" in letters else _UNIT_VECTORS[:2]
     units = [sympy.Symbol(name) for name in names]
     symbols = {str(symbol): symbol for symbol in expression.free_symbols}
