@@ -34,8 +34,14 @@ from deft.objectives.head.softmax_stats import soft_cap_, softmax_with_statistic
 # Rows whose logits are held at once. On a CPU more rows only cost memory; a GPU needs thousands to
 # keep its tensor cores busy.
 _CHUNK_ROWS = {"cpu": 384, "cuda": 4096}
+# Memory for all [R, V] buffers together, in bytes: a second distribution or a soft cap needs more
+# of them, and then fewer rows are held. Fewer than the least number make inefficient products.
+_CHUNK_BYTES = 2**30
+_LEAST_CHUNK_ROWS = 256
 # Logits per core that stay in its cache over the passes of `softmax_with_statistics_`.
 _CACHED_LOGITS = 2**19
+# Rows of a tile on a GPU: enough to fill it, and the passes' temporary tensors stay small.
+_GPU_TILE_ROWS = 512
 # From this share of gated-off rows on, copying the others out costs less than multiplying all.
 _WORTH_DROPPING = 0.1
 
@@ -45,7 +51,7 @@ def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> He
     """Compute value, gate and gradients with one chunk's logits at a time."""
     if blocked.fits(inputs, objective):
         return blocked.blocked_head(inputs, objective, wanted)
-    chunks = _even_chunks(len(inputs.labels), _CHUNK_ROWS.get(inputs.hidden.device.type, 1024))
+    chunks = _even_chunks(len(inputs.labels), _rows_at_once(inputs, objective.target, wanted))
     head = _ChunkedHead(inputs, objective.target, wanted, max_rows=_length(chunks[0]))
     stats: list[TokenStats] = []
     outputs: list[ObjectiveOutput] = []
@@ -69,6 +75,22 @@ def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> He
         return head.result(join_stats(stats), output)
 
 
+def _keeps_distribution(target: Target | None) -> bool:
+    return target is not None and target.kind != "uniform"
+
+
+def _keeps_slope(inputs: HeadInputs, wanted: Wanted) -> bool:
+    return inputs.softcap is not None and wanted.gradients
+
+
+def _rows_at_once(inputs: HeadInputs, target: Target | None, wanted: Wanted) -> int:
+    """Choose the rows of a chunk, so that its buffers fit `_CHUNK_BYTES` where that is possible."""
+    most = _CHUNK_ROWS.get(inputs.hidden.device.type, 1024)
+    buffers = 1 + _keeps_distribution(target) + _keeps_slope(inputs, wanted)
+    row_bytes = accumulation_dtype(inputs.hidden.dtype).itemsize * len(inputs.weight) * buffers
+    return min(most, max(_LEAST_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+
+
 class _ChunkedHead:
     """The buffers that all chunks share, and the two steps for a chunk: softmax, gradients.
 
@@ -87,16 +109,14 @@ class _ChunkedHead:
         def buffer(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
-        keeps_distribution = target is not None and target.kind != "uniform"
-        keeps_slope = inputs.softcap is not None and wanted.gradients
-        self.tile_rows = max_rows
+        self.tile_rows = min(max_rows, _GPU_TILE_ROWS)
         if device.type == "cpu":
             cached_rows = torch.get_num_threads() * max(1, _CACHED_LOGITS // V)
             self.tile_rows = max(1, min(max_rows, cached_rows))
         self.probs = buffer(max_rows, V)
         self.scratch = buffer(self.tile_rows, V)
-        self.distribution = buffer(max_rows, V) if keeps_distribution else None
-        self.slope = buffer(max_rows, V) if keeps_slope else None
+        self.distribution = buffer(max_rows, V) if _keeps_distribution(target) else None
+        self.slope = buffer(max_rows, V) if _keeps_slope(inputs, wanted) else None
         self.grad_hidden = buffer(M, D) if wanted.hidden else None
         self.grad_weight = buffer(V, D) if wanted.weight else None
         self.grad_bias = buffer(V).zero_() if wanted.bias else None

@@ -18,6 +18,9 @@ from torch import Tensor
 # Rows of the weight that are converted to float32 at a time: enough for an efficient product, and
 # with D = 4096 32 MiB instead of a float32 copy of the whole weight.
 _CONVERTED_ROWS = 2048
+# Rows of the weight that a GPU multiplies at once: a widening product has a buffer of its own, as
+# large as the logits or the gradient of the weight if all rows were multiplied together.
+_GPU_ROWS = 2**15
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -87,24 +90,28 @@ def gradients_into(
     gated = hidden.to(error.dtype)
     if gate is not None:
         gated = gate[:, None] * gated
-    if error.device.type != "cpu":
+    on_cpu = error.device.type == "cpu"
+    if not on_cpu:
+        gated = gated.to(weight.dtype)
+    for index, block in enumerate(_blocks(weight, error)):
         # A GPU's tensor cores take both operands in 16 bits. On a CPU float32 stays: without AMX
         # it multiplies faster, and with AMX oneDNN rounds by itself, see `fast_float32_products`.
-        error, gated = error.to(weight.dtype), gated.to(weight.dtype)
-    for index, block in enumerate(_blocks(weight, error)):
+        part = error[:, block] if on_cpu else error[:, block].to(weight.dtype)
         if grad_hidden is not None:
             operand = _operand(weight[block], grad_hidden)
-            _multiply_into(grad_hidden, error[:, block], operand, accumulate=index > 0)
+            _multiply_into(grad_hidden, part, operand, accumulate=index > 0)
         if grad_weight is not None:
-            _multiply_into(grad_weight[block], error[:, block].T, gated, accumulate=accumulate)
+            _multiply_into(grad_weight[block], part.T, gated, accumulate=accumulate)
     if grad_hidden is not None and gate is not None:
         grad_hidden.mul_(gate[:, None])
 
 
 def _blocks(weight: Tensor, result: Tensor) -> list[slice]:
-    """Split the weight's rows into those multiplied at once: all, unless they must be converted."""
+    """Split the weight's rows into those multiplied at once: all, unless that takes a copy."""
     V = len(weight)
     step = _CONVERTED_ROWS if _operand(weight[:0], result).dtype != weight.dtype else V
+    if result.device.type != "cpu":
+        step = _GPU_ROWS
     return [slice(start, start + step) for start in range(0, V, step)]
 
 
