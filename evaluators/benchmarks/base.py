@@ -33,6 +33,11 @@ class Item:
     """Grader of this item, where it differs from the benchmark's."""
 
     @property
+    def question(self) -> str:
+        """The text of the last turn that is not the model's."""
+        return next((t["content"] for t in reversed(self.prompt) if t["role"] == "user"), "")
+
+    @property
     def digest(self) -> str:
         """Twelve hexadecimal digits of a hash of question, gold and options."""
         content = json.dumps([self.prompt, self.gold, self.options], sort_keys=True)

@@ -35,6 +35,11 @@ from deft.workers.modeling.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+THOUGHT_OPENINGS = ("<think>", "[THINK]")
+"""Texts that generation prompts of thinking models end in."""
+LONGEST_OPENING = 8
+"""Number of tokens at the end of a prompt that may spell one of the `THOUGHT_OPENINGS` and white space."""
+
 
 @dataclass(frozen=True)
 class BenchmarkPrompts:
@@ -93,7 +98,14 @@ class BenchmarkPrompts:
             if self.benchmark.by_likelihood and generation.token_ids
             else generation.finish_reason,
             n_tokens=len(generation.token_ids),
+            question=item.question,
+            opens_thought=self.opens_thought(item_id),
         )
+
+    def opens_thought(self, item_id: str) -> bool:
+        """Tell whether the prompt of an item ends within a thought."""
+        end = str(self.tokenizer.decode(self.prompts[item_id][-LONGEST_OPENING:]))
+        return end.rstrip().endswith(THOUGHT_OPENINGS)
 
     def prediction(self, response: Response, grade: Grade) -> Prediction:
         """Join a response and its grade to a row of the predictions table."""

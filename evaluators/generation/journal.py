@@ -27,6 +27,10 @@ class Response:
     """``stop`` (the model ended it), ``length`` (cut off) or ``prompt_too_long`` (never asked)."""
     n_tokens: int
     """Generated tokens, the one that ends the response included."""
+    question: str = ""
+    """Text of the item's question: a bare number is a percentage only where it asks for one."""
+    opens_thought: bool = False
+    """Whether the prompt ended within a thought that the response goes on with."""
 
     @property
     def key(self) -> tuple[str, int]:
