@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from deft.platform.config.spec import ExperimentSpec
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import manifest_file
 from deft.sweeps.cells import Plan, PlannedCell
+from deft.workers.common.clock import now_ms
 from deft.workers.common.files import atomic_file, exclusive, write_atomic
 
 BASELINE = "original"
@@ -101,7 +101,7 @@ class SweepDirectory:
         """Record a failed attempt at a run and its cause."""
         last = read_failure(self.path, run)
         attempts = last["attempts"] + 1 if last else 1
-        record = {"cause": cause, "attempts": attempts, "time": time.time_ns() // 1_000_000}
+        record = {"cause": cause, "attempts": attempts, "time": now_ms()}
         write_atomic(_failure_file(self.path, run), json.dumps(record) + "\n")
 
     def forget_failure(self, run: str) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 THOUGHT_OPENINGS = ("<think>", "[THINK]")
 """Texts that generation prompts of thinking models end in."""
 LONGEST_OPENING = 8
-"""Number of tokens at the end of a prompt that may spell one of the `THOUGHT_OPENINGS` and white space."""
+"""Number of tokens at the end of a prompt that may spell one of the `THOUGHT_OPENINGS`."""
 
 
 @dataclass(frozen=True)
