@@ -195,7 +195,7 @@ def get_objective(spec: str | Mapping[str, Any] | ObjectiveSpec | Objective) -> 
         target = declared.target(**spec.params) if declared.target is not None else None
     except Exception as error:
         raise ValueError(
-            f"{spec}: its target distribution raises {describe_error(error)}; "
+            f"{spec}: its target distribution raises {describe_import_error(error)}; "
             "@objective(target=…) takes a function of the objective's parameters"
         ) from None
     return Objective(
@@ -211,7 +211,7 @@ def _load(spec: ObjectiveSpec) -> ObjectiveFunction:
     except Exception as error:
         # A module of the user's may raise anything while it is imported.
         raise ValueError(
-            f"objective {spec.name!r} cannot be imported: {describe_error(error)}"
+            f"objective {spec.name!r} cannot be imported: {describe_import_error(error)}"
         ) from error
     function = getattr(module, attribute, None)
     if function is None:
@@ -233,7 +233,7 @@ def _is_declared(item: Any) -> bool:
     return hasattr(item, "__deft_objective__")
 
 
-def describe_error(error: Exception) -> str:
+def describe_import_error(error: Exception) -> str:
     """Name an error of an author's code, and the line of that code which raised it."""
     described = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, SyntaxError):

@@ -26,7 +26,7 @@ from deft.objectives.base import (
     Objective,
     ObjectiveOutput,
     TokenStats,
-    describe_error,
+    describe_import_error,
     get_objective,
 )
 from deft.objectives.spec import ObjectiveSpec
@@ -149,7 +149,7 @@ def _evaluate(objective: Objective, stats: TokenStats, *, situation: str = "") -
         with torch.no_grad():
             output = objective(handed)
     except Exception as error:
-        raise _refusal(objective, f"{situation}it raises {describe_error(error)}") from None
+        raise _refusal(objective, f"{situation}it raises {describe_import_error(error)}") from None
     for field in fields(TokenStats):
         before, after = getattr(stats, field.name), getattr(handed, field.name)
         if before is not None and not torch.equal(before, after):

@@ -32,5 +32,5 @@ def style_for(index: int) -> PlotStyle:
     )
 
 
-BASELINE = PlotStyle(INK, "-", "*", "")
+BASELINE_STYLE = PlotStyle(INK, "-", "*", "")
 """Style of the objective that all others are compared with."""

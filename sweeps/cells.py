@@ -15,7 +15,7 @@ from deft.platform.config.loading import (
     place_of,
     set_value,
     to_experiment,
-    validate,
+    validate_spec,
 )
 from deft.platform.config.spec import ExperimentSpec, name_of_parts
 from deft.platform.config.yaml_file import KeyPath, Origin, read_yaml
@@ -76,7 +76,7 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
     data, origins = read_yaml(file)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip(".-_")[:60]
     data = {"name": stem or "sweep", **data}
-    spec = validate(SweepSpec, data, str(file), origins)
+    spec = validate_spec(SweepSpec, data, str(file), origins)
     base = _Layer({}, {})
     if isinstance(spec.base, str):
         base = _Layer(*read_yaml(file.parent / spec.base))

@@ -16,7 +16,7 @@ from deft.sweeps.cells import Plan, PlannedCell
 from deft.workers.common.clock import now_ms
 from deft.workers.common.files import atomic_file, exclusive, write_atomic
 
-BASELINE = "original"
+BASELINE_OBJECTIVE = "original"
 """Objective that the others are compared with, where it is among them: NLL."""
 INDEX = "index.txt"
 """File that says for each run in which file its cell stands, and from which byte on."""
@@ -45,7 +45,7 @@ class SweepDirectory:
         about = {
             "name": plan.spec.name,
             "file": plan.file,
-            "baseline": BASELINE if BASELINE in objectives else objectives[0],
+            "baseline": BASELINE_OBJECTIVE if BASELINE_OBJECTIVE in objectives else objectives[0],
             "axes": list(plan.spec.grid),
             "select": plan.spec.select.model_dump() if plan.spec.select else None,
         }

@@ -17,7 +17,7 @@ from deft.evaluators.spec import BenchmarkSpec
 from deft.workers.common.files import write_atomic
 from deft.workers.data.readers import BadRecord, read_records
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+ITEM_SUFFIXES = (".jsonl", ".json", ".parquet")
 """Suffixes of files in a data folder, in the order in which they are looked for."""
 
 
@@ -117,14 +117,14 @@ def _records(
         return table(), benchmark.source
     if data_dir is None:
         return _read_hub(benchmark.name, table), table.repo
-    for suffix in SUFFIXES:
+    for suffix in ITEM_SUFFIXES:
         path = Path(data_dir, benchmark.name + suffix)
         if path.is_file():
             return read_file(path), str(path)
     raise ValueError(
-        f"{benchmark.name}: there is no {benchmark.name}{'|'.join(SUFFIXES)} in the data folder "
-        f"{data_dir}; put the rows of {table.repo} there, or leave data_dir out to load them "
-        "from the Hugging Face hub"
+        f"{benchmark.name}: there is no {benchmark.name}{'|'.join(ITEM_SUFFIXES)} in the data "
+        f"folder {data_dir}; put the rows of {table.repo} there, or leave data_dir out to load "
+        "them from the Hugging Face hub"
     )
 
 

@@ -35,14 +35,14 @@ from deft.workers.training.engine import resolve_dtype
 BATCH_SIZE = 4
 """Rows of one forward pass."""
 
-Row = Mapping[str, Any]
+HeldoutRow = Mapping[str, Any]
 """input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
 there is no target; target_bytes, UTF-8 bytes of the text that the targets spell."""
 
 
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], style: str
-) -> list[Row]:
+) -> list[HeldoutRow]:
     """Encode examples as rows; raises what `encode_examples` does."""
     encoded = list(encode_examples(tokenizer, examples, style=style))
     sizes = target_bytes(tokenizer, [labels for _, labels in encoded])
@@ -54,7 +54,7 @@ def encode_rows(
 
 def read_rows(
     model_dir: Path, *, file: str | None, rows_dir: str | None, style: str, size: int | None
-) -> Sequence[Row]:
+) -> Sequence[HeldoutRow]:
     """Read the first ``size`` rows of a file of prompts and responses, or of a prepared directory.
 
     Raises:
@@ -73,7 +73,7 @@ def read_rows(
 
 def measure_losses(
     model_dir: Path,
-    rows: Sequence[Row],
+    rows: Sequence[HeldoutRow],
     out: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:

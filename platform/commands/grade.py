@@ -57,7 +57,7 @@ def grade_file(benchmark: str, source: Path, out: Path, console: RunConsole) -> 
         UserError: a line cannot be graded, or a file cannot be read or written.
     """
     grader = grader_of(benchmark)
-    total = sum(1 for _ in read_records(grader, source))
+    total = sum(1 for _ in read_response_lines(grader, source))
     workers = len(os.sched_getaffinity(0))
     counts: Counter[Verdict] = Counter()
     waiting: deque[tuple[dict[str, Any], Future[Grade]]] = deque()
@@ -75,7 +75,7 @@ def grade_file(benchmark: str, source: Path, out: Path, console: RunConsole) -> 
                 file.write(encode(record, grade))
                 view.update(source.name, counts.total(), total)
 
-            for record in read_records(grader, source):
+            for record in read_response_lines(grader, source):
                 waiting.append((record, pool.submit(record)))
                 if len(waiting) >= IN_FLIGHT_PER_WORKER * workers:
                     write_first()
@@ -91,7 +91,7 @@ def grade_file(benchmark: str, source: Path, out: Path, console: RunConsole) -> 
     return counts
 
 
-def read_records(grader: str, source: Path) -> Iterator[dict[str, Any]]:
+def read_response_lines(grader: str, source: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSONL file; empty lines are skipped.
 
     Raises:

@@ -63,13 +63,13 @@ def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole
                 position += 1
 
 
-Row = tuple[list[int], list[int]]
+EncodedRow = tuple[list[int], list[int]]
 """Token ids and labels."""
 
 
 def find_noisy(
     spec: ExperimentSpec, number: int, tokenizer: PreTrainedTokenizerBase, cache: Path
-) -> dict[tuple[int, int], Row]:
+) -> dict[tuple[int, int], EncodedRow]:
     """Return the noisy ones among the first ``number`` examples of each data set.
 
     Which they are is known once all examples have been tokenised.
@@ -89,7 +89,7 @@ def find_noisy(
         seed=spec.seed,
         cache=cache,
     )
-    noisy: dict[tuple[int, int], Row] = {}
+    noisy: dict[tuple[int, int], EncodedRow] = {}
     first = 0
     for source, examples_dir in enumerate(examples_dirs):
         rows = noisy_rows(directory / "train", first, number)
@@ -126,7 +126,7 @@ def show_example(
     example: Example,
     tokenizer: PreTrainedTokenizerBase,
     console: RunConsole,
-    noisy: Row | None,
+    noisy: EncodedRow | None,
 ) -> None:
     """Print one example: its counts in a line, then its text; ``noisy`` is what it became."""
     where = printable(example.id)

@@ -48,8 +48,10 @@ def load_spec(
 def to_experiment(
     data: Mapping[str, Any], file: str | None, origins: Mapping[KeyPath, Origin]
 ) -> ExperimentSpec:
-    """Lay ``data`` over the preset of its dataset and model, and make a spec of it: `validate`."""
-    return validate(ExperimentSpec, deep_merge(preset(data), data, bare_names=True), file, origins)
+    """Lay ``data`` over the preset of its dataset and model, and make a spec of it."""
+    return validate_spec(
+        ExperimentSpec, deep_merge(preset(data), data, bare_names=True), file, origins
+    )
 
 
 def load_evaluation(
@@ -82,7 +84,7 @@ def load_evaluation(
     data["evaluation"] |= {key: value for key, value in common.items() if value is not None}
     origins: dict[KeyPath, Origin] = {}
     apply_settings(data, origins, settings)
-    spec = validate(ModelEvaluationSpec, data, None, origins)
+    spec = validate_spec(ModelEvaluationSpec, data, None, origins)
     heldout = spec.evaluation.heldout
     if not spec.evaluation.benchmarks and (heldout is None or heldout.file is None):
         raise UserError("nothing to evaluate: give --benchmarks or --heldout")
@@ -105,7 +107,7 @@ def _trained_model(model: str, root: Path) -> dict[str, Any]:
     return {"model": model}
 
 
-def validate(
+def validate_spec(
     spec: type[Spec], data: Mapping[str, Any], file: str | None, origins: Mapping[KeyPath, Origin]
 ) -> Spec:
     """Make a spec of ``data``.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from deft.evaluators.scores.statistics import Interval
-from deft.objectives.figure_style import BASELINE, INK, PlotStyle, style_for
+from deft.objectives.figure_style import BASELINE_STYLE, INK, PlotStyle, style_for
 from deft.sweeps.report.curves import Curve
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ class PointPanel(NamedTuple):
 def styles_for(objectives: Sequence[str], baseline: str) -> dict[str, PlotStyle]:
     """Assign a style to each objective; the baseline is drawn in ink."""
     others = [name for name in objectives if name != baseline]
-    return {baseline: BASELINE} | {name: style_for(index) for index, name in enumerate(others)}
+    return {baseline: BASELINE_STYLE} | {
+        name: style_for(index) for index, name in enumerate(others)
+    }
 
 
 def draw_bars(panels: Sequence[BarPanel], styles: Mapping[str, PlotStyle]) -> Figure:

@@ -55,7 +55,7 @@ class SweepReportData:
         return f"{caption}: {setting.title}" if len(self.sweep.settings) > 1 else caption
 
 
-def gather(sweep: Sweep) -> SweepReportData:
+def gather_report_data(sweep: Sweep) -> SweepReportData:
     """Read the chosen cells, one objective after the other, and compare them."""
     columns: dict[Setting, dict[str, Column]] = {}
     bases: dict[Setting, Column] = {}

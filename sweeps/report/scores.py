@@ -95,7 +95,7 @@ def read_column(cells: Sequence[CellResult], label: str) -> Column:
     domain = [measure for measure in column if measure in domain_measures(column)]
     if len(domain) > 1:
         title = f"mean over {len(domain)} benchmarks"
-        column[Measure(MEAN, title)] = mean_over_benchmarks([column[m] for m in domain])
+        column[Measure(MEAN, title)] = pool_benchmarks([column[m] for m in domain])
     return column
 
 
@@ -161,7 +161,7 @@ def _stack(measure: Measure, runs: Sequence[tuple[int, str, ItemScores]]) -> Sco
     )
 
 
-def mean_over_benchmarks(parts: Sequence[Scores]) -> Scores:
+def pool_benchmarks(parts: Sequence[Scores]) -> Scores:
     """Combine benchmarks to one set of items whose mean is the plain mean over benchmarks.
 
     Every benchmark weighs the same, however many items it has. Values are moved so that the mean of

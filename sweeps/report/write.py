@@ -18,7 +18,7 @@ from deft.sweeps.report import (
 )
 from deft.sweeps.report.document import Block, BulletList, Document, Section, Table, Text
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
-from deft.sweeps.report.report_data import SweepReportData, gather
+from deft.sweeps.report.report_data import SweepReportData, gather_report_data
 from deft.workers.common.files import atomic_file, write_atomic
 from deft.workers.common.text import plural
 
@@ -44,7 +44,7 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     """
     sweep = read_sweep(sweep_dir, root)
     console.stage("report", f"{sweep.count('finished')} of {len(sweep.cells)} cells have finished")
-    report = gather(sweep)
+    report = gather_report_data(sweep)
     document = compose(report, root.resolve() / "cache")
     out = sweep_dir / "report"
     for picture in document.pictures:

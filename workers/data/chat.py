@@ -26,7 +26,7 @@ from deft.workers.data.templates.rendering import (
     template_name,
     template_variables,
 )
-from deft.workers.data.templates.texts import fit, require_texts
+from deft.workers.data.templates.texts import fit_template, require_texts
 from deft.workers.data.templates.turns import Script, turn_weight, write_scripts
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def encode_prompt(
     else:
         conversation = Conversation(_instructed(prompt, style, instruction), opens_turn=True)
         ids = _token_ids(tokenizer, [_render_all(tokenizer, conversation)])[0]
-        _require_own_ids(tokenizer, fit(tokenizer, conversation), ids)
+        _require_own_ids(tokenizer, fit_template(tokenizer, conversation), ids)
     _require_one_bos(tokenizer, style, count_bos(tokenizer, ids))
     return ids
 
@@ -266,7 +266,7 @@ def render_turns(
 
 
 def _render_all(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
-    text = render(tokenizer, fit(tokenizer, conversation)).text
+    text = render(tokenizer, fit_template(tokenizer, conversation)).text
     require_texts(tokenizer, conversation, text)
     return text
 

@@ -52,7 +52,7 @@ class Union:
 
 
 @dataclass(frozen=True)
-class Difference:
+class SetDifference:
     """All of the first set but the second."""
 
     whole: Node
@@ -102,6 +102,16 @@ class Cases:
 
 
 Node = (
-    Scalar | Words | Choice | Group | Union | Difference | Relation | Ratio | Clock | Matrix | Cases
+    Scalar
+    | Words
+    | Choice
+    | Group
+    | Union
+    | SetDifference
+    | Relation
+    | Ratio
+    | Clock
+    | Matrix
+    | Cases
 )
 FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}

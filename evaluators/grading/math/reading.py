@@ -20,13 +20,13 @@ from deft.evaluators.grading.math.latex import MAX_ANSWER, normalize_latex
 from deft.evaluators.grading.math.nodes import (
     Cases,
     Choice,
-    Difference,
     Group,
     Matrix,
     Node,
     Ratio,
     Relation,
     Scalar,
+    SetDifference,
     Union,
     Words,
 )
@@ -133,7 +133,7 @@ def _read_one(text: str, level: int) -> Node:
         return Union(tuple(read_node(part, level + 1) for part in parts))
     parts = split_outside_brackets(text, (r"\setminus",))
     if len(parts) == 2:
-        return Difference(read_node(parts[0], level + 1), read_node(parts[1], level + 1))
+        return SetDifference(read_node(parts[0], level + 1), read_node(parts[1], level + 1))
     relation = _read_relation(text, level)
     if relation is not None:
         return relation

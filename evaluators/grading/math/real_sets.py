@@ -14,11 +14,11 @@ from deft.evaluators.grading.math.expressions import NotParsedError
 from deft.evaluators.grading.math.interpreter import NotComputedError
 from deft.evaluators.grading.math.nodes import (
     FLIPPED,
-    Difference,
     Group,
     Node,
     Relation,
     Scalar,
+    SetDifference,
     Union,
 )
 from deft.evaluators.grading.math.quantities import number
@@ -28,7 +28,7 @@ from deft.evaluators.grading.math.words import is_name
 # --- sets of real numbers
 
 
-def as_real_sets(gold: Node, answer: Node) -> tuple[list[Interval], list[Interval]] | None:
+def as_real_sets(gold: Node, answer: Node) -> tuple[list[RealInterval], list[RealInterval]] | None:
     """Read both answers as unions of intervals, if one of them is written as a set of reals."""
     # Two pairs in parentheses may both be points, and are not compared here.
     if not (is_set_like(gold) or is_set_like(answer)):
@@ -41,7 +41,7 @@ def as_real_sets(gold: Node, answer: Node) -> tuple[list[Interval], list[Interva
     return left, right
 
 
-class Interval:
+class RealInterval:
     """An interval, or a point (both ends closed and the same)."""
 
     def __init__(self, low: Scalar, high: Scalar, *, low_open: bool, high_open: bool) -> None:
@@ -51,7 +51,7 @@ class Interval:
 
 def is_set_like(node: Node) -> bool:
     match node:
-        case Union() | Difference():
+        case Union() | SetDifference():
             return True
         case Scalar(latex=r"\mathbb{R}"):
             return True
@@ -81,26 +81,26 @@ def _is_interval(node: Node) -> bool:
 _MINUS, _PLUS = Scalar(r"-\infty"), Scalar(r"\infty")
 
 
-def intervals_of(node: Node) -> list[Interval] | None:
+def intervals_of(node: Node) -> list[RealInterval] | None:
     match node:
         case Scalar(latex=r"\mathbb{R}"):
-            return [Interval(_MINUS, _PLUS, low_open=True, high_open=True)]
+            return [RealInterval(_MINUS, _PLUS, low_open=True, high_open=True)]
         case Scalar(latex=r"\emptyset"):
             return []
         case Union(parts=parts):
             sets = [intervals_of(part) for part in parts]
             return [p for pieces in sets for p in pieces or []] if None not in sets else None
-        case Difference(whole=whole, removed=removed):
+        case SetDifference(whole=whole, removed=removed):
             return _remove(whole, removed)
         case Group(
             kind="()" | "[]" | "(]" | "[)" as kind, items=(Scalar() as low, Scalar() as high)
         ):
-            return [Interval(low, high, low_open=kind[0] == "(", high_open=kind[1] == ")")]
+            return [RealInterval(low, high, low_open=kind[0] == "(", high_open=kind[1] == ")")]
         case Group(kind="set", items=items):
             if not all(isinstance(item, Scalar) for item in items):
                 return None
             points = [item for item in items if isinstance(item, Scalar)]
-            return [Interval(p, p, low_open=False, high_open=False) for p in points]
+            return [RealInterval(p, p, low_open=False, high_open=False) for p in points]
         case Group(kind="list", items=items) if all(map(_is_interval, items)):
             return intervals_of(Union(items))
         case Group(kind="list", items=items) if is_set_like(node):
@@ -110,7 +110,7 @@ def intervals_of(node: Node) -> list[Interval] | None:
     return None
 
 
-def _remove(whole: Node, removed: Node) -> list[Interval] | None:
+def _remove(whole: Node, removed: Node) -> list[RealInterval] | None:
     if not (isinstance(whole, Scalar) and whole.latex == r"\mathbb{R}"):
         return None
     if isinstance(removed, Union) or (_is_interval(removed) and not _is_point_like(removed)):
@@ -125,17 +125,17 @@ def _remove(whole: Node, removed: Node) -> list[Interval] | None:
     except NotComputedError:
         return None
     ends = [_MINUS, *scalars, _PLUS]
-    return [Interval(low, high, low_open=True, high_open=True) for low, high in pairwise(ends)]
+    return [RealInterval(low, high, low_open=True, high_open=True) for low, high in pairwise(ends)]
 
 
-def _complement(intervals: list[Interval] | None) -> list[Interval] | None:
+def _complement(intervals: list[RealInterval] | None) -> list[RealInterval] | None:
     if intervals is None:
         return None
-    rest = [Interval(_MINUS, _PLUS, low_open=True, high_open=True)]
+    rest = [RealInterval(_MINUS, _PLUS, low_open=True, high_open=True)]
     for one in intervals:
         outside = [
-            Interval(_MINUS, one.low, low_open=True, high_open=not one.low_open),
-            Interval(one.high, _PLUS, low_open=not one.high_open, high_open=True),
+            RealInterval(_MINUS, one.low, low_open=True, high_open=not one.low_open),
+            RealInterval(one.high, _PLUS, low_open=not one.high_open, high_open=True),
         ]
         intersected = _intersection([rest, outside])
         if intersected is None:
@@ -144,15 +144,15 @@ def _complement(intervals: list[Interval] | None) -> list[Interval] | None:
     return rest
 
 
-def _together(sets: list[list[Interval] | None]) -> list[Interval] | None:
+def _together(sets: list[list[RealInterval] | None]) -> list[RealInterval] | None:
     """Intersect a list of inequalities; if nothing is left, they are alternatives."""
     # x > 1, x < 3 is one interval, x < 1, x > 3 are two rays: nobody writes an empty set so.
     both = _intersection(sets)
     return both or ([p for pieces in sets for p in pieces or []] if None not in sets else None)
 
 
-def _intersection(sets: list[list[Interval] | None]) -> list[Interval] | None:
-    result = [Interval(_MINUS, _PLUS, low_open=True, high_open=True)]
+def _intersection(sets: list[list[RealInterval] | None]) -> list[RealInterval] | None:
+    result = [RealInterval(_MINUS, _PLUS, low_open=True, high_open=True)]
     try:
         for pieces in sets:
             if pieces is None:
@@ -163,17 +163,17 @@ def _intersection(sets: list[list[Interval] | None]) -> list[Interval] | None:
     return result
 
 
-def _overlap(left: Interval, right: Interval) -> Interval | None:
+def _overlap(left: RealInterval, right: RealInterval) -> RealInterval | None:
     # Of two ends in one place the open one is further in.
     low = max(left, right, key=lambda p: (_position(p.low), p.low_open))
     high = min(left, right, key=lambda p: (_position(p.high), not p.high_open))
     start, end = _position(low.low), _position(high.high)
     if start > end or (start == end and (low.low_open or high.high_open)):
         return None
-    return Interval(low.low, high.high, low_open=low.low_open, high_open=high.high_open)
+    return RealInterval(low.low, high.high, low_open=low.low_open, high_open=high.high_open)
 
 
-def _solution(relation: Relation) -> list[Interval] | None:
+def _solution(relation: Relation) -> list[RealInterval] | None:
     """Return the set that inequalities in one variable describe."""
     signs, sides, names = relation.signs, relation.sides, relation.names
     if signs == (r"\in",):
@@ -183,7 +183,7 @@ def _solution(relation: Relation) -> list[Interval] | None:
     if len(scalars) != len(sides):
         return None
     if signs == ("=",) and is_name(names[0]):
-        return [Interval(scalars[1], scalars[1], low_open=False, high_open=False)]
+        return [RealInterval(scalars[1], scalars[1], low_open=False, high_open=False)]
     if signs == (r"\neq",) and is_name(names[0]):
         return _remove(Scalar(r"\mathbb{R}"), scalars[1])
     # The one form in which absolute values are asked for; others stay relations.
@@ -204,25 +204,25 @@ def _solution(relation: Relation) -> list[Interval] | None:
             low, high, first, last = scalars[2], scalars[0], signs[1], signs[0]
         else:
             return None
-        return [Interval(low, high, low_open=first in "<>", high_open=last in "<>")]
+        return [RealInterval(low, high, low_open=first in "<>", high_open=last in "<>")]
     return None
 
 
-def _within(sign: str, centre: str, radius: Scalar, relation: str) -> list[Interval]:
+def _within(sign: str, centre: str, radius: Scalar, relation: str) -> list[RealInterval]:
     """Return the set of ``|x − center| < radius``, or what lies outside."""
     middle = centre if sign == "-" else f"-{centre}"
     low, high = Scalar(f"{middle}-({radius.latex})"), Scalar(f"{middle}+({radius.latex})")
     strict = relation in "<>"
     if relation in ("<", r"\leq"):
-        return [Interval(low, high, low_open=strict, high_open=strict)]
+        return [RealInterval(low, high, low_open=strict, high_open=strict)]
     return [_ray(low, "<" if strict else r"\leq"), _ray(high, ">" if strict else r"\geq")]
 
 
-def _ray(end: Scalar, sign: str) -> Interval:
+def _ray(end: Scalar, sign: str) -> RealInterval:
     strict = sign in "<>"
     if sign in (">", r"\geq"):
-        return Interval(end, _PLUS, low_open=strict, high_open=True)
-    return Interval(_MINUS, end, low_open=True, high_open=strict)
+        return RealInterval(end, _PLUS, low_open=strict, high_open=True)
+    return RealInterval(_MINUS, end, low_open=True, high_open=strict)
 
 
 def _position(scalar: Scalar) -> mpmath.mpf:
@@ -245,7 +245,7 @@ def _position(scalar: Scalar) -> mpmath.mpf:
     return computed.real
 
 
-def same_real_sets(gold: list[Interval], answer: list[Interval]) -> bool:
+def same_real_sets(gold: list[RealInterval], answer: list[RealInterval]) -> bool:
     with suppress(NotComputedError):
         # [0, 1] ∪ [1, 2] is [0, 2], but [0, 1) ∪ (1, 2] has a hole: merging looks at the ends.
         gold, answer = _merged(gold), _merged(answer)
@@ -260,9 +260,9 @@ def same_real_sets(gold: list[Interval], answer: list[Interval]) -> bool:
     return True
 
 
-def _merged(pieces: list[Interval]) -> list[Interval]:
+def _merged(pieces: list[RealInterval]) -> list[RealInterval]:
     pieces = sorted(pieces, key=lambda p: (_position(p.low), p.low_open))
-    merged: list[Interval] = []
+    merged: list[RealInterval] = []
     for piece in pieces:
         # Sorted by their low ends, a piece can only touch the one before it.
         if not merged:
@@ -275,13 +275,13 @@ def _merged(pieces: list[Interval]) -> list[Interval]:
         elif _position(piece.high) > _position(last.high) or (
             _position(piece.high) == _position(last.high) and not piece.high_open
         ):
-            merged[-1] = Interval(
+            merged[-1] = RealInterval(
                 last.low, piece.high, low_open=last.low_open, high_open=piece.high_open
             )
     return merged
 
 
-def _same_interval(gold: Interval, answer: Interval) -> bool:
+def _same_interval(gold: RealInterval, answer: RealInterval) -> bool:
     return (
         (gold.low_open or _is_infinite(gold.low)) == (answer.low_open or _is_infinite(answer.low))
         and (gold.high_open or _is_infinite(gold.high))

@@ -33,7 +33,7 @@ from deft.platform.records.manifests import (
 from deft.sweeps.report.document import Table
 from deft.sweeps.report.landscapes import LandscapeError, token_landscapes
 from deft.sweeps.report.read_sweep import choose, find_sweep, read_sweep
-from deft.sweeps.report.report_data import SweepReportData, gather
+from deft.sweeps.report.report_data import SweepReportData, gather_report_data
 from deft.sweeps.report.scores import Measure
 from deft.sweeps.report.section_results import (
     brief_table,
@@ -290,7 +290,7 @@ def console() -> RunConsole:
 
 
 def findings_of(disk: Disk) -> SweepReportData:
-    return gather(read_sweep(disk.directory, disk.root))
+    return gather_report_data(read_sweep(disk.directory, disk.root))
 
 
 def texts(table: Table | None) -> dict[str, list[str]]:

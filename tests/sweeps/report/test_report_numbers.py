@@ -24,7 +24,7 @@ from deft.sweeps.report.document import (
     escape_markdown,
 )
 from deft.sweeps.report.plots import spread, styles_for
-from deft.sweeps.report.scores import MEAN, Measure, Scores, in_order, mean_over_benchmarks
+from deft.sweeps.report.scores import MEAN, Measure, Scores, in_order, pool_benchmarks
 
 
 def scores(values: list[list[float]], *, seeds: tuple[int, ...] = (), prefix: str = "i") -> Scores:
@@ -37,7 +37,7 @@ def test_mean_over_benchmarks_weighs_each_alike() -> None:
     rng = np.random.default_rng(0)
     large = scores((rng.random((3, 400)) < 0.9).astype(float).tolist(), seeds=(0, 1, 2))
     small = scores((rng.random((3, 30)) < 0.2).astype(float).tolist(), seeds=(0, 1, 2))
-    mean = mean_over_benchmarks([large, small])
+    mean = pool_benchmarks([large, small])
     assert mean.by_run == pytest.approx((large.by_run + small.by_run) / 2)
     assert mean.seeds == (0, 1, 2)
     # Its error is that of the two means, however far apart they are: with one run each,
@@ -45,7 +45,7 @@ def test_mean_over_benchmarks_weighs_each_alike() -> None:
     first = scores([large.values[0].tolist()])
     second = scores([small.values[0].tolist()])
     errors = [statistics.standard_error(part.values[0]) for part in (first, second)]
-    low, high = mean_over_benchmarks([first, second]).interval()
+    low, high = pool_benchmarks([first, second]).interval()
     assert (high - low) / 2 == pytest.approx(1.96 * math.hypot(*errors) / 2, rel=0.06)
 
 

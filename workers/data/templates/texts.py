@@ -170,7 +170,7 @@ FORMS: tuple[Callable[[Message], Message], ...] = (_as_given, _with_parts, _with
 parts only, some the arguments of a tool call as a text of JSON only."""
 
 
-def fit(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Conversation:
+def fit_template(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Conversation:
     """Return ``conversation`` in the first of the `FORMS` of which the template writes every text.
 
     Raises:

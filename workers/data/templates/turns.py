@@ -20,7 +20,7 @@ from deft.workers.data.templates.rendering import (
     render_beginnings,
     template_name,
 )
-from deft.workers.data.templates.texts import fit, require_texts
+from deft.workers.data.templates.texts import fit_template, require_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +72,7 @@ def write_scripts(
     outcomes: dict[int, Script | ValueError] = {}
     for number, conversation in enumerate(conversations):
         try:
-            fitted[number] = fit(tokenizer, conversation)
+            fitted[number] = fit_template(tokenizer, conversation)
         except ValueError as error:
             outcomes[number] = error
     plans = [_beginnings_needed(conversation) for conversation in fitted.values()]
