@@ -397,11 +397,11 @@ def slices(length: int, step: int) -> list[slice]:
 
 
 def _doubling_slices(length: int, most: int) -> list[slice]:
-    """Split a length into slices as long as all before them, from most / 8 up to `most`."""
+    """Split a length into slices as long as all before them, from most / 8 (at least 1) to most."""
     slices: list[slice] = []
     start = 0
     while start < length:
-        stop = min(length, start + min(most, max(start, most // 8)))
+        stop = min(length, start + min(most, max(start, most // 8, 1)))
         slices.append(slice(start, stop))
         start = stop
     return slices
