@@ -32,7 +32,7 @@ VALIDATED_STATISTICS = (*LOGGED_STATISTICS, "top_logp")
 VERIFIED_ROWS = 256
 """Target rows whose statistics are recomputed to verify the objective."""
 
-RECOMPUTED_ROWS = 32
+RECOMPUTED_ROWS = 16
 """Target rows whose logits are recomputed at once."""
 
 AT_THRESHOLD = 0.1
