@@ -221,11 +221,16 @@ def check_export(run: Path) -> None:
 
 
 FAILING_OBJECTIVE = """
+import torch
 from deft.objectives import objective
+from deft.objectives.functions.deformed import original
 
 @objective()
 def fragile(stats):
-    raise RuntimeError("the objective of this test fails on purpose")
+    # The check before training runs in no process group.
+    if torch.distributed.is_initialized():
+        raise RuntimeError("the objective of this test fails on purpose")
+    return original(stats)
 """
 
 
