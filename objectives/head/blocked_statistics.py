@@ -210,7 +210,7 @@ class BlockedStatistics:
     ) -> None:
         M, V = len(inputs.labels), len(inputs.weight)
         self.inputs, self.target, self.wanted = inputs, target, wanted
-        self.rows, self.entries = min(M, rows), min(V, entries)
+        self.rows, self.entries, self.most_entries = min(M, rows), min(V, entries), entries
         self.seen = Seen(M)
         self.model = Layer(inputs.hidden, inputs.weight, inputs.bias, inputs.labels, self.entries)
         self.reference: Layer | None = None
@@ -237,7 +237,7 @@ class BlockedStatistics:
         """Compute the statistics [M]."""
         M, V = len(self.inputs.labels), len(self.inputs.weight)
         # The first blocks are short: while little has been seen, a block is likely to outweigh it.
-        for block in _doubling_slices(V, self.entries):
+        for block in _doubling_slices(V, self.most_entries):
             weight = self.model.fill(block)
             reference = None if self.reference is None else self.reference.fill(block)
             if self.target is not None and self.target.kind == "uniform":
