@@ -29,7 +29,7 @@ from deft.objectives.head.blocked_statistics import (
     view,
 )
 from deft.objectives.head.interface import HeadInputs, HeadResult, Wanted, apply_objective
-from deft.objectives.head.matmul import has_native_bfloat16
+from deft.objectives.head.matmul import has_fast_bfloat16, has_native_bfloat16
 
 _ROWS = 2048
 # Entries of a block; half as many where a second distribution needs buffers of its own.
@@ -43,12 +43,16 @@ def fits(inputs: HeadInputs, objective: Objective) -> bool:
 
     Without native bfloat16 the four products of two passes took 1.17 of plain NLL's time, the three
     of `chunked` 0.71; and the product that carries the normalizer is not summed in float32, so that
-    with large logits gradients were off by 5 %.
+    with large logits gradients were off by 5 %. A vocabulary of less than a block leaves nothing to
+    save: there it takes AMX to be worth a second pass.
     """
+    device = inputs.hidden.device
+    saves_memory = len(inputs.weight) >= _ENTRIES
     tensors = [inputs.hidden, *(inputs.reference[:2] if inputs.reference is not None else ())]
     target = objective.target
     return (
-        has_native_bfloat16(inputs.hidden.device)
+        has_native_bfloat16(device)
+        and (saves_memory or has_fast_bfloat16(device))
         and all(tensor.dtype == torch.bfloat16 for tensor in tensors)
         and inputs.softcap is None
         and (target is None or target.temperature >= _LOWEST_TEMPERATURE)
