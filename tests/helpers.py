@@ -86,6 +86,7 @@ def make_prepare_manifest(
             SourceCounts(
                 name="figfont",
                 revision=None,
+                format_hash="0123456789ab",
                 num_examples=90,
                 num_validation_examples=5,
                 num_noisy_examples=0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
@@ -43,11 +43,11 @@ def overlap_with_benchmarks(
     }
 
 
-def different_formats(training: str, benchmarks: Mapping[str, str]) -> list[str]:
-    """Return the benchmarks whose prompt format differs from that of training.
+def different_formats(training: Collection[str], benchmarks: Mapping[str, str]) -> list[str]:
+    """Return the benchmarks whose prompt format differs from all of training.
 
     Args:
-        training: `deft.workers.data.chat.format_hash` of the training data.
+        training: `deft.workers.data.chat.format_hash` of each training data set.
         benchmarks: the same of each benchmark by its name.
     """
-    return [name for name, digest in benchmarks.items() if digest != training]
+    return [name for name, digest in benchmarks.items() if digest not in training]

@@ -126,7 +126,8 @@ def warn_of_other_formats(prepared: Prepared, model: ModelResult, console: RunCo
     """
     prompts = {name: result.prompt for name, result in model.benchmarks.items() if name != GENERAL}
     hashes = {name: prompt.hash for name, prompt in prompts.items()}
-    for name in different_formats(prepared.format_hash, hashes):
+    trained = {source.format_hash for source in prepared.sources}
+    for name in different_formats(trained, hashes):
         prompt = prompts[name]
         console.print(
             f"warning: {name} was asked in another prompt format ({prompt.style}, "

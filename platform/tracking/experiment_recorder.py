@@ -109,6 +109,8 @@ class ExperimentRecorder(Recorder[ExperimentSpec]):
         shared = {f"data/overlap/{name}": x.share for name, x in manifest.overlap.items()}
         self.log(0, {**counts, **by_source, **bad, **shared}, manifest.finished_at)
         tags = {"deft.prompt_style": data.prompt_style, "deft.prompt_hash": data.format_hash}
+        if data.model_revision is not None:
+            tags["deft.model_revision"] = data.model_revision
         # The description knows the data now.
         self._outbox.append({"tags": {**tags, "mlflow.note.content": self.description()}})
         rows = _rows_datasets(self.run.spec, data)
@@ -149,42 +151,49 @@ def _rows_key(spec: ExperimentSpec, prepared: Prepared, context: str) -> dict[st
 def _rows_datasets(spec: ExperimentSpec, prepared: Prepared) -> list[dict[str, Any]]:
     """Describe the rows that are trained on, and those that are held out, by data set."""
     datasets = []
-    for source, counts in zip(spec.dataset.sources, prepared.sources, strict=True):
-        profiles = {
-            "training": {
-                "num_rows": counts.num_examples,
-                "num_tokens": counts.num_tokens,
-                "num_target_tokens": counts.num_target_tokens,
-            },
-            "validation": {"num_rows": counts.num_validation_examples},
+    origins = [
+        _origin(source, counts.revision)
+        for source, counts in zip(spec.dataset.sources, prepared.sources, strict=True)
+    ]
+    for counts, origin in zip(prepared.sources, origins, strict=True):
+        key = _rows_key(spec, prepared, "training")
+        if spec.dataset.mixture:
+            key["name"] = counts.name
+        profile = {
+            "num_rows": counts.num_examples,
+            "num_tokens": counts.num_tokens,
+            "num_target_tokens": counts.num_target_tokens,
         }
-        for context, profile in profiles.items():
-            key = _rows_key(spec, prepared, context)
-            if spec.dataset.mixture and context == "training":
-                key["name"] = counts.name
-            if profile["num_rows"]:
-                datasets.append(
-                    {
-                        **key,
-                        "context": context,
-                        **_source(source, counts.revision),
-                        "profile": json.dumps(profile),
-                    }
-                )
+        datasets.append({**key, "context": "training", **origin, "profile": json.dumps(profile)})
+    if prepared.num_validation_examples:
+        # Of a mixture they are one set of rows: MLflow knows one source of each.
+        mixture = _code_origin(f"mixture {spec.dataset.name}")
+        datasets.append(
+            {
+                **_rows_key(spec, prepared, "validation"),
+                "context": "validation",
+                **(mixture if spec.dataset.mixture else origins[0]),
+                "profile": json.dumps({"num_rows": prepared.num_validation_examples}),
+            }
+        )
     return datasets
 
 
-def _source(spec: SourceSpec, revision: str | None) -> dict[str, str]:
+def _origin(spec: SourceSpec, revision: str | None) -> dict[str, str]:
     """Say where the examples of a data set come from, as MLflow does."""
     path = spec.local_path
-    source: dict[str, Any]
     if path is not None:
-        source_type, source = "local", {"uri": str(path.absolute())}
-    elif spec.hub_id is None:
-        source_type = "code"
-        source = {"tags": {"mlflow.source.name": DATASETS[spec.name].source}}
-    else:
-        source_type, source = "hugging_face", {"path": spec.hub_id, "split": spec.split}
-        pins = {"config_name": spec.config, "revision": revision}
-        source |= {key: value for key, value in pins.items() if value is not None}
-    return {"source_type": source_type, "source": json.dumps(source)}
+        return {"source_type": "local", "source": json.dumps({"uri": str(path.absolute())})}
+    if spec.hub_id is None:
+        return _code_origin(DATASETS[spec.name].source)
+    pins = {"config_name": spec.config, "revision": revision}
+    source = {"path": spec.hub_id, "split": spec.split}
+    source |= {key: value for key, value in pins.items() if value is not None}
+    return {"source_type": "hugging_face", "source": json.dumps(source)}
+
+
+def _code_origin(name: str) -> dict[str, str]:
+    return {
+        "source_type": "code",
+        "source": json.dumps({"tags": {"mlflow.source.name": name}}),
+    }

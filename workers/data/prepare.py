@@ -72,6 +72,8 @@ class SourceCounts:
     """What it is called, see `deft.workers.spec.SourceSpec.title`."""
     revision: str | None
     """The commit that was read; None for what is not from the hub, and if the hub did not say."""
+    format_hash: str
+    """Identifies the format as rendered: data sets differ in the instructions of their tasks."""
     num_examples: int
     """Training examples."""
     num_validation_examples: int
@@ -124,7 +126,8 @@ class Prepared:
     prompt_style: str
     """How prompts were rendered."""
     format_hash: str
-    """Identifies the format as rendered, see `deft.workers.data.chat.format_hash`."""
+    """Identifies the format as rendered, see `deft.workers.data.chat.format_hash`; of a mixture
+    that of its first data set."""
     num_bos: int
     """BOS tokens that a row starts with."""
     passed_over: str = ""
@@ -162,8 +165,10 @@ def prepare(
     counts = json.loads((directory / COUNTS_FILE).read_text())
     write_atomic(cache / "counts" / f"{key}.json", json.dumps(counts))
     sources = tuple(
-        SourceCounts(source.title, source.revision, **by_source)
-        for source, by_source in zip(dataset.sources, counts.pop("sources"), strict=True)
+        SourceCounts(source.title, source.revision, prompt_hash, **by_source)
+        for source, prompt_hash, by_source in zip(
+            dataset.sources, counts.pop("format_hashes"), counts.pop("sources"), strict=True
+        )
     )
     return Prepared(
         model_dir=str(model_dir),
@@ -449,6 +454,7 @@ def _join_records(tokenized: Sequence[Path], directory: Path) -> dict[str, Any]:
         "num_truncated": kinds.pop(TRUNCATED, 0),
         "bad_records": kinds,
         "format_hash": counts[0]["format_hash"],
+        "format_hashes": [each["format_hash"] for each in counts],
         "num_bos": counts[0]["num_bos"],
     }
 

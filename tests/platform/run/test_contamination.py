@@ -70,4 +70,5 @@ def test_chain_sum_shares_nothing_with_its_benchmark(split: str, tmp_path: Path)
 
 
 def test_formats_are_told_apart_by_their_hashes() -> None:
-    assert different_formats("a", {"gsm8k": "a", "math500": "b"}) == ["math500"]
+    assert different_formats({"a"}, {"gsm8k": "a", "math500": "b"}) == ["math500"]
+    assert different_formats({"a", "b"}, {"gsm8k": "a", "math500": "b"}) == []

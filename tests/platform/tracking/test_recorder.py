@@ -23,7 +23,13 @@ from deft.platform.tracking.experiment_recorder import ExperimentRecorder
 from deft.platform.tracking.recorder import flatten
 from deft.platform.tracking.sweep_recorder import SweepRecorder
 from deft.platform.tracking.uri import default_tracking_uri, require_tracking_uri
-from helpers import make_benchmark_result, make_evaluate_manifest, make_train_manifest
+from deft.workers.data.prepare import SourceCounts
+from helpers import (
+    make_benchmark_result,
+    make_evaluate_manifest,
+    make_prepare_manifest,
+    make_train_manifest,
+)
 
 MakeRun = Callable[..., RunDirectory]
 CapFd = pytest.CaptureFixture[str]
@@ -123,6 +129,40 @@ def test_data_code_and_prompt_format_are_recorded(make_run: MakeRun, uri: str) -
         ),
         "validation": ("figfont", "ba9876543210-validation", '{"num_rows": 5}'),
         "evaluation": ("figfont", "0123456789ab", '{"num_rows": 5}'),
+    }
+
+
+def test_data_sets_of_a_mixture_are_recorded_apart(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "?", "response": "!"}\n')
+    mixture = f"[{{name: {tmp_path}/sums.jsonl, weight: 2}}, {{name: figfont, size: 30}}]"
+    names = {"model": "tiny", "objective": "p"}
+    spec = load_spec(None, names, [f"dataset.mixture={mixture}"])
+    sources = tuple(
+        SourceCounts(name, None, "0123456789ab", number, 2, 0, 100 * number, 10 * number)
+        for name, number in (("sums.jsonl", 60), ("figfont", 30))
+    )
+    records = tmp_path / "bad_records.jsonl"
+    records.touch()
+    run = RunDirectory(tmp_path, spec)
+    run.create()
+    run.finish(make_prepare_manifest(sources=sources, bad_records_file=str(records)))
+    with ExperimentRecorder(run, uri, print) as recorder:
+        recorder.describe_data()
+        recorder.finish()
+    found = mlflow_run(uri, run)
+    note = found.data.tags["mlflow.note.content"]
+    assert "of them sums.jsonl 60 examples with 600 target tokens" in note
+    assert "of them figfont 30 examples with 300 target tokens" in note
+    assert found.data.metrics["data/source/sums.jsonl/num_target_tokens"] == 600
+    assert found.data.metrics["data/source/figfont/num_examples"] == 30
+    datasets = {
+        (each.tags[0].value, each.dataset.name): each.dataset.source_type
+        for each in found.inputs.dataset_inputs
+    }
+    assert datasets == {
+        ("training", "sums.jsonl"): "local",
+        ("training", "figfont"): "code",
+        ("validation", "sums+figfont"): "code",
     }
 
 
