@@ -53,7 +53,7 @@ def test_statistics_are_those_of_the_models_own_logits(tmp_path: Path) -> None:
     ("objectives", "code", "said"),
     [
         ("original, DEFT", 0, "under 2 objectives"),
-        ("DEFT,DEFFT", 2, "did you mean"),
+        ("DEFT,DEFFT", 2, "Did you mean DEFT?"),
         ("GEM", 2, "not described by a gate alone"),
     ],
 )
