@@ -175,7 +175,7 @@ class Objective:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a frozen reference model must be given to the head."""
+        """Tell whether a frozen reference model must be given to the head."""
         return self.target is not None and self.target.kind.startswith("reference")
 
 

@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the difference is significant at `LEVEL`."""
+        """Tell whether the difference is significant at `LEVEL`."""
         return self.adjusted_p < LEVEL
 
 

@@ -93,7 +93,7 @@ class Memory:
 
 
 def trained_parameters(model: ModelDimensions, lora: LoraSpec | None) -> int:
-    """How many parameters get a gradient: all, or those of the adapters."""
+    """Count the parameters that get a gradient: all, or those of the adapters."""
     if lora is None:
         return model.num_parameters
     shapes = linear_shapes(model)
@@ -144,7 +144,7 @@ def activation_bytes(
 def memory_per_device(
     model: ModelDimensions, spec: TrainingSpec, *, stage: int, checkpointed: bool, itemsize: int
 ) -> Memory:
-    """What training keeps on each device.
+    """Estimate the memory that training keeps on each device.
 
     Args:
         model: the model's sizes.

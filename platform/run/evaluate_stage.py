@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from dataclasses import replace
@@ -33,6 +32,7 @@ from deft.platform.run.evaluation import (
     shown_events,
     with_engines,
 )
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.files import exclusive
 from deft.workers.data.prepare import Prepared
 
@@ -96,17 +96,14 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
 def _digest_of_inputs(evaluation: Evaluation) -> str:
     """Hash everything that the results of an evaluation of one model depend on."""
     ((_, model),) = evaluation.models.items()
-    digest = hashlib.sha256()
-    for part in (
+    return hash_parts(
         fingerprint(Path(model)),
         evaluation.spec.model_dump_json(),
         evaluation.spec.data_digest(),
         *(Path(evaluation.items[name]).name for name in sorted(evaluation.items)),
         evaluation.trained_style,
         str(evaluation.validation_dir),
-    ):
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:12]
+    )
 
 
 def merge_results(first: EvaluateManifest, second: EvaluateManifest) -> EvaluateManifest:

@@ -14,10 +14,10 @@ if [ -n "${WHEELS:-}" ]; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
         --target "$work/site" "$WHEELS"/*.whl || exit 1
 fi
-mkdir -p "$work/root/deft"
+mkdir -p "$work/imports/deft"
 for package in objectives workers evaluators platform sweeps; do
-    ln -s "$PWD/$package" "$work/root/deft/$package"
+    ln -s "$PWD/$package" "$work/imports/deft/$package"
 done
-export PYTHONPATH="$work/root:$work/site:$PWD/tests/gpu${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$work/imports:$work/site:$PWD/tests/gpu${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 OUT=${OUT:-$work}
 "$python" tests/gpu/check.py "$@"

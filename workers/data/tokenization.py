@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.data.chat import (
+    Encoded,
     require_eos,
     require_tokens,
     special_tokens,
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 
 SHARD_SIZE = 25_000
 """Most examples in an Arrow file of rows; more are worth the start of another process."""
-
-Encoded = tuple[list[int], list[int]]
-"""Token ids and labels of an example."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ class Shard:
 
     @property
     def bad_records_file(self) -> Path:
-        """Where examples are listed that are left out or cut."""
+        """Return the file that lists examples that are left out or cut."""
         return self.rows_file.with_suffix(".jsonl")
 
 
