@@ -435,13 +435,13 @@ def attention(tiny: bool) -> Iterator[Row]:
     """Compare a model's packed logits with those of each example on its own, and time them."""
     from transformers import AutoModelForCausalLM
 
-    from deft.workers.modeling.attention import attention_implementation, packed_keywords
+    from deft.workers.modeling.attention import choose_attention, packed_keywords
     from deft.workers.training.batches import collate
 
     config = model_config(True)
     dtype = torch.float32 if tiny else torch.bfloat16
     torch.manual_seed(0)
-    chosen = attention_implementation(packing=True)
+    chosen = choose_attention(config, packing=True)
     with torch.device(device()):
         packed = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=chosen)
         alone = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
