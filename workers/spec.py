@@ -396,14 +396,17 @@ class TrainingSpec(Settings):
     the paper, or the whole step's, which then does not depend on how it was cut but costs a second
     forward pass."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed ZeRO stage; if not given 2 with more than one worker, else 0."""
+    """DeepSpeed ZeRO stage; if not given 1 with more than one worker, which reduces gradients once
+    a step, else 0. Stages 2 and 3 reduce them after every micro-batch and keep less on each device.
+    In 16 bits stage 0 is computed as stage 1."""
     offload_optimizer: bool = False
     """Keep optimizer states in the host's memory and update there (ZeRO 1 to 3)."""
     offload_parameters: bool = False
     """Keep parameters in the host's memory too, each on the device only while in use (ZeRO 3)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Optimizer
-    states are float32 throughout. float16 scales the loss dynamically."""
+    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Gradients are
+    added up and reduced, and optimizer states kept, in float32. float16 scales the loss
+    dynamically."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed's configuration, laid over what follows from the settings."""
     validate_every: int | None = Field(default=None, ge=1)
@@ -505,7 +508,7 @@ class TrainingSpec(Settings):
         """Return the ZeRO stage that is used."""
         if self.zero_stage is not None:
             return self.zero_stage
-        return 2 if self.num_workers > 1 else 0
+        return 1 if self.num_workers > 1 else 0
 
     def num_steps(self, num_examples: int, num_tokens: int) -> int:
         """Count the optimizer steps over examples with so many tokens; 0 if they fill no batch."""
