@@ -110,6 +110,8 @@ class TrainingProgress:
             self._console.print(f"          held out, after {step} steps  {shown}")
             if self._on_validation is not None:
                 self._on_validation(step, metrics)
+        elif kind == "attention":
+            self._console.print(f"          attention  {metrics['name']}")
         elif kind == "damaged_checkpoint":
             self._console.print(
                 f"warning: the checkpoint of step {step} is damaged ({metrics['file']}) "

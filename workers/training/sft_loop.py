@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from deft.objectives import get_objective
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import training_example_ids
+from deft.workers.modeling.attention import describe_attention
 from deft.workers.modeling.loading import fill_token_id, require_exportable
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.training.batches import (
@@ -58,6 +59,7 @@ def train(job: TrainJob) -> None:
     notice = PreemptionNotice(worker.device)
     if first_step == 0:
         validate_if_due(job, worker, engine, data, step=0)
+    worker.report("attention", first_step, {"name": describe_attention(engine.module.model)})
 
     skipped_in_a_row = 0
     for step in range(first_step, job.num_steps):
