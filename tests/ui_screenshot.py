@@ -147,11 +147,11 @@ def show_charts(page: Page, metrics: Sequence[str]) -> None:
 
 def curves(page: Page) -> list[list[dict[str, Any]]]:
     """What the charts on the page draw: for each of them its curves, with ``name`` and ``y``."""
-    found: list[list[dict[str, Any]]] = page.evaluate(
+    charts: list[list[dict[str, Any]]] = page.evaluate(
         """() => [...document.querySelectorAll('.js-plotly-plot')].map(
             chart => chart.data.map(curve => ({...curve, y: curve.y && [...curve.y]})))"""
     )
-    return found
+    return charts
 
 
 def main() -> None:

@@ -53,8 +53,8 @@ def load_items(spec: BenchmarkSpec, data_dir: str | None) -> list[Item]:
     else:
         chosen = list(islice(items, spec.size))
     if not chosen or (spec.size is not None and len(chosen) < spec.size):
-        wanted = "" if spec.size is None else f", and {spec.size} are asked for"
-        raise ValueError(f"{benchmark.name}: there are {len(chosen)} items in {where}{wanted}")
+        requested = "" if spec.size is None else f", and {spec.size} are asked for"
+        raise ValueError(f"{benchmark.name}: there are {len(chosen)} items in {where}{requested}")
     seen: set[str] = set()
     for item in chosen:
         if item.id in seen:

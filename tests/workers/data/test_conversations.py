@@ -218,10 +218,10 @@ def test_records_without_weight_are_left_out_and_counted(tmp_path: Path) -> None
 def test_what_cannot_be_read_says_where_and_why(
     tmp_path: Path, record: Any, kind: str, expected: str
 ) -> None:
-    (found,), _ = read(tmp_path, record)
-    assert isinstance(found, BadRecord)
-    assert found.kind == kind
-    assert expected in found.message
+    (record_error,), _ = read(tmp_path, record)
+    assert isinstance(record_error, BadRecord)
+    assert record_error.kind == kind
+    assert expected in record_error.message
 
 
 def test_fields_that_nothing_reads_are_counted_once(tmp_path: Path) -> None:

@@ -51,9 +51,9 @@ def contents(name: str) -> st.SearchStrategy[bytes]:
 def read_all(file: Path, **settings: object) -> tuple[list[Example], list[BadRecord]]:
     """Everything in a file, each with a place; what is said can be written and shown."""
     spec = DatasetSpec.model_validate({"name": str(file), **settings})
-    found = list(read_examples(spec))
-    examples = [item for item in found if isinstance(item, Example)]
-    bad = [item for item in found if isinstance(item, BadRecord)]
+    items = list(read_examples(spec))
+    examples = [item for item in items if isinstance(item, Example)]
+    bad = [item for item in items if isinstance(item, BadRecord)]
     tally = BadRecordLog((file.parent / "bad_records.jsonl").open("w", encoding="utf-8"))
     for item in bad:
         assert item.where.startswith(file.name)
