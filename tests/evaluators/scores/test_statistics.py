@@ -11,13 +11,13 @@ from scipy import stats
 
 from deft.evaluators.scores.statistics import (
     detectable_effect,
+    estimate_pass_at_k,
     expected_calibration_error,
     holm,
     majority_at_k,
     mcnemar,
     mean_interval,
     paired_difference,
-    pass_at_k,
     standard_error,
 )
 
@@ -26,22 +26,22 @@ RNG = np.random.default_rng(5)
 
 def test_pass_at_k_by_hand() -> None:
     # 2 of 4 right: 1 − C(2, 2)/C(4, 2) = 5/6; none right: 0; all right: 1.
-    assert pass_at_k(np.array([2]), 4, 2) == pytest.approx(5 / 6)
-    assert pass_at_k(np.array([2, 0, 4]), 4, 2) == pytest.approx((5 / 6 + 0 + 1) / 3)
-    assert pass_at_k(np.array([1, 3]), 4, 1) == pytest.approx(0.5)
+    assert estimate_pass_at_k(np.array([2]), 4, 2) == pytest.approx(5 / 6)
+    assert estimate_pass_at_k(np.array([2, 0, 4]), 4, 2) == pytest.approx((5 / 6 + 0 + 1) / 3)
+    assert estimate_pass_at_k(np.array([1, 3]), 4, 1) == pytest.approx(0.5)
 
 
 def test_pass_at_k_is_the_mean_over_all_choices() -> None:
     correct = RNG.random((5, 6)) < 0.4
     for k in range(1, 7):
         tried = [any(row[i] for i in c) for row in correct for c in combinations(range(6), k)]
-        assert pass_at_k(correct.sum(1), 6, k) == pytest.approx(np.mean(tried))
+        assert estimate_pass_at_k(correct.sum(1), 6, k) == pytest.approx(np.mean(tried))
 
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_pass_at_k_needs_k_samples(k: int) -> None:
     with pytest.raises(ValueError, match="between 1 and 4"):
-        pass_at_k(np.array([1]), 4, k)
+        estimate_pass_at_k(np.array([1]), 4, k)
 
 
 def test_majority_by_hand() -> None:
