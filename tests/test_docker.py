@@ -55,7 +55,7 @@ def instructions(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def require_pinned(image: str) -> None:
-    """An image of the public default registry, or our own, with a version in its tag."""
+    """Require an image of the default registry or our own, with a version in its tag."""
     name, _, tag = image.partition(":")
     assert "." not in name.split("/")[0], f"{image}: another registry"
     assert re.search(r"\d", tag) or name == "deft", f"{image}: no version"
@@ -221,7 +221,7 @@ def test_commands_in_containers_exist_with_their_options() -> None:
 
 
 def fields(**properties: Any) -> dict[str, Any]:
-    """The schema of an object that has these fields and no others."""
+    """Return the schema of an object that has these fields and no others."""
     required = list(properties)
     return {
         "type": "object",
@@ -383,7 +383,7 @@ class Mlflow:
         subprocess.run([sys.executable, script], env={**os.environ, **given}, check=True)
 
     def asked(self, name: str, password: str, host: str | None = None) -> int:
-        """What it answers to a user who asks for experiments."""
+        """Return the server's answer to a user who asks for experiments."""
         answer = requests.post(
             f"{self.uri}/api/2.0/mlflow/experiments/search",
             json={"max_results": 1},

@@ -89,7 +89,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def layer(module: str) -> int:
-    """The layer that ``module`` belongs to: the one with the longest matching name."""
+    """Return the layer that ``module`` belongs to: the one with the longest matching name."""
     matching = [name for name in LAYERS if f"{module}.".startswith(f"{name}.")]
     return LAYERS.index(max(matching, key=len))
 

@@ -34,7 +34,7 @@ def sums() -> Any:
 
 
 def read_sum(record: Any, number: int) -> Any:
-    """An addition, to be answered in a box."""
+    """Return an addition whose answer is to be put in a box."""
     from deft.evaluators.benchmarks.base import Item
 
     question = f"What is {record['a']} + {record['b']}?"
@@ -135,7 +135,7 @@ def measure_raw(arguments: argparse.Namespace, items: dict[str, str]) -> dict[st
 
 
 def measure_pool(arguments: argparse.Namespace, items: dict[str, str]) -> dict[str, float]:
-    """A whole evaluation, and that of a second model on the warm engine."""
+    """Time a whole evaluation, and that of a second model on the warm engine."""
     import ray
 
     from deft.evaluators.generation.job import EvaluationJob

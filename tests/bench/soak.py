@@ -73,7 +73,7 @@ def sample(driver: psutil.Process, runs: Path) -> dict[str, float]:
 
 
 def watch(number: int, folder: Path) -> tuple[list[dict[str, float]], list[float]]:
-    """Samples of a sweep of ``number`` cells, and the seconds at which its cells finished."""
+    """Return samples of a sweep of ``number`` cells, and when its cells finished in s."""
     objectives = ["original", "DEFT"]
     seeds = list(range(number // len(objectives)))
     file = folder / "soak.yaml"

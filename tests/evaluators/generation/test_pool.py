@@ -38,7 +38,7 @@ FIGFONT = {"name": "figfont", "size": SIZE, "max_tokens": MAX_TOKENS}
 
 
 def processes(*names: str) -> list[psutil.Process]:
-    """Processes of this session's cluster whose command line holds one of ``names``."""
+    """List this session's cluster processes whose command line holds one of ``names``."""
     processes = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -75,13 +75,13 @@ def job(items: Path, model: str, out: Path, label: str = "tiny", **settings: Any
 def run(
     pool: EvaluatorPool, *jobs: EvaluationJob, progress: Queue | None = None
 ) -> list[tuple[JobResult, dict[str, list[Any]]]]:
-    """What came of each job, and its table, in the order of ``jobs``."""
+    """Return the result of each job, and its table, in the order of ``jobs``."""
     done = dict(pool.run(jobs, progress))
     return [(done[job], pq.read_table(job.predictions).to_pydict()) for job in jobs]
 
 
 def greedy_responses(model_path: str, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
-    """What transformers generates, one prompt at a time; nothing for the longest prompt."""
+    """Generate with transformers, one prompt at a time; nothing for the longest prompt."""
     model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     longest = max(map(len, prompts))
     responses = []

@@ -19,7 +19,7 @@ from deft.evaluators.spec import BenchmarkSpec, EngineSpec
 
 
 def evaluators() -> int:
-    """Evaluator actors of this session's cluster that are alive."""
+    """Count the evaluator actors of this session's cluster that are alive."""
     num_evaluators = 0
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

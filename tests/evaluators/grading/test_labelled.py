@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 def read_labelled(grader: str) -> list[Row]:
-    """The labelled rows for ``math`` or ``medical``."""
+    """Read the labelled rows for ``math`` or ``medical``."""
     text = (Path(__file__).parent / FILES[grader]).read_text()
     return [read_row(grader, block) for block in re.split("^%%% ", text, flags=re.MULTILINE)[1:]]
 

@@ -66,7 +66,7 @@ class Problem:
     def run(
         self, objective: str, backend: str, dtype: torch.dtype, **options: object
     ) -> tuple[LinearObjectiveOutput, list[Tensor]]:
-        """The output, and the gradients of hidden, weight and bias."""
+        """Return the output, and the gradients of hidden, weight and bias."""
         leaves = [
             leaf.to(dtype, copy=True).requires_grad_()
             for leaf in (self.hidden, self.weight, self.bias)

@@ -41,7 +41,7 @@ NOBODY = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store without runs: making its tables takes a second."""
+    """Create an SQLite store without runs: making its tables takes a second."""
     directory = tmp_path_factory.mktemp("store")
     MlflowClient(default_tracking_uri(directory)).search_experiments()
     return directory / "mlflow.db"

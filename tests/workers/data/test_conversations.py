@@ -25,7 +25,7 @@ EXPECTED = Example("data.jsonl:1", (QUESTION,), "42")
 
 
 def read(folder: Path, *records: Any, **spec: Any) -> tuple[list[Example | BadRecord], str]:
-    """What is made of records, and what is said of their fields."""
+    """Read records; return their examples and what is said of their fields."""
     file = folder / "data.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     notes = ReadingNotes()
@@ -34,7 +34,7 @@ def read(folder: Path, *records: Any, **spec: Any) -> tuple[list[Example | BadRe
 
 
 def read_one(folder: Path, record: Any, **spec: Any) -> Example:
-    """The example in a record, every field of which is read."""
+    """Return the example in a record, every field of which is read."""
     (example,), said = read(folder, record, **spec)
     assert isinstance(example, Example), example
     assert said == ""

@@ -32,7 +32,7 @@ per_example = settings(suppress_health_check=[HealthCheck.function_scoped_fixtur
 
 
 def contents(name: str) -> st.SearchStrategy[bytes]:
-    """A good file with some of it cut out and replaced, or any bytes at all."""
+    """Damage a good file: some of it cut out and replaced, or any bytes at all."""
     text = GOOD[name]
     new = st.sampled_from(FRAGMENTS) | st.text() | st.sampled_from(text.splitlines(keepends=True))
     cut = st.tuples(st.integers(0, len(text)), st.integers(0, 30), new)

@@ -55,7 +55,7 @@ def unruly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def pids_of(marker: str) -> set[int]:
-    """Processes whose command line mentions ``marker``."""
+    """List processes whose command line mentions ``marker``."""
     processes = set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
