@@ -417,6 +417,9 @@ class TrainingSpec(Settings):
     checkpoint_storage: str | None = None
     """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given.
     What opens the storage is in the environment of the cluster's nodes."""
+    scratch: str | None = None
+    """Directory on the nodes' own disks for checkpoints on their way to storage; in the run's own
+    directory if not given. What a killed run left there is deleted when it is started again."""
     keep_checkpoints: int | None = Field(default=None, ge=1)
     """Checkpoints to keep; if not given, two while training, should the last one turn out to be
     damaged, and none afterwards."""
@@ -497,6 +500,10 @@ class TrainingSpec(Settings):
         due = self.validate_every is not None and step % self.validate_every == 0
         scored = self.keep == "best" and self.is_saved(step, num_steps)
         return due or scored or step in (0, num_steps)
+
+    def keeps_optimizer(self, step: int, num_steps: int) -> bool:
+        """Tell whether the checkpoint after ``step`` optimizer steps can be trained further."""
+        return step < num_steps or self.keep_checkpoints is not None
 
     def is_saved(self, step: int, num_steps: int) -> bool:
         """Tell whether a checkpoint is saved after ``step`` optimizer steps."""

@@ -15,8 +15,11 @@ from deft.objectives.spec import ObjectiveSpec
 from deft.platform.commands.cost_model import (
     CARDS,
     GIB,
+    HEADS,
     MFU,
+    TILES,
     DataSize,
+    HeadKind,
     Memory,
     gpu_hours,
     memory_per_device,
@@ -106,7 +109,14 @@ def show_memory(spec: ExperimentSpec, model: ModelDimensions, console: RunConsol
     training = spec.training
     chosen, other = (
         [
-            memory_per_device(model, training, stage=s, checkpointed=c, itemsize=itemsize(training))
+            memory_per_device(
+                model,
+                training,
+                stage=s,
+                checkpointed=c,
+                itemsize=itemsize(training),
+                head=head_of(spec),
+            )
             for s in range(4)
         ]
         for c in (training.gradient_checkpointing, not training.gradient_checkpointing)
@@ -133,22 +143,35 @@ def show_time(
     """Print GPU-hours on cards by name."""
     training = spec.training
     flops = training_flops(model, training, tokens)
-    needed = memory_per_device(
-        model,
-        training,
-        stage=training.resolved_zero_stage,
-        checkpointed=training.gradient_checkpointing,
-        itemsize=itemsize(training),
-    ).total
+    chosen = training.resolved_zero_stage
+    needed = {
+        stage: memory_per_device(
+            model,
+            training,
+            stage=stage,
+            checkpointed=training.gradient_checkpointing,
+            itemsize=itemsize(training),
+            head=head_of(spec),
+        ).total
+        for stage in range(chosen, 4)
+    }
     rows = []
     for card in CARDS:
         hours = gpu_hours(flops, card)
-        fits = "fits" if needed < card.memory * GIB else "does not fit"
+        fitting = [stage for stage, size in needed.items() if size < card.memory * GIB]
+        fits = "fits" if chosen in fitting else "does not fit"
+        if fitting and chosen not in fitting:
+            fits = f"needs zero_stage {fitting[0]}"
         wall = f"{hours / training.num_workers:,.2f}"
         rows.append([card.name, f"{card.memory:.0f} GiB", fits, f"{hours:,.2f}", wall])
     title = f"training, {flops:.3g} operations at an assumed {MFU:.0%} of the bfloat16 peak"
     columns = ["", "memory", "", "GPU-hours", f"hours on {training.num_workers}"]
     console.table(title, columns, rows)
+
+
+def head_of(spec: ExperimentSpec) -> HeadKind:
+    """Return what the objective's head keeps; one that is given by an import path has tiles."""
+    return HEADS.get(spec.objective.name, TILES)
 
 
 def itemsize(training: TrainingSpec) -> int:

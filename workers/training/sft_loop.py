@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import ray.train
@@ -28,7 +29,7 @@ from deft.workers.training.batches import (
     step_indices,
     token_counts,
 )
-from deft.workers.training.checkpoints import Resumption, save_checkpoint
+from deft.workers.training.checkpoints import Resumption, clear_scratch, save_checkpoint
 from deft.workers.training.engine import build_engine, load_model, load_reference, resolve_dtype
 from deft.workers.training.export import export_model
 from deft.workers.training.job import TrainJob
@@ -48,14 +49,23 @@ loss scale by such steps."""
 def train(job: TrainJob) -> None:
     """Train as ``job`` says, from the last checkpoint if Ray Train has one.
 
-    The last checkpoint reported holds `model/`, the Hugging Face export, beside `engine/`.
+    The last checkpoint reported holds `model/`, the Hugging Face export.
 
     Raises:
         FloatingPointError: loss or gradient were not finite for several steps in a row.
     """
     worker = setup_worker(job)
     data = setup_data(job)
-    engine, first_step = setup_engine(job, worker, data)
+    clear_scratch(job.scratch_dir)
+
+    def report_damage(step: int, file: str) -> None:
+        worker.report("damaged_checkpoint", step, {"file": file})
+
+    with Resumption(worker.rank, worker.world_size, job.scratch_dir, report_damage) as resumption:
+        if resumption.step == job.num_steps:
+            return
+        engine = setup_engine(job, worker, data, load_universal=resumption.is_universal)
+        first_step = resumption.load(engine)
     notice = PreemptionNotice(worker.device)
     if first_step == 0:
         validate_if_due(job, worker, engine, data, step=0)
@@ -138,26 +148,20 @@ def setup_data(job: TrainJob) -> Data:
 
 
 def setup_engine(
-    job: TrainJob, worker: Worker, data: Data
-) -> tuple[deepspeed.DeepSpeedEngine, int]:
-    """Build the engine and load the last whole checkpoint; returns it and the steps done."""
+    job: TrainJob, worker: Worker, data: Data, *, load_universal: bool
+) -> deepspeed.DeepSpeedEngine:
+    """Build the engine with the model as prepared."""
     dtype, objective = resolve_dtype(job.training.dtype), get_objective(job.objective)
     model = load_model(job.model_dir, job.training, dtype)
     require_exportable(model, data.tokenizer)
     needs_copy = objective.needs_reference and job.training.lora is None
     reference = load_reference(job.model_dir, model, worker.device) if needs_copy else None
-
-    def report_damage(step: int, file: str) -> None:
-        worker.report("damaged_checkpoint", step, {"file": file})
-
-    with Resumption(worker.rank, worker.world_size, report_damage) as resumption:
-        engine = build_engine(
-            ObjectiveModel(model, objective, reference),
-            job.training,
-            job.num_steps,
-            load_universal=resumption.is_universal,
-        )
-        return engine, resumption.load(engine)
+    return build_engine(
+        ObjectiveModel(model, objective, reference),
+        job.training,
+        job.num_steps,
+        load_universal=load_universal,
+    )
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
@@ -251,4 +255,11 @@ def save_if_due(
             packing=job.training.packing,
             keep_adapter=lora is not None and lora.keep_adapter,
         )
-        save_checkpoint(engine, export if is_exported else None, step, metrics)
+        save_checkpoint(
+            engine,
+            export if is_exported else None,
+            step,
+            metrics,
+            Path(job.scratch_dir),
+            job.training.keeps_optimizer(step, job.num_steps),
+        )
