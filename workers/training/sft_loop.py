@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -25,8 +25,10 @@ from deft.workers.training.batches import (
     MicroBatchPlan,
     collate,
     padding_share,
+    pinned,
     split_into_micro_batches,
     step_indices,
+    to_device,
     token_counts,
 )
 from deft.workers.training.checkpoints import Resumption, clear_scratch, save_checkpoint
@@ -35,6 +37,7 @@ from deft.workers.training.export import export_model
 from deft.workers.training.job import TrainJob
 from deft.workers.training.metrics import gather_targets, step_metrics
 from deft.workers.training.preemption import PreemptionNotice
+from deft.workers.training.prefetch import prefetched
 from deft.workers.training.step import MicroBatch, TokenColumns, find_problem, train_step
 from deft.workers.training.validation import validate
 
@@ -71,11 +74,13 @@ def train(job: TrainJob) -> None:
         validate_if_due(job, worker, engine, data, step=0)
     worker.report("attention", first_step, {"name": describe_attention(engine.module.model)})
 
+    steps = range(first_step, job.num_steps)
+    batches = prefetched(partial(fetch, job, worker, data), steps)
     skipped_in_a_row = 0
-    for step in range(first_step, job.num_steps):
+    for step in steps:
         started = time.perf_counter()
         seed_dropout(job.seed, step, worker.rank)
-        batch = fetch(job, worker, data, step)
+        batch = next(batches).to(worker.device)
         learning_rate = engine.get_lr()[0]
         columns, grad_norm = train_step(
             engine, batch.micro_batches, job.training, worker.world_size
@@ -130,6 +135,10 @@ class Batch:
     micro_batches: list[MicroBatch]
     """This rank's part of the plan, as tensors."""
 
+    def to(self, device: torch.device) -> Batch:
+        """Return the same with its tensors on the device."""
+        return replace(self, micro_batches=[to_device(each, device) for each in self.micro_batches])
+
 
 def setup_worker(job: TrainJob) -> Worker:
     """Find this worker's rank and device, and seed it."""
@@ -170,7 +179,7 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 
 def fetch(job: TrainJob, worker: Worker, data: Data, step: int) -> Batch:
-    """Choose the examples of a step and collate this rank's micro-batches."""
+    """Choose the examples of a step and collate this rank's micro-batches in the host's memory."""
     spec = job.training
     indices = step_indices(len(data.rows), spec.batch_size, step, job.seed)
     plan = split_into_micro_batches(indices, data.lengths, spec, worker.world_size)
@@ -178,11 +187,13 @@ def fetch(job: TrainJob, worker: Worker, data: Data, step: int) -> Batch:
         collate(
             [data.rows[index] for index in chosen],
             fill_token_id(data.tokenizer),
-            worker.device,
+            torch.device("cpu"),
             packing=spec.packing,
         )
         for chosen in plan[worker.rank]
     ]
+    if worker.device.type == "cuda":
+        micro_batches = [pinned(micro_batch) for micro_batch in micro_batches]
     return Batch(indices, plan, micro_batches)
 
 
