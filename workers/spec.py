@@ -30,7 +30,7 @@ MAX_VALIDATION = 128
 
 
 BadRecords = Literal["refuse", "drop"]
-MIXED_KEYS = {"split", "data_dir", "columns", "config", "revision"}
+MIXED_KEYS = {"split", "data_dir", "columns", "config", "revision", "keep_whitespace"}
 """Settings that every data set of a mixture has for itself."""
 
 
@@ -101,6 +101,8 @@ class SourceSpec(Settings):
     of such files; or a Hugging Face hub id (org/name)."""
     size: int | None = Field(default=None, ge=1)
     """Number of examples, taken from the start; all of them if not given."""
+    keep_whitespace: bool = Field(default=False, exclude_if=_is_empty)
+    """Keep white space around the questions of `math` and `medical`, as arXiv 2602.11424 does."""
     split: str = Field(default="train", min_length=1)
     """Which split of a hub dataset, of a directory or of generated data to train on."""
     data_dir: str | None = None
@@ -286,12 +288,17 @@ class ModelSpec(Settings):
 
     name: str
     """A name from `deft list models`, a local directory, or a Hugging Face hub id (org/name)."""
+    preset: str | None = Field(default=None, exclude_if=_is_none)
+    """Name from `deft list models` of the model whose settings this one takes; if not given, what
+    `name` is recognized as."""
     revision: str | None = Field(default=None, min_length=1, exclude_if=_is_none)
     """Branch, tag or commit on the hub; the newest state if not given. The commit that was used is
     recorded."""
 
     @model_validator(mode="after")
     def require_known_model(self) -> ModelSpec:
+        if self.preset is not None and self.preset not in MODELS:
+            raise ValueError(f"preset: {unknown_name('model', self.preset, MODELS)}")
         known = MODELS.get(self.name)
         if self.revision and (Path(self.name).is_dir() or (known is not None and not known.hub)):
             raise ValueError(
@@ -365,7 +372,12 @@ class TrainingSpec(Settings):
     """Examples per optimizer step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Examples of `max_length` per forward pass of one worker. With packing, as many shorter ones
-    as fit into their tokens; without, or with a reduction by micro-batch, exactly so many."""
+    as fit into their tokens; without, with a reduction by micro-batch, or in the data's order,
+    exactly so many."""
+    micro_batch_order: Literal["length", "data"] = "length"
+    """Which examples of a step make a micro-batch: those of similar length, for speed; or those
+    that follow each other in the step, as in arXiv 2602.11424. It matters to what is measured over
+    a micro-batch: the floor of `Cayley_Trans`, the quantiles, and the reductions by micro-batch."""
     packing: bool = True
     """Examples of a micro-batch stand one after the other in one row, without padding and without
     seeing each other. If false, they are padded to the longest of them."""
@@ -402,8 +414,12 @@ class TrainingSpec(Settings):
     offload_parameters: bool = False
     """Keep parameters in the host's memory too, each on the device only while in use (ZeRO 3)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Optimizer
-    states are float32 throughout. float16 scales the loss dynamically."""
+    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. float16 scales
+    the loss dynamically."""
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the weights that the optimizer updates and of its moments. bfloat16 keeps no copy in
+    float32, as arXiv 2602.11424 trains: 6 bytes of a parameter instead of 14, but updates smaller
+    than a weight's rounding are lost. It needs `dtype: bfloat16` and ZeRO 1 to 3."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed's configuration, laid over what follows from the settings."""
     validate_every: int | None = Field(default=None, ge=1)
@@ -454,8 +470,8 @@ class TrainingSpec(Settings):
             raise ValueError(f"min_workers must be at most num_workers = {self.num_workers}")
         if not self.splits_by_tokens:
             raise ValueError(
-                "min_workers needs packing and the reduction global_tokens: with the others the "
-                "result depends on the number of workers"
+                "min_workers needs packing, micro_batch_order length and the reduction "
+                "global_tokens: with the others the result depends on the number of workers"
             )
         if self.resolved_zero_stage == 0:
             raise ValueError(
@@ -474,6 +490,32 @@ class TrainingSpec(Settings):
         return self
 
     @model_validator(mode="after")
+    def require_states_that_deepspeed_rounds(self) -> TrainingSpec:
+        if self.master_dtype == "float32":
+            return self
+        if self.dtype != "bfloat16":
+            raise ValueError(
+                f"master_dtype: bfloat16 states go with bfloat16 weights, got dtype {self.dtype}; "
+                "set dtype to bfloat16"
+            )
+        if self.resolved_zero_stage == 0:
+            raise ValueError(
+                "master_dtype: DeepSpeed keeps bfloat16 states at zero_stage 1, 2 and 3, got 0; "
+                "set zero_stage to 1 (one worker is enough)"
+            )
+        if self.offload_optimizer or self.offload_parameters:
+            raise ValueError(
+                "master_dtype: offloaded states are float32; leave offload_optimizer and "
+                "offload_parameters out, or set master_dtype to float32"
+            )
+        if self.min_workers is not None:
+            raise ValueError(
+                "master_dtype: a checkpoint of bfloat16 states belongs to its number of workers; "
+                "leave min_workers out, or set master_dtype to float32"
+            )
+        return self
+
+    @model_validator(mode="after")
     def require_deepspeed_options_of_its_own(self) -> TrainingSpec:
         require_usable_options(self.deepspeed)
         return self
@@ -487,7 +529,8 @@ class TrainingSpec(Settings):
     @property
     def splits_by_tokens(self) -> bool:
         """Tell whether micro-batches are filled up to a number of tokens instead of examples."""
-        return self.packing and self.reduction == "global_tokens"
+        by_length = self.micro_batch_order == "length"
+        return self.packing and by_length and self.reduction == "global_tokens"
 
     def is_validated(self, step: int, num_steps: int) -> bool:
         """Tell whether held-out examples are evaluated after ``step`` optimizer steps."""

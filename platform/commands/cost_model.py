@@ -9,8 +9,10 @@ N parameters, of which T are trained, on W workers. DeepSpeed keeps for each of 
                                           place)      stage 1
     AdamW's moments   8 T                 8 T         stage 1
 
-and while it updates a float32 copy of its share of the gradients, 4 T (16-bit only); ZeRO 1 and 2
-fill a bucket of 5e8 gradients, ZeRO 3 holds at most 1e9 gathered parameters.
+While it updates it holds a float32 copy of its share of the gradients, 4 T (16-bit only); ZeRO 1
+and 2 fill a bucket of 5e8 gradients, ZeRO 3 holds at most 1e9 gathered parameters. With
+`training.master_dtype: bfloat16` the moments take 4 T, the master weights 2 T in stages 1 and 2 and
+nothing in stage 3, and the update a temporary of 2 T.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ MAX_LIVE = 1_000_000_000
 """Parameters that ZeRO 3 holds gathered at most (DeepSpeed's default)."""
 HEAD_BLOCK = 2**28
 """Bytes of the fused head's block of logits on a GPU."""
+USABLE = 0.9
+"""Share of a card's memory that a plan may fill; the rest is for the allocator's fragments, CUDA's
+own context, and the work space of kernels and collectives."""
 MFU = 0.4
 """Share of a card's peak that training is assumed to reach."""
 
@@ -157,7 +162,9 @@ def memory_per_device(
     share = _divide(trained, workers if stage >= 1 else 1)
     tokens = spec.micro_batch_size * spec.max_length
     master = 4 if itemsize == 2 or stage >= 1 else 0
-    update = 4 * share if itemsize == 2 else 0
+    moments, update = 8, 4 * share if itemsize == 2 else 0
+    if spec.master_dtype == "bfloat16":
+        master, moments, update = 0 if stage == 3 else 2, 4, 2 * share
     exchange = {0: 0, 1: BUCKET, 2: BUCKET, 3: MAX_LIVE}[stage]
     exchange = itemsize * min(exchange, model.num_parameters if stage == 3 else trained)
     return Memory(
@@ -165,13 +172,21 @@ def memory_per_device(
         if spec.offload_parameters and stage == 3
         else itemsize * _divide(model.num_parameters, workers if stage == 3 else 1),
         gradients=itemsize * _divide(trained, workers if stage >= 2 else 1),
-        optimizer=0 if spec.offload_optimizer and stage >= 1 else (master + 8) * share,
+        optimizer=0 if spec.offload_optimizer and stage >= 1 else (master + moments) * share,
         buffers=max(0 if spec.offload_optimizer and stage >= 1 else update, exchange),
         activations=activation_bytes(model, tokens, itemsize=itemsize, checkpointed=checkpointed),
         head=HEAD_BLOCK
         + 4 * model.vocab_size * model.hidden_size
         + (4 + 2 * itemsize) * tokens * model.hidden_size,
     )
+
+
+def fit(needed: float, card: Card) -> str:
+    """Say whether ``needed`` bytes fit on ``card``."""
+    share = needed / (card.memory * GIB)
+    if share <= USABLE:
+        return "fits"
+    return f"too tight, {share:.0%}" if share <= 1 else "does not fit"
 
 
 def training_flops(model: ModelDimensions, spec: TrainingSpec, num_tokens: int) -> float:

@@ -109,12 +109,18 @@ def deepspeed_config(
         zero["offload_optimizer"] = {"device": "cpu"}
     if spec.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
+    keeps_bfloat16 = spec.master_dtype == "bfloat16"
     config = {
         # The loop marks the boundary of a step itself; these two only have to be valid.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": max(spec.batch_size // spec.num_workers, 1),
         "gradient_clipping": spec.max_grad_norm,
-        "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
+        "bf16": {
+            "enabled": dtype is torch.bfloat16,
+            "check_grad_overflow": True,
+            "bf16_master_weights_and_grads": keeps_bfloat16,
+            "bf16_optimizer_states": keeps_bfloat16,
+        },
         "fp16": {"enabled": dtype is torch.float16},
         "zero_optimization": zero,
         "checkpoint": {"use_node_local_storage": True, "load_universal": load_universal},
@@ -125,7 +131,9 @@ def deepspeed_config(
                 "betas": list(spec.betas),
                 "weight_decay": spec.weight_decay,
                 "torch_adam": True,
-                "fused": True,
+                # The fused kernel computes in float32 and rounds once; moments that are bfloat16
+                # are to be rounded as the optimizer of the paper rounds them.
+                "fused": not keeps_bfloat16,
             },
         },
         "steps_per_print": None,

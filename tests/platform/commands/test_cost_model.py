@@ -29,8 +29,7 @@ from deft.platform.commands.cost_model import (
     trained_tokens,
     training_flops,
 )
-from deft.platform.commands.dry_run import read_dimensions
-from deft.workers.catalogs.models import MODELS, ModelDimensions
+from deft.workers.catalogs.models import MODELS, ModelDimensions, read_dimensions
 from deft.workers.spec import LoraSpec, TrainingSpec
 
 
