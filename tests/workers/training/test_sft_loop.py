@@ -384,7 +384,7 @@ def original_trainer(job: TrainJob, world_size: int) -> tuple[list[float], list[
 @pytest.mark.parametrize(
     ("names", "num_steps"),
     [
-        pytest.param(["original", "Cayley_Trans"], 4, id="some"),
+        pytest.param(["Cayley_Trans"], 4, id="some"),
         pytest.param(list(PLAIN), STEPS, id="all", marks=pytest.mark.slow),
     ],
 )
