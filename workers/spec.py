@@ -407,6 +407,12 @@ class TrainingSpec(Settings):
     """Tokens whose mean p lifts the focus of `Cayley_Trans`: one micro-batch's on one worker, as in
     the paper, or the whole step's, which then does not depend on how it was cut but costs a second
     forward pass."""
+    reference: str | None = None
+    """Directory of the frozen model that some objectives compare with: another one of the same
+    tokenizer; the model before training if not given."""
+    old_policy_every: int = Field(default=8, ge=1)
+    """Optimizer steps between refreshes of the old policy, for objectives that read it (PSFT). A
+    run that resumes between two of them takes the policy that it resumes with."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """DeepSpeed ZeRO stage; if not given 2 with more than one worker, else 0."""
     offload_optimizer: bool = False
@@ -488,6 +494,15 @@ class TrainingSpec(Settings):
         if self.offload_parameters and stage < 3:
             raise ValueError(f"offload_parameters needs zero_stage 3, got {stage}")
         return self
+
+    @field_validator("reference")
+    @classmethod
+    def require_directory_of_a_model(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not (Path(value) / "config.json").is_file():
+            raise ValueError(f"{value}: it is no directory of a model; give one with a config.json")
+        return str(Path(value).absolute())  # Ray's processes work elsewhere
 
     @model_validator(mode="after")
     def require_states_that_deepspeed_rounds(self) -> TrainingSpec:

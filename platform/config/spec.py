@@ -69,10 +69,13 @@ class ExperimentSpec(Settings):
         """
         settings = self.model_dump(mode="json")
         settings["model"]["name"] = model_identity(self.model)
+        settings["training"]["reference"] = None
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for source in self.dataset.sources:
             if (path := source.local_path) is not None:
                 digest.update(digest_files(path).encode())
+        if self.training.reference is not None:
+            digest.update(model_digest(Path(self.training.reference)).encode())
         digest.update(self.evaluation.data_digest().encode())
         return digest.hexdigest()[:10]
 

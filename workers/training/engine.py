@@ -87,6 +87,20 @@ def load_reference(model_dir: str, model: PreTrainedModel, device: torch.device)
     )
 
 
+def require_same_vocabulary(model: PreTrainedModel, reference: PreTrainedModel) -> None:
+    """Refuse a reference model whose tokens are not those of the model that is trained.
+
+    Raises:
+        ValueError: the vocabularies differ in size.
+    """
+    ours, theirs = (len(each.get_output_embeddings().weight) for each in (model, reference))
+    if ours != theirs:
+        raise ValueError(
+            f"training.reference: it has a vocabulary of {theirs:,} tokens, the model one of "
+            f"{ours:,}; give a model of the same tokenizer"
+        )
+
+
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile every decoder layer for any length; they share one compilation."""
     for module in model.modules():
