@@ -270,7 +270,7 @@ def count_records(file: Path, characters: int) -> int:
 
 
 def dimensions_of(name: str) -> ModelDimensions | None:
-    """The sizes of a model from the catalog or from its config.json, here or on the hub."""
+    """Return a model's sizes from the catalog or from its config.json, here or on the hub."""
     if (known := recognized(name)) is not None:
         return MODELS[known].dimensions
     file = Path(name) / "config.json"
