@@ -313,7 +313,7 @@ class ObjectiveModel(nn.Module):
 def example_and_position(
     targets: torch.Tensor, cu_seq_lens: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
-    """Number the examples of a micro-batch and the target tokens within each, [B·T] each.
+    """Count out the examples of a micro-batch and the targets within each, [B·T] each.
 
     Args:
         targets: int64 [B, T], what every position predicts; `IGNORE_INDEX` where that is nothing.

@@ -179,7 +179,7 @@ def deepspeed_curves(jobs: list[TrainJob], storage: Path) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def other_model(make_job: Callable[..., TrainJob], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model of the same tokenizer with other weights."""
+    """Make a model of the same tokenizer with other weights."""
     job = make_job(SPEC, objective="original", num_steps=1)
     model = AutoModelForCausalLM.from_pretrained(job.model_dir)
     torch.manual_seed(1)
