@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deft.platform.commands.cost_model import (
     CARDS,
+    FITS,
     MFU,
     fit,
     gpu_hours,
@@ -68,8 +69,8 @@ def cards_that_fit(cell: PlannedCell, trained_from: Mapping[str, str]) -> str:
     model = dimensions_of(trained_from[cell.after] if cell.after else cell.spec.model.name)
     if model is None:
         return "unknown sizes"
-    needed = needed_memory(cell.spec, model)
-    names = [card.name.split()[0] for card in CARDS if fit(needed, card) == "fits"]
+    needed = needed_memory(cell.spec, model, cell.spec.training.resolved_zero_stage)
+    names = [card.name.split()[0] for card in CARDS if fit(needed, card) == FITS]
     return ", ".join(names) or "no card"
 
 

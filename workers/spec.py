@@ -414,14 +414,16 @@ class TrainingSpec(Settings):
     """Optimizer steps between refreshes of the old policy, for objectives that read it (PSFT). A
     run that resumes between two of them takes the policy that it resumes with."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed ZeRO stage; if not given 2 with more than one worker, else 0."""
+    """DeepSpeed ZeRO stage; if not given 1 with more than one worker, which reduces gradients once
+    a step, else 0. Stages 2 and 3 reduce them after every micro-batch and keep less on each device.
+    In 16 bits stage 0 is computed as stage 1."""
     offload_optimizer: bool = False
     """Keep optimizer states in the host's memory and update there (ZeRO 1 to 3)."""
     offload_parameters: bool = False
     """Keep parameters in the host's memory too, each on the device only while in use (ZeRO 3)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. float16 scales
-    the loss dynamically."""
+    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Gradients are
+    added up in `master_dtype` and reduced in float32. float16 scales the loss dynamically."""
     master_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the weights that the optimizer updates and of its moments. bfloat16 keeps no copy in
     float32, as arXiv 2602.11424 trains: 6 bytes of a parameter instead of 14, but updates smaller
@@ -436,6 +438,9 @@ class TrainingSpec(Settings):
     checkpoint_storage: str | None = None
     """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given.
     What opens the storage is in the environment of the cluster's nodes."""
+    scratch: str | None = None
+    """Directory on the nodes' own disks for checkpoints on their way to storage; in the run's own
+    directory if not given. What a killed run left there is deleted when it is started again."""
     keep_checkpoints: int | None = Field(default=None, ge=1)
     """Checkpoints to keep; if not given, two while training, should the last one turn out to be
     damaged, and none afterwards."""
@@ -553,6 +558,10 @@ class TrainingSpec(Settings):
         scored = self.keep == "best" and self.is_saved(step, num_steps)
         return due or scored or step in (0, num_steps)
 
+    def keeps_optimizer(self, step: int, num_steps: int) -> bool:
+        """Tell whether the checkpoint after ``step`` optimizer steps can be trained further."""
+        return step < num_steps or self.keep_checkpoints is not None
+
     def is_saved(self, step: int, num_steps: int) -> bool:
         """Tell whether a checkpoint is saved after ``step`` optimizer steps."""
         due = self.checkpoint_every is not None and step % self.checkpoint_every == 0
@@ -563,7 +572,7 @@ class TrainingSpec(Settings):
         """Return the ZeRO stage that is used."""
         if self.zero_stage is not None:
             return self.zero_stage
-        return 2 if self.num_workers > 1 else 0
+        return 1 if self.num_workers > 1 else 0
 
     def num_steps(self, num_examples: int, num_tokens: int) -> int:
         """Count the optimizer steps over examples with so many tokens; 0 if they fill no batch."""

@@ -80,7 +80,7 @@ class HeadResult(NamedTuple):
     grad_hidden: Tensor | None
     """[M, D]."""
     grad_weight: Tensor | None
-    """[V, D], in the accumulation dtype."""
+    """[V, D], in the accumulation dtype, or in the weight's where nothing is added to it later."""
     grad_bias: Tensor | None
     """[V], in the accumulation dtype."""
 

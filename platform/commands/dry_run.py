@@ -14,10 +14,14 @@ from urllib.request import Request, urlopen
 from deft.objectives.spec import ObjectiveSpec
 from deft.platform.commands.cost_model import (
     CARDS,
+    FITS,
     GIB,
+    HEADS,
     MFU,
+    TILES,
     USABLE,
     DataSize,
+    HeadKind,
     Memory,
     fit,
     gpu_hours,
@@ -149,7 +153,14 @@ def show_memory(spec: ExperimentSpec, model: ModelDimensions, console: RunConsol
     training = spec.training
     chosen, other = (
         [
-            memory_per_device(model, training, stage=s, checkpointed=c, itemsize=itemsize(training))
+            memory_per_device(
+                model,
+                training,
+                stage=s,
+                checkpointed=c,
+                itemsize=itemsize(training),
+                head=head_of(spec),
+            )
             for s in range(4)
         ]
         for c in (training.gradient_checkpointing, not training.gradient_checkpointing)
@@ -176,12 +187,17 @@ def show_time(
     """Print GPU-hours on cards by name."""
     training = spec.training
     flops = training_flops(model, training, tokens)
-    needed = needed_memory(spec, model)
+    chosen = training.resolved_zero_stage
+    needed = {stage: needed_memory(spec, model, stage) for stage in range(chosen, 4)}
     rows = []
     for card in CARDS:
         hours = gpu_hours(flops, card)
+        fitting = [stage for stage, size in needed.items() if fit(size, card) == FITS]
+        fits = fit(needed[chosen], card)
+        if fitting and chosen not in fitting:
+            fits += f"; zero_stage {fitting[0]} does"
         wall = f"{hours / training.num_workers:,.2f}"
-        rows.append([card.name, f"{card.memory:.0f} GiB", fit(needed, card), f"{hours:,.2f}", wall])
+        rows.append([card.name, f"{card.memory:.0f} GiB", fits, f"{hours:,.2f}", wall])
     title = (
         f"training, {flops:.3g} operations at an assumed {MFU:.0%} of the bfloat16 peak; "
         f"{1 - USABLE:.0%} of the memory is kept free"
@@ -190,16 +206,21 @@ def show_time(
     console.table(title, columns, rows)
 
 
-def needed_memory(spec: ExperimentSpec, model: ModelDimensions) -> int:
-    """Estimate the bytes that training as ``spec`` says takes on each device."""
-    training = spec.training
+def needed_memory(spec: ExperimentSpec, model: ModelDimensions, stage: int) -> int:
+    """Estimate the bytes that training as ``spec`` says, at a ZeRO stage, takes on each device."""
     return memory_per_device(
         model,
-        training,
-        stage=training.resolved_zero_stage,
-        checkpointed=training.gradient_checkpointing,
-        itemsize=itemsize(training),
+        spec.training,
+        stage=stage,
+        checkpointed=spec.training.gradient_checkpointing,
+        itemsize=itemsize(spec.training),
+        head=head_of(spec),
     ).total
+
+
+def head_of(spec: ExperimentSpec) -> HeadKind:
+    """Return what the objective's head keeps; one that is given by an import path has tiles."""
+    return HEADS.get(spec.objective.name, TILES)
 
 
 def itemsize(training: TrainingSpec) -> int:

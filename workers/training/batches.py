@@ -137,8 +137,9 @@ def collate(
     Returns:
         input_ids and labels, int64 [B, T]. With packing B is 1, the examples stand one after the
         other, and there are position_ids [1, T], which start anew with each, and cu_seq_lens, int32
-        [examples + 1], where each begins and the last ends. Without, they are padded on the right;
-        there is no attention mask, since under causal attention no token sees what is to its right.
+        [examples + 1] in the host's memory, where each begins and the last ends. Without, they are
+        padded on the right; there is no attention mask, since under causal attention no token sees
+        what is to its right.
     """
     if not rows:
         rows = [{"input_ids": [fill_token_id], "labels": [IGNORE_INDEX]}]
@@ -157,9 +158,7 @@ def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[
         "input_ids": torch.tensor([input_ids], device=device),
         "labels": torch.tensor([labels], device=device),
         "position_ids": torch.tensor([positions], device=device),
-        "cu_seq_lens": torch.tensor(
-            [0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=device
-        ),
+        "cu_seq_lens": torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32),
     }
 
 

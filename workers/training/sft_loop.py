@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import ray.train
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from deft.objectives import Objective, get_objective
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import training_example_ids
+from deft.workers.modeling.attention import describe_attention
 from deft.workers.modeling.known_logp import KnownLogp, stored_logp
 from deft.workers.modeling.loading import fill_token_id, require_exportable
 from deft.workers.modeling.objective_model import ObjectiveModel
@@ -28,7 +30,7 @@ from deft.workers.training.batches import (
     step_indices,
     token_counts,
 )
-from deft.workers.training.checkpoints import Resumption, save_checkpoint
+from deft.workers.training.checkpoints import Resumption, clear_scratch, save_checkpoint
 from deft.workers.training.engine import (
     build_engine,
     load_model,
@@ -60,17 +62,27 @@ loss scale by such steps."""
 def train(job: TrainJob) -> None:
     """Train as ``job`` says, from the last checkpoint if Ray Train has one.
 
-    The last checkpoint reported holds `model/`, the Hugging Face export, beside `engine/`.
+    The last checkpoint reported holds `model/`, the Hugging Face export.
 
     Raises:
         FloatingPointError: loss or gradient were not finite for several steps in a row.
     """
     worker = setup_worker(job)
     data = setup_data(job)
-    engine, first_step, data = setup_engine(job, worker, data)
+    clear_scratch(job.scratch_dir)
+
+    def report_damage(step: int, file: str) -> None:
+        worker.report("damaged_checkpoint", step, {"file": file})
+
+    with Resumption(worker.rank, worker.world_size, job.scratch_dir, report_damage) as resumption:
+        if resumption.step == job.num_steps:
+            return
+        engine, data = setup_engine(job, worker, data, load_universal=resumption.is_universal)
+        first_step = resumption.load(engine)
     notice = PreemptionNotice(worker.device)
     if first_step == 0:
         validate_if_due(job, worker, engine, data, step=0)
+    worker.report("attention", first_step, {"name": describe_attention(engine.module.model)})
 
     skipped_in_a_row = 0
     old_logp: dict[int, list[torch.Tensor]] = {}
@@ -158,12 +170,12 @@ def setup_data(job: TrainJob) -> Data:
 
 
 def setup_engine(
-    job: TrainJob, worker: Worker, data: Data
-) -> tuple[deepspeed.DeepSpeedEngine, int, Data]:
-    """Build the engine and load the last whole checkpoint.
+    job: TrainJob, worker: Worker, data: Data, *, load_universal: bool
+) -> tuple[deepspeed.DeepSpeedEngine, Data]:
+    """Build the engine with the model as prepared.
 
     Returns:
-        The engine, the steps done, and the data with what the objective reads of other models.
+        The engine, and the data with what the objective reads of other models.
     """
     dtype, objective = resolve_dtype(job.training.dtype), get_objective(job.objective)
     model = load_model(job.model_dir, job.training, dtype)
@@ -176,19 +188,13 @@ def setup_engine(
         reference = load_reference(other_dir or job.model_dir, model, worker.device)
         require_same_vocabulary(model, reference)
     data = with_known_logp(job, worker, data, objective, model, reference)
-    reference = reference if needs_copy else None
-
-    def report_damage(step: int, file: str) -> None:
-        worker.report("damaged_checkpoint", step, {"file": file})
-
-    with Resumption(worker.rank, worker.world_size, report_damage) as resumption:
-        engine = build_engine(
-            ObjectiveModel(model, objective, reference),
-            job.training,
-            job.num_steps,
-            load_universal=resumption.is_universal,
-        )
-        return engine, resumption.load(engine), data
+    engine = build_engine(
+        ObjectiveModel(model, objective, reference if needs_copy else None),
+        job.training,
+        job.num_steps,
+        load_universal=load_universal,
+    )
+    return engine, data
 
 
 def with_known_logp(
@@ -350,4 +356,11 @@ def save_if_due(
             packing=job.training.packing,
             keep_adapter=lora is not None and lora.keep_adapter,
         )
-        save_checkpoint(engine, export if is_exported else None, step, metrics)
+        save_checkpoint(
+            engine,
+            export if is_exported else None,
+            step,
+            metrics,
+            Path(job.scratch_dir),
+            job.training.keeps_optimizer(step, job.num_steps),
+        )
