@@ -354,7 +354,7 @@ class LoraSpec(Settings):
 
 
 class TrainingSpec(Settings):
-    """How to train: DeepSpeed SFT with AdamW and a cosine schedule."""
+    """How to train: DeepSpeed SFT with AdamW and a schedule of the learning rate."""
 
     num_workers: int = Field(default=2, ge=1)
     """Data-parallel training processes, one GPU each where there are GPUs."""
@@ -390,7 +390,12 @@ class TrainingSpec(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled weight decay."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises linearly before its cosine decay."""
+    """Share of the steps over which the learning rate rises linearly at first."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Course of the learning rate after that: a cosine or a line down to 0 at the last step;
+    constant; or constant and then a line down to 0 (warm-up, stable, decay)."""
+    decay_ratio: float = Field(default=0.1, gt=0, le=1)
+    """Share of the steps over which the schedule `wsd` decays, the last ones."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
     gradient_checkpointing: bool = False
@@ -508,6 +513,16 @@ class TrainingSpec(Settings):
         if not (Path(value) / "config.json").is_file():
             raise ValueError(f"{value}: it is no directory of a model; give one with a config.json")
         return str(Path(value).absolute())  # Ray's processes work elsewhere
+
+    @model_validator(mode="after")
+    def require_steps_for_warmup_and_decay(self) -> TrainingSpec:
+        if self.schedule == "wsd" and self.warmup_ratio + self.decay_ratio > 1:
+            raise ValueError(
+                f"decay_ratio: with warmup_ratio {self.warmup_ratio:g} at most "
+                f"{1 - self.warmup_ratio:g} of the steps are left, got {self.decay_ratio:g}; "
+                "lower one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def require_states_that_deepspeed_rounds(self) -> TrainingSpec:

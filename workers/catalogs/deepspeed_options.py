@@ -14,7 +14,7 @@ RESERVED_DEEPSPEED_KEYS = {
     "gradient_accumulation_steps": "training.batch_size and training.micro_batch_size",
     "gradient_clipping": "training.max_grad_norm",
     "optimizer": "training.learning_rate, training.betas and training.weight_decay",
-    "scheduler": "training.warmup_ratio",
+    "scheduler": "training.schedule and training.warmup_ratio",
     "bf16": "training.dtype",
     "bfloat16": "training.dtype",
     "fp16": "training.dtype",

@@ -8,7 +8,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from transformers import AutoConfig, PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import AutoConfig, PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from deft.workers.common.compat import (
@@ -171,18 +171,30 @@ def deepspeed_config(
     return deep_merge(config, spec.deepspeed)
 
 
+def learning_rate_schedule(
+    optimizer: torch.optim.Optimizer, spec: TrainingSpec, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the schedule of ``spec`` over ``num_steps`` steps, warm-up included."""
+    decay = int(spec.decay_ratio * num_steps)
+    kwargs = {"num_decay_steps": decay, "decay_type": "linear"} if spec.schedule == "wsd" else {}
+    names = {"wsd": "warmup_stable_decay", "constant": "constant_with_warmup"}
+    schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        names.get(spec.schedule, spec.schedule),
+        optimizer,
+        num_warmup_steps=int(spec.warmup_ratio * num_steps),
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=kwargs,
+    )
+    return schedule
+
+
 def build_engine(
     model: ObjectiveModel, spec: TrainingSpec, num_steps: int, *, load_universal: bool = False
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap ``model``: AdamW, linear warm-up and cosine decay over ``num_steps`` steps."""
+    """Wrap ``model``: AdamW, and the schedule of ``spec`` over ``num_steps`` steps."""
 
     def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        cosine: torch.optim.lr_scheduler.LRScheduler = get_cosine_schedule_with_warmup(
-            optimizer,
-            num_warmup_steps=int(spec.warmup_ratio * num_steps),
-            num_training_steps=num_steps,
-        )
-        return cosine
+        return learning_rate_schedule(optimizer, spec, num_steps)
 
     load_collectives()
     engine, *_ = deepspeed.initialize(
