@@ -15,7 +15,10 @@ from pydantic import (
 )
 
 from deft.workers.catalogs.datasets import DATASETS, SUFFIXES, data_suffix, local_files
-from deft.workers.catalogs.deepspeed_options import require_usable_options
+from deft.workers.catalogs.deepspeed_options import (
+    require_rounded_states,
+    require_usable_options,
+)
 from deft.workers.catalogs.models import MODELS
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.names import unknown_name
@@ -526,27 +529,12 @@ class TrainingSpec(Settings):
 
     @model_validator(mode="after")
     def require_states_that_deepspeed_rounds(self) -> TrainingSpec:
-        if self.master_dtype == "float32":
-            return self
-        if self.dtype != "bfloat16":
-            raise ValueError(
-                f"master_dtype: bfloat16 states go with bfloat16 weights, got dtype {self.dtype}; "
-                "set dtype to bfloat16"
-            )
-        if self.resolved_zero_stage == 0:
-            raise ValueError(
-                "master_dtype: DeepSpeed keeps bfloat16 states at zero_stage 1, 2 and 3, got 0; "
-                "set zero_stage to 1 (one worker is enough)"
-            )
-        if self.offload_optimizer or self.offload_parameters:
-            raise ValueError(
-                "master_dtype: offloaded states are float32; leave offload_optimizer and "
-                "offload_parameters out, or set master_dtype to float32"
-            )
-        if self.min_workers is not None:
-            raise ValueError(
-                "master_dtype: a checkpoint of bfloat16 states belongs to its number of workers; "
-                "leave min_workers out, or set master_dtype to float32"
+        if self.master_dtype == "bfloat16":
+            require_rounded_states(
+                self.dtype,
+                self.resolved_zero_stage,
+                offloads=self.offload_optimizer or self.offload_parameters,
+                is_elastic=self.min_workers is not None,
             )
         return self
 
