@@ -5,14 +5,14 @@ Shapes: M rows that have a target, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from deft.objectives.base import Objective, ObjectiveOutput, TokenStats
+from deft.objectives.base import TOP_K, Objective, ObjectiveOutput, TokenStats
 
 
 class ReferenceHead(NamedTuple):
@@ -47,6 +47,10 @@ class HeadInputs(NamedTuple):
     """Rows aligned with hidden; given exactly if the objective needs it."""
     step_mean_p: Tensor | None
     """Scalar mean p of the optimiser step, where known."""
+    context: Mapping[str, Tensor | None] = {}
+    """What the objective reads of `CONTEXT`, each [M]; None stands for the model's own logp."""
+    top_k: int = TOP_K
+    """Number of largest logits that `entropy_top` is taken over."""
 
 
 class Wanted(NamedTuple):
@@ -89,8 +93,25 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def apply_objective(objective: Objective, stats: TokenStats) -> ObjectiveOutput:
-    """Evaluate the objective and zero the rows that it does not keep."""
+def apply_objective(
+    objective: Objective,
+    stats: TokenStats,
+    context: Mapping[str, Tensor | None] | None = None,
+    rows: slice | Tensor = slice(None),
+) -> ObjectiveOutput:
+    """Evaluate the objective and zero the rows that it does not keep.
+
+    Args:
+        objective: what to evaluate.
+        stats: [R].
+        context: see `HeadInputs`, each [M].
+        rows: which of the M rows `stats` is of.
+    """
+    if context:
+        columns: dict[str, Any] = {
+            name: stats.logp if column is None else column[rows] for name, column in context.items()
+        }
+        stats = replace(stats, **columns)
     output = objective(stats)
     if output.keep is None:
         return output

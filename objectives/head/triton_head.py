@@ -115,7 +115,7 @@ def triton_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> Hea
     inputs = inputs._replace(hidden=inputs.hidden.contiguous(), weight=inputs.weight.contiguous())
     with torch.cuda.device_of(inputs.hidden):
         stats, log_normalizer = _statistics(inputs, wanted.statistics)
-        output = apply_objective(objective, stats)
+        output = apply_objective(objective, stats, inputs.context)
         gradients = _gradients(inputs, wanted, stats.logp, log_normalizer, output.gate)
     return HeadResult(stats, output, *gradients)
 

@@ -14,6 +14,9 @@ In 16 bits stage 0 is computed as stage 1, whose sums are reduced in place, once
 fill buckets of 2e8 gradients: ZeRO 2 two of them and a float32 copy, while the backward pass goes
 on; ZeRO 3 one in float32, and it holds at most 1e9 gathered parameters and, while it updates, a
 copy of as many gradients of its share.
+
+With `training.master_dtype: bfloat16` all of these take 2 bytes a number: gradients and their sums,
+moments, the master weights in stages 1 and 2; in stage 3 they are the weights themselves.
 """
 
 from __future__ import annotations
@@ -34,6 +37,11 @@ CHUNK_BYTES, CHUNK_ROWS, LEAST_CHUNK_ROWS = 2**30, 4096, 256
 """Bytes of the head in chunks, on a GPU, and the most and the fewest rows of logits in them."""
 SCRATCH_ROWS, PRODUCT_COLUMNS = 512, 2**15
 """Rows of that head's scratch memory, and columns of the logits that it multiplies at once."""
+FITS = "fits"
+"""What a plan says of a card that is large enough."""
+USABLE = 0.9
+"""Share of a card's memory that a plan may fill; the rest is for the allocator's fragments, CUDA's
+own context, and the work space of kernels and collectives."""
 MFU = 0.4
 """Share of a card's peak that training is assumed to reach."""
 
@@ -216,18 +224,19 @@ def memory_per_device(
     workers, trained = spec.num_workers, trained_parameters(model, spec.lora)
     share = _divide(trained, workers if stage >= 1 else 1)
     tokens = spec.micro_batch_size * spec.max_length
-    master = 4 if stage >= 1 else 0
+    state = 2 if spec.master_dtype == "bfloat16" else 4
+    master = 0 if stage == 0 or (state == 2 and stage == 3) else state
     offloads = spec.offload_optimizer and stage >= 1
     gathered = itemsize * min(MAX_LIVE, model.num_parameters)
-    updated = 0 if offloads else 4 * min(MAX_LIVE, share)
+    updated = 0 if offloads else state * min(MAX_LIVE, share)
     has_copy = spec.lora is None and head.has_reference
     return Memory(
         weights=0
         if spec.offload_parameters and stage == 3
         else itemsize * _divide(model.num_parameters, workers if stage == 3 else 1),
         reference=itemsize * model.num_parameters if has_copy else 0,
-        gradients=4 * share if stage >= 2 else (6 if is_rounded else 4) * trained,
-        optimizer=0 if offloads else (master + 8) * share,
+        gradients=state * share if stage >= 2 else (2 * is_rounded + state) * trained,
+        optimizer=0 if offloads else (master + 2 * state) * share,
         buffers={
             0: 0,
             1: 0 if is_rounded else 4 * BUCKET,
@@ -243,6 +252,14 @@ def memory_per_device(
             is_bfloat16=is_rounded and spec.dtype != "float16",
         ),
     )
+
+
+def fit(needed: float, card: Card) -> str:
+    """Say whether ``needed`` bytes fit on ``card``."""
+    share = needed / (card.memory * GIB)
+    if share <= USABLE:
+        return FITS
+    return f"too tight, {share:.0%}" if share <= 1 else "does not fit"
 
 
 def training_flops(model: ModelDimensions, spec: TrainingSpec, num_tokens: int) -> float:

@@ -17,7 +17,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,8 @@ def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | B
         generate = import_attribute(entry.generate)
         yield from generate(spec.split, spec.size or entry.size)
         return
+    if entry is not None:
+        entry = replace(entry, keep_whitespace=spec.keep_whitespace)
     for record in _records(spec, entry):
         if isinstance(record, BadRecord):
             yield record
@@ -313,7 +315,7 @@ def _prompt_turns(
     if "input" in columns:
         text += "\n\n" + require_text(_value(fields, columns["input"]), repr(columns["input"]))
     if entry is not None:
-        text = stored_question(text, entry.instruction)
+        text = stored_question(text, entry.instruction, keep_whitespace=entry.keep_whitespace)
     return ({"role": "user", "content": text},)
 
 
@@ -332,13 +334,16 @@ def _require_question_and_answer(turns: tuple[Message, ...]) -> None:
         raise BadValueError("no prompt", "there is no turn before the assistant's")
 
 
-def stored_question(text: str, instruction: str) -> str:
+def stored_question(text: str, instruction: str, *, keep_whitespace: bool = False) -> str:
     """Return the bare question in a stored prompt, without control tokens and ``instruction``.
 
     A prompt style adds both again, the control tokens of the model at hand and BOS once.
     """
     turns = STORED_TURN.findall(text)
-    return str(turns[-1] if turns else text).strip().removesuffix(instruction).rstrip()
+    question = str(turns[-1] if turns else text)
+    if keep_whitespace:
+        return question.removesuffix(f"\n{instruction}") if instruction else question
+    return question.strip().removesuffix(instruction).rstrip()
 
 
 def _value(fields: Mapping[str, Any], column: str) -> Any:

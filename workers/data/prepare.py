@@ -298,7 +298,7 @@ def prepare_source(source: SourceSpec, bad_records: BadRecords, cache: Path) -> 
     Raises:
         ValueError: see `prepare_examples`.
     """
-    settings = source.model_dump(include={"size", "split", "columns", "config"})
+    settings = source.model_dump(include={"size", "split", "columns", "config", "keep_whitespace"})
     # Files are named by their content, wherever they are; which columns are read by default by the
     # name of a dataset.
     name = source.name if source.name in DATASETS or source.local_path is None else ""

@@ -57,7 +57,18 @@ def split_into_micro_batches(
     if spec.splits_by_tokens:
         capacity = spec.micro_batch_size * spec.max_length
         return split_by_tokens(indices, lengths, capacity=capacity, world_size=world_size)
+    if spec.micro_batch_order == "data":
+        return split_in_order(indices, size=spec.micro_batch_size, world_size=world_size)
     return split_by_count(indices, lengths, size=spec.micro_batch_size, world_size=world_size)
+
+
+def split_in_order(indices: Sequence[int], *, size: int, world_size: int) -> MicroBatchPlan:
+    """Deal examples out to the ranks in turn, and cut each share into ``size`` at a time.
+
+    So do a `torch.utils.data.DistributedSampler` and a loader of a rank's share of the step.
+    """
+    shares = [list(indices[rank::world_size]) for rank in range(world_size)]
+    return [[share[i : i + size] for i in range(0, len(share), size)] for share in shares]
 
 
 def split_by_count(

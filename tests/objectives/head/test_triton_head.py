@@ -192,10 +192,10 @@ def test_what_the_kernels_cannot_do_is_refused_with_a_reason() -> None:
     from deft.objectives.head.triton_head import triton_head, unsupported
 
     inputs, objective, wanted = problem(Case("original"))
-    top20 = wanted._replace(statistics=frozenset({"entropy_top20"}))
+    top20 = wanted._replace(statistics=frozenset({"entropy_top"}))
     for reason, given in (
         ("second distribution", (inputs, get_objective("LabelSmoothing"), wanted)),
-        ("entropy_top20", (inputs, get_objective("EAFT"), top20)),
+        ("entropy_top", (inputs, get_objective("EAFT"), top20)),
         ("float64", (inputs._replace(hidden=inputs.hidden.double()), objective, wanted)),
         ("NVIDIA GPU", (inputs, objective, wanted)),
     ):

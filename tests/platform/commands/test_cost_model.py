@@ -39,8 +39,7 @@ from deft.platform.commands.cost_model import (
     trained_tokens,
     training_flops,
 )
-from deft.platform.commands.dry_run import read_dimensions
-from deft.workers.catalogs.models import MODELS, ModelDimensions
+from deft.workers.catalogs.models import MODELS, ModelDimensions, read_dimensions
 from deft.workers.spec import LoraSpec, TrainingSpec
 from deft.workers.training.engine import deepspeed_config
 
@@ -148,7 +147,7 @@ def test_every_objective_is_planned_with_the_head_that_a_gpu_runs() -> None:
         given = {info.parameter: 0.5} if info.parameter else {}
         objective = get_objective({"name": name, **given})
         target = objective.target
-        in_tiles = target is None and "entropy_top20" not in objective.needs
+        in_tiles = target is None and "entropy_top" not in objective.needs
         chunks = 1 + (target is not None and target.kind != "uniform")
         expected = HeadKind(0 if in_tiles else chunks, objective.needs_reference)
         assert HEADS.get(name, TILES) == expected, name
