@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deft.evaluators.grading.brackets import read_group
@@ -22,6 +22,7 @@ from deft.evaluators.grading.choice.option_text import (
     stems_of,
     value_of,
 )
+from deft.evaluators.grading.choice.paper import choose_as_the_paper
 from deft.evaluators.grading.choice.prose import abridged, concluded
 from deft.evaluators.grading.choice.statements import (
     BAD_AHEAD,
@@ -36,7 +37,12 @@ from deft.evaluators.grading.choice.statements import (
     TRAILS,
 )
 from deft.evaluators.grading.final_answer import announced
-from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
+from deft.evaluators.grading.responses import (
+    answer_part,
+    before_next_problem,
+    no_answer,
+    without_marks,
+)
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
 MAX_VERBS = 3
@@ -59,7 +65,8 @@ def grade(record: Mapping[str, Any]) -> Grade:
     """Grade ``response`` against the letter ``gold`` of ``options`` (letter to text).
 
     ``extracted`` is the letter of the chosen option. A response that was cut off is graded if it
-    had made its choice explicit by then, else it is ``truncated``.
+    had made its choice explicit by then, else it is ``truncated``. The score ``accuracy_paper`` is
+    1 where the paper's rules choose ``gold``.
     """
     options = {letter.upper(): text for letter, text in record["options"].items()}
     finish_reason = record.get("finish_reason")
@@ -73,10 +80,13 @@ def grade(record: Mapping[str, Any]) -> Grade:
         letter = letter or chooser.explicit(part)
         if letter is None and finish_reason != "length":
             letter = chooser.implied(part)
+    as_the_paper = choose_as_the_paper(without_marks(record["response"]), options)
+    gold = record["gold"].strip().upper()
+    scores = {"accuracy_paper": float(as_the_paper == gold)}
     if not letter:
-        return no_answer(finish_reason)
-    correct = letter == record["gold"].strip().upper()
-    return Grade(Verdict.correct if correct else Verdict.wrong, letter)
+        return replace(no_answer(finish_reason), scores=scores)
+    correct = letter == gold
+    return Grade(Verdict.correct if correct else Verdict.wrong, letter, scores)
 
 
 _SECTION = re.compile(
