@@ -175,9 +175,8 @@ class Chooser:
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
         copy = folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
         lines = [line for line in lines if folded(line) != copy]
-        if not lines:
+        if not lines or (len(lines) == 1 and _OBSERVATION.fullmatch(lines[0])):
             return None
-        whole = [self._whole_line(line) for line in lines]
         marked = self._marked(lines)
         if marked:
             return marked
@@ -483,6 +482,8 @@ _SET_ASIDE = re.compile(
     r"|(?:less|least) \w+|differential(?: diagnos[ie]s)?|runner-up|not|rule out|avoid)\s*:",
     re.IGNORECASE,
 )
+_OBSERVATION = re.compile(r"\W*(?:[A-Za-z]+ ){1,3}(?:falls|rises|drops|climbs)\W*")
+"""A finding, not an option: "Cardiac output falls", where options speak of a decreased output."""
 _CROSSED = re.compile("[❌✗✘]")
 _RANKING = re.compile(
     r"\b(?:rank\w*|most to least|in order of|order of likelihood)\b", re.IGNORECASE
