@@ -27,9 +27,11 @@ from deft.evaluators.benchmarks.math import after_hashes, box_of_solution
 from deft.evaluators.benchmarks.medical import read_choice
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
-MAX_TOKENS = 144
+MAX_TOKENS = 128
 """Longest response in tokens."""
-BATCH_SIZE = 32
+BATCH_SIZE = 20
+MAX_QUESTION = 600
+"""Characters of the longest question; reading a prompt takes longer than answering it."""
 TEMPERATURES = (0.0, 0.7, 1.0)
 STYLES = ("chat", "boxed", "plain", "shots")
 TASKS = {
@@ -113,7 +115,7 @@ def benchmark_items(folder: Path) -> Iterator[dict[str, Any]]:
     for line in (folder / "math500.jsonl").read_text().splitlines()[:45]:
         row = json.loads(line)
         yield {"task": "math500", "question": row["problem"], "gold": box_of_solution(row)}
-    for number, line in enumerate((folder / "medical_sample.jsonl").read_text().splitlines()[:45]):
+    for number, line in enumerate((folder / "medical_sample.jsonl").read_text().splitlines()):
         item = read_choice(json.loads(line), number)
         if item is not None:
             yield {
@@ -140,6 +142,16 @@ def prompt(item: dict[str, Any], style: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(f"{solved}Question: {question}\nAnswer:")["input_ids"])
 
 
+def in_batches(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Order items so that batches are of similar length, and every part of them is of all kinds."""
+    source = random.Random(0)
+    source.shuffle(items)
+    items = sorted(items, key=lambda item: len(item["question"]) // 50)
+    batches = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
+    source.shuffle(batches)
+    return [item for batch in batches for item in batch]
+
+
 def generate(arguments: argparse.Namespace) -> None:
     """Append what is missing to ``--out``, a batch at a time."""
     import torch
@@ -148,7 +160,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from deft.workers.modeling.model_files import build_smollm2
 
     items = [*made_items(), *(benchmark_items(arguments.items) if arguments.items else ())]
-    random.Random(0).shuffle(items)
+    items = in_batches([item for item in items if len(item["question"]) <= MAX_QUESTION])
     finished = len(arguments.out.read_text().splitlines()) if arguments.out.exists() else 0
     items = items[finished:]
     began = time.monotonic()
