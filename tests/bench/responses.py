@@ -167,7 +167,7 @@ def generate(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_smollm2(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     tokenizer.pad_token = tokenizer.eos_token
     for start in range(0, len(items), BATCH_SIZE):
         if time.monotonic() - began > arguments.seconds:

@@ -495,7 +495,7 @@ _BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|
 """Ahead of a number: it is the end of a range, or a bound."""
 _MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
 _ITEM_LETTER = re.compile(
-    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b)"
+    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b|\s*\|)"
 )
 _ITEMS_APART = re.compile(r"[;,.]\s{0,3}(?=\W{0,8}[A-Z](?:\s+is\b|\W{0,2}:))")
 _VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)

@@ -86,7 +86,8 @@ _PLANNING = re.compile(
 _CIRCUMSTANCE = re.compile(
     r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these|"
     r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$"
-    r"|\bto\s+[a-z]+\s+(?:the|all|her|his|their|these)\s+$",
+    r"|\bto\s+(?!about|approx|exactly|roughly|nearly|only|be\b|get|equal|reach|total|around|just)"
+    r"[a-z]+\s+(?:(?:the|all|her|his|their|these)\s+)?$",
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(
@@ -231,7 +232,7 @@ _TRAILING_REMARK = re.compile(
     r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,"
     r"|and not\b|not\b|done\b|while\b|whereas\b"
     r"|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
-    r"|which is (?:\S+ )?(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
+    r"|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
     r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$",
     re.IGNORECASE,
