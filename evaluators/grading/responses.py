@@ -128,7 +128,8 @@ def before_next_problem(response: str) -> str:
     """
     for match in _NEXT_PROBLEM.finditer(response):
         question = match["question"]
-        if question is None or len(question) >= MIN_QUESTION or re.search(r"\d", question):
+        asks = question is None or len(question) >= MIN_QUESTION
+        if asks or re.search(r"\d|\n\W{0,4}A[.):]\s", question):
             return response[: match.start()]
     return response
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deft.evaluators.grading.brackets import read_group
+from deft.evaluators.grading.choice.option_matching import LETTERED
 from deft.evaluators.grading.choice.option_text import (
     folded,
     number_set,
@@ -343,7 +344,7 @@ class Chooser:
                 continue  # "D (its text) is tempting, but B is correct"
             position = match.end()
             before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
-            if BAD_AHEAD.search(before):
+            if BAD_AHEAD.search(before) or before.split(" ")[-1].lower() in LETTERED:
                 continue
             shared = SHARED.search(before)
             yield Statement(match.start(), "" if shared else letter)
@@ -515,7 +516,7 @@ _NONE_OF = re.compile(
 _LETTER = re.compile(
     r"\W{0,20}?(?P<label>(?:option|choice|letter|"
     r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]{1,3}\s{0,3})?(?P<letter>[A-Za-z])"
-    r"(?P<close>\s{0,3}[)\]】]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
+    r"(?P<close>\s{0,3}[)\]】>]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
