@@ -1,4 +1,4 @@
-"""The Ray actor that evaluates: one engine, a benchmark or shard at a time, any number of models."""
+"""The Ray actor that evaluates: one engine, one benchmark or shard at a time, any model."""
 
 from __future__ import annotations
 

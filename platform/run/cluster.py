@@ -181,11 +181,15 @@ def _run_where_it_can(work: Callable[[], Result]) -> Result:
         refusal = error
     here = ray.get_runtime_context().get_node_id()
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    task: Any = ray.remote(work)
     for node in sorted(nodes, key=lambda node: node != here):
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
         try:
             # A driver's node may have no CPUs to reserve.
-            return ray.get(ray.remote(num_cpus=0, scheduling_strategy=strategy)(work).remote())
+            on_node: Result = ray.get(
+                task.options(num_cpus=0, scheduling_strategy=strategy).remote()
+            )
+            return on_node
         except RayTaskError as error:
             if not isinstance(root_cause(error), NotOnThisNodeError):
                 raise

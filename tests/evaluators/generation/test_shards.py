@@ -65,7 +65,7 @@ def test_shards_put_together_are_the_uncut_benchmark(
 def test_what_shards_have_generated_is_kept_whatever_the_next_cut(
     evaluator: Evaluator, job: EvaluationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed with one shard done and another in the middle, on three engines; then on one, or two."""
+    """Killed with one of three shards done and one in the middle; then on one or two engines."""
     monkeypatch.setattr(shards_module, "MIN_RESPONSES", 2)
     uncut = replace(job, out=str(tmp_path / "uncut"))
     evaluator.run(uncut)
