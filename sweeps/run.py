@@ -50,6 +50,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
     name = directory.path.name
     with ray_cluster(verbose=context.verbose), directory.locked():
         placement = place_cells(plan)
+        warn_of_shared_sqlite(context)
         directory.create(plan)
         finished = [run for run in cells if directory.is_finished(run)]
         done = f", {len(finished)} finished already" if finished else ""
@@ -143,6 +144,17 @@ def place_cells(plan: Plan) -> Placement:
     )
     limit = plan.spec.max_concurrent or placement.num_cells
     return replace(placement, num_cells=min(placement.num_cells, limit))
+
+
+def warn_of_shared_sqlite(context: RunContext) -> None:
+    """Warn if cells on several nodes will write to one SQLite file, whose locks may not hold."""
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    if num_nodes > 1 and context.tracking_uri.startswith("sqlite"):
+        context.console.print(
+            f"warning: {num_nodes} nodes would write to MLflow's SQLite file; on a network file "
+            "system it may lock up or be damaged. Start `mlflow server` on one node and give its "
+            "address as --tracking-uri"
+        )
 
 
 def describe_placement(placement: Placement) -> str:

@@ -102,16 +102,8 @@ def measure_sweep(file: Path, root: Path) -> None:
 
 GRID = {
     "objective": [
-        "original",
-        "p",
-        "Cayley_Trans",
-        "DEFT",
-        "DFT",
-        "EAFT",
-        "CHORD",
-        "Focal",
-        "LabelSmoothing",
-        "GEM",
+        *("original", "p", "Cayley_Trans", "DEFT", "DFT"),
+        *("EAFT", "CHORD", "Focal", "LabelSmoothing", "GEM"),
     ],
     "training.learning_rate": [1e-6 * 2**power for power in range(10)],
 }
