@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from deft.platform.cli_options import AsJson, Overrides, Root, TrackingUri, Verbose
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, print_error
 
@@ -28,33 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Root = Annotated[
-    Path, typer.Option("--root", envvar="DEFT_ROOT", help="Where runs, cache and MLflow store are.")
-]
-TrackingUri = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow server or store; an SQLite file under the run root if not given.",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a setting of the run file, or of a sweep's base run.",
-    ),
-]
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print the results as JSON, and all else to the error output."),
-]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
-]
 
 
 def _context(
@@ -89,7 +63,7 @@ def run(
     protocol: Annotated[
         str | None, typer.Option(help="fair (default), or paper for arXiv 2602.11424's training.")
     ] = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
@@ -144,7 +118,7 @@ def run(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
-    settings: Settings = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
@@ -431,7 +405,7 @@ def show_data_(
     file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
     dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
     model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     number: Annotated[int, typer.Option(min=1, help="Examples to print.")] = 3,
     root: Root = Path("runs"),
 ) -> None:
@@ -486,7 +460,7 @@ def landscape(
     out: Annotated[Path, typer.Option(help="Image file (PNG, SVG or PDF).")] = Path(
         "landscape.png"
     ),
-    settings: Settings = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
 ) -> None:
     """Draw how hard each objective pulls at a model's tokens, without training it."""
