@@ -42,6 +42,7 @@ from deft.workers.data.example_store import (
     write_examples,
 )
 from deft.workers.data.readers import BadRecord, BadRecordLog
+from deft.workers.modeling.hub_models import prepare_hub_model
 from deft.workers.modeling.model_files import (
     build_smollm2,
     build_tiny,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 Source = TypeVar("Source", bound=SourceSpec)
 
-STORE_FORMAT = "2"
+STORE_FORMAT = "3"
 """Changes with what is stored of examples and rows: what an older version stored is left alone."""
 EXAMPLES_FILE = "examples.arrow"
 COUNTS_FILE = "counts.json"
@@ -101,7 +102,7 @@ class Prepared:
     """The examples before tokenisation, see `deft.workers.data.example_store`."""
     rows_dir: str
     """Training rows, see `deft.workers.data.example_store.open_rows`: input_ids and labels, int32
-    lists of equal length."""
+    lists of equal length, and weights, float32 lists as long or null."""
     validation_dir: str
     """Held-out rows, the same and target_bytes (int64): UTF-8 bytes of the text that a row's target
     tokens spell. No row if nothing is held out."""
@@ -493,12 +494,14 @@ def noisy_rows(rows_dir: Path, first: int, number: int) -> dict[int, tuple[list[
 
 
 def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:
-    """Return the local directory of ``model``, built under ``cache`` if it is one of ours.
+    """Return the directory of ``model``: a local one as it is, all others under ``cache``.
 
     ``examples_dir`` is named after the content of the examples in it; the tiny model needs it.
     """
     if model.name not in MODELS or MODELS[model.name].hub:
-        return resolve_directory(model.name, model.revision)
+        if model.local_path is not None:
+            return resolve_directory(model.name)
+        return prepare_hub_model(resolve_name(model.name), model.revision, cache)
     if model.name == "tiny":
         assert examples_dir is not None
         directory = cache / f"tiny-{hash_parts(examples_dir.name, str(seed))}"

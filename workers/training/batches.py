@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -134,7 +134,7 @@ ON_HOST = frozenset({"cu_seq_lens"})
 
 
 def collate(
-    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device, *, packing: bool
+    rows: Sequence[dict[str, Any]], fill_token_id: int, device: torch.device, *, packing: bool
 ) -> dict[str, torch.Tensor]:
     """Collate a micro-batch; without rows, a single token that has no target.
 
@@ -144,11 +144,14 @@ def collate(
         the other, and there are position_ids [1, T], which start anew with each, and cu_seq_lens,
         int32 [examples + 1] in the host's memory, where each begins and the last ends. Without,
         they are padded on the right; there is no attention mask, since under causal attention no
-        token sees what is to its right.
+        token sees what is to its right. Where a row has weights, there are weights as well,
+        float32 [B, T].
     """
     if not rows:
         rows = [{"input_ids": [fill_token_id], "labels": [IGNORE_INDEX]}]
     batch = _packed(rows) if packing else _padded(rows, fill_token_id)
+    if any(row.get("weights") for row in rows):
+        batch["weights"] = _weights(rows, packing=packing)
     targets = batch["labels"][:, 1:].flatten() != IGNORE_INDEX
     batch["target_rows"] = targets.nonzero().squeeze(-1)
     return to_device(batch, device)
@@ -167,7 +170,7 @@ def pinned(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
-def _packed(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+def _packed(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     import torch
 
     lengths = [len(row["input_ids"]) for row in rows]
@@ -183,7 +186,7 @@ def _packed(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
-def _padded(rows: Sequence[dict[str, list[int]]], fill_token_id: int) -> dict[str, torch.Tensor]:
+def _padded(rows: Sequence[dict[str, Any]], fill_token_id: int) -> dict[str, torch.Tensor]:
     import torch
 
     width = max(len(row["input_ids"]) for row in rows)
@@ -195,3 +198,13 @@ def _padded(rows: Sequence[dict[str, list[int]]], fill_token_id: int) -> dict[st
         "input_ids": padded("input_ids", fill_token_id),
         "labels": padded("labels", IGNORE_INDEX),
     }
+
+
+def _weights(rows: Sequence[dict[str, Any]], *, packing: bool) -> torch.Tensor:
+    import torch
+
+    weights = [row.get("weights") or [1.0] * len(row["labels"]) for row in rows]
+    if packing:
+        weights = [[weight for row in weights for weight in row]]
+    width = max(map(len, weights))
+    return torch.tensor([row + [1.0] * (width - len(row)) for row in weights])
