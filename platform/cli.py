@@ -29,6 +29,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+plot_app = typer.Typer(
+    help="Draw figures for a paper: PDF and PNG, with their numbers as CSV.", no_args_is_help=True
+)
+app.add_typer(plot_app, name="plot")
+
 Root = Annotated[
     Path, typer.Option("--root", envvar="DEFT_ROOT", help="Where runs, cache and MLflow store are.")
 ]
@@ -428,6 +433,20 @@ def landscape(
     from deft.platform.commands.landscape import draw_landscape
 
     draw_landscape(spec, chosen, root, out, RunConsole())
+
+
+@plot_app.command()
+def gate(
+    objectives: Annotated[str, typer.Option(help="Names, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="Figure; .pdf, .png and .csv are written.")] = Path(
+        "gate"
+    ),
+) -> None:
+    """Draw gate and focus of objectives over the target's probability; needs no model."""
+    from deft.platform.commands.plot import plot_gates
+
+    with as_user_error():
+        plot_gates(_names(objectives), out, RunConsole())
 
 
 @app.command()
