@@ -20,7 +20,7 @@ from deft.objectives.spec import ObjectiveSpec
 
 STATISTICS = ("concentration", "entropy", "entropy_top", "top_logp", "divergence")
 """What the head computes of the prediction where an objective reads it."""
-CONTEXT = ("example", "position", "reference_logp", "initial_logp", "old_logp")
+CONTEXT = ("example", "position", "weight", "reference_logp", "initial_logp", "old_logp")
 """What the trainer knows of a token beside the prediction, and hands in where an objective reads
 it."""
 TOP_K = 20
@@ -70,6 +70,9 @@ class TokenStats:
     tokens of an example are in one micro-batch."""
     position: Tensor | None = None
     """int64: number of the token among the target tokens of its example, from 0."""
+    weight: Tensor | None = None
+    """Weight of the token's turn or record in the data, 1 where it has none. The head multiplies
+    value, gate and mix by it, whether or not an objective reads it."""
     reference_logp: Tensor | None = None
     """Log-probability of the target under the frozen reference model, in nats: the model before
     training, or `training.reference`. Computed once for each token, whatever the epochs."""

@@ -152,6 +152,7 @@ def _random_context(
     columns = {"example": example, "position": torch.arange(len(logp)) - 7 * example}
     for name in ("reference_logp", "initial_logp", "old_logp"):
         columns[name] = (logp + uniform(len(logp)) - 0.5).clamp(max=0)
+    columns["weight"] = 2 * uniform(len(logp))
     return {name: column for name, column in columns.items() if name in objective.context}
 
 

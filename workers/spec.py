@@ -79,7 +79,7 @@ class ColumnsSpec(Settings):
     tools: str | None = Field(default=None, min_length=1)
     """Column of the JSON schemas of the functions that the model may call."""
     weight: str | None = Field(default=None, min_length=1)
-    """Column of 1, or of 0 for records to leave out."""
+    """Column of what the loss of a record is multiplied by; records of 0 are left out."""
 
     @model_validator(mode="after")
     def require_pair_or_messages(self) -> ColumnsSpec:

@@ -20,6 +20,7 @@ from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.generation.journal import Response, ResponseJournal, read_responses
 from deft.evaluators.generation.model_dir import fingerprint, read_architecture
 from deft.evaluators.generation.prompts import request_seed
+from deft.evaluators.grading import SECOND_OPINIONS
 from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
 from deft.evaluators.scores.predictions import summarize_predictions, write_predictions
@@ -65,12 +66,16 @@ class Evaluator:
 
         report = _every_percent(progress, job.label, name, len(keys))
         grades: dict[tuple[str, int], Future[Grade]] = {}
+        second_opinions: dict[tuple[str, int], Future[Grade]] = {}
 
         def add(response: Response) -> None:
             responses[response.key] = response
             if response.finish_reason != "prompt_too_long":
-                grader = self._grader(rendered.grader(response.id))
-                grades[response.key] = grader.submit(asdict(response))
+                grader, record = rendered.grader(response.id), asdict(response)
+                grades[response.key] = self._grader(grader).submit(record)
+                if grader in SECOND_OPINIONS:
+                    second = self._grader(SECOND_OPINIONS[grader]).submit(record)
+                    second_opinions[response.key] = second
 
         for response in list(responses.values()):
             add(response)
@@ -88,10 +93,12 @@ class Evaluator:
                 report(len(responses))
 
         results = {key: future.result() for key, future in grades.items()}
+        seconds = {key: future.result() for key, future in second_opinions.items()}
         _require_grades(rendered, results, responses)
         not_asked = Grade(Verdict.no_answer)
         predictions = [
-            rendered.prediction(responses[key], results.get(key, not_asked)) for key in keys
+            rendered.prediction(responses[key], results.get(key, not_asked), seconds.get(key))
+            for key in keys
         ]
         write_predictions(predictions, job.predictions, rendered.conditions(job))
         return JobResult(

@@ -48,7 +48,8 @@ class HeadInputs(NamedTuple):
     step_mean_p: Tensor | None
     """Scalar mean p of the optimiser step, where known."""
     context: Mapping[str, Tensor | None] = {}
-    """What the objective reads of `CONTEXT`, each [M]; None stands for the model's own logp."""
+    """What the objective reads of `CONTEXT`, each [M], and `weight` where the data have any. None
+    stands for the model's own logp, of a weight for 1."""
     top_k: int = TOP_K
     """Number of largest logits that `entropy_top` is taken over."""
 
@@ -99,7 +100,7 @@ def apply_objective(
     context: Mapping[str, Tensor | None] | None = None,
     rows: slice | Tensor = slice(None),
 ) -> ObjectiveOutput:
-    """Evaluate the objective and zero the rows that it does not keep.
+    """Evaluate the objective, multiply it by the data's weights, zero the rows that are not kept.
 
     Args:
         objective: what to evaluate.
@@ -107,12 +108,15 @@ def apply_objective(
         context: see `HeadInputs`, each [M].
         rows: which of the M rows `stats` is of.
     """
-    if context:
-        columns: dict[str, Any] = {
-            name: stats.logp if column is None else column[rows] for name, column in context.items()
-        }
-        stats = replace(stats, **columns)
-    output = objective(stats)
+    columns: dict[str, Any] = {}
+    for name in objective.context:
+        column = None if context is None else context.get(name)
+        default = torch.ones_like(stats.logp) if name == "weight" else stats.logp
+        columns[name] = default if column is None else column[rows]
+    output = objective(replace(stats, **columns) if columns else stats)
+    weight = None if context is None else context.get("weight")
+    if weight is not None:
+        output = _weighted(output, weight[rows])
     if output.keep is None:
         return output
     dropped = ~output.keep
@@ -121,6 +125,14 @@ def apply_objective(
         gate=output.gate.masked_fill(dropped, 0),
         focus=None if output.focus is None else output.focus.masked_fill(dropped, 0),
         mix=None if output.mix is None else output.mix.masked_fill(dropped, 0),
+    )
+
+
+def _weighted(output: ObjectiveOutput, weight: Tensor) -> ObjectiveOutput:
+    return output._replace(
+        value=output.value * weight,
+        gate=output.gate * weight,
+        mix=None if output.mix is None else output.mix * weight,
     )
 
 

@@ -88,7 +88,8 @@ def linear_objective(
         step_mean_p: mean p over the optimiser step, for objectives that read a batch mean
             (Cayley_Trans) and should not depend on how the step was cut.
         context: what the objective reads beside the prediction, [N] each, by its name in
-            `TokenStats`; None for a log-probability stands for the model's own.
+            `TokenStats`; None for a log-probability stands for the model's own. `weight` multiplies
+            value, gate and mix of each token, and the normalizer stays the number of tokens.
         statistics: statistics to compute for logging, beyond those that the objective needs.
         backend: `reference` materialises the logits, `torch` works in chunks on any device,
             `triton` in tiles on CUDA; `auto` takes the best that the device has.
@@ -104,7 +105,7 @@ def linear_objective(
     _check(hidden, weight, labels, bias, softcap, statistics)
     if objective.needs_reference and reference is None:
         raise ValueError(f"{objective.spec} is anchored to a frozen model: give `reference`")
-    if missing := sorted(objective.context - set(context or {})):
+    if missing := sorted(objective.context - {"weight", *(context or {})}):
         raise ValueError(f"{objective.spec} reads {missing[0]}: give it in `context`")
     target_rows = (labels != ignore_index).nonzero().squeeze(-1)
     _check_labels(labels[target_rows], weight.shape[0], ignore_index)
@@ -149,10 +150,13 @@ def _context_rows(
     target_rows: Tensor,
     dtype: torch.dtype,
 ) -> dict[str, Tensor | None]:
-    """Select the target rows of what the objective reads, in the dtype that it computes in."""
+    """Select the target rows of what the objective reads, in the dtype that it computes in.
+
+    Weights are among them where there are any.
+    """
     chosen: dict[str, Tensor | None] = {}
-    for name in sorted(objective.context):
-        column = context[name]
+    for name in sorted(objective.context | ({"weight"} & set(context))):
+        column = context.get(name)
         if column is not None:
             column = _rows(column, target_rows)
             if column.is_floating_point():

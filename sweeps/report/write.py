@@ -84,6 +84,7 @@ def compose(report: SweepReportData, cache: Path) -> Document:
         Section("Token landscape", section_figures.landscape_figures(report, cache)),
         Section("Gain and forgetting", _forgetting(report)),
         Section("What became of responses", _tables(report, section_results.rates_table)),
+        Section("Where graders differ", _graders(report)),
         Section("Cost", section_provenance.cost(report)),
         Section("Choice among values", section_provenance.choice(report) if sweep.over else []),
         Section("Failed and missing cells", section_provenance.unfinished(report)),
@@ -153,6 +154,13 @@ def _forgetting(report: SweepReportData) -> list[Block]:
     return [
         *section_figures.forgetting(report),
         *_tables(report, section_results.forgetting_table),
+    ]
+
+
+def _graders(report: SweepReportData) -> list[Block]:
+    return [
+        *_tables(report, section_results.second_opinions_table),
+        *_tables(report, section_results.disagreements_table),
     ]
 
 

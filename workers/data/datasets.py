@@ -66,6 +66,8 @@ class ReadingNotes:
     turn are written ``messages[].field``."""
     num_weightless: int = 0
     """Records of which no turn has weight, which are left out."""
+    num_weighted: int = 0
+    """Records whose loss is multiplied by another number than 0 or 1 in some turn."""
 
 
 def describe_notes(notes: ReadingNotes) -> str:
@@ -74,6 +76,8 @@ def describe_notes(notes: ReadingNotes) -> str:
     notices = [f"fields that nothing reads, with their number: {fields}"] * bool(fields)
     if notes.num_weightless:
         notices.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
+    if notes.num_weighted:
+        notices.append(f"{notes.num_weighted:,} records have weights other than 0 and 1")
     return printable("; ".join(notices))
 
 
@@ -115,8 +119,10 @@ def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | B
             _note_unread(record, columns, notes.unread)
         if example is None:
             notes.num_weightless += 1
-        else:
-            yield example
+            continue
+        if isinstance(example, Example) and has_weights(example):
+            notes.num_weighted += 1
+        yield example
 
 
 def _note_unread(record: Record, columns: Mapping[str, str], unread: Counter[str]) -> None:
@@ -209,7 +215,7 @@ def load_hub(name: str, spec: SourceSpec) -> Any:
         ) from None
 
 
-READING_RULES = 2
+READING_RULES = 3
 """Number of the rules by which records become examples; another one reads data anew."""
 
 
@@ -277,7 +283,8 @@ def to_example(
         weights = {
             key: _value(fields, columns[key]) for key in ("weight", "train") if key in columns
         }
-        if read_weight(weights, "the record") == 0:
+        weight = read_weight(weights, "the record")
+        if weight == 0:
             return None
         if "messages" in columns:
             turns = read_conversation(_value(fields, columns["messages"]), columns["messages"])
@@ -294,11 +301,24 @@ def to_example(
         _require_question_and_answer(turns)
         if not any(turn.get("weight", 1) for turn in turns if turn["role"] == "assistant"):
             return None
+        if weight != 1:
+            turns = tuple(
+                {**turn, "weight": turn.get("weight", 1.0) * weight}
+                if turn["role"] == "assistant"
+                else turn
+                for turn in turns
+            )
     except BadValueError as error:
         return BadRecord(record.where, error.kind, str(error))
     *prompt, last = turns
     final = {key: value for key, value in last.items() if key not in ("role", "content")}
     return Example(record.where, tuple(prompt), last["content"], instruction, final, tools)
+
+
+def has_weights(example: Example) -> bool:
+    """Tell whether the loss of some turn is multiplied by another number than 0 or 1."""
+    turns = (*example.prompt, example.final)
+    return any(turn.get("weight", 1) not in (0, 1) for turn in turns)
 
 
 def _prompt_turns(

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 Source = TypeVar("Source", bound=SourceSpec)
 
-STORE_FORMAT = "2"
+STORE_FORMAT = "3"
 """Changes with what is stored of examples and rows: what an older version stored is left alone."""
 EXAMPLES_FILE = "examples.arrow"
 COUNTS_FILE = "counts.json"
@@ -101,7 +101,7 @@ class Prepared:
     """The examples before tokenisation, see `deft.workers.data.example_store`."""
     rows_dir: str
     """Training rows, see `deft.workers.data.example_store.open_rows`: input_ids and labels, int32
-    lists of equal length."""
+    lists of equal length, and weights, float32 lists as long or null."""
     validation_dir: str
     """Held-out rows, the same and target_bytes (int64): UTF-8 bytes of the text that a row's target
     tokens spell. No row if nothing is held out."""

@@ -141,6 +141,7 @@ def _compute(
     for start in range(0, len(indices), BATCH_SIZE):
         chosen = [rows[index] for index in indices[start : start + BATCH_SIZE]]
         batch = collate(chosen, fill_token_id, device, packing=packing)
+        batch.pop("weights", None)
         logp = target_statistics(model, transform, **batch).logp.float().cpu().numpy()
         lengths = [sum(label >= 0 for label in row["labels"][1:]) for row in chosen]
         parts += np.split(logp, np.cumsum(lengths)[:-1])

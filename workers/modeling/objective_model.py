@@ -246,6 +246,7 @@ class ObjectiveModel(nn.Module):
         position_ids: torch.Tensor | None = None,
         cu_seq_lens: torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
         **known_logp: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Run the model and its `ObjectiveHead` on a micro-batch as `collate` makes it.
@@ -275,7 +276,7 @@ class ObjectiveModel(nn.Module):
             labels[:, 1:].flatten(),
             reference=reference,
             step_mean_p=step_mean_p,
-            context=self.context_of(labels, cu_seq_lens, known_logp),
+            context=self.context_of(labels, cu_seq_lens, weights, known_logp),
         )
         return output
 
@@ -283,20 +284,23 @@ class ObjectiveModel(nn.Module):
         self,
         labels: torch.Tensor,
         cu_seq_lens: torch.Tensor | None,
+        weights: torch.Tensor | None,
         known_logp: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor | None]:
-        """Return what the objective reads beside the prediction, [B·(T − 1)] each.
+        """Return what the objective reads beside the prediction, and weights, [B·(T − 1)] each.
 
         Raises:
             RuntimeError: training lacks a log-probability under another model.
         """
-        names = self.objective.context
+        context: dict[str, torch.Tensor | None] = {}
+        if weights is not None:
+            context["weight"] = weights[:, 1:].flatten()
+        names = self.objective.context - {"weight"}
         if not names:
-            return {}
+            return context
         targets = labels[:, 1:]
         is_target = (targets != IGNORE_INDEX).flatten()
         places = example_and_position(targets, cu_seq_lens)
-        context: dict[str, torch.Tensor | None] = {}
         for name in names:
             if name in places:
                 context[name] = places[name]
@@ -323,7 +327,7 @@ def example_and_position(
         example = torch.arange(len(targets), device=targets.device)[:, None].expand_as(targets)
     else:
         predicted = torch.arange(1, targets.shape[1] + 1, device=targets.device)
-        example = torch.searchsorted(cu_seq_lens.long(), predicted, right=True)[None] - 1
+        example = torch.searchsorted(cu_seq_lens.to(predicted), predicted, right=True)[None] - 1
     example = example.flatten()
     count = (targets.flatten() != IGNORE_INDEX).long().cumsum(0)
     before = torch.zeros(int(example.max()) + 1, dtype=torch.int64, device=targets.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def padding_share(plan: MicroBatchPlan, lengths: Sequence[int], *, packing: bool
 
 
 def collate(
-    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device, *, packing: bool
+    rows: Sequence[dict[str, Any]], fill_token_id: int, device: torch.device, *, packing: bool
 ) -> dict[str, torch.Tensor]:
     """Collate a micro-batch; without rows, a single token that has no target.
 
@@ -139,14 +139,17 @@ def collate(
         other, and there are position_ids [1, T], which start anew with each, and cu_seq_lens, int32
         [examples + 1] in the host's memory, where each begins and the last ends. Without, they are
         padded on the right; there is no attention mask, since under causal attention no token sees
-        what is to its right.
+        what is to its right. Where a row has weights, there are weights as well, float32 [B, T].
     """
     if not rows:
         rows = [{"input_ids": [fill_token_id], "labels": [IGNORE_INDEX]}]
-    return _packed(rows, device) if packing else _padded(rows, fill_token_id, device)
+    batch = _packed(rows, device) if packing else _padded(rows, fill_token_id, device)
+    if any(row.get("weights") for row in rows):
+        batch["weights"] = _weights(rows, device, packing=packing)
+    return batch
 
 
-def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[str, torch.Tensor]:
+def _packed(rows: Sequence[dict[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
     import torch
 
     lengths = [len(row["input_ids"]) for row in rows]
@@ -163,7 +166,7 @@ def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[
 
 
 def _padded(
-    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device
+    rows: Sequence[dict[str, Any]], fill_token_id: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
     import torch
 
@@ -178,3 +181,15 @@ def _padded(
         "input_ids": padded("input_ids", fill_token_id),
         "labels": padded("labels", IGNORE_INDEX),
     }
+
+
+def _weights(
+    rows: Sequence[dict[str, Any]], device: torch.device, *, packing: bool
+) -> torch.Tensor:
+    import torch
+
+    weights = [row.get("weights") or [1.0] * len(row["labels"]) for row in rows]
+    if packing:
+        weights = [[weight for row in weights for weight in row]]
+    width = max(map(len, weights))
+    return torch.tensor([row + [1.0] * (width - len(row)) for row in weights], device=device)

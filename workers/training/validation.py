@@ -40,7 +40,7 @@ def validate(
         `objective` is the mean value over kept tokens; `nll` (nats) and `token_accuracy`, the share
         of tokens that are the most probable, are means over target tokens; `bits_per_byte` is the
         NLL in bits per UTF-8 byte of the responses, comparable across tokenizers. All but the
-        accuracy are infinite if some logits are not finite.
+        accuracy are infinite if some logits are not finite. Weights multiply values alone.
     """
     engine.eval()
     lengths = token_counts(rows)

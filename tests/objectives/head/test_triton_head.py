@@ -42,6 +42,8 @@ class Case(NamedTuple):
     """Factor of the thresholds."""
     stored: torch.dtype = torch.float32
     """Dtype of the weight's gradient."""
+    weighted: bool = False
+    """Whether the rows have weights."""
 
 
 CASES = {
@@ -61,6 +63,7 @@ CASES = {
     "no-gradient": Case("DEFT", wanted="concentration top_logp"),
     "huge-logits": Case("DEFT", scale=2000.0),
     "not-finite": Case("original", M=70, wanted="", bias=True, spoiled=(0, 13, 64)),
+    "weighted": Case("DEFT", weighted=True),
     "half-original": Case("original", torch.float16, bias=True),
     "half-deft": Case("DEFT", torch.float16, softcap=20.0),
     "half-peaked": Case("original", torch.float16, M=250, V=4000, scale=40.0),
@@ -89,6 +92,9 @@ def problem(case: Case, device: str = "cpu") -> tuple[HeadInputs, Objective, Wan
         softcap=case.softcap,
         reference=None,
         step_mean_p=None,
+        context={"weight": 4 * torch.rand(case.M, generator=draw).to(device)}
+        if case.weighted
+        else {},
     )
     objective, asked = get_objective(case.objective), set(case.wanted.split())
     wanted = Wanted(
