@@ -57,7 +57,7 @@ def gate_curves(objectives: Sequence[Objective]) -> list[GateCurve]:
     """
     curves = []
     for objective in objectives:
-        if objective.target is not None or objective.context:
+        if not objective.is_its_gate:
             raise ValueError(
                 f"{objective.spec} is not described by its gate over p alone; leave it out"
             )

@@ -449,6 +449,19 @@ def gate(
         plot_gates(_names(objectives), out, RunConsole())
 
 
+@plot_app.command("sweep")
+def plot_sweep(
+    sweep: Annotated[str, typer.Argument(help="A sweep directory, or its name in the root.")],
+    out: Annotated[Path, typer.Option(help="Directory for the figures.")] = Path("figures"),
+    root: Root = Path("runs"),
+) -> None:
+    """Draw the figures of a sweep's report: landscapes, focus, entropy, gain by prior strength."""
+    from deft.sweeps.report.read_sweep import find_sweep
+    from deft.sweeps.report.write import write_figures
+
+    write_figures(find_sweep(sweep, root), root, out, RunConsole())
+
+
 @app.command()
 def register(
     run: Annotated[str, typer.Argument(help="A run directory, or its name in the root.")],
