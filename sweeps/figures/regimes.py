@@ -27,6 +27,8 @@ PANEL_INCHES = 2.6
 LEGEND_INCHES = 1.7
 FOCUS = {"train/mean_focus": "mean focus α", "train/mean_p": "mean target probability p"}
 ENTROPY = "train/mean_entropy"
+DODGE = 0.008
+"""Distance of objectives' points at one prior, in the unit of the score."""
 
 Rows = list[list[str]]
 """Numbers of a figure as text, the first row their names."""
@@ -54,6 +56,19 @@ def by_prior(report: SweepReportData) -> list[Setting]:
     return sorted(report.results, key=strength, reverse=True)
 
 
+def short_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
+    """Name settings by what differs between them."""
+    parts = {
+        setting: [setting.dataset, setting.model, *(f"{axis} = {v}" for axis, v in setting.others)]
+        for setting in settings
+    }
+    common = set.intersection(*(set(each) for each in parts.values())) if len(parts) > 1 else set()
+    return {
+        setting: " · ".join(part for part in each if part not in common) or setting.title
+        for setting, each in parts.items()
+    }
+
+
 def draw_focus(report: SweepReportData) -> RegimeFigure | None:
     """Draw mean focus and mean p over the course of training, a line for each setting.
 
@@ -70,16 +85,17 @@ def draw_focus(report: SweepReportData) -> RegimeFigure | None:
     size = (1.35 * PANEL_INCHES * len(FOCUS) + LEGEND_INCHES, PANEL_INCHES * len(names))
     figure, grid = _panels(len(names), len(FOCUS), size)
     rows: Rows = [["objective", "setting", "share of training", *FOCUS]]
+    labels = short_titles(settings)
     for axes, name in zip(grid, names, strict=True):
         for axis, (metric, label) in zip(axes, FOCUS.items(), strict=True):
             for index, setting in enumerate(settings):
                 curve = report.curves[setting].get(name, {}).get(metric)
                 if curve is not None:
-                    _draw_curve(axis, curve, style_for(index), setting.title, shares=True)
+                    _draw_curve(axis, curve, style_for(index), labels[setting], shares=True)
             axis.set_title(f"{name}: {label}", parse_math=False, loc="left", fontsize="medium")
             axis.set_xlabel("share of training")
             axis.set_xlim(0, 1)
-            axis.grid(alpha=0.25)
+            axis.grid()
         rows += _focus_rows(report, settings, name)
     _legend(figure, [axis for axes in grid for axis in axes])
     return RegimeFigure(figure, rows)
@@ -121,7 +137,7 @@ def draw_entropy(report: SweepReportData) -> RegimeFigure | None:
                 ]
         axis.set_title(setting.title, parse_math=False, loc="left", fontsize="small")
         axis.set_xlabel("optimizer step")
-        axis.grid(alpha=0.25)
+        axis.grid()
     for row in grid:
         row[0].set_ylabel("mean entropy (nats)")
     for axis in axes[len(settings) :]:
@@ -153,18 +169,21 @@ def draw_continuum(report: SweepReportData) -> RegimeFigure | None:
     for axis, ((dataset, others), settings) in zip(axes, drawn.items(), strict=True):
         titles = (dataset, *(f"{axis_name} = {value}" for axis_name, value in others))
         axis.set_title(" · ".join(titles), parse_math=False, loc="left", fontsize="medium")
-        for name, style in report.styles.items():
+        for drawn_so_far, (name, style) in enumerate(report.styles.items()):
             points = _gains(report, settings, name)
             rows += [[s.title, name, *(f"{x:.6g}" for x in numbers)] for s, numbers in points]
             if points:
                 x, y, low, high = np.array([numbers for _, numbers in points]).T
                 # A percentile interval need not hold the value itself.
                 arms = np.maximum([y - low, high - y], 0)
-                line = {"color": style.color, "linestyle": style.linestyle, "marker": style.marker}
-                axis.errorbar(x, y, yerr=arms, label=name, capsize=2, markersize=5, **line)
+                line: dict[str, Any] = {"color": style.color, "marker": style.marker}
+                line |= {"linestyle": style.linestyle, "capsize": 2, "markersize": 5}
+                # Side by side, so that intervals at one prior stay apart.
+                aside = (drawn_so_far - (len(report.styles) - 1) / 2) * DODGE
+                axis.errorbar(x + aside, y, yerr=arms, label=name, **line)
         axis.axhline(0, color="black", linewidth=0.7, linestyle=(0, (4, 3)))
         axis.set_xlabel("score before training (prior strength)")
-        axis.grid(alpha=0.25)
+        axis.grid()
     axes[0].set_ylabel("gain over the base model")
     _legend(figure, axes)
     return RegimeFigure(figure, rows)
@@ -242,12 +261,17 @@ def draw_landscapes_by_regime(
 
 
 def _panels(
-    rows: int, columns: int, size: tuple[float, float], **shared: bool
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    sharex: bool = False,
+    sharey: bool = False,
 ) -> tuple[Figure, list[list[Axes]]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **shared)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     return figure, [list(axes) for axes in grid]
 
 

@@ -261,7 +261,7 @@ def landscape_figures(report: SweepReportData, cache: Path) -> list[Block]:
             text = f"not drawn, as a gate alone does not describe them: {', '.join(others)}."
             blocks.append(Text(text, lead=f"Landscape of {title}:"))
     if len(by_regime) > 1:
-        with figure_style():
+        with figure_style(axes__facecolor="#f1f1ee"):
             drawing = draw_landscapes_by_regime(by_regime)
         caption = (
             "The objectives of arXiv 2602.11424 on each prior before training, the strongest "

@@ -20,6 +20,7 @@ from deft.sweeps.report import (
 from deft.sweeps.report.document import Block, BulletList, Document, Picture, Section, Table, Text
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
 from deft.sweeps.report.report_data import SweepReportData, gather_report_data
+from deft.sweeps.results_table import result_rows, write_tables
 from deft.workers.common.files import atomic_file, write_atomic
 from deft.workers.common.text import plural
 
@@ -28,7 +29,7 @@ FEW_ITEMS = 30
 
 
 def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
-    """Write `report.html`, `report.md` and `figures/`; print the main tables.
+    """Write `report.html`, `report.md`, `figures/` and `results.*`; print the main tables.
 
     Unfinished sweeps are reported too: what failed or is missing is named.
 
@@ -51,8 +52,10 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     save_pictures(document.pictures, out / "figures")
     write_atomic(out / "report.html", document.to_html())
     write_atomic(out / "report.md", document.to_markdown())
+    write_tables(result_rows(sweep), out)
     _show(report, console)
     console.print(f"report: {out / 'report.html'}, {out / 'report.md'}")
+    console.print(f"numbers: {out / 'results.csv'}, {out / 'results.parquet'}")
     return out
 
 
@@ -87,9 +90,9 @@ def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
                 current.add(f"{picture.name}{ending}")
                 with atomic_file(folder / f"{picture.name}{ending}") as file:
                     file.write(content)
-    for file in [*folder.glob("*.png"), *folder.glob("*.pdf"), *folder.glob("*.csv")]:
-        if file.name not in current:
-            file.unlink()
+    for older in [*folder.glob("*.png"), *folder.glob("*.pdf"), *folder.glob("*.csv")]:
+        if older.name not in current:
+            older.unlink()
 
 
 def _show(report: SweepReportData, console: RunConsole) -> None:
