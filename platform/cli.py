@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from deft.platform.cli_options import AsJson, Overrides, Root, TrackingUri, Verbose
+from deft.platform.cli_plot import plot_app, split_names
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, print_error
 
@@ -30,9 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-plot_app = typer.Typer(
-    help="Draw figures for a paper: PDF and PNG, with their numbers as CSV.", no_args_is_help=True
-)
 app.add_typer(plot_app, name="plot")
 
 
@@ -280,7 +277,7 @@ def evaluate(
         "data_dir": data_dir,
         "heldout": {"file": heldout} if heldout else None,
     }
-    spec = load_evaluation(model, _names(benchmarks), sampling, common, settings or (), root)
+    spec = load_evaluation(model, split_names(benchmarks), sampling, common, settings or (), root)
     console = RunConsole()
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
@@ -451,11 +448,6 @@ def grade(
         show_counts(counts, out, console)
 
 
-def _names(text: str) -> list[str]:
-    """Split names at commas outside parentheses, as in `DEFT,my.mod:own(a=1,b=2)`."""
-    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
-
-
 @app.command()
 def landscape(
     dataset: Annotated[str, typer.Option(help="See `deft list datasets`.")],
@@ -471,7 +463,7 @@ def landscape(
     """Draw how hard each objective pulls at a model's tokens, without training it."""
     from deft.platform.config.loading import load_spec
 
-    chosen = _names(objectives)
+    chosen = split_names(objectives)
     if not chosen:
         raise UserError("give --objectives, such as original,DEFT")
     names = {"dataset": dataset, "model": model, "objective": chosen[0]}
@@ -482,23 +474,9 @@ def landscape(
     draw_landscape(spec, chosen, root, out, RunConsole())
 
 
-@plot_app.command()
-def gate(
-    objectives: Annotated[str, typer.Option(help="Names, separated by commas.")],
-    out: Annotated[Path, typer.Option(help="Figure; .pdf, .png and .csv are written.")] = Path(
-        "gate"
-    ),
-) -> None:
-    """Draw gate and focus of objectives over the target's probability; needs no model."""
-    from deft.platform.commands.plot import plot_gates
-
-    with as_user_error():
-        plot_gates(_names(objectives), out, RunConsole())
-
-
 @plot_app.command("sweep")
 def plot_sweep(
-    sweep: Annotated[str, typer.Argument(help="A sweep directory, or its name in the root.")],
+    sweep: Annotated[str, typer.Argument(help="A sweep's directory or name.")],
     out: Annotated[Path, typer.Option(help="Directory for the figures.")] = Path("figures"),
     root: Root = Path("runs"),
 ) -> None:
