@@ -206,6 +206,11 @@ class Objective:
         return self.function(stats, **self.spec.params)
 
     @property
+    def is_its_gate(self) -> bool:
+        """Tell whether the prediction alone decides its gradient, by a gate."""
+        return self.target is None and not self.context
+
+    @property
     def needs_reference(self) -> bool:
         """Tell whether a frozen reference model must be given to the head."""
         return self.target is not None and self.target.kind.startswith("reference")
