@@ -70,8 +70,8 @@ _FOREIGN = re.compile(
 _FOREIGN_BEHIND = re.compile(
     r"(?<![A-Za-z\d])(?:(?:ist|Option|opción|opção|option|la"
     r"|le|Antwort|ข้อ)\s+)?([A-Z])\)?\s*(?:(?:ist )?die (?:richtige|korrekte|beste) "
-    r"(?:Antwort|Option)|ist (?:richtig|korrekt)\b|ถูก(?:ต้อง)?|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la "
-    r"|a )?(?:respuesta |resposta )?"
+    r"(?:Antwort|Option)|ist (?:richtig|korrekt)\b|ถูก(?:ต้อง)?"
+    r"|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la |a )?(?:respuesta |resposta )?"
     r"corre(?:c)?ta|(?:选项|選項|项|項)?(?:才)?(?:是|为)?(?:正确|正確)(?!吗)|(?:が|は)(?:正解|正しい)"
     r"|(?:번)?(?:이|가)?\s*(?:정답|맞))",
 )

@@ -361,6 +361,7 @@ _OFFERED = re.compile(
     re.IGNORECASE,
 )
 _NOT_HERE = re.compile(
-    r"[^.;]*?,?\s*\b(?:but|though) not (?:here|(?:in |for )?this|in (?:her|his)|appropriate|indicated)\b",
+    r"[^.;]*?\b(?:but|though) not "
+    r"(?:here|(?:in |for )?this|in (?:her|his)|appropriate|indicated)\b",
     re.IGNORECASE,
 )
