@@ -82,6 +82,9 @@ def run(
     dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
     model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
     objective: Annotated[str | None, typer.Option(help="See `deft list objectives`.")] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="fair (default), or paper for arXiv 2602.11424's training.")
+    ] = None,
     settings: Settings = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
@@ -91,21 +94,34 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Train, evaluate and record one experiment, from a run file or from three names."""
-    from deft.platform.config.loading import load_spec
+    from deft.platform.config.loading import load_spec, preset_note
 
     names = {"dataset": dataset, "model": model, "objective": objective}
     if file is None and not any(names.values()):
         raise UserError("give a run file, or --dataset, --model and --objective")
+    if file is not None and "=" in file.name and not file.exists():
+        from deft.platform.commands.original_options import PAGE
+
+        raise UserError(
+            f"{file}: no such run file; give settings as --set key=value, {PAGE} has "
+            "the keys of the original's trainer"
+        )
+    names["protocol"] = protocol
     spec = load_spec(file, names, settings or ())
     console = RunConsole()
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
-        from deft.platform.commands.dry_run import show_plan
+        from deft.platform.commands.dry_run import show_plan, show_protocols
 
         # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
+        plan_console = RunConsole(Console(stderr=True, highlight=False))
         with as_user_error():
-            show_plan(spec, root, RunConsole(Console(stderr=True, highlight=False)))
+            show_plan(spec, root, plan_console)
+        names["protocol"] = "fair" if spec.protocol == "paper" else "paper"
+        show_protocols(spec, lambda: load_spec(file, names, settings or ()), plan_console)
         return
+    if note := preset_note(spec):
+        console.print(note)
     from deft.platform.commands.show_results import show_results
     from deft.platform.run.driver import run_experiment
 
@@ -492,7 +508,11 @@ def main() -> NoReturn:
     except StageError as error:
         fail(f"{error}", 1)
     except TyperException as error:  # an unknown command, option or value
-        fail(error.format_message() or "a command is missing", error.exit_code)
+        from deft.platform.commands.original_options import answer
+
+        message = error.format_message() or "a command is missing"
+        option = answer(str(getattr(error, "option_name", "")))
+        fail(f"{message.rstrip('.')}; here, {option}" if option else message, error.exit_code)
     except typer.Abort:
         fail("interrupted", 130)
     except KeyboardInterrupt:

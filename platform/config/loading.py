@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from deft.platform.config.presets import PRESETS
+from deft.platform.config.presets import find_preset, preset_of
 from deft.platform.config.spec import ExperimentSpec, ModelEvaluationSpec
 from deft.platform.config.yaml_file import KeyPath, Origin, parse_yaml, read_yaml
 from deft.platform.errors import UserError
@@ -31,7 +31,7 @@ def load_spec(
 
     Args:
         file: a YAML file; None to start from nothing.
-        names: values of `dataset`, `model` and `objective`; None leaves one as it is.
+        names: values of `dataset`, `model`, `objective` and `protocol`; None leaves one as it is.
         settings: ``key=value`` with a dotted key and a YAML value.
 
     Raises:
@@ -50,8 +50,16 @@ def to_experiment(
 ) -> ExperimentSpec:
     """Lay ``data`` over the preset of its dataset and model, and make a spec of it."""
     return validate_spec(
-        ExperimentSpec, deep_merge(preset(data), data, bare_names=True), file, origins
+        ExperimentSpec, deep_merge(preset_of(data).settings, data, bare_names=True), file, origins
     )
+
+
+def preset_note(spec: ExperimentSpec) -> str:
+    """Say in one line whose settings ``spec`` took, where its names are not those of a preset."""
+    model = spec.model
+    return find_preset(
+        spec.dataset.name, model.name, like=model.preset, protocol=spec.protocol
+    ).note
 
 
 def load_evaluation(
@@ -75,10 +83,13 @@ def load_evaluation(
     Raises:
         UserError: see `load_spec`.
     """
-    given = {key: value for key, value in sampling.items() if value is not None}
+    overrides = {key: value for key, value in sampling.items() if value is not None}
     data: dict[str, Any] = {
         # What was forgotten shows beside the model before; a model on its own has no before.
-        "evaluation": {"general": False, "benchmarks": [{"name": n, **given} for n in benchmarks]},
+        "evaluation": {
+            "general": False,
+            "benchmarks": [{"name": n, **overrides} for n in benchmarks],
+        },
         **_trained_model(model, root),
     }
     data["evaluation"] |= {key: value for key, value in common.items() if value is not None}
@@ -150,17 +161,6 @@ def apply_settings(
         origins |= {(*key, *part): origin for part, origin in parts.items()}
 
 
-def preset(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that belong to the dataset and model named in ``data``."""
-    dataset, model = (
-        part.get("name") if isinstance(part := data.get(key), dict) else part
-        for key in ("dataset", "model")
-    )
-    if not (isinstance(dataset, str) and isinstance(model, str)):
-        return {}
-    return PRESETS.get((dataset, model), {})
-
-
 def set_value(
     data: dict[str, Any], origins: dict[KeyPath, Origin], key: KeyPath, value: Any, origin: Origin
 ) -> None:
@@ -191,10 +191,10 @@ def _explain(
     key: KeyPath = detail["loc"]
     match detail["type"]:
         case "extra_forbidden":
-            known = sorted(fields_at(spec, key[:-1]))
-            nearest = nearest_name(str(key[-1]), known)
+            names = sorted(fields_at(spec, key[:-1]))
+            nearest = nearest_name(str(key[-1]), names)
             hint = f"did you mean {nearest}? " if nearest else ""
-            message = f"unknown key; {hint}There are: {', '.join(known)}."
+            message = f"unknown key; {hint}There are: {', '.join(names)}."
         case "missing":
             message = f"is missing; give it in the file or as --{key[-1]}"
         case "value_error":
@@ -220,8 +220,8 @@ def _with_key_of(
     What is checked across several settings is reported where they all are; its message names the
     one that is wrong, which has a line of its own.
     """
-    named, colon, rest = message.partition(": ")
-    parts = (int(part) if part.isdecimal() else part for part in named.split("."))
+    subkey, colon, rest = message.partition(": ")
+    parts = (int(part) if part.isdecimal() else part for part in subkey.split("."))
     full = (*key, *parts)
     return (full, rest) if colon and full in origins else (key, message)
 
@@ -232,10 +232,10 @@ def _as_yaml_reads(detail: ErrorDetails, text: str | None) -> str:
     if text is None or not isinstance(value, bool | int | float):
         return ""
     surprise = isinstance(value, bool) and text.lower() not in ("true", "false")
-    said = f"; YAML 1.1 reads {text} as {str(value).lower()}" if surprise else ""
+    advice = f"; YAML 1.1 reads {text} as {str(value).lower()}" if surprise else ""
     if detail["type"] in ("string_type", "model_type"):  # the latter: a name for {name: …}
-        said += f'; write "{text}", in quotes, for the text'
-    return said
+        advice += f'; write "{text}", in quotes, for the text'
+    return advice
 
 
 def fields_at(spec: type[BaseModel], key: KeyPath) -> Mapping[str, FieldInfo]:

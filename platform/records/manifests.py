@@ -187,11 +187,11 @@ def load_manifest(file: Path, kind: type[AnyManifest]) -> AnyManifest:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); {remedy}") from None
-    version, known = _version(fields), kind.model_fields["version"].default
-    if version != known:
+    version, supported = _version(fields), kind.model_fields["version"].default
+    if version != supported:
         written = "without a version" if version is None else f"of version {version}"
         raise UserError(
-            f"{file}: a manifest {written}, this deft reads version {known}; use the deft that "
+            f"{file}: a manifest {written}, this deft reads version {supported}; use the deft that "
             f"wrote it, or {remedy}"
         )
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from deft.evaluators.scores.second_opinions import SecondOpinions, read_second_opinions
 from deft.evaluators.scores.statistics import Interval
-from deft.evaluators.spec import GENERAL
+from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.commands.compare import RATES
 from deft.platform.records.manifests import EvaluateManifest
 from deft.sweeps.report import formatting
@@ -339,7 +339,7 @@ def disagreements_table(report: SweepReportData, setting: Setting) -> Table | No
 
 def forgotten(results: SettingResults) -> Measure | None:
     """Return the measure of `general`, if it is not the primary one."""
-    candidates = (m for m in results.measures if m.benchmark == GENERAL)
+    candidates = (m for m in results.measures if m.benchmark == GENERAL_BENCHMARK)
     return next((measure for measure in candidates if measure != results.primary), None)
 
 

@@ -76,7 +76,7 @@ def test_exclude_include_and_overrides(tmp_path: Path) -> None:
             {"match": {"objective": "p"}, "set": {"training.learning_rate": 2e-3}},
         ],
     )
-    found = [
+    planned = [
         (
             str(cell.spec.objective),
             cell.spec.seed,
@@ -85,7 +85,7 @@ def test_exclude_include_and_overrides(tmp_path: Path) -> None:
         )
         for cell in plan.cells
     ]
-    assert found == [
+    assert planned == [
         ("original", 0, 1e-3, 4),  # the preset of figfont and tiny
         ("original", 1, 1e-3, 4),
         ("DEFT", 0, 1e-3, 4),
@@ -162,8 +162,8 @@ def test_settings_of_cells_are_as_parsed(tmp_path: Path) -> None:
             "no cell has orignal; cells have original, DEFT; did you mean original?",
         ),
         (
-            {"exclude": [{"objective": "TALR"}]},
-            "no cell has TALR; cells have original, DEFT; unknown objective 'TALR'",
+            {"exclude": [{"objective": "CFT"}]},
+            "no cell has CFT; cells have original, DEFT; unknown objective 'CFT'",
         ),
         (
             {"exclude": [{"objective": "p"}]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -36,6 +37,10 @@ TURN_KEYS = {
 """The keys of a turn that are read."""
 
 
+MAX_WEIGHT = 1000
+"""Largest weight of a turn or record; larger ones are something else that is called so."""
+
+
 class BadValueError(Exception):
     """A value that cannot be used; ``kind`` is one of a few words to count by."""
 
@@ -49,11 +54,11 @@ def require_key(fields: Mapping[str, Any], key: str) -> Any:
     """Return the value of ``key``; name the nearest key if it is missing."""
     if key in fields:
         return fields[key]
-    known = list(map(str, fields))
-    near = get_close_matches(key, known, n=1)
+    keys = list(map(str, fields))
+    near = get_close_matches(key, keys, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    there = f"There are: {', '.join(known)}." if known else "There is nothing in it."
-    raise BadValueError("missing field", f"key {key!r} is missing; {hint}{there}")
+    choices = f"There are: {', '.join(keys)}." if keys else "There is nothing in it."
+    raise BadValueError("missing field", f"key {key!r} is missing; {hint}{choices}")
 
 
 def require_text(value: Any, name: str) -> str:
@@ -129,17 +134,17 @@ def _read_turn(turn: Any, number: int) -> Message | None:
         raise BadValueError("wrong type", f"turn {number} must be an object, got {got}")
     is_sharegpt = "role" not in turn and "from" in turn
     role_key, content_key = ("from", "value") if is_sharegpt else ("role", "content")
-    named = require_text(require_key(turn, role_key), f"role of turn {number}").strip().lower()
-    if named not in ROLES:
+    role_name = require_text(require_key(turn, role_key), f"role of turn {number}").strip().lower()
+    if role_name not in ROLES:
         raise BadValueError(
-            "unknown role", f"role of turn {number} is {named!r}; there are: {', '.join(ROLES)}"
+            "unknown role", f"role of turn {number} is {role_name!r}; there are: {', '.join(ROLES)}"
         )
-    message: Message = {"role": ROLES[named]}
+    message: Message = {"role": ROLES[role_name]}
     content = turn.get(content_key)
-    calls = _read_calls(content if named == "function_call" else turn.get("tool_calls"), number)
+    calls = _read_calls(content if role_name == "function_call" else turn.get("tool_calls"), number)
     if calls:
         message["tool_calls"] = calls
-    if named == "function_call" or (calls and is_empty(content)):
+    if role_name == "function_call" or (calls and is_empty(content)):
         message["content"] = ""
     elif message["role"] == "system" and content_key in turn and is_empty(content):
         return None
@@ -173,24 +178,25 @@ def _read_reasoning(turn: Mapping[str, Any], number: int) -> Message:
 
 
 def read_weight(fields: Mapping[str, Any], name: str) -> float:
-    """Read what the loss is multiplied by, from `weight` and `train`; 1 if neither is given."""
-    weights = [
+    """Read what the loss is multiplied by: `weight` times `train`, 1 where they are not given."""
+    return math.prod(
         _number(fields[key], f"{key} of {name}")
         for key in ("weight", "train")
         if not is_empty(fields.get(key))
-    ]
-    return min(weights, default=1.0)
+    )
 
 
 def _number(value: Any, name: str) -> float:
     number = {"true": 1.0, "false": 0.0}.get(str(value).strip().lower(), value)
     try:
         weight = float(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = -1.0
-    if weight not in (0, 1):
+    if not 0 <= weight <= MAX_WEIGHT:
         raise BadValueError(
-            "weight", f"{name} is {value!r:.80}; give 1, or 0 for what shall carry no loss"
+            "weight",
+            f"{name} is {value!r:.80}; give what the loss is multiplied by, a number from 0 to "
+            f"{MAX_WEIGHT:,}, or true or false",
         )
     return weight
 

@@ -17,7 +17,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,15 +66,19 @@ class ReadingNotes:
     turn are written ``messages[].field``."""
     num_weightless: int = 0
     """Records of which no turn has weight, which are left out."""
+    num_weighted: int = 0
+    """Records whose loss is multiplied by another number than 0 or 1 in some turn."""
 
 
 def describe_notes(notes: ReadingNotes) -> str:
     """Say what was passed over in one line; empty if nothing was."""
     fields = ", ".join(f"{name} ({count:,})" for name, count in sorted(notes.unread.items()))
-    said = [f"fields that nothing reads, with their number: {fields}"] * bool(fields)
+    notices = [f"fields that nothing reads, with their number: {fields}"] * bool(fields)
     if notes.num_weightless:
-        said.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
-    return printable("; ".join(said))
+        notices.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
+    if notes.num_weighted:
+        notices.append(f"{notes.num_weighted:,} records have weights other than 0 and 1")
+    return printable("; ".join(notices))
 
 
 def read_examples(
@@ -103,6 +107,8 @@ def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | B
         generate = import_attribute(entry.generate)
         yield from generate(spec.split, spec.size or entry.size)
         return
+    if entry is not None:
+        entry = replace(entry, keep_whitespace=spec.keep_whitespace)
     for record in _records(spec, entry):
         if isinstance(record, BadRecord):
             yield record
@@ -113,8 +119,10 @@ def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | B
             _note_unread(record, columns, notes.unread)
         if example is None:
             notes.num_weightless += 1
-        else:
-            yield example
+            continue
+        if isinstance(example, Example) and has_weights(example):
+            notes.num_weighted += 1
+        yield example
 
 
 def _note_unread(record: Record, columns: Mapping[str, str], unread: Counter[str]) -> None:
@@ -136,8 +144,8 @@ def _records(spec: SourceSpec, entry: DatasetEntry | None) -> Iterator[Record | 
     if path is None:
         yield from _read_hub(entry.hub if entry and entry.hub else spec.name, spec)
         return
-    named = spec.columns is not None or entry is not None
-    columns = _columns(spec.columns, entry, {}).values() if named else ()
+    has_columns = spec.columns is not None or entry is not None
+    columns = _columns(spec.columns, entry, {}).values() if has_columns else ()
     needed = {column.split(".")[0] for column in columns}
     for file in _split_files(path, spec.split):
         records = read_records(file, record_name(file, path), needed)
@@ -165,11 +173,15 @@ def _split_files(path: Path, split: str) -> list[Path]:
     from datasets.data_files import DataFilesList, get_data_patterns
 
     patterns: Mapping[Any, list[str]] = get_data_patterns(str(path))
-    named = {str(key): value for key, value in patterns.items()}
-    if split not in named:
-        raise ValueError(f"{path}: no files of split {split!r}; there are: {', '.join(named)}")
-    found = set(map(Path, DataFilesList.from_patterns(named[split], base_path=str(path))))
-    return [file for file in local_files(path) if file.absolute() in found]
+    patterns_by_split = {str(key): value for key, value in patterns.items()}
+    if split not in patterns_by_split:
+        raise ValueError(
+            f"{path}: no files of split {split!r}; there are: {', '.join(patterns_by_split)}"
+        )
+    split_files = set(
+        map(Path, DataFilesList.from_patterns(patterns_by_split[split], base_path=str(path)))
+    )
+    return [file for file in local_files(path) if file.absolute() in split_files]
 
 
 def _read_hub(name: str, spec: SourceSpec) -> Iterator[Record | BadRecord]:
@@ -203,7 +215,7 @@ def load_hub(name: str, spec: SourceSpec) -> Any:
         ) from None
 
 
-READING_RULES = 2
+READING_RULES = 3
 """Number of the rules by which records become examples; another one reads data anew."""
 
 
@@ -271,7 +283,8 @@ def to_example(
         weights = {
             key: _value(fields, columns[key]) for key in ("weight", "train") if key in columns
         }
-        if read_weight(weights, "the record") == 0:
+        weight = read_weight(weights, "the record")
+        if weight == 0:
             return None
         if "messages" in columns:
             turns = read_conversation(_value(fields, columns["messages"]), columns["messages"])
@@ -288,11 +301,24 @@ def to_example(
         _require_question_and_answer(turns)
         if not any(turn.get("weight", 1) for turn in turns if turn["role"] == "assistant"):
             return None
+        if weight != 1:
+            turns = tuple(
+                {**turn, "weight": turn.get("weight", 1.0) * weight}
+                if turn["role"] == "assistant"
+                else turn
+                for turn in turns
+            )
     except BadValueError as error:
         return BadRecord(record.where, error.kind, str(error))
     *prompt, last = turns
     final = {key: value for key, value in last.items() if key not in ("role", "content")}
     return Example(record.where, tuple(prompt), last["content"], instruction, final, tools)
+
+
+def has_weights(example: Example) -> bool:
+    """Tell whether the loss of some turn is multiplied by another number than 0 or 1."""
+    turns = (*example.prompt, example.final)
+    return any(turn.get("weight", 1) not in (0, 1) for turn in turns)
 
 
 def _prompt_turns(
@@ -309,7 +335,7 @@ def _prompt_turns(
     if "input" in columns:
         text += "\n\n" + require_text(_value(fields, columns["input"]), repr(columns["input"]))
     if entry is not None:
-        text = stored_question(text, entry.instruction)
+        text = stored_question(text, entry.instruction, keep_whitespace=entry.keep_whitespace)
     return ({"role": "user", "content": text},)
 
 
@@ -328,13 +354,16 @@ def _require_question_and_answer(turns: tuple[Message, ...]) -> None:
         raise BadValueError("no prompt", "there is no turn before the assistant's")
 
 
-def stored_question(text: str, instruction: str) -> str:
+def stored_question(text: str, instruction: str, *, keep_whitespace: bool = False) -> str:
     """Return the bare question in a stored prompt, without control tokens and ``instruction``.
 
     A prompt style adds both again, the control tokens of the model at hand and BOS once.
     """
     turns = STORED_TURN.findall(text)
-    return str(turns[-1] if turns else text).strip().removesuffix(instruction).rstrip()
+    question = str(turns[-1] if turns else text)
+    if keep_whitespace:
+        return question.removesuffix(f"\n{instruction}") if instruction else question
+    return question.strip().removesuffix(instruction).rstrip()
 
 
 def _value(fields: Mapping[str, Any], column: str) -> Any:

@@ -70,7 +70,7 @@ class FileEvents:
             os.kill(find_sibling(self.victim) if self.victim else os.getpid(), self.kill)
 
     def curve(self) -> dict[int, list[float]]:
-        """The objective at each step, once for every time that the step was taken."""
+        """Return the objective at each step, once for every time that the step was taken."""
         points: dict[int, list[float]] = {}
         for line in self.file.read_text().splitlines():
             event = json.loads(line)
@@ -161,7 +161,7 @@ def run(
 def uninterrupted(
     ray_cluster: None, job: TrainJob, tmp_path_factory: pytest.TempPathFactory
 ) -> list[float]:
-    """The curve of ZeRO-2; the stages' curves are the same (tests/workers/test_training.py)."""
+    """Return ZeRO-2's curve; the stages' curves agree (tests/workers/training/test_sft_loop.py)."""
     events, *_ = run(job, tmp_path_factory.mktemp("whole") / "run", None)
     curve = events.curve()
     assert sorted(curve) == list(range(1, STEPS + 1))
@@ -240,8 +240,11 @@ def test_a_killed_worker_is_replaced(
     stage: int,
     fault: Callable[..., None],
 ) -> None:
+    left_by_an_earlier_attempt = Path(job.scratch_dir) / "checkpoint-left"
+    left_by_an_earlier_attempt.mkdir()
     events, result, restarts = run(job, tmp_path / "run", DEATH, zero_stage=stage)
     assert len(restarts) == 1
+    assert not left_by_an_earlier_attempt.exists()
     assert_same_curve(events, uninterrupted)
     fault(
         f"kill -9 of a training worker (ZeRO {stage})",
@@ -250,6 +253,16 @@ def test_a_killed_worker_is_replaced(
     )
     fetch_model(chosen_checkpoint(result, "last"), tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").exists()
+    # What training would go on from is not stored where nothing goes on.
+    assert {path.name for path in Path(result.checkpoint.path).iterdir()} == {
+        "model",
+        "progress.json",
+        "checksums",
+    }
+    if stage == 3:
+        events, again, _ = run(job, tmp_path / "run", DEATH, zero_stage=stage)
+        assert_same_curve(events, uninterrupted)
+        assert again.checkpoint.path == result.checkpoint.path
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ EXPECTED = Example("data.jsonl:1", (QUESTION,), "42")
 
 
 def read(folder: Path, *records: Any, **spec: Any) -> tuple[list[Example | BadRecord], str]:
-    """What is made of records, and what is said of their fields."""
+    """Read records; return their examples and what is said of their fields."""
     file = folder / "data.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     notes = ReadingNotes()
@@ -34,7 +34,7 @@ def read(folder: Path, *records: Any, **spec: Any) -> tuple[list[Example | BadRe
 
 
 def read_one(folder: Path, record: Any, **spec: Any) -> Example:
-    """The example in a record, every field of which is read."""
+    """Return the example in a record, every field of which is read."""
     (example,), said = read(folder, record, **spec)
     assert isinstance(example, Example), example
     assert said == ""
@@ -163,6 +163,18 @@ def test_turn_without_weight_is_marked(tmp_path: Path, mask: dict[str, Any]) -> 
     assert example.final == {}
 
 
+def test_weights_of_record_turn_and_train_multiply(tmp_path: Path) -> None:
+    turns = [QUESTION, {**ANSWER, "weight": 0.5}, QUESTION, {**ANSWER, "weight": 4, "train": True}]
+    (example,), said = read(tmp_path, {"messages": turns, "weight": "0.25"})
+    assert isinstance(example, Example)
+    assert example.prompt == (QUESTION, {**ANSWER, "weight": 0.125}, QUESTION)
+    assert example.final == {"weight": 1.0}
+    assert said == "1 records have weights other than 0 and 1"
+    (example,), _ = read(tmp_path, {"prompt": [QUESTION], "completion": [ANSWER], "weight": 2})
+    assert isinstance(example, Example)
+    assert example.final == {"weight": 2}
+
+
 def test_turns_of_a_prompt_carry_no_loss(tmp_path: Path) -> None:
     record = {"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]}
     example = read_one(tmp_path, record)
@@ -180,11 +192,13 @@ def test_records_without_weight_are_left_out_and_counted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("record", "kind", "expected"),
     [
-        ({"prompt": "a", "response": "b", "weight": 0.5}, "weight", "weight of the record is 0.5"),
+        ({"prompt": "a", "response": "b", "weight": -1}, "weight", "weight of the record is -1"),
+        ({"prompt": "a", "response": "b", "weight": 1e9}, "weight", "a number from 0 to 1,000"),
+        ({"prompt": "a", "response": "b", "train": "nan"}, "weight", "train of the record is"),
         (
             {"messages": [QUESTION, {**ANSWER, "weight": "x"}]},
             "weight",
-            "weight of turn 2 is 'x'; give 1, or 0",
+            "weight of turn 2 is 'x'; give what the loss is multiplied by",
         ),
         (
             {"messages": [{"role": "narrator", "content": "a"}, ANSWER]},
@@ -218,10 +232,10 @@ def test_records_without_weight_are_left_out_and_counted(tmp_path: Path) -> None
 def test_what_cannot_be_read_says_where_and_why(
     tmp_path: Path, record: Any, kind: str, expected: str
 ) -> None:
-    (found,), _ = read(tmp_path, record)
-    assert isinstance(found, BadRecord)
-    assert found.kind == kind
-    assert expected in found.message
+    (record_error,), _ = read(tmp_path, record)
+    assert isinstance(record_error, BadRecord)
+    assert record_error.kind == kind
+    assert expected in record_error.message
 
 
 def test_fields_that_nothing_reads_are_counted_once(tmp_path: Path) -> None:
