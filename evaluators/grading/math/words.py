@@ -96,6 +96,7 @@ def _is_wordy(words: list[str], *, loose: bool, joined: bool) -> bool:
     return longest >= 3 if loose else longest >= 5
 
 
+MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
 NEGATIONS = re.compile(
     r"\b(?:not|no|never|none|except|unless|least|most|more|less|than|greater|neither|if|when|"
     r"n't|other|minus|negative|plus|times|divided|over|half|twice|double|below|above|between)\b"
