@@ -17,7 +17,7 @@ A response that was cut off has a final answer only by 1 or 2, in full.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deft.evaluators.grading.brackets import read_group
 from deft.evaluators.grading.final_answer import announced, without_emoji
@@ -68,9 +68,10 @@ def find_answer(
     """
     response = _without_bold(without_emoji(announced(response)))
     first = before_next_problem(response)
+    if first != response and (found := _explicit_answer(first, parts) or conclusion(first)):
+        return replace(found, explicit=True)  # it was complete, wherever the rest was cut off
     return (
-        (_explicit_answer(first, parts) or conclusion(first) if first != response else None)
-        or _explicit_answer(response, parts)
+        _explicit_answer(response, parts)
         or (_chosen_letter(response) if lettered else None)
         or (concluded_word(response) if worded else None)
         or conclusion(response)
