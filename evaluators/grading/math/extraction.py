@@ -239,10 +239,9 @@ def _says_a_value(content: str) -> bool:
 
 _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
 _LEAD = re.compile(
-    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|"
-    r"probably|approximately|"
-    r"about|"
-    r"exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*|[~≈])[\s:]*)+",
+    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|probably"
+    r"|approximately|about|exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*"
+    r"|[~≈])[\s:]*)+",
     re.IGNORECASE,
 )
 
@@ -308,9 +307,8 @@ def _first_sentence(content: str) -> str:
 
 
 _COMMENT = re.compile(
-    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|"
-    r"from|by|"
-    r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
+    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from"
+    r"|by|using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
     r"|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
     re.IGNORECASE | re.DOTALL,
 )
