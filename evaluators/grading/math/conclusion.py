@@ -202,9 +202,12 @@ def _last_step(display: str) -> str:
     return steps[-1].replace("&", "").strip() if steps else ""
 
 
+_TWO_CLAUSES = re.compile(r"\b[Ss]o\b|\d[.!?]\s+[A-Z][a-z]")
+
+
 def is_bare_value(line: str) -> bool:
     """Check that a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
-    if not line or len(line) > 200 or OTHER_SCRIPT.search(line):
+    if not line or len(line) > 200 or OTHER_SCRIPT.search(line) or _TWO_CLAUSES.search(line):
         return False
     if FORMULA.search(line):
         return FORMULA.fullmatch(line.rstrip(".,")) is not None
