@@ -179,7 +179,10 @@ class Chooser:
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
         copy = folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
         lines = [line for line in lines if folded(line) != copy]
-        if not lines or (len(lines) == 1 and _OBSERVATION.fullmatch(lines[0])):
+        if not lines or (
+            len(lines) == 1
+            and (_OBSERVATION.fullmatch(lines[0]) or _SEVERAL.fullmatch(lines[0].rstrip(" .!")))
+        ):
             return None
         marked = self._marked(lines)
         if marked:
