@@ -68,6 +68,8 @@ class ReadingNotes:
     """Records of which no turn has weight, which are left out."""
     num_weighted: int = 0
     """Records whose loss is multiplied by another number than 0 or 1 in some turn."""
+    num_lacking: int = 0
+    """Examples that were asked for and are not there."""
 
 
 def describe_notes(notes: ReadingNotes) -> str:
@@ -77,7 +79,9 @@ def describe_notes(notes: ReadingNotes) -> str:
     if notes.num_weightless:
         notices.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
     if notes.num_weighted:
-        notices.append(f"{notes.num_weighted:,} records have weights other than 0 and 1")
+        notices.append(f"records with weights other than 0 and 1: {notes.num_weighted:,}")
+    if notes.num_lacking:
+        notices.append(f"{notes.num_lacking:,} fewer examples than its size asks for")
     return printable("; ".join(notices))
 
 
@@ -93,12 +97,14 @@ def read_examples(
     Raises:
         ValueError: the source as a whole cannot be read.
     """
+    notes = notes or ReadingNotes()
     num_examples = 0
-    for example in _all_examples(spec, notes or ReadingNotes()):
+    for example in _all_examples(spec, notes):
         yield example
         num_examples += isinstance(example, Example)
         if num_examples == spec.size:
             return
+    notes.num_lacking = max(0, (spec.size or 0) - num_examples)
 
 
 def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | BadRecord]:

@@ -169,7 +169,7 @@ def test_weights_of_record_turn_and_train_multiply(tmp_path: Path) -> None:
     assert isinstance(example, Example)
     assert example.prompt == (QUESTION, {**ANSWER, "weight": 0.125}, QUESTION)
     assert example.final == {"weight": 1.0}
-    assert said == "1 records have weights other than 0 and 1"
+    assert said == "records with weights other than 0 and 1: 1"
     (example,), _ = read(tmp_path, {"prompt": [QUESTION], "completion": [ANSWER], "weight": 2})
     assert isinstance(example, Example)
     assert example.final == {"weight": 2}
