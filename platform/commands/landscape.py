@@ -31,8 +31,11 @@ def draw_landscape(
     try:
         chosen = [get_objective(name) for name in objectives]
         for objective in chosen:
-            if objective.target is not None:
-                raise ValueError(f"{objective.spec} is not described by a gate alone")
+            if not objective.is_described_by_gate:
+                raise ValueError(
+                    f"--objectives: {objective.spec} is not described by a gate alone, over the "
+                    "model's own prediction; leave it out"
+                )
         prepared = prepare(
             spec.dataset,
             spec.model,

@@ -51,13 +51,13 @@ def token_landscapes(
         resolved = [get_objective(name) for name in objectives]
     except ValueError as error:
         raise LandscapeError(str(error)) from None
-    drawn = [objective for objective in resolved if objective.target is None]
+    drawn = [objective for objective in resolved if objective.is_described_by_gate]
     needs = LANDSCAPE_STATISTICS.union(*(objective.needs for objective in drawn))
     data = cell.require_manifest(PrepareManifest).prepared
     rows_dir = data.validation_dir if data.num_validation_examples else data.rows_dir
     columns = _statistics(data.model_dir, rows_dir, sorted(needs), cache)
     stats = TokenStats(**columns)
-    others = [str(objective.spec) for objective in resolved if objective.target is not None]
+    others = [str(objective.spec) for objective in resolved if not objective.is_described_by_gate]
     return landscapes(stats, drawn), others
 
 

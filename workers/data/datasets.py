@@ -6,9 +6,9 @@ Without a word from the spec, a record is read by the names that are usual for i
   ``content``, or of ``from`` and ``value`` (ShareGPT);
 - ``prompt`` and ``response`` or ``completion``: texts, or the turns before the response and those
   to learn (TRL);
-- ``instruction``, perhaps ``input``, and ``output`` or ``response`` (Alpaca);
+- ``instruction``, perhaps ``input`` or ``context``, ``output`` or ``response`` (Alpaca, Dolly);
 
-and beside them ``system`` or ``system_prompt``, ``tools``, and ``weight`` or ``train``.
+and beside them ``system`` or ``system_prompt``, ``tools`` or ``functions``, ``weight``, ``train``.
 """
 
 from __future__ import annotations
@@ -267,12 +267,13 @@ def _columns(
         columns = {"messages": conversation}
     elif "instruction" in fields and "prompt" not in fields and (response or "output" in fields):
         columns = {"prompt": "instruction", "response": response or "output"}
-        columns |= {"input": "input"} if first("input") else {}
+        context = first("input", "context")
+        columns |= {"input": context} if context is not None else {}
     else:
         columns = {"prompt": "prompt", "response": response or "response"}
     beside = {
         "system": first("system", "system_prompt"),
-        "tools": first("tools"),
+        "tools": first("tools", "functions"),
         "weight": first("weight"),
         "train": first("train"),
     }

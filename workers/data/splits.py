@@ -197,7 +197,7 @@ def mixture_counts(
         number = int(counts.argmin())
         raise ValueError(
             f"dataset.mixture: by the weights none of the {num_rows[number]:,} examples of data "
-            f"set {number + 1} would be taken; leave it out, raise its weight, or raise dataset.size"
+            f"set {number + 1} would be taken; raise its weight or dataset.size, or leave it out"
         )
     return counts
 
