@@ -283,7 +283,7 @@ def _is_declared(item: Any) -> bool:
     return hasattr(item, "__deft_objective__")
 
 
-def describe_import_error(error: Exception) -> str:
+def describe_import_error(error: BaseException) -> str:
     """Name an error of an author's code, and the line of that code which raised it."""
     described = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, SyntaxError):
