@@ -298,7 +298,7 @@ def plain_first_step(job: TrainJob) -> tuple[float, float]:
         loss = loss * (len(plan[0]) if spec.reduction == "micro_batch_sum" else 1)
     loss.backward()
     norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters())
-    return float(torch.stack(sums).sum() / sum(counts)), float(norm)
+    return torch.stack(sums).detach().sum().item() / sum(counts), float(norm)
 
 
 WEIGHTED: tuple[dict[str, Any], ...] = (
