@@ -15,6 +15,7 @@ from deft.evaluators.grading.records import check_record
 from deft.evaluators.spec import BenchmarkSpec
 from deft.workers.common.checksums import hash_parts
 from deft.workers.common.files import write_atomic
+from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.data.readers import BadRecord, read_records
 
 ITEM_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -162,7 +163,8 @@ def _read_hub(name: str, table: HubTable) -> Iterable[RecordFields]:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        missing = isinstance(error, ConnectionError)
+        raise (NotOnThisNodeError if missing else ValueError)(
             f"{name}: could not download {table.repo} from the Hugging Face hub ({reason:.200}). "
             f"Without it, put its rows as {name}.jsonl or {name}.parquet into a folder and name "
             "that folder: evaluation.data_dir in a run file, --data-dir on the command line"

@@ -170,7 +170,7 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase, options: Iterable[str]) -> tu
 
 
 def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
-    """Render the prompts of ``job``.
+    """Render the prompts of ``job``, those of its shard only.
 
     Raises:
         FileNotFoundError: the model is no directory with a configuration.
@@ -179,7 +179,8 @@ def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
     spec, benchmark = job.benchmark, get_benchmark(job.benchmark.name)
     tokenizer = load_tokenizer(Path(job.model))
     style = resolve_style(spec, benchmark, tokenizer, job.trained_style)
-    items = {item.id: item for item in read_items(Path(job.items))}
+    shard = read_items(Path(job.items))[job.shard :: job.num_shards]
+    items = {item.id: item for item in shard}
     prompts = {
         item_id: encode_item(tokenizer, item, benchmark, style) for item_id, item in items.items()
     }

@@ -81,6 +81,12 @@ def write_predictions(
         pq.write_table(table, file)
 
 
+def read_all(path: Path) -> list[Prediction]:
+    """Read what `write_predictions` has written."""
+    rows = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+    return [Prediction(**row) for row in rows]
+
+
 def read_conditions(path: Path) -> dict[str, str]:
     """Read the conditions that `write_predictions` has kept with a table."""
     metadata = pq.read_schema(path).metadata or {}

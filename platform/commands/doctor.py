@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -54,18 +54,21 @@ class Finding:
     remedy: str = ""
 
 
-def show_diagnosis(root: Path, tracking_uri: str, console: RunConsole) -> bool:
-    """Run all checks and print them; return whether there is no problem."""
-    findings = list(examine(root, tracking_uri))
+def show_diagnosis(findings: Sequence[Finding], console: RunConsole) -> None:
+    """Print what the checks found."""
     console.table(
         "doctor",
         ["", "", "found", "what to do"],
         [[f.name, f.state.value, f.detail, f.remedy] for f in findings],
         left=True,
     )
-    problems = [finding for finding in findings if finding.state is CheckState.problem]
-    console.print(plural(len(problems), "problem") if problems else "no problem found")
-    return not problems
+    problems = sum(finding.state is CheckState.problem for finding in findings)
+    console.print(plural(problems, "problem") if problems else "no problem found")
+
+
+def has_problem(findings: Sequence[Finding]) -> bool:
+    """Tell whether something must be mended before runs work."""
+    return any(finding.state is CheckState.problem for finding in findings)
 
 
 def examine(root: Path, tracking_uri: str) -> Iterator[Finding]:

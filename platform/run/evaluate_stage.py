@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +41,19 @@ from deft.workers.data.prepare import Prepared
 
 
 def evaluate_stage(
-    run: RunDirectory[ExperimentSpec], manifest: PrepareManifest, context: RunContext
+    run: RunDirectory[ExperimentSpec],
+    manifest: PrepareManifest,
+    context: RunContext,
+    on_measured: Callable[[], None],
 ) -> None:
-    """Evaluate the base model and the trained one, and compare prompts with those of training."""
+    """Evaluate the base model and the trained one, and compare prompts with those of training.
+
+    Args:
+        run: the run.
+        manifest: what the prepare stage has left.
+        context: what the run shares with others.
+        on_measured: called when the trained model needs no device but an engine's any more.
+    """
     spec, prepared, console = run.spec, manifest.prepared, context.console
     if run.has_finished("evaluate"):
         console.stage("evaluate", "finished already")
@@ -60,6 +72,7 @@ def evaluate_stage(
         )
         trained = replace(base, models={"eval": str(run.path / "model")})
         losses = measure_heldout(trained, events)
+        on_measured()
         outcome = merge_results(
             evaluate_base(base, events), evaluate_models(trained, losses, events)
         )
@@ -90,7 +103,9 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
             for journals in directory.parent.glob(f"{inputs}-*/responses"):
                 shutil.copytree(journals, directory / "responses", dirs_exist_ok=True)
             for_all = replace(evaluation, out=directory)
-            losses = measure_heldout(for_all, events)
+            measures = evaluation.spec.heldout is not None
+            with evaluation.context.training_slot() if measures else nullcontext():
+                losses = measure_heldout(for_all, events)
             results = evaluate_models(for_all, losses, events)
             save_manifest(file, results)
     predictions = directory / "predictions"

@@ -31,6 +31,7 @@ from deft.workers.catalogs.datasets import (
 )
 from deft.workers.common.checksums import hash_files
 from deft.workers.common.example import Example, Message
+from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.common.names import import_attribute
 from deft.workers.common.text import printable
 from deft.workers.data.conversations import (
@@ -214,7 +215,8 @@ def load_hub(name: str, spec: SourceSpec) -> Any:
             for key in ("config", "split", "revision")
             if (value := getattr(spec, key))
         ]
-        raise ValueError(
+        missing = isinstance(error, ConnectionError)
+        raise (NotOnThisNodeError if missing else ValueError)(
             f"dataset {name!r} ({', '.join(which)}) could not be had from the Hugging Face hub: "
             f"{reason:.300} Copy its files to this machine and give their directory as "
             "dataset.name (for math and medical as dataset.data_dir)."

@@ -42,6 +42,7 @@ from deft.workers.data.example_store import (
     write_examples,
 )
 from deft.workers.data.readers import BadRecord, BadRecordLog
+from deft.workers.modeling.hub_models import prepare_hub_model
 from deft.workers.modeling.model_files import (
     build_smollm2,
     build_tiny,
@@ -498,12 +499,14 @@ def noisy_rows(rows_dir: Path, first: int, number: int) -> dict[int, tuple[list[
 
 
 def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:
-    """Return the local directory of ``model``, built under ``cache`` if it is one of ours.
+    """Return the directory of ``model``: a local one as it is, all others under ``cache``.
 
     ``examples_dir`` is named after the content of the examples in it; the tiny model needs it.
     """
     if model.name not in MODELS or MODELS[model.name].hub:
-        return resolve_directory(model.name, model.revision)
+        if model.local_path is not None:
+            return resolve_directory(model.name)
+        return prepare_hub_model(resolve_name(model.name), model.revision, cache)
     if model.name == "tiny":
         assert examples_dir is not None
         directory = cache / f"tiny-{hash_parts(examples_dir.name, str(seed))}"

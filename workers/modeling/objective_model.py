@@ -358,10 +358,13 @@ def target_statistics(
         position_ids: see `deft.workers.training.batches.collate`.
         cu_seq_lens: likewise.
     """
-    head, targets = model.get_output_embeddings(), labels[:, 1:].flatten()
+    head = model.get_output_embeddings()
+    device = head.weight.device  # where several hold the model, not always that of the last layer
+    targets = labels[:, 1:].flatten().to(device)
+    hidden = last_hidden(model, input_ids, position_ids, cu_seq_lens).to(device)
     chosen = targets != IGNORE_INDEX
     return linear_objective(
-        transform.scaled(last_hidden(model, input_ids, position_ids, cu_seq_lens)[chosen]),
+        transform.scaled(hidden[chosen]),
         head.weight,
         targets[chosen],
         "original",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -302,6 +304,23 @@ def texts(table: Table | None) -> dict[str, list[str]]:
 
 
 AVG = Measure("figfont", "figfont, avg@1")
+
+
+def test_results_are_a_row_for_each_cell_model_benchmark_and_metric(written: Path) -> None:
+    rows = pq.read_table(written / "results.parquet").to_pylist()
+    with (written / "results.csv").open() as file:
+        assert [row["value"] for row in csv.DictReader(file)] == [str(row["value"]) for row in rows]
+    # 23 finished cells, two models, of which each has 1 held-out and 2 × 2 metrics.
+    assert len({row["run"] for row in rows}) == 22
+    assert len(rows) == 22 * 2 * (1 + 2 * 2)
+    assert {row[RATE_AXIS] for row in rows} == {"0.001", "0.01"}
+    (row,) = (
+        row
+        for row in rows
+        if (row["objective"], row["seed"], row["dataset"]) == ("DEFT", 1, "figfont")
+        and (row[RATE_AXIS], row["which"], row["metric"]) == ("0.01", "base", "bits_per_byte")
+    )
+    assert (row["benchmark"], row["value"], row["ci_low"]) == ("heldout", 4.5, None)
 
 
 def test_scores_are_what_the_chosen_cells_say(trial: Disk) -> None:
