@@ -312,9 +312,8 @@ MORE_WEIGHTED: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.parametrize(
-    "cuts", [WEIGHTED, pytest.param(MORE_WEIGHTED, marks=pytest.mark.slow)], ids=["some", "more"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cuts", [WEIGHTED, MORE_WEIGHTED], ids=["some", "more"])
 def test_weights_multiply_gradients_and_leave_the_number_of_tokens(
     ray_cluster: None, job: TrainJob, tmp_path: Path, cuts: tuple[dict[str, Any], ...]
 ) -> None:
