@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from deft.objectives.catalog import CATALOG
@@ -206,8 +207,8 @@ class Objective:
         return self.function(stats, **self.spec.params)
 
     @property
-    def is_its_gate(self) -> bool:
-        """Tell whether the prediction alone decides its gradient, by a gate."""
+    def is_described_by_gate(self) -> bool:
+        """Tell whether the prediction alone decides the gate, and the gate alone the gradient."""
         return self.target is None and not self.context
 
     @property
@@ -225,7 +226,11 @@ def get_objective(spec: str | Mapping[str, Any] | ObjectiveSpec | Objective) -> 
     if isinstance(spec, Objective):
         return spec
     if not isinstance(spec, ObjectiveSpec):
-        spec = ObjectiveSpec.model_validate(spec)
+        try:
+            spec = ObjectiveSpec.model_validate(spec)
+        except ValidationError as error:
+            reasons = (item["msg"].removeprefix("Value error, ") for item in error.errors())
+            raise ValueError("; ".join(reasons)) from None
     function = _load(spec)
     declared: Declaration = getattr(function, "__deft_objective__", _UNDECLARED)
     try:
@@ -278,7 +283,7 @@ def _is_declared(item: Any) -> bool:
     return hasattr(item, "__deft_objective__")
 
 
-def describe_import_error(error: Exception) -> str:
+def describe_import_error(error: BaseException) -> str:
     """Name an error of an author's code, and the line of that code which raised it."""
     described = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, SyntaxError):

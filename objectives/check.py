@@ -162,7 +162,7 @@ def _evaluate(objective: Objective, stats: TokenStats, *, situation: str = "") -
     try:
         with torch.no_grad():
             output = objective(handed)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _refusal(objective, f"{situation}it raises {describe_import_error(error)}") from None
     for field in fields(TokenStats):
         before, after = getattr(stats, field.name), getattr(handed, field.name)
@@ -247,7 +247,7 @@ def _check_token_local(objective: Objective, stats: TokenStats, output: Objectiv
 
 def _check_gate(objective: Objective, stats: TokenStats, output: ObjectiveOutput) -> None:
     """Check that the gate is −∂value/∂log p with p held fixed, or with p following log p."""
-    rows = (stats.logp >= _USUAL_LOGP) & (stats.logp < -1e-6)
+    rows = stats.logp < -1e-6
     if output.keep is not None:
         rows &= output.keep
     gate = output.gate.double()
@@ -356,6 +356,8 @@ def _factor(found: Tensor, expected: Tensor, rows: Tensor) -> str:
     if float(ratios.max() - ratios.min()) > 1e-3 * float(ratios.abs().max()):
         return ""
     factor = float(ratios.mean())
+    if abs(factor - 1) < 1e-3:
+        return ""
     return " (the sign is wrong)" if abs(factor + 1) < 1e-3 else f" (a factor of {factor:.4g})"
 
 

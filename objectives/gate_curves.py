@@ -57,7 +57,7 @@ def gate_curves(objectives: Sequence[Objective]) -> list[GateCurve]:
     """
     curves = []
     for objective in objectives:
-        if not objective.is_its_gate:
+        if not objective.is_described_by_gate:
             raise ValueError(
                 f"{objective.spec} is not described by its gate over p alone; leave it out"
             )

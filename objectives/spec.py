@@ -66,6 +66,11 @@ class ObjectiveSpec(Settings):
             if "(" in name:
                 own |= _from_string(name.strip())
             return _resolve(own["name"], {**own["params"], **fields, **nested})
+        if not isinstance(value, ObjectiveSpec):
+            raise ValueError(
+                f"expected one objective by its name or as {{name: …}}, got {value!r:.80}; the "
+                "grid of a sweep compares several"
+            )
         return value
 
     @field_validator("params")

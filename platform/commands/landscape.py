@@ -32,8 +32,11 @@ def draw_landscape(
     try:
         chosen = [get_objective(name) for name in objectives]
         for objective in chosen:
-            if not objective.is_its_gate or objective.top_k != TOP_K:
-                raise ValueError(f"{objective.spec} is not described by a gate alone")
+            if not objective.is_described_by_gate or objective.top_k != TOP_K:
+                raise ValueError(
+                    f"--objectives: {objective.spec} is not described by a gate alone, over the "
+                    "model's own prediction; leave it out"
+                )
         prepared = prepare(
             spec.dataset,
             spec.model,

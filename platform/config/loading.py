@@ -189,20 +189,30 @@ def _explain(
 ) -> str:
     """Write one validation error as ``where: key: what is wrong``."""
     key: KeyPath = detail["loc"]
+    is_text = detail["type"] == "string_type"
     match detail["type"]:
         case "extra_forbidden":
             names = sorted(fields_at(spec, key[:-1]))
             nearest = nearest_name(str(key[-1]), names)
             hint = f"did you mean {nearest}? " if nearest else ""
             message = f"unknown key; {hint}There are: {', '.join(names)}."
+        case "missing" if isinstance(key[-1], int):
+            message = "is missing; the list is too short"
         case "missing":
             message = f"is missing; give it in the file or as --{key[-1]}"
+        case "model_type":
+            names = list(fields_at(spec, key))
+            is_text = "name" in names
+            expected = "a name or settings" if is_text else "settings"
+            message = f"expected {expected} ({', '.join(names)}), got {detail['input']!r:.80}"
+        case "tuple_type":
+            message = f"expected a list, got {detail['input']!r:.80}"
         case "value_error":
             key, message = _with_key_of(str(detail["ctx"]["error"]), key, origins)
         case _:
             message = f"{detail['msg']}, got {detail['input']!r:.80}"
     if key in origins:
-        message += _as_yaml_reads(detail, origins[key].text)
+        message += _as_yaml_reads(detail["input"], origins[key].text, is_text=is_text)
     return ": ".join(filter(None, [place_of(key, origins, file), _dotted(key), message]))
 
 
@@ -226,14 +236,19 @@ def _with_key_of(
     return (full, rest) if colon and full in origins else (key, message)
 
 
-def _as_yaml_reads(detail: ErrorDetails, text: str | None) -> str:
-    """Say how a value was written where YAML made something else of it than it looks like."""
-    value = detail["input"]
+def _as_yaml_reads(value: Any, text: str | None, *, is_text: bool) -> str:
+    """Say how a value was written where YAML made something else of it than it looks like.
+
+    Args:
+        value: what YAML made of it.
+        text: how it was written, if that is known.
+        is_text: whether a text was expected.
+    """
     if text is None or not isinstance(value, bool | int | float):
         return ""
     surprise = isinstance(value, bool) and text.lower() not in ("true", "false")
     advice = f"; YAML 1.1 reads {text} as {str(value).lower()}" if surprise else ""
-    if detail["type"] in ("string_type", "model_type"):  # the latter: a name for {name: …}
+    if is_text:
         advice += f'; write "{text}", in quotes, for the text'
     return advice
 

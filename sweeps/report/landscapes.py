@@ -51,7 +51,7 @@ def token_landscapes(
         resolved = [get_objective(name) for name in objectives]
     except ValueError as error:
         raise LandscapeError(str(error)) from None
-    drawn = [each for each in resolved if each.is_its_gate and each.top_k == TOP_K]
+    drawn = [each for each in resolved if each.is_described_by_gate and each.top_k == TOP_K]
     needs = LANDSCAPE_STATISTICS.union(*(objective.needs for objective in drawn))
     data = cell.require_manifest(PrepareManifest).prepared
     rows_dir = data.validation_dir if data.num_validation_examples else data.rows_dir

@@ -31,7 +31,7 @@ ROLES = {
 """What roles are called, and what they are."""
 
 TURN_KEYS = {
-    *("role", "from", "content", "value", "name", "tool_call_id", "tool_calls"),
+    *("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call"),
     *("weight", "train", *REASONING_KEYS),
 }
 """The keys of a turn that are read."""
@@ -141,10 +141,13 @@ def _read_turn(turn: Any, number: int) -> Message | None:
         )
     message: Message = {"role": ROLES[role_name]}
     content = turn.get(content_key)
-    calls = _read_calls(content if role_name == "function_call" else turn.get("tool_calls"), number)
+    # OpenAI's first form of a call was one for each turn.
+    calls_key = "function_call" if is_empty(turn.get("tool_calls")) else "tool_calls"
+    calls = _read_calls(content if role_name == "function_call" else turn.get(calls_key), number)
     if calls:
         message["tool_calls"] = calls
-    if role_name == "function_call" or (calls and is_empty(content)):
+    may_be_empty = calls or (message["role"] == "tool" and content_key in turn)
+    if role_name == "function_call" or (may_be_empty and is_empty(content)):
         message["content"] = ""
     elif message["role"] == "system" and content_key in turn and is_empty(content):
         return None

@@ -6,9 +6,9 @@ Without a word from the spec, a record is read by the names that are usual for i
   ``content``, or of ``from`` and ``value`` (ShareGPT);
 - ``prompt`` and ``response`` or ``completion``: texts, or the turns before the response and those
   to learn (TRL);
-- ``instruction``, perhaps ``input``, and ``output`` or ``response`` (Alpaca);
+- ``instruction``, perhaps ``input`` or ``context``, ``output`` or ``response`` (Alpaca, Dolly);
 
-and beside them ``system`` or ``system_prompt``, ``tools``, and ``weight`` or ``train``.
+and beside them ``system`` or ``system_prompt``, ``tools`` or ``functions``, ``weight``, ``train``.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class ReadingNotes:
     """Records of which no turn has weight, which are left out."""
     num_weighted: int = 0
     """Records whose loss is multiplied by another number than 0 or 1 in some turn."""
+    num_lacking: int = 0
+    """Examples that were asked for and are not there."""
 
 
 def describe_notes(notes: ReadingNotes) -> str:
@@ -78,7 +80,9 @@ def describe_notes(notes: ReadingNotes) -> str:
     if notes.num_weightless:
         notices.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
     if notes.num_weighted:
-        notices.append(f"{notes.num_weighted:,} records have weights other than 0 and 1")
+        notices.append(f"records with weights other than 0 and 1: {notes.num_weighted:,}")
+    if notes.num_lacking:
+        notices.append(f"{notes.num_lacking:,} fewer examples than its size asks for")
     return printable("; ".join(notices))
 
 
@@ -94,12 +98,14 @@ def read_examples(
     Raises:
         ValueError: the source as a whole cannot be read.
     """
+    notes = notes or ReadingNotes()
     num_examples = 0
-    for example in _all_examples(spec, notes or ReadingNotes()):
+    for example in _all_examples(spec, notes):
         yield example
         num_examples += isinstance(example, Example)
         if num_examples == spec.size:
             return
+    notes.num_lacking = max(0, (spec.size or 0) - num_examples)
 
 
 def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | BadRecord]:
@@ -263,12 +269,13 @@ def _columns(
         columns = {"messages": conversation}
     elif "instruction" in fields and "prompt" not in fields and (response or "output" in fields):
         columns = {"prompt": "instruction", "response": response or "output"}
-        columns |= {"input": "input"} if first("input") else {}
+        context = first("input", "context")
+        columns |= {"input": context} if context is not None else {}
     else:
         columns = {"prompt": "prompt", "response": response or "response"}
     beside = {
         "system": first("system", "system_prompt"),
-        "tools": first("tools"),
+        "tools": first("tools", "functions"),
         "weight": first("weight"),
         "train": first("train"),
     }

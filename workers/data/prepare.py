@@ -132,7 +132,7 @@ class Prepared:
     num_bos: int
     """BOS tokens that a row starts with."""
     passed_over: str = ""
-    """What nothing reads in the records, in one line, see `deft.workers.data.datasets`."""
+    """What nothing reads in the records and what they lack, in one line; see `ReadingNotes`."""
     sources: tuple[SourceCounts, ...] = ()
     """The same by data set: one, or those of a mixture."""
     model_revision: str | None = None
@@ -178,7 +178,7 @@ def prepare(
         validation_dir=str(directory / "validation"),
         bad_records_file=str(directory / BAD_RECORDS_FILE),
         prompt_style=dataset.prompt_style,
-        passed_over=_passed_over(dataset.sources, examples_dirs),
+        passed_over=_passed_over(dataset, examples_dirs, sources),
         sources=sources,
         model_revision=model.revision,
         **counts,
@@ -209,13 +209,18 @@ def pinned_model(model: ModelSpec) -> ModelSpec:
     return model.model_copy(update={"revision": commit or model.revision})
 
 
-def _passed_over(sources: Sequence[SourceSpec], examples_dirs: Sequence[Path]) -> str:
-    """Say in one line what nothing reads in the records of each data set."""
+def _passed_over(
+    dataset: DatasetSpec, examples_dirs: Sequence[Path], counts: Sequence[SourceCounts]
+) -> str:
+    """Say in one line what nothing reads in the records of each data set, and what they lack."""
     lines = [
         f"{source.title}: {line}"
-        for source, directory in zip(sources, examples_dirs, strict=True)
+        for source, directory in zip(dataset.sources, examples_dirs, strict=True)
         if (line := (directory / PASSED_OVER_FILE).read_text())
     ]
+    num_drawn = sum(each.num_examples + each.num_validation_examples for each in counts)
+    if dataset.mixture and num_drawn < (dataset.size or 0):
+        lines.append(f"the weights allow {num_drawn:,} of the {dataset.size:,} examples asked for")
     return "; ".join(lines)
 
 
