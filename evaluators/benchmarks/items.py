@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import items_file_name
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.spec import BenchmarkSpec
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.files import write_atomic
 from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.data.readers import BadRecord, read_records
@@ -30,7 +30,7 @@ def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Pat
     """
     items = load_items(spec, data_dir)
     text = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in items)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hash_parts(text)
     path = cache / "items" / items_file_name(get_benchmark(spec.name), digest)
     if not path.exists():
         write_atomic(path, text)

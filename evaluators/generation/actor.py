@@ -24,6 +24,7 @@ from deft.evaluators.generation.journal import (
 )
 from deft.evaluators.generation.model_dir import fingerprint, read_architecture
 from deft.evaluators.generation.prompts import request_seed
+from deft.evaluators.grading import SECOND_OPINIONS
 from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
 from deft.evaluators.scores.predictions import (
@@ -81,12 +82,16 @@ class Evaluator:
         title = f"{name}, {job.shard + 1} of {job.num_shards}" if job.num_shards > 1 else name
         report = _every_percent(progress, job.label, title, len(keys))
         grades: dict[tuple[str, int], Future[Grade]] = {}
+        second_opinions: dict[tuple[str, int], Future[Grade]] = {}
 
         def add(response: Response) -> None:
             responses[response.key] = response
             if response.finish_reason != "prompt_too_long":
-                grader = self._grader(rendered.grader(response.id))
-                grades[response.key] = grader.submit(asdict(response))
+                grader, record = rendered.grader(response.id), asdict(response)
+                grades[response.key] = self._grader(grader).submit(record)
+                if grader in SECOND_OPINIONS:
+                    second = self._grader(SECOND_OPINIONS[grader]).submit(record)
+                    second_opinions[response.key] = second
 
         for response in list(responses.values()):
             add(response)
@@ -104,9 +109,11 @@ class Evaluator:
                 report(len(responses))
 
         results = {key: future.result() for key, future in grades.items()}
+        seconds = {key: future.result() for key, future in second_opinions.items()}
         not_asked = Grade(Verdict.no_answer)
         predictions = [
-            rendered.prediction(responses[key], results.get(key, not_asked)) for key in keys
+            rendered.prediction(responses[key], results.get(key, not_asked), seconds.get(key))
+            for key in keys
         ]
         if job.num_shards == 1:
             metrics = _finish(job, rendered, predictions, responses)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from deft.evaluators.benchmarks.definition import content_in
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.generation.prompts import PromptFormat, Stops
 from deft.evaluators.spec import BenchmarkSpec
+from deft.workers.common.checksums import hash_parts
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class EvaluationJob:
         taken for another's. Grading and engine are not part of that.
         """
         instruction = get_benchmark(self.benchmark.name).instruction
-        parts = [
+        digest = hash_parts(
             self.benchmark.model_dump_json(),
             content_in(self.items),
             instruction,
             self.trained_style,
-        ]
-        digest = hashlib.sha256("\0".join([*parts, fingerprint(Path(self.model))]).encode())
-        name = f"{self.label}-{_file_name(self.name)}-{digest.hexdigest()[:8]}.jsonl"
+            fingerprint(Path(self.model)),
+        )
+        name = f"{self.label}-{_file_name(self.name)}-{digest}.jsonl"
         return Path(self.out, "responses", name)
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.definition import content_in, definition_in
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.config.spec import ExperimentSpec
@@ -85,7 +86,9 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
     They are the same for every run that starts there and is evaluated alike, so they are kept in
     the cache, where others wait for them. The predictions are copied into each run.
     """
-    directory = evaluation.context.cache / "evaluations" / _digest_of_inputs(evaluation)
+    inputs = _digest_of_inputs(evaluation)
+    definitions = hash_parts(*(definition_in(file) for file in sorted(evaluation.items.values())))
+    directory = evaluation.context.cache / "evaluations" / f"{inputs}-{definitions}"
     file = directory / "evaluate.json"
     with exclusive(directory / ".lock", patience=math.inf):
         if file.is_file():
@@ -96,6 +99,9 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
                 f"          {label}: evaluated already, for another run"
             )
         else:
+            # Graded by other graders before: a journal's name says what its responses depend on.
+            for journals in directory.parent.glob(f"{inputs}-*/responses"):
+                shutil.copytree(journals, directory / "responses", dirs_exist_ok=True)
             for_all = replace(evaluation, out=directory)
             measures = evaluation.spec.heldout is not None
             with evaluation.context.training_slot() if measures else nullcontext():
@@ -109,13 +115,13 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
 
 
 def _digest_of_inputs(evaluation: Evaluation) -> str:
-    """Hash everything that the results of an evaluation of one model depend on."""
+    """Hash everything that the responses of one model depend on, and its held-out losses."""
     ((_, model),) = evaluation.models.items()
     return hash_parts(
         fingerprint(Path(model)),
         evaluation.spec.model_dump_json(),
         evaluation.spec.data_digest(),
-        *(Path(evaluation.items[name]).name for name in sorted(evaluation.items)),
+        *(content_in(evaluation.items[name]) for name in sorted(evaluation.items)),
         evaluation.trained_style,
         str(evaluation.validation_dir),
     )

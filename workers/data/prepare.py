@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 Source = TypeVar("Source", bound=SourceSpec)
 
-STORE_FORMAT = "2"
+STORE_FORMAT = "3"
 """Changes with what is stored of examples and rows: what an older version stored is left alone."""
 EXAMPLES_FILE = "examples.arrow"
 COUNTS_FILE = "counts.json"
@@ -102,7 +102,7 @@ class Prepared:
     """The examples before tokenisation, see `deft.workers.data.example_store`."""
     rows_dir: str
     """Training rows, see `deft.workers.data.example_store.open_rows`: input_ids and labels, int32
-    lists of equal length."""
+    lists of equal length, and weights, float32 lists as long or null."""
     validation_dir: str
     """Held-out rows, the same and target_bytes (int64): UTF-8 bytes of the text that a row's target
     tokens spell. No row if nothing is held out."""
@@ -299,7 +299,7 @@ def prepare_source(source: SourceSpec, bad_records: BadRecords, cache: Path) -> 
     Raises:
         ValueError: see `prepare_examples`.
     """
-    settings = source.model_dump(include={"size", "split", "columns", "config"})
+    settings = source.model_dump(include={"size", "split", "columns", "config", "keep_whitespace"})
     # Files are named by their content, wherever they are; which columns are read by default by the
     # name of a dataset.
     name = source.name if source.name in DATASETS or source.local_path is None else ""
