@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import ray
 
 from deft.platform.errors import UserError
 from deft.platform.run.cluster import run_task
@@ -12,10 +13,11 @@ from deft.workers.common.hub import NotOnThisNodeError
 
 
 def test_what_one_node_has_not_is_looked_for_on_the_others(
-    ray_cluster: None, tmp_path: Path
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One node stands in for two: its first attempt fails."""
-    tried = tmp_path / "tried"
+    nodes, tried = ray.nodes(), tmp_path / "tried"
+    monkeypatch.setattr(ray, "nodes", lambda: 2 * nodes)
 
     def work() -> str:
         if not tried.exists():
