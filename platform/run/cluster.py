@@ -181,6 +181,8 @@ def _run_where_it_can(work: Callable[[], Result]) -> Result:
         refusal = error
     here = ray.get_runtime_context().get_node_id()
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        raise refusal
     task: Any = ray.remote(work)
     for node in sorted(nodes, key=lambda node: node != here):
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)

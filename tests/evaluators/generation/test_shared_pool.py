@@ -86,4 +86,6 @@ def test_idle_engines_share_a_benchmark(
     assert done == cut
     assert result.num_generated == 128
     assert result.metrics == Evaluator(spec).run(uncut).metrics
+    rows, expected = (pq.read_table(job.predictions).to_pylist() for job in (cut, uncut))
+    assert [row for row in rows if row not in expected] == []
     assert cut.predictions.read_bytes() == uncut.predictions.read_bytes()

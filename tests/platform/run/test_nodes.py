@@ -396,7 +396,10 @@ def test_a_hub_model_that_one_machine_has_is_used_on_all(tmp_path: Path) -> None
         cluster.start()
         cluster.start()
         output = Lines(cluster.popen(BIN / "deft", "run", "run.yaml", cwd=tmp_path))
-        output.process.wait(timeout=400)
+        try:
+            output.process.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            pytest.fail(output.text)
         assert output.process.returncode == 0, output.text
     (run,) = (tmp_path / "runs").glob("hub-*")
     prepared = require_manifest(run, PrepareManifest).prepared

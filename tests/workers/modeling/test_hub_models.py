@@ -38,3 +38,8 @@ def test_hub_model_outlives_the_cache_of_the_node_that_had_it(
     assert content == {"model.safetensors": b"weights", "config.json": b"{}"}
     with pytest.raises(NotOnThisNodeError, match="'org/other' could not be downloaded"):
         prepare_hub_model("org/other", None, cache)
+
+
+def test_directory_that_only_another_node_has_is_named_with_this_node(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no such directory on node"):
+        prepare_hub_model(str(tmp_path / "model"), None, tmp_path / "cache")
