@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, print_error
+from deft.platform.signals import exit_code, handle_signals, received_signal
 
 if TYPE_CHECKING:
     from deft.platform.run.context import RunContext
@@ -51,6 +53,16 @@ Settings = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
 ]
+
+
+KEPT = {
+    "run": "finished stages and stored checkpoints are kept; the same command goes on from there",
+    "sweep": "finished cells, stages and checkpoints are kept; the same command goes on from there",
+    "evaluate": "the responses so far are kept; the same command goes on from there",
+    "report": "the sweep is as it was; the same command writes the report",
+    "submit": "nothing was submitted, or the job goes on; `ray job list` tells",
+}
+"""What is left of the work of a command that a signal has ended."""
 
 
 def _context(
@@ -213,11 +225,7 @@ def submit_(
     try:
         code = submit.follow(job)
     except KeyboardInterrupt:
-        fail(
-            f"interrupted; job {job.id} goes on\n"
-            f"follow it: {job.to_follow}\nstop it:   {job.to_stop}",
-            130,
-        )
+        end_by_signal(f"job {job.id} goes on\nfollow it: {job.to_follow}\nstop it:   {job.to_stop}")
     if code:
         fail(f"job {job.id} ended with exit code {code}", code)
 
@@ -477,6 +485,7 @@ def doctor(
 
 def main() -> NoReturn:
     """Run the `deft` command; exit with 0 on success, 1 if a stage failed, 2 on bad input."""
+    handle_signals()
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
     # Read when ray is imported. Many processes on few cores are normal for a sweep, and a lost one
@@ -485,19 +494,26 @@ def main() -> NoReturn:
         "RAY_DEDUP_LOGS_SKIP_REGEX",
         "worker processes have been started|A worker died or was killed",
     )
+    message, code = "", 0
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False) or 0
     except UserError as error:
-        fail(f"{error}", 2)
+        message, code = f"{error}", 2
     except StageError as error:
-        fail(f"{error}", 1)
+        message, code = f"{error}", 1
     except TyperException as error:  # an unknown command, option or value
-        fail(error.format_message() or "a command is missing", error.exit_code)
-    except typer.Abort:
-        fail("interrupted", 130)
-    except KeyboardInterrupt:
-        fail("interrupted; finished stages are kept", 130)
-    sys.exit(code or 0)
+        message, code = error.format_message() or "a command is missing", error.exit_code
+    if received_signal():  # Typer turns KeyboardInterrupt into an exit code
+        end_by_signal(KEPT.get(sys.argv[1], "the same command starts again"))
+    if message:
+        fail(message, code)
+    sys.exit(code)
+
+
+def end_by_signal(kept: str) -> NoReturn:
+    """Exit as a command does that a signal has ended; ``kept`` says what is left of its work."""
+    received = received_signal() or signal.SIGINT
+    fail(f"ended by {received.name}; {kept}", exit_code(received))
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -97,6 +97,15 @@ class SweepDirectory:
         """Tell whether a run has its results; MLflow may not have them yet."""
         return manifest_file(self.root / run, "evaluate").is_file()
 
+    def is_begun(self, run: str) -> bool:
+        """Tell whether MLflow may have a run that has not ended."""
+        return (self.root / run / "mlflow").is_dir() and not self.is_finished(run)
+
+    def is_training(self, run: str) -> bool:
+        """Tell whether steps of a run have been taken, but not all."""
+        is_trained = manifest_file(self.root / run, "train").is_file()
+        return (self.root / run / "events.jsonl").is_file() and not is_trained
+
     def fail(self, run: str, cause: str) -> None:
         """Record a failed attempt at a run and its cause."""
         last = read_failure(self.path, run)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +23,8 @@ from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.run.context import RunContext
 from deft.platform.run.driver import require_importable
 from deft.platform.run.evaluation import require_engine
+from deft.platform.run.ray_train import STOP_GRACE
+from deft.platform.signals import received_signal
 from deft.platform.tracking.sweep_recorder import SweepRecorder
 from deft.platform.tracking.uri import require_tracking_uri
 from deft.sweeps.cells import Plan, PlannedCell
@@ -30,6 +34,8 @@ from deft.sweeps.progress import SweepView
 from deft.sweeps.report.write import write_report
 from deft.sweeps.spec import AshaSpec, SweepSpec
 from deft.sweeps.trial import Trial
+from deft.workers.common.files import exclusive
+from deft.workers.common.stop_request import request_stop
 from deft.workers.common.text import plural
 
 MAX_REPORTS = 1_000_000
@@ -71,7 +77,12 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
             try:
                 run_all(plan, directory, placement, recorder, context)
                 report = write_report(directory.path, directory.root, console)
-            except BaseException as error:
+            except KeyboardInterrupt:
+                ray.shutdown()  # or a cell could say that it runs after it was marked
+                for run in filter(directory.is_begun, cells):
+                    recorder.end_cell(directory.root / run)
+                raise
+            except Exception as error:
                 recorder.fail(error)
                 raise
             failed = sum(directory.failure(run) is not None for run in cells)
@@ -212,9 +223,26 @@ def run_cells(
     )
     try:
         tuner.fit()
+    except KeyboardInterrupt:
+        if received_signal() == signal.SIGTERM:
+            stop_cells(directory, runs)
+        raise
     finally:
         # Which cells are finished is known from their directories.
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def stop_cells(directory: SweepDirectory, runs: Sequence[str]) -> None:
+    """Let those of ``runs`` that train store a checkpoint, for `STOP_GRACE` seconds at most."""
+    request_stop()
+    deadline = time.monotonic() + STOP_GRACE
+    for run in filter(directory.is_training, runs):
+        patience = max(deadline - time.monotonic(), 0.0)
+        with (
+            suppress(BlockingIOError),
+            exclusive(directory.root / run / ".lock", patience=patience),
+        ):
+            pass
 
 
 def _scheduler(asha: AshaSpec | None) -> TrialScheduler | None:

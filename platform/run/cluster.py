@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from ray.util.queue import Queue
 from rich.console import Console
 
 from deft.platform.errors import StageError, UserError, describe_error, print_error, root_cause
+from deft.platform.signals import kept_signal_handlers
 from deft.workers.common.ray_placement import on_this_node
 
 Result = TypeVar("Result")
@@ -66,13 +68,18 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
                 "RAY_ADDRESS, one starts here"
             ) from None
     try:
-        ray.init(
-            # Without one, Ray takes what cluster was last started on this machine, dead or alive.
-            address=address,
-            include_dashboard=False,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-        )
+        with kept_signal_handlers():
+            ray.init(
+                # Without one, Ray takes what cluster was last started on this machine, dead or
+                # alive.
+                address=address,
+                include_dashboard=False,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+            )
+    except SystemExit:  # Ray's handler of SIGTERM while it starts
+        signal.raise_signal(signal.SIGTERM)
+        raise
     except ConnectionError:
         raise UserError(
             f"RAY_ADDRESS={address}: what listens there is not a Ray cluster, or one that wants a "
