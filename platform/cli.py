@@ -17,8 +17,9 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
-from deft.platform.errors import StageError, UserError, print_error
+from deft.platform.errors import StageError, UserError, describe_os_error, print_error
 from deft.platform.signals import exit_code, handle_signals, received_signal
+from deft.workers.common.files import DamagedFileError
 
 if TYPE_CHECKING:
     from deft.platform.run.context import RunContext
@@ -71,12 +72,31 @@ def _context(
     from deft.platform.run.context import RunContext
     from deft.platform.tracking.uri import default_tracking_uri
 
+    require_root(root)
     return RunContext(
         root=root.resolve(),
         console=console,
         tracking_uri=tracking_uri or default_tracking_uri(root),
         verbose=verbose,
     )
+
+
+MAX_BELOW_ROOT = 400
+"""Bytes that the longest path below a run root may have."""
+
+
+def require_root(root: Path) -> None:
+    """Raise UserError if a run root cannot be made or written to."""
+    path = root.absolute()
+    length = len(os.fsencode(path)) + MAX_BELOW_ROOT
+    if length > os.pathconf("/", "PC_PATH_MAX"):
+        raise UserError(f"--root {root}: too long for what lies below it; choose a shorter path")
+    while not os.path.lexists(path):
+        path = path.parent
+    if not path.is_dir():
+        raise UserError(f"--root {root}: {path} is no directory; choose another one")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"--root {root}: nothing can be written to {path}; choose another one")
 
 
 @contextmanager
@@ -497,8 +517,10 @@ def main() -> NoReturn:
     message, code = "", 0
     try:
         code = app(standalone_mode=False) or 0
-    except UserError as error:
+    except (UserError, DamagedFileError) as error:
         message, code = f"{error}", 2
+    except OSError as error:
+        message, code = describe_os_error(error), 2
     except StageError as error:
         message, code = f"{error}", 1
     except TyperException as error:  # an unknown command, option or value

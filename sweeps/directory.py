@@ -14,7 +14,7 @@ from deft.platform.errors import UserError
 from deft.platform.records.manifests import manifest_file
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.workers.common.clock import now_ms
-from deft.workers.common.files import atomic_file, exclusive, write_atomic
+from deft.workers.common.files import atomic_file, exclusive, reading, write_atomic
 
 BASELINE_OBJECTIVE = "original"
 """Objective that the others are compared with, where it is among them: NLL."""
@@ -125,8 +125,11 @@ class SweepDirectory:
 
 def read_failure(sweep: Path, run: str) -> dict[str, Any] | None:
     """Read cause, attempts and time of a failed run of the sweep in directory ``sweep``."""
+    file = _failure_file(sweep, run)
     try:
-        return dict(json.loads(_failure_file(sweep, run).read_text()))
+        with reading(file, "delete it"):
+            record = json.loads(file.read_text())
+            return {key: record[key] for key in ("cause", "attempts", "time")}
     except FileNotFoundError:
         return None
 

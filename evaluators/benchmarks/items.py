@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -11,10 +12,10 @@ from pathlib import Path
 
 from deft.evaluators.benchmarks.base import Benchmark, HubTable, Item, Record
 from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.benchmarks.definition import items_file_name
+from deft.evaluators.benchmarks.definition import content_in, items_file_name
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.spec import BenchmarkSpec
-from deft.workers.common.files import write_atomic
+from deft.workers.common.files import DamageWarning, write_atomic
 from deft.workers.data.readers import BadRecord, read_records
 
 ITEM_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -29,11 +30,25 @@ def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Pat
     """
     items = load_items(spec, data_dir)
     text = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in items)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    path = cache / "items" / items_file_name(get_benchmark(spec.name), digest)
+    name = items_file_name(get_benchmark(spec.name), _digest(text.encode()))
+    path = cache / "items" / name
+    if path.exists() and not is_whole_items_file(path):
+        warnings.warn(f"{path}: damaged; it is written anew", DamageWarning, stacklevel=2)
+        path.unlink()
     if not path.exists():
         write_atomic(path, text)
     return path
+
+
+def is_whole_items_file(path: Path) -> bool:
+    """Tell whether a file of items is there and has the content that its name has the digest of."""
+    if not path.is_file():
+        return False
+    return content_in(str(path)).endswith(_digest(path.read_bytes()))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def read_items(path: Path) -> list[Item]:

@@ -36,7 +36,8 @@ class Evaluator:
     ``{"event": "engine_start", "model": path, "pid": id}`` and ``{"event": "engine_ready",
     "model": path, "how": "started" | "swapped", "seconds": s}``. For each benchmark about a hundred
     ``{"event": "eval_progress", "model": label, "benchmark": name, "done": i, "total": n}``, which
-    count responses.
+    count responses. For a line of a journal that cannot be read ``{"event": "damaged_line",
+    "message": text}``.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -58,7 +59,10 @@ class Evaluator:
         spec, rendered = job.benchmark, render_prompts(job)
         name = rendered.benchmark.name
         keys = [(item_id, sample) for item_id in rendered.items for sample in range(spec.samples)]
-        responses = read_responses(job.responses)
+        journaled = read_responses(
+            job.responses, lambda text: _report(progress, event="damaged_line", message=text)
+        )
+        responses = {key: journaled[key] for key in keys if key in journaled}
         num_resumed = len(responses)
         missing = [key for key in keys if key not in responses]
         start_seconds = self._load(Path(job.model), progress) if missing else 0.0

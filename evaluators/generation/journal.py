@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deft.workers.common.files import drop_torn_line
+from deft.workers.common.files import append_whole, drop_torn_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,13 @@ class Response:
         return self.id, self.sample
 
 
-def read_responses(path: Path) -> dict[tuple[str, int], Response]:
-    """Read a journal, after cutting off a last line that a crash left without its end."""
+def read_responses(path: Path, on_damage: Callable[[str], None]) -> dict[tuple[str, int], Response]:
+    """Read a journal, after cutting off a last line that a crash left without its end.
+
+    ``on_damage`` is called with a message for every other line that cannot be read.
+    """
     drop_torn_line(path)
-    if not path.exists():
-        return {}
-    responses = (Response(**json.loads(line)) for line in path.read_bytes().splitlines())
+    responses = read_lines(path, lambda line: Response(**json.loads(line)), on_damage)
     return {response.key: response for response in responses}
 
 
@@ -56,9 +58,7 @@ class ResponseJournal:
 
     def append(self, response: Response) -> None:
         """Add one line. It outlives this process; `close` makes it outlive the machine."""
-        line = json.dumps(asdict(response)).encode() + b"\n"
-        while line:
-            line = line[os.write(self._descriptor, line) :]
+        append_whole(self._descriptor, json.dumps(asdict(response)).encode() + b"\n")
 
     def close(self) -> None:
         """Flush to disk and close."""

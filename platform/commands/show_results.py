@@ -29,16 +29,19 @@ SHOWN = (
 def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
     """Print the results of a finished run, base model beside trained model, and its directory."""
     events = run.train_events()
-    first, last = events[0].metrics, events[-1].metrics
-    console.table(
-        "training",
-        ["", "first step", "last step"],
-        [
-            [name, f"{first[f'train/{name}']:.4g}", f"{last[f'train/{name}']:.4g}"]
-            for name in SHOWN
-            if f"train/{name}" in first and f"train/{name}" in last
-        ],
-    )
+    if events:
+        first, last = events[0].metrics, events[-1].metrics
+        console.table(
+            "training",
+            ["", "first step", "last step"],
+            [
+                [name, f"{first[f'train/{name}']:.4g}", f"{last[f'train/{name}']:.4g}"]
+                for name in SHOWN
+                if f"train/{name}" in first and f"train/{name}" in last
+            ],
+        )
+    else:
+        console.print(f"warning: {run.events_file}: no step is on record; MLflow has them")
     show_evaluation(run.require_manifest(EvaluateManifest).models, console)
     console.print(f"everything of this run: {run.path}")
 

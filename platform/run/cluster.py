@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -18,8 +19,16 @@ from ray.exceptions import RayError
 from ray.util.queue import Queue
 from rich.console import Console
 
-from deft.platform.errors import StageError, UserError, describe_error, print_error, root_cause
+from deft.platform.errors import (
+    StageError,
+    UserError,
+    describe_error,
+    print_error,
+    root_cause,
+    warn_once,
+)
 from deft.platform.signals import kept_signal_handlers
+from deft.workers.common.files import DamageWarning
 from deft.workers.common.ray_placement import on_this_node
 
 Result = TypeVar("Result")
@@ -151,6 +160,8 @@ def require_workers(num_workers: int) -> bool:
 def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Result:
     """Run ``work`` as a Ray task, so that the driver need not import heavy libraries.
 
+    What it warns of as damaged is shown here.
+
     Args:
         work: a ValueError or FileNotFoundError of it becomes a UserError.
         stage: named in the message of any other failure.
@@ -160,15 +171,23 @@ def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Re
         UserError: the input cannot be used.
         StageError: something else went wrong.
     """
+
+    def watched() -> tuple[Result, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            result = work()
+        return result, [str(w.message) for w in caught if w.category is DamageWarning]
+
     try:
-        result: Result = ray.get(
-            ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(work).remote()
+        result, damages = ray.get(
+            ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(watched).remote()
         )
     except ray.exceptions.RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
             raise UserError(f"{refusal}{cause}") from None
         raise StageError(f"{stage}: {describe_error(cause)}") from error
+    for damage in damages:
+        warn_once(damage)
     return result
 
 

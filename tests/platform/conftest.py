@@ -15,8 +15,10 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.fs
 import pytest
@@ -31,6 +33,10 @@ from deft.platform.config.loading import load_spec
 from deft.platform.records.manifests import BenchmarkOverlap
 from deft.platform.records.run_directory import RunDirectory
 from helpers import free_port, make_prepare_manifest
+
+if TYPE_CHECKING:
+    from deft.platform.config.spec import ExperimentSpec
+    from deft.platform.run.context import RunContext
 
 
 class S3Server:
@@ -117,6 +123,58 @@ def read_curve() -> Callable[[Path], list[tuple[int, float]]]:
         return [(e["step"], e["metrics"][nll]) for e in events if nll in e["metrics"]]
 
     return read
+
+
+FINISHED_RUN = """
+base:
+  dataset: {name: figfont, size: 60}
+  model: tiny
+  training: {num_workers: 1, max_steps: 4, batch_size: 8, max_length: 256, dtype: float32}
+  evaluation:
+    general: false
+    benchmarks: [{name: figfont, size: 4, max_tokens: 8}]
+    engine: {type: transformers}
+grid: {objective: [DEFT]}
+"""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of the tiny model whose stages have all finished, the one cell of a sweep."""
+
+    root: Path
+    spec: ExperimentSpec
+    run: Path
+    sweep: Path
+    spec_file: Path
+    """The run's spec, as a run file."""
+    context: RunContext
+
+
+@pytest.fixture(scope="session")
+def finished(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Made once; a test that damages it puts it in order again."""
+    from rich.console import Console
+
+    from deft.platform.console import RunConsole
+    from deft.platform.run.context import RunContext
+    from deft.platform.run.driver import run_experiment
+    from deft.platform.tracking.uri import default_tracking_uri
+    from deft.sweeps.cells import load_sweep
+    from deft.sweeps.directory import SweepDirectory
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "sweep.yaml").write_text(FINISHED_RUN)
+    root = folder / "runs"
+    plan = load_sweep(folder / "sweep.yaml", root)
+    (cell,) = plan.cells
+    context = RunContext(root, RunConsole(Console(file=StringIO())), default_tracking_uri(root))
+    run = run_experiment(cell.spec, context)
+    sweep = SweepDirectory.of(plan, root)
+    sweep.create(plan)
+    spec_file = folder / "run.yaml"
+    spec_file.write_text((run.path / "spec.json").read_text())  # JSON is YAML
+    return Finished(root, cell.spec, run.path, sweep.path, spec_file, context)
 
 
 class MlflowServer:

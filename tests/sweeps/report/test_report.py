@@ -43,6 +43,7 @@ from deft.sweeps.report.section_results import (
     rates_table,
 )
 from deft.sweeps.report.write import write_report
+from deft.workers.common.files import DamagedFileError
 from helpers import (
     make_benchmark_result,
     make_evaluate_manifest,
@@ -617,7 +618,7 @@ def test_sweep_is_found_by_the_beginning_of_its_name(trial: Disk) -> None:
     with pytest.raises(UserError, match="several sweeps start so: trial-0123456789, trial-9"):
         find_sweep("trial", trial.root)
     (trial.directory / "cells.jsonl").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(DamagedFileError, match="damaged"):
         read_sweep(trial.directory, trial.root)
 
 
