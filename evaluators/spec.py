@@ -19,7 +19,7 @@ from deft.workers.common.settings import Settings
 
 Protocol = Literal["default", "paper"]
 
-GENERAL = "general"
+GENERAL_BENCHMARK = "general"
 """Name of the benchmark that is run beside the named ones, see `EvaluationSpec.general`."""
 HELDOUT = "heldout"
 """Name of the held-out losses among the results of benchmarks."""
@@ -206,9 +206,9 @@ class EvaluationSpec(Settings):
         """Named benchmarks, and `general` beside them unless it is left out."""
         if not self.benchmarks or not self.general:
             return self.benchmarks
-        if any(benchmark.name == GENERAL for benchmark in self.benchmarks):
+        if any(benchmark.name == GENERAL_BENCHMARK for benchmark in self.benchmarks):
             return self.benchmarks
-        return (*self.benchmarks, BenchmarkSpec.model_validate(GENERAL))
+        return (*self.benchmarks, BenchmarkSpec.model_validate(GENERAL_BENCHMARK))
 
     def data_digest(self) -> str:
         """Hash the contents of all local files that the spec names."""

@@ -236,13 +236,13 @@ def _check_gate(objective: Objective, stats: TokenStats, output: ObjectiveOutput
     rows = (stats.logp >= _USUAL_LOGP) & (stats.logp < -1e-6)
     if output.keep is not None:
         rows &= output.keep
-    found = output.gate.double()
+    gate = output.gate.double()
     readings = []
     for p_follows in (False, True):
         derivative, tolerance = _derivative(objective, stats, "logp", p_follows=p_follows)
         expected = -derivative
         compared = rows & expected.isfinite()
-        excess = (found - expected).abs() - tolerance * expected.abs() - _ABSOLUTE_TOLERANCE
+        excess = (gate - expected).abs() - tolerance * expected.abs() - _ABSOLUTE_TOLERANCE
         excess = excess.masked_fill(~compared, -math.inf)
         # A value of p alone would have no gradient at all if p were held fixed.
         if p_follows or bool(expected[compared].any()):
@@ -253,8 +253,8 @@ def _check_gate(objective: Objective, stats: TokenStats, output: ObjectiveOutput
     row = int((excess / (expected.abs() + _ABSOLUTE_TOLERANCE)).argmax())
     raise _refusal(
         objective,
-        f"gate is {float(found[row]):.6g} where −∂value/∂log p is {float(expected[row]):.6g}"
-        f"{_factor(found, expected, rows)}, {_at(stats, row)}; return that derivative, and read "
+        f"gate is {float(gate[row]):.6g} where −∂value/∂log p is {float(expected[row]):.6g}"
+        f"{_factor(gate, expected, rows)}, {_at(stats, row)}; return that derivative, and read "
         "what is held fixed off stats.p or detach it",
     )
 
@@ -264,15 +264,15 @@ def _check_mix(objective: Objective, stats: TokenStats, output: ObjectiveOutput)
     if output.mix is None:
         return
     expected, tolerance = _derivative(objective, stats, "divergence", p_follows=False)
-    found = output.mix.double()
-    excess = (found - expected).abs() - tolerance * expected.abs() - _ABSOLUTE_TOLERANCE
+    mix = output.mix.double()
+    excess = (mix - expected).abs() - tolerance * expected.abs() - _ABSOLUTE_TOLERANCE
     if output.keep is not None:
         excess = excess.masked_fill(~output.keep, -math.inf)
     row = int(excess.argmax())
     if excess[row] > 0:
         raise _refusal(
             objective,
-            f"mix is {float(found[row]):.6g} where ∂value/∂divergence is "
+            f"mix is {float(mix[row]):.6g} where ∂value/∂divergence is "
             f"{float(expected[row]):.6g}, {_at(stats, row)}; return that derivative",
         )
 

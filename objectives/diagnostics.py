@@ -71,7 +71,7 @@ def landscapes(stats: TokenStats, objectives: Sequence[Objective]) -> dict[str, 
     return panels
 
 
-def summarize(
+def summarize_tokens(
     stats: TokenStats, *, gate: Tensor, kept: Tensor, focus: Tensor | None = None
 ) -> dict[str, float]:
     """Compute means and quantiles over the tokens of a step; empty without a target.

@@ -195,7 +195,7 @@ def _explain(info: ObjectiveInfo, error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{info.name} needs its parameter {key!r}; write it as in {info.example}"
     if error["type"] == "extra_forbidden":
-        known = f"its only one is {info.parameter!r}" if info.parameter else f"write {info.name}"
-        return f"{info.name} has no parameter {key!r}; {known}"
+        remedy = f"its only one is {info.parameter!r}" if info.parameter else f"write {info.name}"
+        return f"{info.name} has no parameter {key!r}; {remedy}"
     advice = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     return f"{info.name}: parameter {key!r} is {error['input']!r}; {advice}"

@@ -77,20 +77,20 @@ def cost_rows(
         root: run root.
     """
     tokens, hours, unknown = 0, [0.0 for _ in CARDS], 0
-    known: dict[str, tuple[int, list[float]] | None] = {}
+    costs: dict[str, tuple[int, list[float]] | None] = {}
     for cell in cells:
         spec = cell.spec
         # Objective and seed change nothing about the cost, and there are many of them.
         key = spec.model_dump_json(include={"dataset", "model", "training"})
-        if key not in known:
+        if key not in costs:
             name = trained_from[cell.after] if cell.after else spec.model.name
             data, model = data_size(spec, root), dimensions_of(name)
-            known[key] = None
+            costs[key] = None
             if data is not None and model is not None:
                 count = trained_tokens(spec.training, data)
                 flops = training_flops(model, spec.training, count)
-                known[key] = (count, [gpu_hours(flops, card) for card in CARDS])
-        cost = known[key]
+                costs[key] = (count, [gpu_hours(flops, card) for card in CARDS])
+        cost = costs[key]
         if cost is None:
             unknown += 1
             continue

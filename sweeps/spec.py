@@ -109,9 +109,9 @@ class SweepSpec(Settings):
 
     @model_validator(mode="after")
     def require_known_axes(self) -> SweepSpec:
-        named = [(f"exclude.{i}", rule) for i, rule in enumerate(self.exclude)]
-        named += [(f"overrides.{i}.match", rule.match) for i, rule in enumerate(self.overrides)]
-        for where, rule in named:
+        rules = [(f"exclude.{i}", rule) for i, rule in enumerate(self.exclude)]
+        rules += [(f"overrides.{i}.match", rule.match) for i, rule in enumerate(self.overrides)]
+        for where, rule in rules:
             for axis in rule:
                 if axis not in self.grid:
                     raise ValueError(f"{where}: {self._no_axis(axis)}")
@@ -134,9 +134,9 @@ class SweepSpec(Settings):
 def label(value: Any) -> str:
     """Shorten a setting to a text: ``{name: figfont, noise: 0.3}`` is "figfont noise=0.3"."""
     if isinstance(value, dict):
-        named = [str(value["name"])] if "name" in value else []
+        parts = [str(value["name"])] if "name" in value else []
         rest = [f"{key}={label(item)}" for key, item in value.items() if key != "name"]
-        return " ".join(named + rest)
+        return " ".join(parts + rest)
     if isinstance(value, list):
         return "+".join(map(label, value))
     return str(value)

@@ -33,7 +33,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 @pytest.fixture
 def fault(record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """Puts a row into the table of faults that pytest prints at the end.
+    """Return a function that adds a row to the table of faults, which pytest prints at the end.
 
     Takes what happened, how the platform answered, the seconds until the work that was disturbed
     went on, and what was lost.
@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray cluster with 4 logical CPUs, started once because starting takes seconds."""
+    """Start a local Ray cluster with 4 logical CPUs, once because starting takes seconds."""
     import ray
 
     ray.init(
@@ -116,7 +116,7 @@ def ray_address(ray_cluster: None) -> str:
 
 @pytest.fixture
 def deft(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The installed command in `tmp_path`; keyword arguments are environment variables."""
+    """Run the installed command in `tmp_path`; keyword arguments are environment variables."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

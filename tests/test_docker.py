@@ -55,7 +55,7 @@ def instructions(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def require_pinned(image: str) -> None:
-    """An image of the public default registry, or our own, with a version in its tag."""
+    """Require an image of the default registry or our own, with a version in its tag."""
     name, _, tag = image.partition(":")
     assert "." not in name.split("/")[0], f"{image}: another registry"
     assert re.search(r"\d", tag) or name == "deft", f"{image}: no version"
@@ -109,9 +109,13 @@ def test_what_images_leave_out_is_needed_by_nothing_else(device: str) -> None:
     assert not names & {canonicalize_name(Requirement(text).name) for text in needed}
     # The lock says of every package what it is there for.
     lock = (ROOT / "requirements" / f"{device}.lock").read_text()
-    found = dict(re.findall(r"^([a-z0-9-]+)==.*\n((?: {4}#.*\n)+)", lock, flags=re.MULTILINE))
+    reasons_by_name = dict(
+        re.findall(r"^([a-z0-9-]+)==.*\n((?: {4}#.*\n)+)", lock, flags=re.MULTILINE)
+    )
     for name in names:
-        reasons = set(re.findall(r"# +(?:via +)?([a-z0-9.-]+)$", found[name], flags=re.MULTILINE))
+        reasons = set(
+            re.findall(r"# +(?:via +)?([a-z0-9.-]+)$", reasons_by_name[name], flags=re.MULTILINE)
+        )
         assert reasons - {"via", f"{device}.in"} <= names, name
 
 
@@ -217,7 +221,7 @@ def test_commands_in_containers_exist_with_their_options() -> None:
 
 
 def fields(**properties: Any) -> dict[str, Any]:
-    """The schema of an object that has these fields and no others."""
+    """Return the schema of an object that has these fields and no others."""
     required = list(properties)
     return {
         "type": "object",
@@ -249,10 +253,14 @@ KUBERAY = {
 
 class TestKubeRay:
     def test_kinds_and_fields_are_those_of_kuberay(self) -> None:
-        assert [found["kind"] for found in (CLUSTER, *JOBS)] == ["RayCluster", "RayJob", "RayJob"]
-        for found in (CLUSTER, *JOBS):
-            assert found["apiVersion"] == "ray.io/v1"
-            jsonschema.validate(found["spec"], KUBERAY[found["kind"]])
+        assert [manifest["kind"] for manifest in (CLUSTER, *JOBS)] == [
+            "RayCluster",
+            "RayJob",
+            "RayJob",
+        ]
+        for manifest in (CLUSTER, *JOBS):
+            assert manifest["apiVersion"] == "ray.io/v1"
+            jsonschema.validate(manifest["spec"], KUBERAY[manifest["kind"]])
         assert CLUSTER["spec"]["enableInTreeAutoscaling"] is True
         for group in CLUSTER["spec"]["workerGroupSpecs"]:
             # A run asks what devices there are before it starts.
@@ -375,7 +383,7 @@ class Mlflow:
         subprocess.run([sys.executable, script], env={**os.environ, **given}, check=True)
 
     def asked(self, name: str, password: str, host: str | None = None) -> int:
-        """What it answers to a user who asks for experiments."""
+        """Return the server's answer to a user who asks for experiments."""
         answer = requests.post(
             f"{self.uri}/api/2.0/mlflow/experiments/search",
             json={"max_results": 1},
@@ -411,8 +419,8 @@ def test_mlflow_lets_in_whom_compose_names_and_nobody_else(
             monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
             client = MlflowClient(server.uri)
-            found = client.get_experiment_by_name("deft")
-            experiment = found.experiment_id if found else client.create_experiment("deft")
+            existing = client.get_experiment_by_name("deft")
+            experiment = existing.experiment_id if existing else client.create_experiment("deft")
             client.log_param(client.create_run(experiment).info.run_id, "a", 1)
     finally:
         server.end()

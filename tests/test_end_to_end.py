@@ -200,7 +200,7 @@ def check_comparison(deft: Deft, first: str, second: str) -> None:
 
 
 def check_second_time(deft: Deft, root: Path, ray_address: str) -> None:
-    """The same spec again says what is done, and does nothing."""
+    """Run the same spec again: it says what is done, and does nothing."""
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
     again = deft("run", "run.yaml", "--objective", "deft", RAY_ADDRESS=ray_address)
     assert again.returncode == 0
@@ -209,7 +209,7 @@ def check_second_time(deft: Deft, root: Path, ray_address: str) -> None:
 
 
 def check_export(run: Path) -> None:
-    """The export is a Hugging Face model that asks for nothing of ours."""
+    """Load the export as a Hugging Face model that asks for nothing of ours."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(run / "model")

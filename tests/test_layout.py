@@ -63,7 +63,7 @@ def modules() -> dict[str, Path]:
 
 def imported_modules(file: Path) -> set[str]:
     """Modules below `deft` that ``file`` imports anywhere, also inside functions."""
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -76,8 +76,8 @@ def imported_modules(file: Path) -> set[str]:
             inner = name.removeprefix("deft.")
             if inner == name:
                 continue
-            found.add(inner if inner in modules() else inner.rpartition(".")[0])
-    return found
+            imported.add(inner if inner in modules() else inner.rpartition(".")[0])
+    return imported
 
 
 @cache
@@ -89,7 +89,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def layer(module: str) -> int:
-    """The layer that ``module`` belongs to: the one with the longest matching name."""
+    """Return the layer that ``module`` belongs to: the one with the longest matching name."""
     matching = [name for name in LAYERS if f"{module}.".startswith(f"{name}.")]
     return LAYERS.index(max(matching, key=len))
 

@@ -20,7 +20,7 @@ STEPS = range(1, 41)
 
 @pytest.fixture
 def ui() -> ModuleType:
-    """The script that drives the browser."""
+    """Import the script that drives the browser."""
     pytest.importorskip("playwright", reason="playwright is not installed")
     file = Path(__file__).with_name("ui_screenshot.py")
     spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -42,7 +42,7 @@ def nll(objective: str, seed: int, step: int) -> float:
 
 
 def record(root: Path, objective: str, seed: int) -> str:
-    """A run whose curves are made up, for the UI is what is looked at; returns its name."""
+    """Record a run with made-up curves, for the UI is what is looked at; return its name."""
     names = {"dataset": "figfont", "model": "tiny", "objective": objective}
     run = RunDirectory(root, load_spec(None, names, [f"seed={seed}"]))
     run.create()

@@ -45,7 +45,7 @@ PAGE_TIMEOUT = 60
 
 
 def find_browser() -> str | None:
-    """The Chromium of this machine, if it has one."""
+    """Find the Chromium of this machine, if it has one."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
@@ -87,7 +87,7 @@ def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def browser_page() -> Iterator[Page]:
-    """A page of a headless Chromium."""
+    """Open a page of a headless Chromium."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
         try:
@@ -146,12 +146,12 @@ def show_charts(page: Page, metrics: Sequence[str]) -> None:
 
 
 def curves(page: Page) -> list[list[dict[str, Any]]]:
-    """What the charts on the page draw: for each of them its curves, with ``name`` and ``y``."""
-    found: list[list[dict[str, Any]]] = page.evaluate(
+    """Return each chart's curves on the page, with ``name`` and ``y``."""
+    charts: list[list[dict[str, Any]]] = page.evaluate(
         """() => [...document.querySelectorAll('.js-plotly-plot')].map(
             chart => chart.data.map(curve => ({...curve, y: curve.y && [...curve.y]})))"""
     )
-    return found
+    return charts
 
 
 def main() -> None:

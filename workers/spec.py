@@ -80,8 +80,8 @@ class ColumnsSpec(Settings):
 
     @model_validator(mode="after")
     def require_pair_or_messages(self) -> ColumnsSpec:
-        given = set(self.named) - {"tools", "weight", "system"}
-        if given not in ({"messages"}, {"prompt", "response"}):
+        column_names = set(self.named) - {"tools", "weight", "system"}
+        if column_names not in ({"messages"}, {"prompt", "response"}):
             raise ValueError(
                 "give prompt and response, or messages alone (and perhaps system, tools, weight)"
             )
@@ -292,8 +292,8 @@ class ModelSpec(Settings):
 
     @model_validator(mode="after")
     def require_known_model(self) -> ModelSpec:
-        known = MODELS.get(self.name)
-        if self.revision and (Path(self.name).is_dir() or (known is not None and not known.hub)):
+        entry = MODELS.get(self.name)
+        if self.revision and (Path(self.name).is_dir() or (entry is not None and not entry.hub)):
             raise ValueError(
                 f"revision: belongs to the Hugging Face hub, {self.name} is not from there"
             )

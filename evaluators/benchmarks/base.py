@@ -13,7 +13,7 @@ from deft.workers.common.example import Message
 if TYPE_CHECKING:
     from deft.evaluators.scores.metrics import Metric
 
-Record = Mapping[str, Any]
+RecordFields = Mapping[str, Any]
 """One row of a data set, with the fields that its authors gave it."""
 
 
@@ -93,9 +93,9 @@ class Benchmark:
     """Task and grading in one line."""
     source: str
     """Origin of the items."""
-    records: HubTable | Callable[[], Iterable[Record]]
+    records: HubTable | Callable[[], Iterable[RecordFields]]
     """The rows: on the hub unless there is a local file of them, or made by a function."""
-    read: Callable[[Record, int], Item | None]
+    read: Callable[[RecordFields, int], Item | None]
     """The item in a row and the row's number from 0; None to leave the row out."""
     grader: str
     """A name in `deft.evaluators.grading.GRADERS`, or ``package.module:function``."""
@@ -117,7 +117,7 @@ class Benchmark:
     multiple choice: no other token can be generated."""
 
 
-def required(record: Record, field: str) -> str:
+def required(record: RecordFields, field: str) -> str:
     """Return a field as text, as it is.
 
     Raises:
@@ -130,6 +130,6 @@ def required(record: Record, field: str) -> str:
     return str(value)
 
 
-def read_generated(record: Record, number: int) -> Item:
+def read_generated(record: RecordFields, number: int) -> Item:
     """Read a record of a benchmark that generates them: ``id``, ``prompt`` (turns), ``gold``."""
     return Item(record["id"], record["prompt"], record["gold"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deft.evaluators.benchmarks.base import Benchmark, Record, Sampling, read_generated
+from deft.evaluators.benchmarks.base import Benchmark, RecordFields, Sampling, read_generated
 from deft.evaluators.scores.metrics import accuracy, majority, pass_at_k
 from deft.workers.data.chain_sum import TEST_SIZE, chain_sum_examples
 
 
-def chain_sum_records() -> Iterator[Record]:
+def chain_sum_records() -> Iterator[RecordFields]:
     """Generate all test items; of the worked response only the answer is the gold."""
     for example in chain_sum_examples("test", TEST_SIZE):
         answer = example.response.rpartition("=")[2]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deft.evaluators.benchmarks.base import Benchmark, Paper, Record, Sampling, read_generated
+from deft.evaluators.benchmarks.base import Benchmark, Paper, RecordFields, Sampling, read_generated
 from deft.evaluators.scores.metrics import accuracy, pass_at_k, score_means
 from deft.workers.data.figfont import MAX_TEST_SIZE, TEST_START, figfont_examples
 
 
-def figfont_records() -> Iterator[Record]:
+def figfont_records() -> Iterator[RecordFields]:
     """Generate all test items lazily."""
     for example in figfont_examples(TEST_START, MAX_TEST_SIZE):
         yield {"id": example.id, "prompt": example.prompt, "gold": example.response}

@@ -11,20 +11,20 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from deft.evaluators.benchmarks.base import Benchmark, Item, Record, Sampling
+from deft.evaluators.benchmarks.base import Benchmark, Item, RecordFields, Sampling
 from deft.evaluators.scores.metrics import accuracy, pass_at_k
 
 ITEMS_FILE = Path(__file__).with_name("general.jsonl")
 GRADER_OF_SOURCE = {"arithmetic": "math", "knowledge": "medical", "instructions": "figfont"}
 
 
-def shipped_items() -> Iterator[Record]:
+def shipped_items() -> Iterator[RecordFields]:
     """Read the rows that are shipped with the platform."""
     for line in ITEMS_FILE.read_text(encoding="utf-8").splitlines():
         yield json.loads(line)
 
 
-def read_item(record: Record, number: int) -> Item:
+def read_item(record: RecordFields, number: int) -> Item:
     """Read a question, with its options below it where it has some."""
     options = record.get("options")
     lines = [record["question"]]

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from deft.evaluators.benchmarks.base import Benchmark, HubTable, Item, Record
+from deft.evaluators.benchmarks.base import Benchmark, HubTable, Item, RecordFields
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import content_in, items_file_name
 from deft.evaluators.grading.records import check_record
@@ -68,8 +68,8 @@ def load_items(spec: BenchmarkSpec, data_dir: str | None) -> list[Item]:
     else:
         chosen = list(islice(items, spec.size))
     if not chosen or (spec.size is not None and len(chosen) < spec.size):
-        wanted = "" if spec.size is None else f", and {spec.size} are asked for"
-        raise ValueError(f"{benchmark.name}: there are {len(chosen)} items in {where}{wanted}")
+        requested = "" if spec.size is None else f", and {spec.size} are asked for"
+        raise ValueError(f"{benchmark.name}: there are {len(chosen)} items in {where}{requested}")
     seen: set[str] = set()
     for item in chosen:
         if item.id in seen:
@@ -89,7 +89,7 @@ def take_in_turn(items: Sequence[Item], size: int | None) -> list[Item]:
     return [items[position] for position in chosen]
 
 
-def _read(benchmark: Benchmark, records: Iterable[Record], where: str) -> Iterator[Item]:
+def _read(benchmark: Benchmark, records: Iterable[RecordFields], where: str) -> Iterator[Item]:
     """Turn records into items; a record that cannot be read is a ValueError with its row."""
     for number, record in enumerate(records):
         try:
@@ -123,7 +123,7 @@ def _check(item: Item, grader: str) -> None:
 
 def _records(
     benchmark: Benchmark, spec: BenchmarkSpec, data_dir: str | None
-) -> tuple[Iterable[Record], str]:
+) -> tuple[Iterable[RecordFields], str]:
     """Open the rows of a benchmark; returns them and the place they are from."""
     if spec.file is not None:
         return read_file(Path(spec.file)), spec.file
@@ -143,7 +143,7 @@ def _records(
     )
 
 
-def read_file(path: Path) -> Iterator[Record]:
+def read_file(path: Path) -> Iterator[RecordFields]:
     """Read the rows of a JSONL or Parquet file, or of a JSON file that holds a list.
 
     A JSON object of lists is read as one list, each row with its key as `source`.
@@ -165,14 +165,16 @@ def read_file(path: Path) -> Iterator[Record]:
         yield record.fields
 
 
-def _read_hub(name: str, table: HubTable) -> Iterable[Record]:
+def _read_hub(name: str, table: HubTable) -> Iterable[RecordFields]:
     import datasets
     from huggingface_hub import hf_hub_download
 
     try:
         if table.file is not None:
             return read_file(Path(hf_hub_download(table.repo, table.file, repo_type="dataset")))
-        rows: Iterable[Record] = datasets.load_dataset(table.repo, table.subset, split=table.split)
+        rows: Iterable[RecordFields] = datasets.load_dataset(
+            table.repo, table.subset, split=table.split
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

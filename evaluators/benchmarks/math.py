@@ -13,7 +13,7 @@ from deft.evaluators.benchmarks.base import (
     HubTable,
     Item,
     Paper,
-    Record,
+    RecordFields,
     Sampling,
     required,
 )
@@ -64,13 +64,13 @@ def last_box(text: str) -> str | None:
     return None
 
 
-def box_of_solution(record: Record) -> str:
+def box_of_solution(record: RecordFields) -> str:
     """Return the solution's last box, or the field `answer` where there is no solution."""
     box = last_box(str(record.get("solution") or ""))
     return box if box is not None else required(record, "answer")
 
 
-def first_final_answer(record: Record) -> str:
+def first_final_answer(record: RecordFields) -> str:
     """Return the first of `final_answer`, without the dollar signs around it."""
     answers = record["final_answer"]
     if not answers or answers[0] is None:
@@ -78,22 +78,24 @@ def first_final_answer(record: Record) -> str:
     return str(answers if isinstance(answers, str) else answers[0]).strip().strip("$")
 
 
-def after_hashes(record: Record) -> str:
+def after_hashes(record: RecordFields) -> str:
     """Return the text after ``####``, without thousands separators."""
     return required(record, "answer").rpartition("####")[2].strip().replace(",", "")
 
 
-def plain_answer(record: Record) -> str:
+def plain_answer(record: RecordFields) -> str:
     """Return the field `answer`; whole numbers without their decimal point."""
     answer = record["answer"]
     is_whole = isinstance(answer, float) and answer.is_integer()
     return str(int(answer)) if is_whole else required(record, "answer")
 
 
-def reader(gold: Callable[[Record], str], id_field: str = "") -> Callable[[Record, int], Item]:
+def reader(
+    gold: Callable[[RecordFields], str], id_field: str = ""
+) -> Callable[[RecordFields, int], Item]:
     """Make a reader of rows with a `question` or `problem` whose gold is ``gold(row)``."""
 
-    def read(record: Record, number: int) -> Item:
+    def read(record: RecordFields, number: int) -> Item:
         question = required(record, "question" if "question" in record else "problem")
         answer = gold(record).strip()
         return Item(

@@ -9,7 +9,7 @@ from deft.evaluators.benchmarks.base import (
     HubTable,
     Item,
     Paper,
-    Record,
+    RecordFields,
     Sampling,
     required,
 )
@@ -17,7 +17,7 @@ from deft.evaluators.scores.metrics import accuracy, majority, pass_at_k
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
 
-def read_choice(record: Record, number: int) -> Item | None:
+def read_choice(record: RecordFields, number: int) -> Item | None:
     """Read a question with its options below it, a line each.
 
     Rows whose `answer` is not the text of the option it names are left out, as m1 does.

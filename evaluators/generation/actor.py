@@ -22,7 +22,7 @@ from deft.evaluators.generation.model_dir import fingerprint, read_architecture
 from deft.evaluators.generation.prompts import request_seed
 from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
-from deft.evaluators.scores.predictions import summarize, write_predictions
+from deft.evaluators.scores.predictions import summarize_predictions, write_predictions
 from deft.evaluators.spec import EngineSpec
 
 GRADING_WORKERS = 2
@@ -99,7 +99,7 @@ class Evaluator:
         ]
         write_predictions(predictions, job.predictions, rendered.conditions(job))
         return JobResult(
-            metrics=summarize(
+            metrics=summarize_predictions(
                 predictions,
                 rendered.benchmark.metrics,
                 several_sources=rendered.benchmark.several_sources,

@@ -57,9 +57,9 @@ def model_family(tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         ValueError: it has none of the control tokens that tell them apart.
     """
-    known = set(special_tokens(tokenizer))
+    tokens = set(special_tokens(tokenizer))
     for family, mark in _FAMILY_MARKS.items():
-        if mark in known:
+        if mark in tokens:
             return family
     raise ValueError(
         f"the tokenizer at {tokenizer.name_or_path} is of no model family that the paper has "

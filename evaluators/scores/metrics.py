@@ -68,7 +68,7 @@ def pass_at_k(outcomes: Outcomes) -> dict[str, float]:
     from deft.evaluators.scores import statistics
 
     counts, n = outcomes.correct().sum(1).astype(int), outcomes.num_samples
-    return {f"pass_at_{k}": statistics.pass_at_k(counts, n, k) for k in _powers_of_two(n)}
+    return {f"pass_at_{k}": statistics.estimate_pass_at_k(counts, n, k) for k in _powers_of_two(n)}
 
 
 def majority(outcomes: Outcomes) -> dict[str, float]:

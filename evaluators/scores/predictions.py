@@ -91,7 +91,7 @@ def read_conditions(path: Path) -> dict[str, str]:
     return conditions
 
 
-def summarize(
+def summarize_predictions(
     predictions: Sequence[Prediction], metrics: Iterable[Metric], *, several_sources: bool = False
 ) -> dict[str, float]:
     """Compute the metrics of a benchmark, and the rates of responses without an answer.
@@ -118,7 +118,7 @@ def summarize(
 
 
 def rates(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Compute the shares of responses of each kind, see `summarize`."""
+    """Compute the shares of responses of each kind, see `summarize_predictions`."""
     n = len(predictions)
     reasons = [prediction.finish_reason for prediction in predictions]
     verdicts = [p.verdict for p in predictions if p.finish_reason != "prompt_too_long"]

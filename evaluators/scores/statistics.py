@@ -30,7 +30,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def pass_at_k(num_correct: NDArray[np.integer[Any]], num_samples: int, k: int) -> float:
+def estimate_pass_at_k(num_correct: NDArray[np.integer[Any]], num_samples: int, k: int) -> float:
     """Estimate the chance that one of k responses is correct, without bias, from n ≥ k of them.
 
     Mean over items of 1 − C(n − c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).

@@ -109,7 +109,7 @@ def trained_parameters(model: ModelDimensions, lora: LoraSpec | None) -> int:
 
 
 def linear_shapes(model: ModelDimensions) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of the linear layers in one decoder layer."""
+    """Count inputs and outputs of the linear layers in one decoder layer."""
     width, inner = model.hidden_size, model.intermediate_size
     query, key_value = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     return {

@@ -219,7 +219,7 @@ def count_records(file: Path, characters: int) -> int:
 
 
 def dimensions_of(name: str) -> ModelDimensions | None:
-    """The sizes of a model from the catalog or from its config.json, here or on the hub."""
+    """Return a model's sizes from the catalog or from its config.json, here or on the hub."""
     if name in MODELS:
         return MODELS[name].dimensions
     file = Path(name) / "config.json"
@@ -248,7 +248,7 @@ def _hub_config(name: str) -> dict[str, Any]:
 
 
 def read_dimensions(config: dict[str, Any]) -> ModelDimensions | None:
-    """The sizes in a Hugging Face configuration; None if its kind of model is not known here."""
+    """Read the sizes in a Hugging Face configuration; None for an unknown kind of model."""
     if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
         return None
     heads = config["num_attention_heads"]

@@ -16,7 +16,7 @@ from deft.evaluators.grading import GRADERS
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
-from deft.evaluators.spec import GENERAL
+from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.workers.common.files import atomic_file
@@ -34,8 +34,10 @@ def grader_of(benchmark: str) -> str:
     """
     if benchmark in GRADERS:
         return benchmark
-    if benchmark == GENERAL:
-        raise UserError(f"{GENERAL}: its items have different graders; `deft evaluate` knows them")
+    if benchmark == GENERAL_BENCHMARK:
+        raise UserError(
+            f"{GENERAL_BENCHMARK}: its items have different graders; `deft evaluate` knows them"
+        )
     if benchmark not in BENCHMARKS and ":" not in benchmark:
         raise UserError(unknown_name("benchmark", benchmark, {*GRADERS, *BENCHMARKS}))
     try:

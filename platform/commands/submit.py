@@ -152,7 +152,7 @@ def missing_paths(specs: Iterable[ExperimentSpec], working_dir: Path, root: Path
 def _local_paths(spec: ExperimentSpec) -> Iterator[tuple[str, Path]]:
     """Yield files and directories on this machine that a run names, with their keys."""
     evaluation = spec.evaluation
-    named = {
+    paths = {
         **{f"dataset {s.title}": str(s.local_path or "") for s in spec.dataset.mixture},
         "dataset": str(spec.dataset.local_path or ""),
         "model": spec.model.name,
@@ -160,7 +160,7 @@ def _local_paths(spec: ExperimentSpec) -> Iterator[tuple[str, Path]]:
         "evaluation.heldout.file": evaluation.heldout and evaluation.heldout.file,
         **{f"evaluation.benchmarks.{b.name}.file": b.file for b in evaluation.benchmarks},
     }
-    yield from ((key, Path(path)) for key, path in named.items() if path and Path(path).exists())
+    yield from ((key, Path(path)) for key, path in paths.items() if path and Path(path).exists())
 
 
 def _is_left_out(path: Path, working_dir: Path) -> bool:

@@ -77,10 +77,13 @@ def load_evaluation(
     Raises:
         UserError: see `load_spec`.
     """
-    given = {key: value for key, value in sampling.items() if value is not None}
+    overrides = {key: value for key, value in sampling.items() if value is not None}
     data: dict[str, Any] = {
         # What was forgotten shows beside the model before; a model on its own has no before.
-        "evaluation": {"general": False, "benchmarks": [{"name": n, **given} for n in benchmarks]},
+        "evaluation": {
+            "general": False,
+            "benchmarks": [{"name": n, **overrides} for n in benchmarks],
+        },
         **_trained_model(model, root),
     }
     data["evaluation"] |= {key: value for key, value in common.items() if value is not None}
@@ -202,10 +205,10 @@ def _explain(
     key: KeyPath = detail["loc"]
     match detail["type"]:
         case "extra_forbidden":
-            known = sorted(fields_at(spec, key[:-1]))
-            nearest = nearest_name(str(key[-1]), known)
+            names = sorted(fields_at(spec, key[:-1]))
+            nearest = nearest_name(str(key[-1]), names)
             hint = f"did you mean {nearest}? " if nearest else ""
-            message = f"unknown key; {hint}There are: {', '.join(known)}."
+            message = f"unknown key; {hint}There are: {', '.join(names)}."
         case "missing":
             message = f"is missing; give it in the file or as --{key[-1]}"
         case "value_error":
@@ -231,8 +234,8 @@ def _with_key_of(
     What is checked across several settings is reported where they all are; its message names the
     one that is wrong, which has a line of its own.
     """
-    named, colon, rest = message.partition(": ")
-    parts = (int(part) if part.isdecimal() else part for part in named.split("."))
+    subkey, colon, rest = message.partition(": ")
+    parts = (int(part) if part.isdecimal() else part for part in subkey.split("."))
     full = (*key, *parts)
     return (full, rest) if colon and full in origins else (key, message)
 
@@ -243,10 +246,10 @@ def _as_yaml_reads(detail: ErrorDetails, text: str | None) -> str:
     if text is None or not isinstance(value, bool | int | float):
         return ""
     surprise = isinstance(value, bool) and text.lower() not in ("true", "false")
-    said = f"; YAML 1.1 reads {text} as {str(value).lower()}" if surprise else ""
+    advice = f"; YAML 1.1 reads {text} as {str(value).lower()}" if surprise else ""
     if detail["type"] in ("string_type", "model_type"):  # the latter: a name for {name: …}
-        said += f'; write "{text}", in quotes, for the text'
-    return said
+        advice += f'; write "{text}", in quotes, for the text'
+    return advice
 
 
 def fields_at(spec: type[BaseModel], key: KeyPath) -> Mapping[str, FieldInfo]:

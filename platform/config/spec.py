@@ -97,8 +97,8 @@ class ModelEvaluationSpec(Settings):
     @model_validator(mode="after")
     def require_known_style(self) -> ModelEvaluationSpec:
         if self.prompt_style not in PROMPT_STYLES:
-            known = unknown_name("prompt style", self.prompt_style, PROMPT_STYLES)
-            raise ValueError(f"prompt_style: {known}")
+            problem = unknown_name("prompt style", self.prompt_style, PROMPT_STYLES)
+            raise ValueError(f"prompt_style: {problem}")
         return self
 
     @property

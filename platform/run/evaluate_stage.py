@@ -11,7 +11,7 @@ from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.generation.model_dir import fingerprint
-from deft.evaluators.spec import GENERAL
+from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import (
@@ -143,7 +143,11 @@ def warn_of_other_formats(prepared: Prepared, model: ModelResult, console: RunCo
 
     `general` is what the model could do before, and is meant to be unlike the training data.
     """
-    prompts = {name: result.prompt for name, result in model.benchmarks.items() if name != GENERAL}
+    prompts = {
+        name: result.prompt
+        for name, result in model.benchmarks.items()
+        if name != GENERAL_BENCHMARK
+    }
     hashes = {name: prompt.hash for name, prompt in prompts.items()}
     trained = {source.format_hash for source in prepared.sources}
     for name in different_formats(trained, hashes):

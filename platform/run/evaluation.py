@@ -93,14 +93,14 @@ def evaluate_models(
             prompt=result.prompt,
         )
         job_results.append(result)
-    named = {get_benchmark(benchmark.name).name for benchmark in evaluation.spec.benchmarks}
+    names = {get_benchmark(benchmark.name).name for benchmark in evaluation.spec.benchmarks}
     models = {
         label: ModelResult(
             directory=directory,
             heldout=dict(losses.get(label, {})),
             benchmarks=results[label],
             means=mean_over_benchmarks(
-                {name: result.metrics for name, result in results[label].items() if name in named}
+                {name: result.metrics for name, result in results[label].items() if name in names}
             ),
         )
         for label, directory in evaluation.models.items()

@@ -201,9 +201,9 @@ class MlflowRun:
     def _linked_model(self) -> str | None:
         """Return the id of the logged model that this run trained or evaluates, if it has one."""
         run = self.client.get_run(self.run_id)
-        made = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+        outputs = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
         used = [model.model_id for model in run.inputs.model_inputs] if run.inputs else []
-        return next(iter([*made, *used]), None)
+        return next(iter([*outputs, *used]), None)
 
     def _link_to_training(self, directory: Path) -> None:
         """Link the run in ``directory`` and its model, whose evaluation this run is."""

@@ -318,8 +318,8 @@ class DeliveryThread(threading.Thread):
                 now = time.monotonic()
                 # After a long time in vain, one more attempt decides. A file may take longer than
                 # that to upload; one that no longer moves is given up by what uploads it.
-                tried = self._attempts > attempts or now > began + patience
-                if tried and not self._uploading and now > self._moved_at + patience:
+                is_overdue = self._attempts > attempts or now > began + patience
+                if is_overdue and not self._uploading and now > self._moved_at + patience:
                     return False
                 self._changed.wait(0.2)
         return True

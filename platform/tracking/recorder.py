@@ -172,9 +172,9 @@ class Recorder(MlflowQueue, ABC, Generic[AnySpec]):
         self, step: int, label: str, benchmark: str, metrics: Mapping[str, float], time: int
     ) -> None:
         """Log ``<label>/<benchmark>/<metric>``, linked to the data and, if trained, the model."""
-        named = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
+        prefixed = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
         dataset = self.dataset_of(benchmark)
-        self.log(step, named, time, dataset=dataset, of_model=label == "eval")
+        self.log(step, prefixed, time, dataset=dataset, of_model=label == "eval")
 
     def describe_code(self) -> None:
         """Log the commit, the uncommitted diff and the packages of the process that does it."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.comparison import ItemScores, read_heldout, read_predictions
 from deft.evaluators.scores.statistics import Floats, Interval
-from deft.evaluators.spec import GENERAL, HELDOUT, heldout_table
+from deft.evaluators.spec import GENERAL_BENCHMARK, HELDOUT, heldout_table
 from deft.platform.records.manifests import EvaluateManifest, ModelResult
 from deft.sweeps.report.read_sweep import CellResult
 
@@ -112,7 +112,7 @@ def _read_scores(run: Path, label: str, model: ModelResult) -> Iterator[tuple[Me
 def domain_measures(measures: Iterable[Measure]) -> list[Measure]:
     """Select the benchmarks of the domain: all but `general`, unless it is the only one."""
     benchmarks = [m for m in measures if m.benchmark not in (HELDOUT, MEAN)]
-    return [m for m in benchmarks if m.benchmark != GENERAL] or benchmarks
+    return [m for m in benchmarks if m.benchmark != GENERAL_BENCHMARK] or benchmarks
 
 
 def in_order(measures: Iterable[Measure]) -> list[Measure]:

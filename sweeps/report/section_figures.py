@@ -185,7 +185,7 @@ def forgetting(report: SweepReportData) -> list[Block]:
     ]
 
 
-def landscapes(report: SweepReportData, cache: Path) -> list[Block]:
+def landscape_figures(report: SweepReportData, cache: Path) -> list[Block]:
     """Draw figure 2: the gradient of each objective by token, for each base model and dataset."""
     blocks: list[Block] = []
     seen = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from deft.evaluators.scores.statistics import Interval
-from deft.evaluators.spec import GENERAL
+from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.commands.compare import RATES
 from deft.sweeps.report import formatting
 from deft.sweeps.report.comparisons import PairedComparison, SettingResults
@@ -286,7 +286,7 @@ def rates_table(report: SweepReportData, setting: Setting) -> Table | None:
 
 def forgotten(results: SettingResults) -> Measure | None:
     """Return the measure of `general`, if it is not the primary one."""
-    candidates = (m for m in results.measures if m.benchmark == GENERAL)
+    candidates = (m for m in results.measures if m.benchmark == GENERAL_BENCHMARK)
     return next((measure for measure in candidates if measure != results.primary), None)
 
 

@@ -46,8 +46,8 @@ def figure_style(**changes: float | str) -> Iterator[None]:
     """Draw and save within the block; ``changes`` are settings of Matplotlib, dots as `__`."""
     from matplotlib import rc_context
 
-    named: dict[Any, Any] = {key.replace("__", "."): value for key, value in changes.items()}
-    with rc_context({**_STYLE, **named}):
+    settings: dict[Any, Any] = {key.replace("__", "."): value for key, value in changes.items()}
+    with rc_context({**_STYLE, **settings}):
         yield
 
 

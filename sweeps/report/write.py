@@ -81,7 +81,7 @@ def compose(report: SweepReportData, cache: Path) -> Document:
         Section("Scores by seed", _by_seed(report)),
         Section("Learning curves", _each(report, section_figures.curves)),
         Section("Gate dynamics", _each(report, section_figures.gate_dynamics)),
-        Section("Token landscape", section_figures.landscapes(report, cache)),
+        Section("Token landscape", section_figures.landscape_figures(report, cache)),
         Section("Gain and forgetting", _forgetting(report)),
         Section("What became of responses", _tables(report, section_results.rates_table)),
         Section("Cost", section_provenance.cost(report)),

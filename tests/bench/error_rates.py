@@ -152,9 +152,15 @@ def comparisons(
     cells = list(product(seeds, ITEMS, SEED_EFFECTS))
     measure = partial(rates, test, experiments, setting)
     with ProcessPoolExecutor(2) as processes:
-        found = dict(zip(cells, processes.map(measure, *zip(*cells, strict=True)), strict=True))
+        rate_of_cell = dict(
+            zip(cells, processes.map(measure, *zip(*cells, strict=True)), strict=True)
+        )
     rows = [
-        [str(num_seeds), str(num_items), *(found[num_seeds, num_items, e] for e in SEED_EFFECTS)]
+        [
+            str(num_seeds),
+            str(num_items),
+            *(rate_of_cell[num_seeds, num_items, e] for e in SEED_EFFECTS),
+        ]
         for num_seeds, num_items in product(seeds, ITEMS)
     ]
     head = ["seeds", "items", *(f"seed effect {effect:g}" for effect in SEED_EFFECTS)]

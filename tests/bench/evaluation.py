@@ -34,7 +34,7 @@ def sums() -> Any:
 
 
 def read_sum(record: Any, number: int) -> Any:
-    """An addition, to be answered in a box."""
+    """Return an addition whose answer is to be put in a box."""
     from deft.evaluators.benchmarks.base import Item
 
     question = f"What is {record['a']} + {record['b']}?"
@@ -135,7 +135,7 @@ def measure_raw(arguments: argparse.Namespace, items: dict[str, str]) -> dict[st
 
 
 def measure_pool(arguments: argparse.Namespace, items: dict[str, str]) -> dict[str, float]:
-    """A whole evaluation, and that of a second model on the warm engine."""
+    """Time a whole evaluation, and that of a second model on the warm engine."""
     import ray
 
     from deft.evaluators.generation.job import EvaluationJob
@@ -207,21 +207,21 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         for _ in range(arguments.repeats)
     ]
     ray.shutdown()
-    found = {name: statistics.median(run[name] for run in repeats) for name in repeats[0]}
+    medians = {name: statistics.median(run[name] for run in repeats) for name in repeats[0]}
     budget = [run["start"] + run["generate"] for run in repeats]
     ratio = statistics.median(
         run["first wall"] / seconds for run, seconds in zip(repeats, budget, strict=True)
     )
     warm = statistics.median(run["second wall"] / run["generate"] for run in repeats)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {found['tokens']:.0f} tokens")
-    print(f"raw: engine start {found['start']:.1f} s, LLM.generate {found['generate']:.1f} s")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {medians['tokens']:.0f} tokens")
+    print(f"raw: engine start {medians['start']:.1f} s, LLM.generate {medians['generate']:.1f} s")
     print(
-        f"evaluation of the first model: {found['first wall']:.1f} s, of which engine start "
-        f"{found['first start']:.1f} s: {ratio:.2f}× of raw start + generation"
+        f"evaluation of the first model: {medians['first wall']:.1f} s, of which engine start "
+        f"{medians['first start']:.1f} s: {ratio:.2f}× of raw start + generation"
     )
     print(
-        f"second model, warm engine: {found['second wall']:.1f} s, of which weights "
-        f"{found['second start']:.1f} s: {warm:.2f}× of raw generation alone"
+        f"second model, warm engine: {medians['second wall']:.1f} s, of which weights "
+        f"{medians['second start']:.1f} s: {warm:.2f}× of raw generation alone"
     )
 
 

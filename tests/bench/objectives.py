@@ -178,21 +178,21 @@ def times(
 ) -> dict[str, float | str]:
     """Measure the median seconds of the chosen variants, or say why one did not run."""
     leaves = inputs(shape, dtype, device)
-    found: dict[str, list[float] | str] = {}
+    results: dict[str, list[float] | str] = {}
     named = {name: loss for name, loss in variants(device).items() if chosen(name)}
     for name, loss in named.items():
         try:
             run_once(loss, leaves)
-            found[name] = []
+            results[name] = []
         except (RuntimeError, ImportError, ValueError, TypeError) as error:
-            found[name] = f"{type(error).__name__}: {error}".splitlines()[0][:60]
+            results[name] = f"{type(error).__name__}: {error}".splitlines()[0][:60]
     for _ in range(repeats):
-        for name, seconds in found.items():
+        for name, seconds in results.items():
             if isinstance(seconds, list):
                 seconds.append(run_once(named[name], leaves))
     return {
         name: statistics.median(seconds) if isinstance(seconds, list) else seconds
-        for name, seconds in found.items()
+        for name, seconds in results.items()
     }
 
 

@@ -197,12 +197,12 @@ def main() -> None:
         for size in options.sizes:
             with tempfile.TemporaryDirectory(dir=scratch) as directory:
                 write_records(size, Path(directory))
-                found = {
+                measured = {
                     side: measure(side, Path(directory), model)
                     for side in (OURS, ANOTHER_SEED, TRL)
                 }
-            for side, numbers in found.items():
-                of_trl = {key: numbers[key] / found[TRL][key] for key in ("seconds", "cpu")}
+            for side, numbers in measured.items():
+                of_trl = {key: numbers[key] / measured[TRL][key] for key in ("seconds", "cpu")}
                 print(
                     f"{size:10,}  {side:30}"
                     f"{numbers['seconds']:7.1f} s{of_trl['seconds']:8.2f}"

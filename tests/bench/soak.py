@@ -56,7 +56,7 @@ SWEEP: dict[str, Any] = {
 
 def sample(driver: psutil.Process, runs: Path) -> dict[str, float]:
     """MiB and open files of the watched processes, the number of all, and of finished cells."""
-    found: dict[str, float] = {}
+    usage: dict[str, float] = {}
     family = [driver]
     with suppress(psutil.NoSuchProcess):
         family += driver.children(recursive=True)
@@ -64,16 +64,16 @@ def sample(driver: psutil.Process, runs: Path) -> dict[str, float]:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             command = " ".join(process.cmdline())
             for name, part in WATCHED.items():
-                if part in command and f"{name}, MiB" not in found:
-                    found[f"{name}, MiB"] = process.memory_full_info().uss / 2**20
-                    found[f"{name}, open files"] = process.num_fds()
-    found["processes"] = len(family)
-    found["cells"] = len(list(runs.glob("*/stages/record.json")))
-    return found
+                if part in command and f"{name}, MiB" not in usage:
+                    usage[f"{name}, MiB"] = process.memory_full_info().uss / 2**20
+                    usage[f"{name}, open files"] = process.num_fds()
+    usage["processes"] = len(family)
+    usage["cells"] = len(list(runs.glob("*/stages/record.json")))
+    return usage
 
 
 def watch(number: int, folder: Path) -> tuple[list[dict[str, float]], list[float]]:
-    """Samples of a sweep of ``number`` cells, and the seconds at which its cells finished."""
+    """Return samples of a sweep of ``number`` cells, and when its cells finished in s."""
     objectives = ["original", "DEFT"]
     seeds = list(range(number // len(objectives)))
     file = folder / "soak.yaml"

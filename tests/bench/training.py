@@ -350,7 +350,7 @@ def run_original(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def dtype_of(options: argparse.Namespace) -> Any:
-    """The parameters' dtype, the same for every variant."""
+    """Return the parameters' dtype, which every variant shares."""
     from deft.workers.training.engine import resolve_dtype
 
     return resolve_dtype(options.dtype)
@@ -371,7 +371,7 @@ def measure(variant: str, options: argparse.Namespace, prepared: Any) -> dict[st
 
 
 def run_variant(options: argparse.Namespace) -> None:
-    """What a measuring process does."""
+    """Measure one variant in a process of its own."""
     from deft.workers.data.prepare import Prepared
 
     prepared = Prepared(**json.loads(options.prepared))

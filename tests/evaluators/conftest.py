@@ -22,7 +22,7 @@ def save_model(
     # Far larger than usual, so that no two logits are close enough for rounding to decide.
     initializer_range: float = 0.2,
 ) -> Qwen2ForCausalLM:
-    """A model of random weights."""
+    """Write a model of random weights."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

@@ -15,7 +15,7 @@ from deft.objectives.diagnostics import (
     draw_gate_dynamics,
     draw_landscapes,
     landscapes,
-    summarize,
+    summarize_tokens,
 )
 
 
@@ -47,7 +47,7 @@ def test_the_summary_counts_targets_only() -> None:
     logp = torch.tensor([-0.1, -2.0, -1.0, 0.0])
     mask = torch.tensor([True, True, True, False])
     stats = TokenStats(logp=logp, p=logp.exp(), mask=mask, entropy=torch.tensor([1.0, 2, 3, 99]))
-    summary = summarize(
+    summary = summarize_tokens(
         stats,
         gate=torch.tensor([1.0, 0.0, 0.5, 0.0]),
         kept=torch.tensor([True, False, True, False]),
@@ -66,7 +66,7 @@ def test_the_summary_counts_targets_only() -> None:
 def test_no_target_no_summary() -> None:
     nothing = torch.zeros(2)
     stats = TokenStats(logp=nothing, p=nothing, mask=nothing > 0)
-    assert summarize(stats, gate=nothing, kept=nothing > 0) == {}
+    assert summarize_tokens(stats, gate=nothing, kept=nothing > 0) == {}
 
 
 def test_figures_draw_every_objective(

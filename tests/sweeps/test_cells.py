@@ -76,7 +76,7 @@ def test_exclude_include_and_overrides(tmp_path: Path) -> None:
             {"match": {"objective": "p"}, "set": {"training.learning_rate": 2e-3}},
         ],
     )
-    found = [
+    planned = [
         (
             str(cell.spec.objective),
             cell.spec.seed,
@@ -85,7 +85,7 @@ def test_exclude_include_and_overrides(tmp_path: Path) -> None:
         )
         for cell in plan.cells
     ]
-    assert found == [
+    assert planned == [
         ("original", 0, 1e-3, 4),  # the preset of figfont and tiny
         ("original", 1, 1e-3, 4),
         ("DEFT", 0, 1e-3, 4),

@@ -136,7 +136,7 @@ def test_killed_sweep_goes_on_and_a_failing_cell_fails_alone(
 
 
 def results_in(sweep: Path) -> str:
-    """The report but for when and how long, which is from its chapter on cost on."""
+    """Return the report without when and how long, which is from its chapter on cost on."""
     report = (sweep / "report" / "report.md").read_text()
     results, cost, _ = report.partition("## Cost")
     assert cost
@@ -164,7 +164,7 @@ def kill_after_a_cell(file: Path, root: Path, ray_address: str) -> dict[Path, in
 
 
 def laid_out(file: Path, root: Path) -> tuple[Plan, SweepDirectory]:
-    """A sweep whose directory is there, with nothing run yet."""
+    """Create a sweep's directory, with nothing run yet."""
     plan = load_sweep(file, root)
     directory = SweepDirectory.of(plan, root)
     directory.create(plan)

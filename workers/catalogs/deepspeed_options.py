@@ -45,7 +45,7 @@ def require_usable_options(options: Mapping[str, Any], section: str = "") -> Non
     Raises:
         ValueError: naming the first such option, and the nearest that there is.
     """
-    known = DEEPSPEED_KEYS[section]
+    known_keys = DEEPSPEED_KEYS[section]
     for name, value in options.items():
         key = f"{section}.{name}" if section else name
         if key in RESERVED_DEEPSPEED_KEYS:
@@ -55,12 +55,12 @@ def require_usable_options(options: Mapping[str, Any], section: str = "") -> Non
                 f"deepspeed.{key}: objectives are computed over whole examples; an example "
                 "that is cut over several workers is not supported"
             )
-        if name not in known:
-            nearest = nearest_name(name, known)
+        if name not in known_keys:
+            nearest = nearest_name(name, known_keys)
             hint = f"did you mean {nearest}? " if nearest else ""
             raise ValueError(
                 f"deepspeed.{key}: DeepSpeed has no such option; {hint}"
-                f"There are: {', '.join(known)}."
+                f"There are: {', '.join(known_keys)}."
             )
         if key in DEEPSPEED_KEYS:
             if not isinstance(value, Mapping):

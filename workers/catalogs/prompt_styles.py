@@ -24,7 +24,7 @@ FIGFONT_SYSTEM = (
 LLAMA_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 
 
-PAPER = "arXiv 2602.11424"
+SOURCE = "arXiv 2602.11424"
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ PROMPT_STYLES: dict[str, PromptStyle] = {
     ),
     "chat-bare": PromptStyle(
         summary="the tokenizer's own chat template; the task's instruction is left out",
-        source=f"how {PAPER} trains Qwen models on math",
+        source=f"how {SOURCE} trains Qwen models on math",
     ),
     "qwen-boxed": PromptStyle(
         summary="ChatML, helpful assistant, asks for the answer in a box",
-        source=f"math prompt of Qwen models in {PAPER}",
+        source=f"math prompt of Qwen models in {SOURCE}",
         template=f"<|im_start|>system\n{HELPFUL}<|im_end|>\n<|im_start|>user\n{{input}}\n"
         f"{BOXED_INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n",
         system=HELPFUL,
@@ -64,7 +64,7 @@ PROMPT_STYLES: dict[str, PromptStyle] = {
     ),
     "llama-base-boxed-with-bos": PromptStyle(
         summary="Llama 3 headers, a line feed after each <|eot_id|>, asks for a boxed answer",
-        source=f"math prompt of Llama 3.1 in {PAPER}, with one BOS (evaluated there with two)",
+        source=f"math prompt of Llama 3.1 in {SOURCE}, with one BOS (evaluated there with two)",
         template="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
         f"{HELPFUL}<|eot_id|>\n<|start_header_id|>user<|end_header_id|>\n\n{{input}}\n"
         f"{BOXED_INSTRUCTION}<|eot_id|>\n<|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -73,13 +73,13 @@ PROMPT_STYLES: dict[str, PromptStyle] = {
     ),
     "deepseek-math": PromptStyle(
         summary="User: … Assistant: with the instruction to box the answer",
-        source=f"math prompt of DeepSeekMath in {PAPER}, with one BOS (evaluated there with two)",
+        source=f"math prompt of DeepSeekMath in {SOURCE}, with one BOS (evaluated there with two)",
         template=f"<｜begin▁of▁sentence｜>User: {{input}}\n{BOXED_INSTRUCTION}\n\nAssistant:",
         instruction=BOXED_INSTRUCTION,
     ),
     "qwen-medical": PromptStyle(
         summary="ChatML, helpful assistant, asks for the answer in a box",
-        source=f"medical prompt of Qwen models in {PAPER}",
+        source=f"medical prompt of Qwen models in {SOURCE}",
         template=f"<|im_start|>system\n{HELPFUL}<|im_end|>\n<|im_start|>user\n{{input}}\n"
         f"{BOXED_INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n",
         system=HELPFUL,
@@ -87,7 +87,7 @@ PROMPT_STYLES: dict[str, PromptStyle] = {
     ),
     "llama-medical": PromptStyle(
         summary="Llama 3 headers with two fixed dates, asks for a boxed answer",
-        source=f"medical prompt of Llama 3 in {PAPER}, with one BOS (there three in evaluation, "
+        source=f"medical prompt of Llama 3 in {SOURCE}, with one BOS (there three in evaluation, "
         "and in training this prompt inside llama-base-boxed-with-bos)",
         template="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
         f"{LLAMA_DATES}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{{input}}\n"
@@ -97,14 +97,14 @@ PROMPT_STYLES: dict[str, PromptStyle] = {
     ),
     "qwen-figfont": PromptStyle(
         summary="ChatML, expert at Figlet art, a line feed before the user's <|im_end|>",
-        source=f"figfont prompt of Qwen models in {PAPER}",
+        source=f"figfont prompt of Qwen models in {SOURCE}",
         template=f"<|im_start|>system\n{FIGFONT_SYSTEM}<|im_end|>\n<|im_start|>user\n{{input}}\n"
         "<|im_end|>\n<|im_start|>assistant\n",
         system=FIGFONT_SYSTEM,
     ),
     "llama-figfont": PromptStyle(
         summary="Llama 3 headers, expert at Figlet art",
-        source=f"figfont prompt of Llama 3 in {PAPER}, with one BOS (there three in evaluation, "
+        source=f"figfont prompt of Llama 3 in {SOURCE}, with one BOS (there three in evaluation, "
         "and in training this prompt inside llama-base-boxed-with-bos)",
         template="<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
         f"{FIGFONT_SYSTEM}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{{input}}"

@@ -110,8 +110,8 @@ def try_encode(
     """
     require_tokens(tokenizer, style)
     require_eos(tokenizer)
-    named = PROMPT_STYLES[style].template is not None
-    outcomes = (_encode_named if named else _encode_own)(tokenizer, examples, style)
+    is_named_style = PROMPT_STYLES[style].template is not None
+    outcomes = (_encode_named if is_named_style else _encode_own)(tokenizer, examples, style)
     for outcome in outcomes:
         if not isinstance(outcome, ValueError):
             _require_one_bos(tokenizer, style, count_bos(tokenizer, outcome[0]))
@@ -297,10 +297,12 @@ def require_tokens(tokenizer: PreTrainedTokenizerBase, style: str) -> None:
         raise ValueError(unknown_name("prompt style", style, PROMPT_STYLES))
     template = PROMPT_STYLES[style].template
     if template is None and tokenizer.chat_template is None:
-        named = ", ".join(name for name, known in PROMPT_STYLES.items() if known.template)
+        styles = ", ".join(
+            name for name, prompt_style in PROMPT_STYLES.items() if prompt_style.template
+        )
         raise ValueError(
             f"the tokenizer at {tokenizer.name_or_path} has no chat template; choose a "
-            f"prompt_style that needs none: {named}"
+            f"prompt_style that needs none: {styles}"
         )
     if template is None and not tokenizer.is_fast:
         raise ValueError(

@@ -49,11 +49,11 @@ def require_key(fields: Mapping[str, Any], key: str) -> Any:
     """Return the value of ``key``; name the nearest key if it is missing."""
     if key in fields:
         return fields[key]
-    known = list(map(str, fields))
-    near = get_close_matches(key, known, n=1)
+    keys = list(map(str, fields))
+    near = get_close_matches(key, keys, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    there = f"There are: {', '.join(known)}." if known else "There is nothing in it."
-    raise BadValueError("missing field", f"key {key!r} is missing; {hint}{there}")
+    choices = f"There are: {', '.join(keys)}." if keys else "There is nothing in it."
+    raise BadValueError("missing field", f"key {key!r} is missing; {hint}{choices}")
 
 
 def require_text(value: Any, name: str) -> str:
@@ -129,17 +129,17 @@ def _read_turn(turn: Any, number: int) -> Message | None:
         raise BadValueError("wrong type", f"turn {number} must be an object, got {got}")
     is_sharegpt = "role" not in turn and "from" in turn
     role_key, content_key = ("from", "value") if is_sharegpt else ("role", "content")
-    named = require_text(require_key(turn, role_key), f"role of turn {number}").strip().lower()
-    if named not in ROLES:
+    role_name = require_text(require_key(turn, role_key), f"role of turn {number}").strip().lower()
+    if role_name not in ROLES:
         raise BadValueError(
-            "unknown role", f"role of turn {number} is {named!r}; there are: {', '.join(ROLES)}"
+            "unknown role", f"role of turn {number} is {role_name!r}; there are: {', '.join(ROLES)}"
         )
-    message: Message = {"role": ROLES[named]}
+    message: Message = {"role": ROLES[role_name]}
     content = turn.get(content_key)
-    calls = _read_calls(content if named == "function_call" else turn.get("tool_calls"), number)
+    calls = _read_calls(content if role_name == "function_call" else turn.get("tool_calls"), number)
     if calls:
         message["tool_calls"] = calls
-    if named == "function_call" or (calls and is_empty(content)):
+    if role_name == "function_call" or (calls and is_empty(content)):
         message["content"] = ""
     elif message["role"] == "system" and content_key in turn and is_empty(content):
         return None

@@ -71,10 +71,10 @@ class ReadingNotes:
 def describe_notes(notes: ReadingNotes) -> str:
     """Say what was passed over in one line; empty if nothing was."""
     fields = ", ".join(f"{name} ({count:,})" for name, count in sorted(notes.unread.items()))
-    said = [f"fields that nothing reads, with their number: {fields}"] * bool(fields)
+    notices = [f"fields that nothing reads, with their number: {fields}"] * bool(fields)
     if notes.num_weightless:
-        said.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
-    return printable("; ".join(said))
+        notices.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
+    return printable("; ".join(notices))
 
 
 def read_examples(
@@ -136,8 +136,8 @@ def _records(spec: SourceSpec, entry: DatasetEntry | None) -> Iterator[Record | 
     if path is None:
         yield from _read_hub(entry.hub if entry and entry.hub else spec.name, spec)
         return
-    named = spec.columns is not None or entry is not None
-    columns = _columns(spec.columns, entry, {}).values() if named else ()
+    has_columns = spec.columns is not None or entry is not None
+    columns = _columns(spec.columns, entry, {}).values() if has_columns else ()
     needed = {column.split(".")[0] for column in columns}
     for file in _split_files(path, spec.split):
         records = read_records(file, record_name(file, path), needed)
@@ -165,11 +165,15 @@ def _split_files(path: Path, split: str) -> list[Path]:
     from datasets.data_files import DataFilesList, get_data_patterns
 
     patterns: Mapping[Any, list[str]] = get_data_patterns(str(path))
-    named = {str(key): value for key, value in patterns.items()}
-    if split not in named:
-        raise ValueError(f"{path}: no files of split {split!r}; there are: {', '.join(named)}")
-    found = set(map(Path, DataFilesList.from_patterns(named[split], base_path=str(path))))
-    return [file for file in local_files(path) if file.absolute() in found]
+    patterns_by_split = {str(key): value for key, value in patterns.items()}
+    if split not in patterns_by_split:
+        raise ValueError(
+            f"{path}: no files of split {split!r}; there are: {', '.join(patterns_by_split)}"
+        )
+    split_files = set(
+        map(Path, DataFilesList.from_patterns(patterns_by_split[split], base_path=str(path)))
+    )
+    return [file for file in local_files(path) if file.absolute() in split_files]
 
 
 def _read_hub(name: str, spec: SourceSpec) -> Iterator[Record | BadRecord]:

@@ -178,10 +178,10 @@ def _decoder() -> tuple[json.JSONDecoder, list[str]]:
     repeated: list[str] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
             repeated.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        return found
+        return fields
 
     return json.JSONDecoder(object_pairs_hook=collect), repeated
 
@@ -262,10 +262,10 @@ def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[R
         try:
             nonlocal skipped
             file = pq.ParquetFile(path)
-            known = file.schema_arrow.names
-            wanted = list(columns) if columns and set(columns) <= set(known) else None
-            skipped = tuple(name for name in known if wanted and name not in wanted)
-            yield from file.iter_batches(batch_size=PARQUET_BATCH, columns=wanted)
+            names = file.schema_arrow.names
+            selected = list(columns) if columns and set(columns) <= set(names) else None
+            skipped = tuple(name for name in names if selected and name not in selected)
+            yield from file.iter_batches(batch_size=PARQUET_BATCH, columns=selected)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

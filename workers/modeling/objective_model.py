@@ -195,8 +195,8 @@ class ObjectiveHead(nn.Module):
         # bfloat16 products are rounded to 8 bits before they are summed up in float32.
         tolerance = 1e-3 if hidden.dtype == torch.float32 else 5e-2
         for name in ("value", "gate"):
-            found, true = getattr(output, name)[rows], getattr(expected, name)
-            error = (found - true)[both].abs()
+            actual, true = getattr(output, name)[rows], getattr(expected, name)
+            error = (actual - true)[both].abs()
             if (error > tolerance * (1 + true[both].abs())).any():
                 raise RuntimeError(
                     f"{defect}: the {name} of a token is off by {error.max():.3g} from its "

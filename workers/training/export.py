@@ -160,10 +160,10 @@ def find_difference(
     tensors = _different_tensors(exported.state_dict(), state)
     if not tensors and difference.mean() <= TOLERANCE.get(dtype, ROUNDED_TOLERANCE) * size:
         return None
-    named = f". These tensors differ: {', '.join(tensors[:MAX_NAMED])}" if tensors else ""
+    details = f". These tensors differ: {', '.join(tensors[:MAX_NAMED])}" if tensors else ""
     return (
         f"log-probabilities of {len(logp)} tokens differ by {difference.mean():.3g} on average"
-        f"{named}"
+        f"{details}"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from deft.objectives import TokenStats
-from deft.objectives.diagnostics import summarize
+from deft.objectives.diagnostics import summarize_tokens
 from deft.workers.training.step import MicroBatch, TokenColumns
 
 
@@ -49,7 +49,7 @@ def step_metrics(tokens: TokenColumns) -> dict[str, float]:
         concentration=tokens["concentration"],
         entropy=tokens["entropy"],
     )
-    summary = summarize(stats, gate=tokens["gate"], kept=kept, focus=tokens.get("focus"))
+    summary = summarize_tokens(stats, gate=tokens["gate"], kept=kept, focus=tokens.get("focus"))
     averaged = {"p", "gate", "focus", "concentration", "entropy"}
     metrics = {"objective": float(tokens["value"].double().sum() / kept.sum().clamp(min=1))}
     metrics |= {f"mean_{k}" if k in averaged else k: value for k, value in summary.items()}

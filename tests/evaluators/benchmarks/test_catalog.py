@@ -54,9 +54,9 @@ def test_every_benchmark_is_complete(name: str) -> None:
     ],
 )  # fmt: skip
 def test_math_golds(benchmark: str, record: dict[str, Any], gold: str) -> None:
-    found = item(benchmark, record)
-    assert found.gold == gold
-    assert found.prompt == ({"role": "user", "content": "?"},)
+    parsed = item(benchmark, record)
+    assert parsed.gold == gold
+    assert parsed.prompt == ({"role": "user", "content": "?"},)
 
 
 def test_last_box_matches_braces() -> None:
@@ -78,10 +78,10 @@ def test_choices_are_written_below_the_question() -> None:
         "answer": "two",
         "source": "MedQA_USLME_test",
     }
-    found = item("medical", record)
-    assert found.prompt[0]["content"] == "Which?\nA. one\nB. two"
-    assert (found.gold, found.options) == ("B", {"A": "one", "B": "two"})
-    assert found.source == "MedQA_USLME_test"
+    parsed = item("medical", record)
+    assert parsed.prompt[0]["content"] == "Which?\nA. one\nB. two"
+    assert (parsed.gold, parsed.options) == ("B", {"A": "one", "B": "two"})
+    assert parsed.source == "MedQA_USLME_test"
     # m1 leaves out rows whose answer is not the option it names.
     assert item("medical", {**record, "answer": "one"}) is None
 
@@ -96,38 +96,41 @@ def test_figfont_items_are_the_papers_test_items() -> None:
 
 def test_chain_sum_items_are_worked_out() -> None:
     items = load_items(BenchmarkSpec.model_validate("chain_sum"), None)
-    assert len(items) == BENCHMARKS["chain_sum"].size == len({found.id for found in items})
-    for found in items[:100]:
-        assert eval(found.prompt[0]["content"].removesuffix("=")) == int(found.gold)
+    assert len(items) == BENCHMARKS["chain_sum"].size == len({sum_item.id for sum_item in items})
+    for sum_item in items[:100]:
+        assert eval(sum_item.prompt[0]["content"].removesuffix("=")) == int(sum_item.gold)
 
 
 def test_general_suite_is_sound() -> None:
     items = load_items(BenchmarkSpec.model_validate("general"), None)
     assert len(items) == BENCHMARKS["general"].size
-    sources = Counter(found.source for found in items)
+    sources = Counter(general_item.source for general_item in items)
     assert sources == {"arithmetic": 30, "knowledge": 40, "instructions": 30}
-    letters = Counter(found.gold for found in items if found.options)
+    letters = Counter(general_item.gold for general_item in items if general_item.options)
     assert letters == {"A": 10, "B": 10, "C": 10, "D": 10}
-    assert all(found.options is None or len(set(found.options.values())) == 4 for found in items)
+    assert all(
+        general_item.options is None or len(set(general_item.options.values())) == 4
+        for general_item in items
+    )
 
 
 def test_graders_accept_the_golds_of_the_general_suite() -> None:
     """Each gold, said as the question asks for it, is graded correct; another's gold is not."""
     items = load_items(BenchmarkSpec.model_validate("general"), None)
     for grader in ("figfont", "math", "medical"):
-        mine = [found for found in items if found.grader == grader]
+        mine = [graded_item for graded_item in items if graded_item.grader == grader]
         with GraderPool(grader, workers=1) as pool:
 
-            def record(found: Any, answer: str) -> dict[str, Any]:
-                box = f"\\boxed{{{answer}}}" if found.grader != "figfont" else answer
-                return {"response": box, "gold": found.gold, "options": found.options}
+            def record(graded_item: Any, answer: str) -> dict[str, Any]:
+                box = f"\\boxed{{{answer}}}" if graded_item.grader != "figfont" else answer
+                return {"response": box, "gold": graded_item.gold, "options": graded_item.options}
 
-            right = [pool.submit(record(found, found.gold)) for found in mine]
+            right = [pool.submit(record(graded_item, graded_item.gold)) for graded_item in mine]
             others = [*mine[2:], *mine[:2]]
             swapped = [
-                pool.submit(record(found, other.gold))
-                for found, other in zip(mine, others, strict=True)
-                if found.gold != other.gold
+                pool.submit(record(graded_item, other.gold))
+                for graded_item, other in zip(mine, others, strict=True)
+                if graded_item.gold != other.gold
             ]
             assert {str(future.result().verdict) for future in right} == {"correct"}
             assert {str(future.result().verdict) for future in swapped} == {"wrong"}
@@ -140,7 +143,7 @@ def test_graders_accept_the_golds_of_the_general_suite() -> None:
 def test_published_files_are_read_whole(name: str) -> None:
     items = load_items(BenchmarkSpec.model_validate(name), str(BENCHMARKS_DIR))
     assert len(items) == (BENCHMARKS[name].size or 675)
-    assert all(found.gold and found.prompt[0]["content"] for found in items)
+    assert all(public_item.gold and public_item.prompt[0]["content"] for public_item in items)
 
 
 @pytest.mark.skipif(not BENCHMARKS_DIR.is_dir(), reason="the public benchmark files are not here")
@@ -148,4 +151,4 @@ def test_medical_sample_is_read_whole() -> None:
     file = str(BENCHMARKS_DIR / "medical_sample.jsonl")
     items = load_items(BenchmarkSpec.model_validate({"name": "medical", "file": file}), None)
     assert len(items) == 130
-    assert {found.source for found in items} == {"medqa"}
+    assert {public_item.source for public_item in items} == {"medqa"}

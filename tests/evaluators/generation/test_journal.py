@@ -19,8 +19,8 @@ def test_responses_are_there_as_soon_as_they_are_appended(tmp_path: Path) -> Non
         for i in range(3):
             journal.append(response("a", i, f"line\n{i} \ud800 Ω"))
             assert len(read_responses(path, pytest.fail)) == i + 1
-    found = read_responses(path, pytest.fail)
-    assert found[("a", 2)] == response("a", 2, "line\n2 \ud800 Ω")
+    responses = read_responses(path, pytest.fail)
+    assert responses[("a", 2)] == response("a", 2, "line\n2 \ud800 Ω")
 
 
 def test_a_torn_last_line_is_cut_off_and_the_journal_goes_on(tmp_path: Path) -> None:

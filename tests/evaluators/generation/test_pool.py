@@ -38,13 +38,13 @@ FIGFONT = {"name": "figfont", "size": SIZE, "max_tokens": MAX_TOKENS}
 
 
 def processes(*names: str) -> list[psutil.Process]:
-    """Processes of this session's cluster whose command line holds one of ``names``."""
-    found = []
+    """List this session's cluster processes whose command line holds one of ``names``."""
+    processes = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if any(name in " ".join(process.cmdline()) for name in names):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,13 @@ def job(items: Path, model: str, out: Path, label: str = "tiny", **settings: Any
 def run(
     pool: EvaluatorPool, *jobs: EvaluationJob, progress: Queue | None = None
 ) -> list[tuple[JobResult, dict[str, list[Any]]]]:
-    """What came of each job, and its table, in the order of ``jobs``."""
+    """Return the result of each job, and its table, in the order of ``jobs``."""
     done = dict(pool.run(jobs, progress))
     return [(done[job], pq.read_table(job.predictions).to_pydict()) for job in jobs]
 
 
 def greedy_responses(model_path: str, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
-    """What transformers generates, one prompt at a time; nothing for the longest prompt."""
+    """Generate with transformers, one prompt at a time; nothing for the longest prompt."""
     model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     longest = max(map(len, prompts))
     responses = []
@@ -361,7 +361,7 @@ def test_batch_invariant_engine_does_not_even_depend_on_rounding(
     """A model that hardly prefers any token: the last bit of a logit decides what it says."""
     spec = EngineSpec(batch_invariant=True, kv_cache_gib=0.25, cpus=1, max_model_len=1024)
     backwards = reordered(items, tmp_path / "backwards", slice(None, None, -1))
-    found = []
+    results = []
     with EvaluatorPool(spec, use_gpu=False, max_engines=1) as pool:
         for file in (items, backwards):
             one = job(
@@ -373,9 +373,9 @@ def test_batch_invariant_engine_does_not_even_depend_on_rounding(
             )
             ((_, rows),) = run(pool, one)
             keys = zip(rows["id"], rows["sample"], strict=True)
-            found.append(dict(zip(keys, rows["response"], strict=True)))
-    assert found[0] == found[1]
-    assert len(set(found[0].values())) > SIZE
+            results.append(dict(zip(keys, rows["response"], strict=True)))
+    assert results[0] == results[1]
+    assert len(set(results[0].values())) > SIZE
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_format_says_what_the_model_sees(tokenizer: Any) -> None:
     prompt = encode_item(tokenizer, item, benchmark, "chat")
     text = tokenizer.decode(prompt)
     assert f"How many?\n{benchmark.instruction}{TURN_END}" in text
-    found = describe_format(tokenizer, benchmark, "chat", prompt)
-    assert (found.style, found.num_bos) == ("chat", 0)
+    prompt_format = describe_format(tokenizer, benchmark, "chat", prompt)
+    assert (prompt_format.style, prompt_format.num_bos) == ("chat", 0)
     other = describe_format(tokenizer, replace(benchmark, instruction=""), "chat", prompt)
-    assert other.hash != found.hash
+    assert other.hash != prompt_format.hash

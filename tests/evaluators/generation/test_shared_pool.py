@@ -19,12 +19,12 @@ from deft.evaluators.spec import BenchmarkSpec, EngineSpec
 
 
 def evaluators() -> int:
-    """Evaluator actors of this session's cluster that are alive."""
-    found = 0
+    """Count the evaluator actors of this session's cluster that are alive."""
+    num_evaluators = 0
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += "ray::Evaluator" in " ".join(process.cmdline())
-    return found
+            num_evaluators += "ray::Evaluator" in " ".join(process.cmdline())
+    return num_evaluators
 
 
 def test_runs_share_one_engine_which_takes_no_devices(
@@ -48,7 +48,7 @@ def test_runs_share_one_engine_which_takes_no_devices(
 
     with SharedPool(spec, 1, use_gpu=False, reserve=False) as pool:
         with ThreadPoolExecutor() as threads:
-            found = dict(
+            results = dict(
                 zip(
                     ("first", "second"),
                     threads.map(lambda model: evaluate(pool, model), ("first", "second")),
@@ -58,10 +58,10 @@ def test_runs_share_one_engine_which_takes_no_devices(
         assert evaluators() == 1
         assert len(placement_group_table()) == groups
         assert ray.available_resources()["CPU"] == free["CPU"]
-    for base, trained in found.values():
+    for base, trained in results.values():
         assert base == trained
         assert any(base)
-    assert found["first"] != found["second"]
+    assert results["first"] != results["second"]
     deadline = time.monotonic() + 60
     while evaluators() > 0:
         assert time.monotonic() < deadline, "an engine is left over"

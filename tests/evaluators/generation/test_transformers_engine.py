@@ -47,9 +47,9 @@ def requests() -> list[Request]:
 def generate(
     engine: TransformersEngine, requests: Sequence[Request], settings: Decoding
 ) -> list[Generation]:
-    found = dict(engine.generate(requests, settings))
-    assert sorted(found) == list(range(len(requests)))
-    return [found[index] for index in range(len(requests))]
+    generations = dict(engine.generate(requests, settings))
+    assert sorted(generations) == list(range(len(requests)))
+    return [generations[index] for index in range(len(requests))]
 
 
 def test_only_allowed_tokens_are_generated(
@@ -63,24 +63,24 @@ def test_only_allowed_tokens_are_generated(
     ]
     one = decoding(max_tokens=1)
     free = generate(engine, requests, one)
-    found = generate(engine, limited, one)
+    generations = generate(engine, limited, one)
     for index, request in enumerate(requests):
         with torch.no_grad():
             logits = engine._model(torch.tensor([request.prompt])).logits[0, -1]
         best = max(allowed, key=lambda token_id: float(logits[token_id]))
-        assert found[index].token_ids == ([best] if index % 2 else free[index].token_ids)
+        assert generations[index].token_ids == ([best] if index % 2 else free[index].token_ids)
     sampled = generate(engine, limited, decoding(max_tokens=5, temperature=1.0))
-    assert all(set(found.token_ids) <= set(allowed) for found in sampled[1::2])
+    assert all(set(generations.token_ids) <= set(allowed) for generations in sampled[1::2])
 
 
 def test_greedy_is_the_arg_max_of_every_step(
     engine: TransformersEngine, requests: list[Request]
 ) -> None:
-    for request, found in zip(requests, generate(engine, requests, decoding()), strict=True):
+    for request, generation in zip(requests, generate(engine, requests, decoding()), strict=True):
         ids = list(request.prompt)
         for _ in range(MAX_TOKENS):
             ids.append(int(engine._model(torch.tensor([ids])).logits[0, -1].argmax()))
-        assert found == Generation(ids[len(request.prompt) :], "length")
+        assert generation == Generation(ids[len(request.prompt) :], "length")
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_p": 0.9}])
@@ -113,9 +113,9 @@ def test_responses_end_where_they_should(
 
 def test_context_limits_responses_and_refuses_prompts(engine: TransformersEngine) -> None:
     long, full = Request([5] * 60, 0), Request([5] * 64, 0)
-    found = generate(engine, [full, long, Request([5], 0)], decoding())
-    assert found[0] == Generation([], "prompt_too_long")
-    assert [len(generation.token_ids) for generation in found[1:]] == [4, MAX_TOKENS]
+    generations = generate(engine, [full, long, Request([5], 0)], decoding())
+    assert generations[0] == Generation([], "prompt_too_long")
+    assert [len(generation.token_ids) for generation in generations[1:]] == [4, MAX_TOKENS]
 
 
 def test_noise_draws_from_the_softmax() -> None:

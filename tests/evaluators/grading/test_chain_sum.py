@@ -27,8 +27,8 @@ from deft.workers.data.chain_sum import chain_sum_examples
     ],
 )
 def test_verdicts(response: str, gold: str, verdict: str, extracted: str | None) -> None:
-    found = grade({"response": response, "gold": gold, "finish_reason": "stop"})
-    assert (found.verdict, found.extracted) == (verdict, extracted)
+    graded = grade({"response": response, "gold": gold, "finish_reason": "stop"})
+    assert (graded.verdict, graded.extracted) == (verdict, extracted)
 
 
 def test_what_was_cut_off_might_have_gone_on() -> None:

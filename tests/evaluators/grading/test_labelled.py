@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 def read_labelled(grader: str) -> list[Row]:
-    """The labelled rows for ``math`` or ``medical``."""
+    """Read the labelled rows for ``math`` or ``medical``."""
     text = (Path(__file__).parent / FILES[grader]).read_text()
     return [read_row(grader, block) for block in re.split("^%%% ", text, flags=re.MULTILINE)[1:]]
 
@@ -51,12 +51,12 @@ def read_row(grader: str, block: str) -> Row:
 def test_agreement_with_the_labels(grader: str, size: int, share: float) -> None:
     rows = read_labelled(grader)
     grade = import_attribute(GRADERS[grader])
-    found = []
+    mistakes = []
     for label, record in rows:
         graded = grade(record)
         if graded.verdict != label:
-            found.append(f"{label} → {graded.verdict}, {graded.extracted!r}: {record}")
+            mistakes.append(f"{label} → {graded.verdict}, {graded.extracted!r}: {record}")
     assert len(rows) >= size
     assert sum(label != "correct" for label, _ in rows) >= 0.37 * len(rows)
-    assert len(found) <= (1 - share) * len(rows), "\n".join(found)
-    assert [text for text in found if "→ correct" in text] == []
+    assert len(mistakes) <= (1 - share) * len(rows), "\n".join(mistakes)
+    assert [text for text in mistakes if "→ correct" in text] == []

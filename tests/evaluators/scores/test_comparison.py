@@ -30,17 +30,17 @@ def test_differences_are_told_from_noise_over_the_whole_grid() -> None:
     first = np.array([0] * 40 + [1] * 20)
     clear = np.array([1] * 20 + [0] * 20 + [1] * 20)
     slight = np.array([1] * 6 + [0] * 34 + [1] * 20)
-    found = compare(
+    contrasts = compare(
         {"math": {"a": measured(first), "b": measured(clear), "c": measured(slight)}}, "a"
     )
-    assert list(found) == [("math", "b"), ("math", "c")]
+    assert list(contrasts) == [("math", "b"), ("math", "c")]
     # 20 and 6 items that only the other run has right: 2/2²⁰ and 2/2⁶ by McNemar's exact test.
-    assert found["math", "b"].p_value == pytest.approx(2 / 2**20)
-    assert found["math", "c"].p_value == pytest.approx(2 / 2**6)
-    assert found["math", "c"].adjusted_p == pytest.approx(2 / 2**6)
-    assert found["math", "b"].distinguishable
-    assert found["math", "b"].difference.mean == pytest.approx(20 / 60)
-    assert found["math", "c"].distinguishable
+    assert contrasts["math", "b"].p_value == pytest.approx(2 / 2**20)
+    assert contrasts["math", "c"].p_value == pytest.approx(2 / 2**6)
+    assert contrasts["math", "c"].adjusted_p == pytest.approx(2 / 2**6)
+    assert contrasts["math", "b"].distinguishable
+    assert contrasts["math", "b"].difference.mean == pytest.approx(20 / 60)
+    assert contrasts["math", "c"].distinguishable
 
     grid = {name: {"a": measured(first), "c": measured(slight)} for name in ("x", "y", "z")}
     # The same three times over: each p of 0.03 counts three times, and is noise.
@@ -51,9 +51,9 @@ def test_differences_are_told_from_noise_over_the_whole_grid() -> None:
 def test_only_shared_items_are_compared() -> None:
     first = measured(np.array([0, 1, 1]), ids=["a", "b", "c"])
     second = measured(np.array([1, 1, 0]), ids=["c", "b", "d"])
-    found = compare({"math": {"one": first, "two": second}}, "one")
-    assert found["math", "two"].difference.num_items == 2
-    assert found["math", "two"].difference.mean == 0
+    contrasts = compare({"math": {"one": first, "two": second}}, "one")
+    assert contrasts["math", "two"].difference.num_items == 2
+    assert contrasts["math", "two"].difference.mean == 0
     apart = measured(np.array([1]), ids=["z"])
     assert compare({"math": {"one": first, "two": apart}}, "one") == {}
     assert compare({"math": {"two": second}}, "one") == {}
@@ -73,11 +73,13 @@ def test_several_samples_are_compared_by_a_paired_t_test() -> None:
     rng = np.random.default_rng(3)
     first = rng.random(200)
     second = first + 0.1 + rng.normal(0, 0.1, 200)
-    found = compare(
+    contrasts = compare(
         {"m": {"a": measured(first, single=False), "b": measured(second, single=False)}}, "a"
     )
-    assert found["m", "b"].p_value == pytest.approx(stats.ttest_rel(second, first).pvalue, rel=0.5)
-    low, high = found["m", "b"].difference.interval
+    assert contrasts["m", "b"].p_value == pytest.approx(
+        stats.ttest_rel(second, first).pvalue, rel=0.5
+    )
+    low, high = contrasts["m", "b"].difference.interval
     assert low < 0.1 < high
 
 
@@ -108,11 +110,15 @@ def test_predictions_are_read_as_means_over_samples(tmp_path: Path) -> None:
         prediction("b", 1, "grader_error", 0.2),
     ]
     write_predictions(rows, path)
-    found = read_predictions(path, "avg")
-    assert (found.ids, found.values.tolist(), found.single) == (["a", "b"], [0.5, 0.0], None)
+    predictions = read_predictions(path, "avg")
+    assert (predictions.ids, predictions.values.tolist(), predictions.single) == (
+        ["a", "b"],
+        [0.5, 0.0],
+        None,
+    )
     quarters = dict.fromkeys(("truncated", "no answer", "grader error"), 0.25)
-    assert found.rates == quarters | {"prompt too long": 0}
-    assert found.digests == ["d", "d"]
+    assert predictions.rates == quarters | {"prompt too long": 0}
+    assert predictions.digests == ["d", "d"]
     assert read_predictions(path, "similarity").values.tolist() == [0.75, 0.1]
     write_predictions(rows[::2], path)
     single = read_predictions(path, "avg").single

@@ -29,29 +29,29 @@ def outcomes(*rows: str, sources: tuple[str, ...] = ()) -> Outcomes:
 
 
 def test_avg_at_n_is_the_mean_over_samples_of_the_mean_over_items() -> None:
-    found = accuracy(outcomes("cw", "cc", "wn"))
-    assert found["avg_at_2"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-    assert found["avg_at_2_ci_low"] < found["avg_at_2"] < found["avg_at_2_ci_high"]
+    metrics = accuracy(outcomes("cw", "cc", "wn"))
+    assert metrics["avg_at_2"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert metrics["avg_at_2_ci_low"] < metrics["avg_at_2"] < metrics["avg_at_2_ci_high"]
     # Items have 0.5, 1 and 0: a sample deviation of 0.5 over √3.
-    assert found["avg_at_2_stderr"] == pytest.approx(0.5 / 3**0.5)
+    assert metrics["avg_at_2_stderr"] == pytest.approx(0.5 / 3**0.5)
 
 
 def test_pass_and_majority_are_given_for_powers_of_two() -> None:
-    found = outcomes("ccww" * 2, "wwww" * 2)
-    assert list(pass_at_k(found)) == ["pass_at_2", "pass_at_4", "pass_at_8"]
-    assert list(majority(found)) == ["maj_at_4", "maj_at_8"]
+    samples = outcomes("ccww" * 2, "wwww" * 2)
+    assert list(pass_at_k(samples)) == ["pass_at_2", "pass_at_4", "pass_at_8"]
+    assert list(majority(samples)) == ["maj_at_4", "maj_at_8"]
     # Of the first item 4 of 8 are right: 1 − C(4, 2)/C(8, 2); its vote of 8 is a tie.
-    assert pass_at_k(found)["pass_at_2"] == pytest.approx((1 - 6 / 28) / 2)
-    assert majority(found)["maj_at_8"] == pytest.approx(0.25)
+    assert pass_at_k(samples)["pass_at_2"] == pytest.approx((1 - 6 / 28) / 2)
+    assert majority(samples)["maj_at_8"] == pytest.approx(0.25)
     assert pass_at_k(outcomes("c", "w")) == majority(outcomes("c", "w")) == {}
 
 
 def test_sources_are_kept_apart() -> None:
-    found = by_source(outcomes("c", "c", "w", "w", sources=("A", "A", "A", "NEJM 'AI'")))
-    assert found["A/avg_at_1"] == pytest.approx(2 / 3)
-    assert found["NEJM -AI-/avg_at_1"] == 0
+    metrics = by_source(outcomes("c", "c", "w", "w", sources=("A", "A", "A", "NEJM 'AI'")))
+    assert metrics["A/avg_at_1"] == pytest.approx(2 / 3)
+    assert metrics["NEJM -AI-/avg_at_1"] == 0
     # The plain mean over sources, whatever their sizes.
-    assert found["macro_avg_at_1"] == pytest.approx(1 / 3)
+    assert metrics["macro_avg_at_1"] == pytest.approx(1 / 3)
 
 
 def test_scores_are_averaged() -> None:

@@ -12,7 +12,7 @@ from deft.evaluators.benchmarks.catalog import BENCHMARKS
 from deft.evaluators.scores.predictions import (
     Prediction,
     read_conditions,
-    summarize,
+    summarize_predictions,
     write_predictions,
 )
 
@@ -38,7 +38,7 @@ def prediction(
 
 
 def test_every_way_to_fail_has_its_rate_and_counts_as_wrong() -> None:
-    metrics = summarize(
+    metrics = summarize_predictions(
         [
             prediction("a", 0, "correct"),
             # Cut off after its answer: right, and yet without an end.
@@ -67,13 +67,13 @@ def test_every_way_to_fail_has_its_rate_and_counts_as_wrong() -> None:
 
 def test_nothing_to_summarize_is_an_error() -> None:
     with pytest.raises(ValueError, match="no predictions"):
-        summarize([], BENCHMARKS["figfont"].metrics)
+        summarize_predictions([], BENCHMARKS["figfont"].metrics)
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
     row = replace(prediction("a", 0, "correct"), scores={"jaro_winkler": float("nan")})
     with pytest.raises(ValueError, match="score jaro_winkler of item a is nan"):
-        summarize([row], BENCHMARKS["figfont"].metrics)
+        summarize_predictions([row], BENCHMARKS["figfont"].metrics)
 
 
 def test_conditions_are_kept_with_the_table(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from scipy import stats
 
 from deft.evaluators.scores.statistics import (
     detectable_effect,
+    estimate_pass_at_k,
     expected_calibration_error,
     holm,
     majority_at_k,
     mcnemar,
     mean_interval,
     paired_difference,
-    pass_at_k,
     standard_error,
 )
 
@@ -26,22 +26,22 @@ RNG = np.random.default_rng(5)
 
 def test_pass_at_k_by_hand() -> None:
     # 2 of 4 right: 1 − C(2, 2)/C(4, 2) = 5/6; none right: 0; all right: 1.
-    assert pass_at_k(np.array([2]), 4, 2) == pytest.approx(5 / 6)
-    assert pass_at_k(np.array([2, 0, 4]), 4, 2) == pytest.approx((5 / 6 + 0 + 1) / 3)
-    assert pass_at_k(np.array([1, 3]), 4, 1) == pytest.approx(0.5)
+    assert estimate_pass_at_k(np.array([2]), 4, 2) == pytest.approx(5 / 6)
+    assert estimate_pass_at_k(np.array([2, 0, 4]), 4, 2) == pytest.approx((5 / 6 + 0 + 1) / 3)
+    assert estimate_pass_at_k(np.array([1, 3]), 4, 1) == pytest.approx(0.5)
 
 
 def test_pass_at_k_is_the_mean_over_all_choices() -> None:
     correct = RNG.random((5, 6)) < 0.4
     for k in range(1, 7):
         tried = [any(row[i] for i in c) for row in correct for c in combinations(range(6), k)]
-        assert pass_at_k(correct.sum(1), 6, k) == pytest.approx(np.mean(tried))
+        assert estimate_pass_at_k(correct.sum(1), 6, k) == pytest.approx(np.mean(tried))
 
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_pass_at_k_needs_k_samples(k: int) -> None:
     with pytest.raises(ValueError, match="between 1 and 4"):
-        pass_at_k(np.array([1]), 4, k)
+        estimate_pass_at_k(np.array([1]), 4, k)
 
 
 def test_majority_by_hand() -> None:
@@ -130,9 +130,9 @@ def test_seeds_add_their_own_uncertainty_from_three_on() -> None:
     assert mean_interval(runs) == pytest.approx((expected.low, expected.high), rel=1e-3)
     two = mean_interval(runs[:2])
     assert two == pytest.approx(mean_interval(runs[:2].mean(0)))
-    found = paired_difference(np.zeros((3, 500)), runs)
-    assert found.over_runs
-    assert found.p_value == pytest.approx(stats.ttest_1samp(shifts, 0).pvalue, rel=0.02)
+    difference = paired_difference(np.zeros((3, 500)), runs)
+    assert difference.over_runs
+    assert difference.p_value == pytest.approx(stats.ttest_1samp(shifts, 0).pvalue, rel=0.02)
     assert not paired_difference(np.zeros((2, 500)), runs[:2]).over_runs
 
 
@@ -140,9 +140,9 @@ def test_items_that_suit_one_objective_count_beside_seeds() -> None:
     """Differences that every seed repeats vary with the choice of items alone."""
     by_item = RNG.normal(0.1, 1.0, size=200)
     runs = by_item + RNG.normal(0, 0.01, size=(4, 200))
-    found = paired_difference(np.zeros((4, 200)), runs)
+    difference = paired_difference(np.zeros((4, 200)), runs)
     expected = stats.ttest_1samp(by_item, 0)
-    assert found.p_value == pytest.approx(expected.pvalue, rel=0.05)
+    assert difference.p_value == pytest.approx(expected.pvalue, rel=0.05)
 
 
 def test_seeds_with_items_of_their_own_count_by_their_means() -> None:
@@ -153,10 +153,10 @@ def test_seeds_with_items_of_their_own_count_by_their_means() -> None:
     expected = stats.ttest_1samp(of_seeds, 0)
     interval = expected.confidence_interval(0.95)
     assert mean_interval(values, groups=groups) == pytest.approx((interval.low, interval.high))
-    found = paired_difference(np.zeros(100), values, groups=groups)
-    assert found.over_runs
-    assert found.interval == pytest.approx((interval.low, interval.high))
-    assert found.p_value == pytest.approx(expected.pvalue)
+    difference = paired_difference(np.zeros(100), values, groups=groups)
+    assert difference.over_runs
+    assert difference.interval == pytest.approx((interval.low, interval.high))
+    assert difference.p_value == pytest.approx(expected.pvalue)
     # Two seeds do not tell how far seeds are apart.
     half, pair = values[:50], groups[:50]
     assert mean_interval(half, groups=pair) == mean_interval(half)
@@ -166,21 +166,21 @@ def test_seeds_with_items_of_their_own_count_by_their_means() -> None:
 def test_paired_difference_against_the_t_test() -> None:
     first = RNG.normal(0, 1, size=200)
     second = first + RNG.normal(0.05, 0.4, size=200)
-    found = paired_difference(first, second)
+    difference = paired_difference(first, second)
     expected = stats.ttest_rel(second, first)
-    assert found.mean == pytest.approx((second - first).mean())
-    assert found.p_value == pytest.approx(expected.pvalue, abs=0.02)
+    assert difference.mean == pytest.approx((second - first).mean())
+    assert difference.p_value == pytest.approx(expected.pvalue, abs=0.02)
     low, high = expected.confidence_interval(0.95)
-    assert found.interval.low == pytest.approx(low, abs=0.01)
-    assert found.interval.high == pytest.approx(high, abs=0.01)
-    assert found.num_items == 200
+    assert difference.interval.low == pytest.approx(low, abs=0.01)
+    assert difference.interval.high == pytest.approx(high, abs=0.01)
+    assert difference.num_items == 200
 
 
 def test_pairing_sees_what_unpaired_intervals_hide() -> None:
     first = RNG.normal(0, 1, size=100)
     second = first + 0.05 + RNG.normal(0, 0.01, size=100)
-    found = paired_difference(first, second)
-    assert found.p_value < 1e-20
+    difference = paired_difference(first, second)
+    assert difference.p_value < 1e-20
     apart = mean_interval(second).low > mean_interval(first).high
     assert not apart
 
@@ -188,10 +188,10 @@ def test_pairing_sees_what_unpaired_intervals_hide() -> None:
 def test_equal_runs_do_not_differ_but_others_may() -> None:
     """As if there were one item more for either side, of I + 2."""
     values = (RNG.random(30) < 0.4).astype(float)
-    found = paired_difference(values, values)
-    assert (found.mean, found.p_value, found.detectable) == (0.0, 1.0, 0.0)
+    difference = paired_difference(values, values)
+    assert (difference.mean, difference.p_value, difference.detectable) == (0.0, 1.0, 0.0)
     half = stats.t.ppf(0.975, 29) * math.sqrt(2 / 31 / 32)
-    assert found.interval == pytest.approx((-half, half))
+    assert difference.interval == pytest.approx((-half, half))
     for rows in (3, 5):
         runs = np.tile(values, (rows, 1))
         assert paired_difference(runs, runs).interval.high == pytest.approx(half, rel=0.01)
@@ -207,8 +207,8 @@ def test_equal_runs_do_not_differ_but_others_may() -> None:
 def test_no_p_is_below_what_the_items_allow() -> None:
     # One sign in 2ᴵ⁻¹ is as clear as this, whatever the differences' size.
     for items in (1, 2, 5):
-        found = paired_difference(np.zeros(items), np.full(items, 0.7))
-        assert found.p_value >= 2.0 ** (1 - items)
+        difference = paired_difference(np.zeros(items), np.full(items, 0.7))
+        assert difference.p_value >= 2.0 ** (1 - items)
     alarms = 0
     for trial in range(300):
         first, second = np.random.default_rng([3, trial]).normal(size=(2, 5))
@@ -257,11 +257,11 @@ def test_detectable_effect_by_hand_and_by_simulation() -> None:
     # s² = 100/99, I = 100, z(0.975) + z(0.8) = 1.959964 + 0.841621.
     effect = detectable_effect(differences)
     assert effect == pytest.approx(2.801585 * math.sqrt(100 / 99 / 100), rel=1e-5)
-    found = [
+    detections = [
         stats.ttest_1samp(np.random.default_rng(t).normal(effect, 1.0, 100), 0).pvalue < 0.05
         for t in range(500)
     ]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+    assert np.mean(detections) == pytest.approx(0.8, abs=0.06)
 
 
 def test_holm_by_hand() -> None:

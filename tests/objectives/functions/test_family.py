@@ -208,7 +208,7 @@ def test_batch_statistics_ignore_positions_without_a_target() -> None:
 
 
 def my_objective(stats: TokenStats, *, beta: float = 1.0) -> ObjectiveOutput:
-    """A third party's objective, undeclared."""
+    """Compute a third party's objective that is not declared."""
     return ObjectiveOutput(value=-beta * stats.logp, gate=torch.full_like(stats.logp, beta))
 
 

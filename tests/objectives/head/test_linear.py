@@ -66,7 +66,7 @@ class Problem:
     def run(
         self, objective: str, backend: str, dtype: torch.dtype, **options: object
     ) -> tuple[LinearObjectiveOutput, list[Tensor]]:
-        """The output, and the gradients of hidden, weight and bias."""
+        """Return the output, and the gradients of hidden, weight and bias."""
         leaves = [
             leaf.to(dtype, copy=True).requires_grad_()
             for leaf in (self.hidden, self.weight, self.bias)
@@ -102,10 +102,10 @@ def assert_matches_float64(
     **options: object,
 ) -> None:
     expected, expected_gradients = problem.run(objective, "reference", torch.float64, **options)
-    found, gradients = problem.run(objective, "torch", dtype, **options)
-    if torch.equal(found.kept, expected.kept):  # else a token lies on a threshold to the last bit
-        assert relative_error(found.value, expected.value, floor) <= tolerance
-        assert relative_error(found.gate, expected.gate, floor) <= tolerance
+    output, gradients = problem.run(objective, "torch", dtype, **options)
+    if torch.equal(output.kept, expected.kept):  # else a token lies on a threshold to the last bit
+        assert relative_error(output.value, expected.value, floor) <= tolerance
+        assert relative_error(output.gate, expected.gate, floor) <= tolerance
         for gradient, wanted in zip(gradients, expected_gradients, strict=True):
             assert relative_error(gradient, wanted, floor) <= tolerance
 
@@ -170,8 +170,8 @@ def test_extreme_logits_stay_finite_and_right(dtype: torch.dtype, scale: float) 
     _, nll = problem.run("original", "reference", torch.float64)
     for objective in ("original", "p", "DEFT", "Cayley_Trans"):
         expected, expected_gradients = problem.run(objective, "reference", torch.float64)
-        found, gradients = problem.run(objective, "torch", dtype)
-        assert relative_error(found.value, expected.value) <= 1e-3
+        output, gradients = problem.run(objective, "torch", dtype)
+        assert relative_error(output.value, expected.value) <= 1e-3
         # Gates at certain tokens leave next to nothing of the gradient to be right about.
         for parts in zip(gradients, expected_gradients, nll, strict=True):
             assert relative_error(parts[0], parts[1], floor=0.01 * parts[2].norm().item()) <= 2e-2
@@ -232,13 +232,13 @@ def test_statistics_are_those_of_the_softmax(dtype: torch.dtype) -> None:
             "entropy_top20": -(top * top.log()).sum(-1),
         }
         for name in names:
-            found = getattr(output.stats, name)
-            assert (found is not None) == (name in asked)
-            if found is not None:
+            statistic = getattr(output.stats, name)
+            assert (statistic is not None) == (name in asked)
+            if statistic is not None:
                 mask = output.stats.mask
                 close = {"rtol": tolerance, "atol": tolerance / 10}
-                assert_close(found[mask].double(), truth[name][mask], **close)
-                assert not found[~mask].any()
+                assert_close(statistic[mask].double(), truth[name][mask], **close)
+                assert not statistic[~mask].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -246,10 +246,10 @@ def test_an_almost_certain_token_keeps_the_digits_of_what_it_lacks(dtype: torch.
     problem = Problem(60, 32, 300, scale=2.0, dtype=dtype)
     problem.labels = (problem.hidden @ problem.weight.T + problem.bias).argmax(-1)
     expected, _ = problem.run("original", "reference", torch.float64)
-    found, _ = problem.run("original", "torch", dtype)
+    output, _ = problem.run("original", "torch", dtype)
     certain = (expected.stats.p - 0.995).abs() < 0.0049
     assert certain.any()
-    assert_close(found.value[certain].double(), expected.value[certain], rtol=3e-2, atol=1e-6)
+    assert_close(output.value[certain].double(), expected.value[certain], rtol=3e-2, atol=1e-6)
 
 
 def test_what_has_no_target_has_no_part() -> None:
@@ -353,12 +353,12 @@ def test_low_rank_adapter_on_the_head() -> None:
     adapters = [down.requires_grad_(), up.requires_grad_()]
     hidden, labels = torch.randn(20, 8), torch.randint(0, 40, (20,))
     linear_objective(hidden, base + up @ down, labels, "original").loss.backward()
-    found = [adapter.grad for adapter in adapters]
+    gradients = [adapter.grad for adapter in adapters]
     expected = torch.autograd.grad(
         F.cross_entropy(F.linear(hidden, base + up @ down), labels), adapters
     )
     assert base.grad is None
-    assert_close(found, list(expected))
+    assert_close(gradients, list(expected))
 
 
 def test_the_backward_does_not_read_the_weight() -> None:

@@ -98,7 +98,7 @@ def problem(case: Case, device: str = "cpu") -> tuple[HeadInputs, Objective, Wan
 
 
 def exact(case: Case, device: str = "cpu") -> HeadResult:
-    """What the `reference` backend makes of the same numbers in float64."""
+    """Compute the same problem by the `reference` backend in float64."""
     inputs, objective, wanted = problem(case, device)
     return reference_head(
         inputs._replace(
@@ -243,7 +243,7 @@ _MULTIPLES_OF_16 = {"width", "error_stride", "block_columns"}
 
 
 def compile_for_hopper(variant: Variant) -> Any:
-    """The compiled kernel, with the argument types and alignments of a real call."""
+    """Compile the kernel with the argument types and alignments of a real call."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -276,7 +276,7 @@ def compile_for_hopper(variant: Variant) -> Any:
 
 
 def resources(cubin: bytes, folder: Path) -> dict[str, int]:
-    """What the kernel occupies, such as REG (registers a thread) and STACK (bytes)."""
+    """Return the kernel's resources, such as REG (registers a thread) and STACK (bytes)."""
     import triton
 
     path = folder / "kernel.cubin"

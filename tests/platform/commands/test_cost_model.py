@@ -35,7 +35,7 @@ from deft.workers.spec import LoraSpec, TrainingSpec
 
 
 def config_of(model: ModelDimensions) -> PreTrainedConfig:
-    """A configuration of the same sizes, of the kind that the sizes say."""
+    """Build a configuration of the same sizes and kind."""
     kind = Qwen3Config if model.qk_norm else Qwen2Config if model.qkv_bias else LlamaConfig
     return kind(
         num_hidden_layers=model.num_layers,

@@ -19,7 +19,7 @@ Deft = Callable[..., CompletedProcess[str]]
 
 @pytest.fixture
 def refusing_server() -> Iterator[str]:
-    """A server that answers 401 to everything."""
+    """Start a server that answers 401 to everything."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

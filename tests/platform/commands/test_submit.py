@@ -81,7 +81,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def head_node(token_file: Path) -> Iterator[str]:
-    """The address of the dashboard of a head node of its own."""
+    """Start a head node and return the address of its dashboard."""
     dashboard, agent, client = free_ports(3)
     address = f"http://127.0.0.1:{dashboard}"
     # Ray's sockets lie in it, and their paths may have 107 characters.

@@ -105,7 +105,7 @@ per_example = settings(suppress_health_check=[HealthCheck.function_scoped_fixtur
 
 
 def refusal(error: UserError) -> str:
-    """What is said, which must be something, and must be possible to write anywhere."""
+    """Return the message, which must not be empty and must be possible to write anywhere."""
     said = str(error)
     assert said.strip()
     assert not has_surrogates(said)

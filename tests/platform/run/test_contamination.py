@@ -22,7 +22,7 @@ from deft.workers.spec import DatasetSpec, ModelSpec
 
 @pytest.fixture
 def items(tmp_path: Path) -> Path:
-    """The file of the first figfont items."""
+    """Write the file of the first figfont items."""
     spec = BenchmarkSpec.model_validate({"name": "figfont", "size": 20})
     return prepare_items(spec, None, tmp_path / "cache")
 

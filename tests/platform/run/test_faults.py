@@ -54,7 +54,7 @@ def write_run(folder: Path, **training: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, read_curve: ReadCurve) -> Curve:
-    """The curve of `RUN`."""
+    """Return the curve of `RUN`."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_run(folder)
     subprocess.run([DEFT, "run", "run.yaml"], cwd=folder, check=True, capture_output=True)
@@ -167,7 +167,7 @@ ON_HEAD = {"RAY_ADDRESS": HEAD, **TOKEN}
 
 @contextmanager
 def ray_head(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A cluster of one node, at `HEAD`, in a group of processes of its own."""
+    """Start a cluster of one node at `HEAD`, in a process group of its own."""
     # Ray's sockets lie in it, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="node-"))
     command = [DEFT.with_name("ray"), "start", "--head", f"--port={HEAD.partition(':')[2]}"]

@@ -201,7 +201,7 @@ class Cluster:
         assert drained.returncode == 0, output
 
     def popen(self, *command: str | Path, cwd: Path) -> subprocess.Popen[str]:
-        """A process on the head that finds the cluster."""
+        """Start a process on the head that finds the cluster."""
         self.head.environment["RAY_ADDRESS"] = f"{self.head.address}:{HEAD_PORT}"
         process = self.head.popen(
             list(command), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -232,7 +232,7 @@ def storage(seven: tuple[str, list[Machine]], start_s3: Callable[[str], Any]) ->
 def steps(
     tmp_path: Path, read_curve: Callable[[Path], list[tuple[int, float]]]
 ) -> Callable[[], list[int]]:
-    """The steps that the one run below `tmp_path` has on record now."""
+    """Return the steps that the one run below `tmp_path` has on record now."""
     return lambda: [step for step, _ in read_curve(tmp_path / "runs")]
 
 

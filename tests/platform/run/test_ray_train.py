@@ -70,7 +70,7 @@ class FileEvents:
             os.kill(find_sibling(self.victim) if self.victim else os.getpid(), self.kill)
 
     def curve(self) -> dict[int, list[float]]:
-        """The objective at each step, once for every time that the step was taken."""
+        """Return the objective at each step, once for every time that the step was taken."""
         points: dict[int, list[float]] = {}
         for line in self.file.read_text().splitlines():
             event = json.loads(line)
@@ -162,7 +162,7 @@ def run(
 def uninterrupted(
     ray_cluster: None, job: TrainJob, tmp_path_factory: pytest.TempPathFactory
 ) -> list[float]:
-    """The curve of ZeRO-2; the stages' curves are the same (tests/workers/test_training.py)."""
+    """Return ZeRO-2's curve; the stages' curves agree (tests/workers/training/test_sft_loop.py)."""
     events, *_ = run(job, tmp_path_factory.mktemp("whole") / "run", None)
     curve = events.curve()
     assert sorted(curve) == list(range(1, STEPS + 1))

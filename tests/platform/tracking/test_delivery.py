@@ -196,7 +196,7 @@ class Proxy(ThreadingHTTPServer):
         self.lost: list[str] = []
 
     def handle_error(self, *_: object) -> None:
-        """A client that went away is part of the test."""
+        """Stay silent: a client that went away is part of the test."""
 
 
 class _Pass(BaseHTTPRequestHandler):
@@ -284,7 +284,7 @@ def test_processes_that_write_to_one_server_at_the_same_time_lose_nothing(
 
 
 def run_sweep(uri: str, make_run: MakeRun, root: Path) -> None:
-    """A sweep of four cells, each a process of its own."""
+    """Run a sweep of four cells, each a process of its own."""
     seeds = range(10, 14)
     runs = [make_run(seed) for seed in seeds]
     (root / "grid").mkdir()

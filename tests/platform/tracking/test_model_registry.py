@@ -25,7 +25,7 @@ from helpers import make_train_manifest
 def run(
     make_run: Callable[..., RunDirectory], save_small_model: Callable[[Path], None]
 ) -> RunDirectory:
-    """A run that trained a model and has been recorded."""
+    """Record a run that trained a model."""
     run = make_run()
     save_small_model(run.path / "model")
     run.finish(make_train_manifest(7))

@@ -41,7 +41,7 @@ NOBODY = "http://127.0.0.1:9"
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store without runs: making its tables takes a second."""
+    """Create an SQLite store without runs: making its tables takes a second."""
     directory = tmp_path_factory.mktemp("store")
     MlflowClient(default_tracking_uri(directory)).search_experiments()
     return directory / "mlflow.db"
@@ -149,15 +149,15 @@ def test_data_sets_of_a_mixture_are_recorded_apart(tmp_path: Path, uri: str) -> 
     with ExperimentRecorder(run, uri, print) as recorder:
         recorder.describe_data()
         recorder.finish()
-    found = mlflow_run(uri, run)
-    note = found.data.tags["mlflow.note.content"]
+    logged_run = mlflow_run(uri, run)
+    note = logged_run.data.tags["mlflow.note.content"]
     assert "of them sums.jsonl 60 examples with 600 target tokens" in note
     assert "of them figfont 30 examples with 300 target tokens" in note
-    assert found.data.metrics["data/source/sums.jsonl/num_target_tokens"] == 600
-    assert found.data.metrics["data/source/figfont/num_examples"] == 30
+    assert logged_run.data.metrics["data/source/sums.jsonl/num_target_tokens"] == 600
+    assert logged_run.data.metrics["data/source/figfont/num_examples"] == 30
     datasets = {
         (each.tags[0].value, each.dataset.name): each.dataset.source_type
-        for each in found.inputs.dataset_inputs
+        for each in logged_run.inputs.dataset_inputs
     }
     assert datasets == {
         ("training", "sums.jsonl"): "local",

@@ -225,13 +225,13 @@ def _write_events(run: Path, nll: float, num_steps: int, *, focus: bool) -> None
 
 
 def right(number: int, total: int = NUM_ITEMS) -> list[bool]:
-    """The first ``number`` of ``total`` items right."""
+    """Return outcomes of ``total`` items of which the first ``number`` are right."""
     return [item < number for item in range(total)]
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Disk:
-    """An empty sweep."""
+    """Create an empty sweep."""
     root = tmp_path / "runs"
     return Disk(root, root / "sweeps" / "trial-0123456789")
 
@@ -273,7 +273,7 @@ def trial(disk: Disk) -> Disk:
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Disk:
-    """A trial whose report is written; to be left as it is."""
+    """Write the report of a trial; the trial must be left as it is."""
     root = tmp_path_factory.mktemp("reported") / "runs"
     disk = make_trial(Disk(root, root / "sweeps" / "trial-0123456789"))
     write_report(disk.directory, disk.root, RunConsole(Console(quiet=True)))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deft.evaluators.scores import statistics
-from deft.evaluators.spec import GENERAL, HELDOUT
+from deft.evaluators.spec import GENERAL_BENCHMARK, HELDOUT
 from deft.sweeps.report import formatting
 from deft.sweeps.report.comparisons import compare_pair, paired
 from deft.sweeps.report.curves import MOST_POINTS, _over_seeds, _thin
@@ -88,7 +88,10 @@ def test_detectable_effect_covers_seeds() -> None:
 
 def test_primary_measure_comes_first() -> None:
     math500, gsm8k = Measure("math500", "a"), Measure("gsm8k", "b")
-    general, heldout = Measure(GENERAL, "g"), Measure(HELDOUT, "h", higher_is_better=False)
+    general, heldout = (
+        Measure(GENERAL_BENCHMARK, "g"),
+        Measure(HELDOUT, "h", higher_is_better=False),
+    )
     mean = Measure(MEAN, "m")
     assert in_order([heldout, math500, general, gsm8k, mean]) == [
         mean, math500, gsm8k, general, heldout,

@@ -53,7 +53,7 @@ THINKING_TEMPLATE = (
 def byte_tokenizer(
     special: tuple[str, ...], *, eos: str, bos: str | None = None, template: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """A real tokenizer without merges: every byte is a token, every marker is one."""
+    """Build a real tokenizer without merges: every byte is a token, every marker is one."""
     tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer().train_new_from_iterator(
         ["x"], vocab_size=257 + len(special), new_special_tokens=list(special), show_progress=False
     )

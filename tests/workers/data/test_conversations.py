@@ -25,7 +25,7 @@ EXPECTED = Example("data.jsonl:1", (QUESTION,), "42")
 
 
 def read(folder: Path, *records: Any, **spec: Any) -> tuple[list[Example | BadRecord], str]:
-    """What is made of records, and what is said of their fields."""
+    """Read records; return their examples and what is said of their fields."""
     file = folder / "data.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     notes = ReadingNotes()
@@ -34,7 +34,7 @@ def read(folder: Path, *records: Any, **spec: Any) -> tuple[list[Example | BadRe
 
 
 def read_one(folder: Path, record: Any, **spec: Any) -> Example:
-    """The example in a record, every field of which is read."""
+    """Return the example in a record, every field of which is read."""
     (example,), said = read(folder, record, **spec)
     assert isinstance(example, Example), example
     assert said == ""
@@ -218,10 +218,10 @@ def test_records_without_weight_are_left_out_and_counted(tmp_path: Path) -> None
 def test_what_cannot_be_read_says_where_and_why(
     tmp_path: Path, record: Any, kind: str, expected: str
 ) -> None:
-    (found,), _ = read(tmp_path, record)
-    assert isinstance(found, BadRecord)
-    assert found.kind == kind
-    assert expected in found.message
+    (record_error,), _ = read(tmp_path, record)
+    assert isinstance(record_error, BadRecord)
+    assert record_error.kind == kind
+    assert expected in record_error.message
 
 
 def test_fields_that_nothing_reads_are_counted_once(tmp_path: Path) -> None:

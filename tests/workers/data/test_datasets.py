@@ -26,16 +26,16 @@ def lines(tmp_path: Path, *records: Any, name: str = "data.jsonl") -> str:
 
 
 def examples(**spec: Any) -> list[Example]:
-    found = list(read_examples(DatasetSpec.model_validate(spec)))
-    good = [item for item in found if isinstance(item, Example)]
-    assert found == good
+    read = list(read_examples(DatasetSpec.model_validate(spec)))
+    good = [item for item in read if isinstance(item, Example)]
+    assert read == good
     return good
 
 
 def bad(**spec: Any) -> BadRecord:
-    (found,) = read_examples(DatasetSpec.model_validate(spec))
-    assert isinstance(found, BadRecord)
-    return found
+    (bad_record,) = read_examples(DatasetSpec.model_validate(spec))
+    assert isinstance(bad_record, BadRecord)
+    return bad_record
 
 
 def pairs(found: list[Example]) -> list[tuple[str, str]]:
@@ -54,8 +54,8 @@ def test_prompt_response_and_system_are_read_in_order_up_to_size(tmp_path: Path)
 
 def test_size_counts_usable_records(tmp_path: Path) -> None:
     name = lines(tmp_path, {"prompt": "a"}, *[{"prompt": "a", "response": "b"}] * 3)
-    found = list(read_examples(DatasetSpec(name=name, size=2)))
-    assert [type(item) for item in found] == [BadRecord, Example, Example]
+    items = list(read_examples(DatasetSpec(name=name, size=2)))
+    assert [type(item) for item in items] == [BadRecord, Example, Example]
 
 
 def test_columns_have_other_names_and_may_lie_in_structs(tmp_path: Path) -> None:
@@ -116,9 +116,9 @@ def test_conversations_are_read_with_every_turn(tmp_path: Path) -> None:
 def test_unusable_records_have_kind_place_and_expectation(
     tmp_path: Path, record: dict[str, Any], kind: str, expected: str
 ) -> None:
-    found = bad(name=lines(tmp_path, record))
-    assert (found.where, found.kind) == ("data.jsonl:1", kind)
-    assert expected in found.message
+    bad_record = bad(name=lines(tmp_path, record))
+    assert (bad_record.where, bad_record.kind) == ("data.jsonl:1", kind)
+    assert expected in bad_record.message
 
 
 def test_math_reads_the_papers_fields_from_local_copies(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_directories_give_the_files_of_their_split(
     lines(tmp_path, record("b"), name="plain/b.jsonl")
     lines(tmp_path, record("a"), name="plain/deep/a.jsonl")
     (tmp_path / "plain" / "README.md").write_text("words")
-    found = examples(name=str(tmp_path / "plain"))
-    assert [example.id for example in found] == ["b.jsonl:1", "deep/a.jsonl:1"]
+    plain = examples(name=str(tmp_path / "plain"))
+    assert [example.id for example in plain] == ["b.jsonl:1", "deep/a.jsonl:1"]
 
     lines(tmp_path, record("train"), name="hub/data/train-00000-of-00001.jsonl")
     lines(tmp_path, record("test"), name="hub/data/test-00000-of-00001.jsonl")
@@ -213,9 +213,9 @@ def test_what_the_hubs_loader_gives_is_read_row_by_row(
         pq.write_table(pa.Table.from_pylist(chosen), file)
     hub = str(tmp_path / "repository")
     monkeypatch.setitem(DATASETS, "math", replace(DATASETS["math"], hub=hub))
-    found = examples(name="math")
-    assert pairs(found) == [("0?", "0"), ("1?", "1"), ("2?", "2")]
-    assert found[1].id == f"{hub}: row 2"
+    hub_examples = examples(name="math")
+    assert pairs(hub_examples) == [("0?", "0"), ("1?", "1"), ("2?", "2")]
+    assert hub_examples[1].id == f"{hub}: row 2"
     assert pairs(examples(name="math", split="test")) == [("0?", "0")]
     spec = DatasetSpec(name="math")
     assert content_digest(spec) == content_digest(spec)

@@ -32,7 +32,7 @@ per_example = settings(suppress_health_check=[HealthCheck.function_scoped_fixtur
 
 
 def contents(name: str) -> st.SearchStrategy[bytes]:
-    """A good file with some of it cut out and replaced, or any bytes at all."""
+    """Damage a good file: some of it cut out and replaced, or any bytes at all."""
     text = GOOD[name]
     new = st.sampled_from(FRAGMENTS) | st.text() | st.sampled_from(text.splitlines(keepends=True))
     cut = st.tuples(st.integers(0, len(text)), st.integers(0, 30), new)
@@ -51,9 +51,9 @@ def contents(name: str) -> st.SearchStrategy[bytes]:
 def read_all(file: Path, **settings: object) -> tuple[list[Example], list[BadRecord]]:
     """Everything in a file, each with a place; what is said can be written and shown."""
     spec = DatasetSpec.model_validate({"name": str(file), **settings})
-    found = list(read_examples(spec))
-    examples = [item for item in found if isinstance(item, Example)]
-    bad = [item for item in found if isinstance(item, BadRecord)]
+    items = list(read_examples(spec))
+    examples = [item for item in items if isinstance(item, Example)]
+    bad = [item for item in items if isinstance(item, BadRecord)]
     tally = BadRecordLog((file.parent / "bad_records.jsonl").open("w", encoding="utf-8"))
     for item in bad:
         assert item.where.startswith(file.name)

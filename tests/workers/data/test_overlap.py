@@ -18,7 +18,7 @@ def example(id: str, prompt: str, response: str = "72") -> Example:
 
 
 def ids(examples: list[Example], **benchmarks: list[str]) -> dict[str, list[str]]:
-    return {name: found.ids for name, found in find_overlaps(examples, benchmarks).items()}
+    return {name: overlap.ids for name, overlap in find_overlaps(examples, benchmarks).items()}
 
 
 def test_thirteen_shared_words_count_twelve_do_not() -> None:
@@ -32,17 +32,17 @@ def test_thirteen_shared_words_count_twelve_do_not() -> None:
         example("response", "Else?", f"As in: {QUESTION}"),
         example("system alone", "Else?"),
     ]
-    found = find_overlaps(examples, {"gsm8k": [QUESTION], "other": ["Something else entirely."]})
-    assert found["gsm8k"].ids == ["whole", "thirteen", "punctuation", "response"]
-    assert found["gsm8k"].share == 4 / 6
-    assert (found["gsm8k"].num_examples, found["gsm8k"].num_items) == (6, 1)
-    assert found["other"].ids == []
+    overlaps = find_overlaps(examples, {"gsm8k": [QUESTION], "other": ["Something else entirely."]})
+    assert overlaps["gsm8k"].ids == ["whole", "thirteen", "punctuation", "response"]
+    assert overlaps["gsm8k"].share == 4 / 6
+    assert (overlaps["gsm8k"].num_examples, overlaps["gsm8k"].num_items) == (6, 1)
+    assert overlaps["other"].ids == []
 
 
 def test_all_are_counted_and_the_first_are_named() -> None:
-    found = find_overlaps((example(str(n), "Why?") for n in range(1500)), {"a": ["why?"]})
-    assert (found["a"].num_overlapping, found["a"].share) == (1500, 1.0)
-    assert found["a"].ids == [str(n) for n in range(1000)]
+    overlaps = find_overlaps((example(str(n), "Why?") for n in range(1500)), {"a": ["why?"]})
+    assert (overlaps["a"].num_overlapping, overlaps["a"].share) == (1500, 1.0)
+    assert overlaps["a"].ids == [str(n) for n in range(1000)]
 
 
 def test_short_questions_are_compared_whole() -> None:

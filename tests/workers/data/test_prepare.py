@@ -370,11 +370,11 @@ def test_noise_exchanges_training_responses_and_leaves_held_out_ones(tmp_path: P
         t.split("assistant")[1] for t in after
     )
     # What stands at a position is found again, with its own prompt.
-    found = noisy_rows(Path(noisy.rows_dir), 0, 50)
+    changed_rows = noisy_rows(Path(noisy.rows_dir), 0, 50)
     positions = np.load(Path(noisy.rows_dir) / "examples.npy")
-    assert sorted(found) == [int(positions[n]) for n in changed if positions[n] < 50]
+    assert sorted(changed_rows) == [int(positions[n]) for n in changed if positions[n] < 50]
     tokenizer = AutoTokenizer.from_pretrained(noisy.model_dir)
-    for position, (input_ids, _) in found.items():
+    for position, (input_ids, _) in changed_rows.items():
         assert f"{position} = ?" in tokenizer.decode(input_ids)
         assert f"answer {position}." not in tokenizer.decode(input_ids)
     assert noisy_rows(Path(clean.rows_dir), 0, 100) == {}

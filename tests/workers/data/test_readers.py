@@ -81,14 +81,14 @@ def test_array_that_breaks_off_is_named_by_line(tmp_path: Path) -> None:
 
 def test_csv_values_stay_texts_and_quoted_lines_are_counted(tmp_path: Path) -> None:
     content = b'prompt,response\n"two\nlines",007\nNA,1.0\nonly one\n"x"y,2\n\xff,3\n\nlast,null\n'
-    found = read(written(tmp_path, "a.csv", content))
-    records = [item for item in found if isinstance(item, Record)]
+    items = read(written(tmp_path, "a.csv", content))
+    records = [item for item in items if isinstance(item, Record)]
     assert [(record.where, *record.fields.values()) for record in records] == [
         ("a.csv:2", "two\nlines", "007"),
         ("a.csv:4", "NA", "1.0"),
         ("a.csv:9", "last", "null"),
     ]
-    bad = [item for item in found if isinstance(item, BadRecord)]
+    bad = [item for item in items if isinstance(item, BadRecord)]
     assert [(item.where, item.kind) for item in bad] == [
         ("a.csv:5", "broken CSV"),
         ("a.csv:6", "broken CSV"),
@@ -105,8 +105,8 @@ def test_csv_needs_a_header_of_distinct_names(tmp_path: Path) -> None:
 def test_parquet_rows_are_numbered_and_structs_kept(tmp_path: Path) -> None:
     rows = [{"extra_info": {"question": str(n), "answer": "y"}, "other": n} for n in range(3000)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
-    found = read(tmp_path / "a.parquet", "extra_info")
-    assert found[2345] == Record(
+    records = read(tmp_path / "a.parquet", "extra_info")
+    assert records[2345] == Record(
         "a.parquet: row 2346", {"extra_info": {"question": "2345", "answer": "y"}}
     )
     # A column that is not there is reported by the record, with all that there are.

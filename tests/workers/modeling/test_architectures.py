@@ -319,9 +319,9 @@ def test_table_names_every_family_and_hides_no_difference() -> None:
 
 
 if __name__ == "__main__":
-    found = []
+    findings = []
     for name in sorted(FAMILIES):
-        found.append(examine(name))
-        print(found[-1].line, file=sys.stderr)
+        findings.append(examine(name))
+        print(findings[-1].line, file=sys.stderr)
     TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(HEADING + "".join(f"{row.line}\n" for row in found))
+    TABLE.write_text(HEADING + "".join(f"{row.line}\n" for row in findings))

@@ -80,8 +80,8 @@ def test_frozen_reference_is_transformed_as_the_model_is() -> None:
             build(kind, **settings), get_objective("SFT_KL-0.5"), build(kind, **settings)
         )
         nll = ObjectiveModel(build(kind, **settings), get_objective("original"))
-        found, expected = anchored(tokens, tokens)[0], nll(tokens, tokens)[0]
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+        actual, expected = anchored(tokens, tokens)[0], nll(tokens, tokens)[0]
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_head_with_weights_that_are_not_finite_is_named() -> None:

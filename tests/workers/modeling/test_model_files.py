@@ -97,7 +97,7 @@ class RunsOnLoading:
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
-    """A file that is there if code out of a model directory was run."""
+    """Name a file that exists if code out of a model directory was run."""
     return tmp_path / "code-was-run"
 
 

@@ -78,8 +78,10 @@ def test_statistics_and_gradients_are_those_of_padded_examples(name: str) -> Non
     assert (
         len(packed[0]["p"]) == sum(len(row["labels"]) - len(row["labels"]) // 2 for row in rows) - 1
     )
-    for column, found in packed[0].items():
-        torch.testing.assert_close(found, padded[0][column], rtol=1e-4, atol=1e-6, msg=column)
+    for column, gradient_of_row in packed[0].items():
+        torch.testing.assert_close(
+            gradient_of_row, padded[0][column], rtol=1e-4, atol=1e-6, msg=column
+        )
     for parameter, gradient in packed[1].items():
         torch.testing.assert_close(gradient, padded[1][parameter], rtol=1e-3, atol=1e-5)
 

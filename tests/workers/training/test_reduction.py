@@ -12,7 +12,7 @@ VALUES = torch.arange(1.0, 13.0)
 
 
 def deepspeed_loss(cut: list[list[torch.Tensor]], reduction: Reduction) -> float:
-    """The step's loss as DeepSpeed forms it: sum over micro-batches, mean over ranks."""
+    """Form the step's loss as DeepSpeed does: sum over micro-batches, mean over ranks."""
     ranks = []
     for micro_batches in cut:
         losses = [

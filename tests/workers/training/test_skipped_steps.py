@@ -116,14 +116,16 @@ def test_steps_without_finite_gradient(
     assert result.checkpoint is not None
     results = torch.load(Path(result.checkpoint.path, "results.pt"))
 
-    for (one, _, where), found in zip(once, results, strict=False):
+    for (one, _, where), outcome in zip(once, results, strict=False):
         what = (one.training.zero_stage, one.training.dtype, where)
-        assert found["error"] == "", what
-        assert found["finite"], what
-        skipped = [e["step"] for e in found["events"] if e["event"] == "skipped_step"]
-        taken = [e["step"] for e in found["events"] if e["event"] == "train"]
+        assert outcome["error"] == "", what
+        assert outcome["finite"], what
+        skipped = [e["step"] for e in outcome["events"] if e["event"] == "skipped_step"]
+        taken = [e["step"] for e in outcome["events"] if e["event"] == "train"]
         assert skipped == [POISONED], what
-        (problem,) = (e["metrics"]["problem"] for e in found["events"] if "problem" in e["metrics"])
+        (problem,) = (
+            e["metrics"]["problem"] for e in outcome["events"] if "problem" in e["metrics"]
+        )
         expected = "on rank 1 the logits are not" if where == "loss" else "the gradient norm is"
         assert problem.startswith(expected), what
         assert sorted(skipped + taken) == list(range(1, STEPS + 1)), what
@@ -131,6 +133,6 @@ def test_steps_without_finite_gradient(
     in_loss, in_gradient = results[len(once) :]
     assert in_loss["error"].startswith("on rank 1 the logits are not finite in ")
     assert in_gradient["error"].startswith("the gradient norm is ")
-    for found in (in_loss, in_gradient):
-        assert "at step 4, and so in each of the 3 steps up to it" in found["error"]
-        assert "The examples of this step: figfont/" in found["error"]
+    for outcome in (in_loss, in_gradient):
+        assert "at step 4, and so in each of the 3 steps up to it" in outcome["error"]
+        assert "The examples of this step: figfont/" in outcome["error"]

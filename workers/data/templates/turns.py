@@ -79,9 +79,9 @@ def write_scripts(
     rendered = render_beginnings(tokenizer, list(fitted.values()), plans)
     control = tuple(control_tokens)
     for number, plan, renderings in zip(fitted, plans, rendered, strict=True):
-        known = dict(zip(plan, renderings, strict=True))
+        text_of_plan = dict(zip(plan, renderings, strict=True))
         try:
-            text, spans = _write(tokenizer, conversations[number], known, control)
+            text, spans = _write(tokenizer, conversations[number], text_of_plan, control)
         except ValueError as error:
             outcomes[number] = error
             continue
@@ -277,10 +277,10 @@ def _end_of_text(
 
 def _differs(tokenizer: PreTrainedTokenizerBase, index: int, request: Rendering) -> str:
     start = max(0, request.num_shared - MAX_SHOWN // 2)
-    asked, written = (text[start : start + MAX_SHOWN] for text in (request.text, request.whole))
+    prompted, written = (text[start : start + MAX_SHOWN] for text in (request.text, request.whole))
     return (
         f"turn {index + 1}: {template_name(tokenizer)} asks for this assistant "
-        f"turn by {asked!r} and writes it in the whole conversation as {written!r}, so it cannot "
-        "be trained as it would be generated; give what the template expects (such as thinking "
-        "before the answer), or give the turn weight 0"
+        f"turn by {prompted!r} and writes it in the whole conversation as {written!r}, so it "
+        "cannot be trained as it would be generated; give what the template expects (such as "
+        "thinking before the answer), or give the turn weight 0"
     )

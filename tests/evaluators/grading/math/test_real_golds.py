@@ -40,7 +40,7 @@ def read(name: str) -> Iterator[dict[str, Any]]:
 
 
 def bare(gold: str) -> str:
-    """The answer as a model would write it: without the dollars that delimit formulas."""
+    """Return the answer as a model would write it: without the dollars that delimit formulas."""
     return gold_answer(gold).replace(r"\$", "\0").replace("$", "").replace("\0", r"\$")
 
 

@@ -55,8 +55,8 @@ def unruly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def pids_of(marker: str) -> set[int]:
-    """Processes whose command line mentions ``marker``."""
-    found = set()
+    """List processes whose command line mentions ``marker``."""
+    processes = set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
@@ -64,8 +64,8 @@ def pids_of(marker: str) -> set[int]:
             except OSError:
                 continue
             if marker.encode() in command and b"grading.sandbox.worker" in command:
-                found.add(int(folder.name))
-    return found
+                processes.add(int(folder.name))
+    return processes
 
 
 def eventually(condition: Callable[[], bool]) -> bool:

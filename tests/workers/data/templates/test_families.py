@@ -85,7 +85,7 @@ THREE_TURNS = [
 
 
 def byte_tokenizer(template: str) -> PreTrainedTokenizerBase:
-    """A byte-level tokenizer with the control tokens that a template writes."""
+    """Build a byte-level tokenizer with the control tokens that a template writes."""
     control = {*CONTROL.findall(template), *(mark for mark in MORE_CONTROL if mark in template)}
     tokenizer: PreTrainedTokenizerBase = Qwen2Tokenizer().train_new_from_iterator(
         ["Be brief. It is 6.\n\nSure. assistant\n user\n model\n"],
@@ -120,7 +120,7 @@ def example(turns: list[Message], **more: Any) -> Example:
 
 
 def trained(tokenizer: PreTrainedTokenizerBase, turns: list[Message], **more: Any) -> list[str]:
-    """The texts with loss, each a run of tokens."""
+    """Return the texts with loss, each a run of tokens."""
     ids, labels = encode_example(tokenizer, example(turns, **more))
     runs = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX)
     return [tokenizer.decode([token for token, _ in run]) for has_loss, run in runs if has_loss]

@@ -26,7 +26,7 @@ def process() -> Iterator[RenderingProcess]:
 
 
 def rendered(process: RenderingProcess, template: str, *contents: str) -> list[str]:
-    """What ``template`` makes of conversations of one turn: texts or errors."""
+    """Render conversations of one turn by ``template``: texts or errors."""
     requests = [request(text) for text in contents]
     replies = process.ask({False: template}, {"bos_token": "<s>"}, requests)
     return [str(reply.get("rest", reply.get("error"))) for (reply,) in replies]
