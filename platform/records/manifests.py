@@ -192,14 +192,9 @@ def load_manifest(file: Path, kind: type[AnyManifest]) -> AnyManifest:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not JSON ({error}); {remedy}") from None
-<<<<<<< HEAD
     checksum = fields.pop(CHECKSUM, None) if isinstance(fields, dict) else None
-    version, known = _version(fields), kind.model_fields["version"].default
-    if version != known:
-=======
     version, supported = _version(fields), kind.model_fields["version"].default
     if version != supported:
->>>>>>> main
         written = "without a version" if version is None else f"of version {version}"
         raise UserError(
             f"{file}: a manifest {written}, this deft reads version {supported}; use the deft that "

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import errno
+import glob
 import math
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 
 Item = TypeVar("Item")
+
+LEFTOVER_AGE = 24 * 3600.0
+"""Seconds after which a directory that was never finished is one of a process that was killed."""
 
 LOCK_INTERVAL = 0.2
 """Seconds between attempts to take a lock that another process holds."""
@@ -48,6 +53,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     Whoever finishes first wins: if ``path`` exists by then, the new directory is thrown away.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir()
     try:
@@ -62,6 +68,14 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed have left of ``path``, when it is a day old."""
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with suppress(OSError):
+            if aside.is_dir() and time.time() - aside.stat().st_mtime > LEFTOVER_AGE:
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
