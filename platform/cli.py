@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,11 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from deft.platform.cli_options import AsJson, Overrides, Root, TrackingUri, Verbose
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe_os_error, print_error
-from deft.platform.signals import exit_code, handle_signals, received_signal
+from deft.platform.records.find import require_root
+from deft.platform.signals import KEPT, end_by_signal, handle_signals, received_signal
 from deft.workers.common.files import DamagedFileError
 
 if TYPE_CHECKING:
@@ -31,39 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Root = Annotated[
-    Path, typer.Option("--root", envvar="DEFT_ROOT", help="Where runs, cache and MLflow store are.")
-]
-TrackingUri = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow server or store; an SQLite file under the run root if not given.",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a setting of the run file, or of a sweep's base run.",
-    ),
-]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
-]
-
-
-KEPT = {
-    "run": "finished stages and stored checkpoints are kept; the same command goes on from there",
-    "sweep": "finished cells, stages and checkpoints are kept; the same command goes on from there",
-    "evaluate": "the responses so far are kept; the same command goes on from there",
-    "report": "the sweep is as it was; the same command writes the report",
-    "submit": "nothing was submitted, or the job goes on; `ray job list` tells",
-}
-"""What is left of the work of a command that a signal has ended."""
 
 
 def _context(
@@ -81,24 +49,6 @@ def _context(
     )
 
 
-MAX_BELOW_ROOT = 400
-"""Bytes that the longest path below a run root may have."""
-
-
-def require_root(root: Path) -> None:
-    """Raise UserError if a run root cannot be made or written to."""
-    path = root.absolute()
-    length = len(os.fsencode(path)) + MAX_BELOW_ROOT
-    if length > os.pathconf("/", "PC_PATH_MAX"):
-        raise UserError(f"--root {root}: too long for what lies below it; choose a shorter path")
-    while not os.path.lexists(path):
-        path = path.parent
-    if not path.is_dir():
-        raise UserError(f"--root {root}: {path} is no directory; choose another one")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--root {root}: nothing can be written to {path}; choose another one")
-
-
 @contextmanager
 def as_user_error() -> Iterator[None]:
     """Re-raise any ValueError from the block as a UserError."""
@@ -114,43 +64,65 @@ def run(
     dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
     model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
     objective: Annotated[str | None, typer.Option(help="See `deft list objectives`.")] = None,
-    settings: Settings = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="fair (default), or paper for arXiv 2602.11424's training.")
+    ] = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved spec and the plan, and stop.")
     ] = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Train, evaluate and record one experiment, from a run file or from three names."""
-    from deft.platform.config.loading import load_spec
+    from deft.platform.config.loading import load_spec, preset_note
 
     names = {"dataset": dataset, "model": model, "objective": objective}
     if file is None and not any(names.values()):
         raise UserError("give a run file, or --dataset, --model and --objective")
+    if file is not None and "=" in file.name and not file.exists():
+        from deft.platform.commands.original_options import PAGE
+
+        raise UserError(
+            f"{file}: no such run file; give settings as --set key=value, {PAGE} has "
+            "the keys of the original's trainer"
+        )
+    names["protocol"] = protocol
     spec = load_spec(file, names, settings or ())
     console = RunConsole()
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
-        from deft.platform.commands.dry_run import show_plan
+        from deft.platform.commands.dry_run import show_plan, show_protocols
 
         # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
+        plan_console = RunConsole(Console(stderr=True, highlight=False))
         with as_user_error():
-            show_plan(spec, root, RunConsole(Console(stderr=True, highlight=False)))
+            show_plan(spec, root, plan_console)
+        names["protocol"] = "fair" if spec.protocol == "paper" else "paper"
+        show_protocols(spec, lambda: load_spec(file, names, settings or ()), plan_console)
         return
-    from deft.platform.commands.show_results import show_results
+    from deft.platform.commands.output import console_for, print_json
+    from deft.platform.commands.show_results import results_of, show_results
     from deft.platform.run.driver import run_experiment
 
+    console = console_for(machine_readable=as_json)
+    if note := preset_note(spec):
+        console.print(note)
     console.stage("run", f"{spec.run_name} in {root}")
-    context = _context(root, console, tracking_uri, verbose=verbose)
-    show_results(run_experiment(spec, context), console)
+    finished = run_experiment(spec, _context(root, console, tracking_uri, verbose=verbose))
+    if as_json:
+        print_json(results_of(finished))
+        return
+    show_results(finished, console)
     console.print(f"compare runs: deft ui{'' if root == Path('runs') else f' --root {root}'}")
 
 
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
-    settings: Settings = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
@@ -284,6 +256,7 @@ def evaluate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved spec and stop.")
     ] = False,
+    as_json: AsJson = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the output of Ray and vLLM.")
     ] = False,
@@ -307,12 +280,17 @@ def evaluate(
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
         return
-    from deft.platform.commands.show_results import show_evaluation
+    from deft.platform.commands.output import console_for, print_json
+    from deft.platform.commands.show_results import results_of, show_evaluation
     from deft.platform.records.manifests import EvaluateManifest
     from deft.platform.run.evaluate_command import run_evaluation
 
+    console = console_for(machine_readable=as_json)
     console.stage("run", f"{spec.run_name} in {root}")
     run = run_evaluation(spec, _context(root, console, tracking_uri, verbose=verbose))
+    if as_json:
+        print_json(results_of(run))
+        return
     models = run.require_manifest(EvaluateManifest).models
     show_evaluation(models, console, {"eval": spec.model.name})
     console.print(f"everything of this evaluation: {run.path}")
@@ -321,16 +299,53 @@ def evaluate(
 @app.command()
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN RUN…", help="Run directories, or names in the root.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN RUN…",
+            help="Run directories, or names in the root; of several runs of one name the newest.",
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Look for the runs among this sweep's; without names, compare all."),
+    ] = None,
     root: Root = Path("runs"),
+    as_json: AsJson = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print a line of CSV for each model and benchmark.")
+    ] = False,
 ) -> None:
     """Compare runs on the items they share: intervals, differences to the first, significance."""
     from deft.platform.commands.compare import compare_runs
-    from deft.platform.records.find import find_run
+    from deft.platform.commands.compare_table import show_comparison
+    from deft.platform.commands.output import console_for, print_csv, print_json
 
+    console = console_for(machine_readable=as_json or as_csv)
     with as_user_error():
-        compare_runs([find_run(name, root) for name in runs], RunConsole())
+        comparison = compare_runs(_find_runs(runs or [], sweep, root, console))
+    if as_json:
+        print_json(comparison)
+    elif as_csv:
+        for warning in comparison.warnings:
+            console.print(f"warning: {warning}")
+        print_csv(comparison.rows)
+    else:
+        show_comparison(comparison, console)
+
+
+def _find_runs(names: list[str], sweep: str | None, root: Path, console: RunConsole) -> list[Path]:
+    """Find runs by name, in a sweep if one is given, and all of its finished ones without names."""
+    from deft.platform.records.find import find_newest_run
+
+    if sweep is None:
+        return [find_newest_run(name, root, console.print) for name in names]
+    from deft.sweeps.report.read_sweep import find_sweep, read_sweep
+
+    cells = read_sweep(find_sweep(sweep, root), root).cells
+    finished = [cell.run for cell in cells if cell.state == "finished"]
+    return [
+        find_newest_run(name, root, console.print, among=finished) for name in names or finished
+    ]
 
 
 @app.command()
@@ -339,14 +354,22 @@ def report(
         str, typer.Argument(help="A sweep's directory, or its name or the beginning of it.")
     ],
     root: Root = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """Write what a sweep has found so far, as a web page and as Markdown, into its directory."""
     from deft.sweeps.report.read_sweep import find_sweep
 
     directory = find_sweep(sweep, root)
+    from deft.platform.commands.output import console_for, print_json
+    from deft.sweeps.report.read_sweep import read_sweep
     from deft.sweeps.report.write import write_report
+    from deft.sweeps.results_table import result_rows
 
-    write_report(directory, root, RunConsole())
+    out = write_report(directory, root, console_for(machine_readable=as_json))
+    if as_json:
+        read = read_sweep(directory, root)
+        states = {cell.run: cell.state for cell in read.cells}
+        print_json({"report": str(out), "cells": states, "results": result_rows(read)})
 
 
 class Kind(StrEnum):
@@ -360,11 +383,17 @@ class Kind(StrEnum):
 
 
 @app.command("list")
-def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: AsJson = False
+) -> None:
     """List the entries of a catalog, one line each with its source."""
-    from deft.platform.commands.show_results import show_catalog
+    from deft.platform.commands.output import print_json
+    from deft.platform.commands.show_results import catalog_entries, show_catalog
 
-    show_catalog(kind.value, RunConsole())
+    if as_json:
+        print_json(catalog_entries(kind.value))
+    else:
+        show_catalog(kind.value, RunConsole())
 
 
 show = typer.Typer(help="Look at what a run would use.", no_args_is_help=True)
@@ -376,7 +405,7 @@ def show_data_(
     file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
     dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
     model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     number: Annotated[int, typer.Option(min=1, help="Examples to print.")] = 3,
     root: Root = Path("runs"),
 ) -> None:
@@ -403,12 +432,18 @@ def grade(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="OUT.jsonl", help="Where the graded lines go.")],
+    as_json: AsJson = False,
 ) -> None:
     """Score stored responses, without a model: adds verdict and extracted to each line."""
     from deft.platform.commands.grade import grade_file, show_counts
+    from deft.platform.commands.output import console_for, print_json
 
-    console = RunConsole()
-    show_counts(grade_file(benchmark, file, out, console), out, console)
+    console = console_for(machine_readable=as_json)
+    counts = grade_file(benchmark, file, out, console)
+    if as_json:
+        print_json({"file": str(out), "verdicts": dict(counts)})
+    else:
+        show_counts(counts, out, console)
 
 
 def _names(text: str) -> list[str]:
@@ -425,7 +460,7 @@ def landscape(
     out: Annotated[Path, typer.Option(help="Image file (PNG, SVG or PDF).")] = Path(
         "landscape.png"
     ),
-    settings: Settings = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
 ) -> None:
     """Draw how hard each objective pulls at a model's tokens, without training it."""
@@ -493,13 +528,19 @@ def ui(
 def doctor(
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check packages, devices, memory, disk, ports, MLflow, hub and cluster, and say what to do."""
-    from deft.platform.commands.doctor import show_diagnosis
+    from deft.platform.commands.doctor import examine, has_problem, show_diagnosis
+    from deft.platform.commands.output import print_json
     from deft.platform.tracking.uri import default_tracking_uri
 
-    uri = tracking_uri or default_tracking_uri(root)
-    if not show_diagnosis(root, uri, RunConsole()):
+    findings = list(examine(root, tracking_uri or default_tracking_uri(root)))
+    if as_json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        show_diagnosis(findings, RunConsole())
+    if has_problem(findings):
         raise typer.Exit(1)
 
 
@@ -524,18 +565,16 @@ def main() -> NoReturn:
     except StageError as error:
         message, code = f"{error}", 1
     except TyperException as error:  # an unknown command, option or value
+        from deft.platform.commands.original_options import answer
+
         message, code = error.format_message() or "a command is missing", error.exit_code
+        option = answer(str(getattr(error, "option_name", "")))
+        message = f"{message.rstrip('.')}; here, {option}" if option else message
     if received_signal():  # Typer turns KeyboardInterrupt into an exit code
         end_by_signal(KEPT.get(sys.argv[1], "the same command starts again"))
     if message:
         fail(message, code)
     sys.exit(code)
-
-
-def end_by_signal(kept: str) -> NoReturn:
-    """Exit as a command does that a signal has ended; ``kept`` says what is left of its work."""
-    received = received_signal() or signal.SIGINT
-    fail(f"ended by {received.name}; {kept}", exit_code(received))
 
 
 def fail(message: str, code: int) -> NoReturn:

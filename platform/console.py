@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,6 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from deft.workers.common.text import printable
+
+MIN_NAME_WIDTH = 12
+"""Columns of a terminal that the names of a table's rows need at least."""
 
 PLAIN_LINES = 10
 """Number of lines per bar where there is no terminal."""
@@ -75,17 +79,34 @@ class RunConsole:
     ) -> None:
         """Print a table; every column but the first is right-aligned, unless ``left``.
 
-        Columns without names have no line for them.
+        Columns without names have no line for them. Numbers are not broken as long as there are
+        `MIN_NAME_WIDTH` columns of the terminal for the names of rows.
         """
         table = Table(
             title=Text(printable(title), "bold"), title_justify="left", show_header=any(columns)
         )
+        whole = not left and _width([columns, *rows]) + MIN_NAME_WIDTH <= self.console.width
         for index, column in enumerate(columns):
             justify: Literal["left", "right"] = "right" if index and not left else "left"
-            table.add_column(Text(printable(column)), justify=justify, overflow="fold")
+            table.add_column(
+                Text(printable(column)),
+                justify=justify,
+                overflow="fold",
+                no_wrap=whole and index > 0,
+            )
         for row in rows:
             table.add_row(*(Text(printable(entry)) for entry in row))
         self.console.print(table)
+
+
+def _width(rows: Sequence[Sequence[str]]) -> int:
+    """Return the width of a table without its first column."""
+    entries = zip(*rows, strict=True)
+    next(entries, None)
+    widths = [
+        max(cell_len(line) for entry in column for line in entry.split("\n")) for column in entries
+    ]
+    return sum(widths) + 3 * len(widths) + 4
 
 
 class ProgressView:

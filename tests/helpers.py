@@ -12,15 +12,21 @@ from typing import Any
 
 from deft.evaluators.generation.job import PromptRecord
 from deft.evaluators.generation.prompts import Stops
+from deft.evaluators.scores.metrics import accuracy
+from deft.evaluators.scores.predictions import Prediction, summarize_predictions, write_predictions
+from deft.platform.config.loading import load_spec
+from deft.platform.config.spec import ExperimentSpec
 from deft.platform.records.manifests import (
     BenchmarkOverlap,
     BenchmarkResult,
     EvaluateManifest,
     ModelResult,
     PrepareManifest,
+    RecordManifest,
     Timings,
     TrainManifest,
 )
+from deft.platform.records.run_directory import RunDirectory
 from deft.workers.data.prepare import Prepared, SourceCounts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,3 +132,56 @@ def make_evaluate_manifest(
     return EvaluateManifest(
         models=models, num_generated=0, num_resumed=0, timings=Timings(total=seconds)
     )
+
+
+def make_prediction(item: int, *, is_correct: bool, **fields: Any) -> Prediction:
+    """Return one graded response; ``fields`` replaces fields of `Prediction`."""
+    prediction = Prediction(
+        id=f"item-{item}",
+        item_digest=f"digest-{item}",
+        sample=0,
+        source="made up",
+        prompt=f"question {item}",
+        num_bos=1,
+        response=f"response {item}",
+        gold=f"gold {item}",
+        finish_reason="stop",
+        n_tokens=3,
+        verdict="correct" if is_correct else "wrong",
+        extracted=f"extracted {item}",
+        scores={},
+    )
+    return replace(prediction, **fields)
+
+
+def write_finished_run(
+    root: Path, tables: dict[str, dict[str, list[Prediction]]], *settings: str, objective: str
+) -> RunDirectory[ExperimentSpec]:
+    """Leave what a run of the tiny model on figfont leaves, all stages finished.
+
+    Args:
+        root: run root.
+        tables: ``base`` or ``eval`` → benchmark → its predictions.
+        settings: of the run, as for `--set`.
+        objective: of the run.
+    """
+    names = {"dataset": "figfont", "model": "tiny", "objective": objective}
+    run = RunDirectory(root, load_spec(None, names, settings))
+    run.create()
+    models = {}
+    for label, benchmarks in tables.items():
+        results = {}
+        for benchmark, predictions in benchmarks.items():
+            file = f"predictions/{label}-{benchmark}.parquet"
+            write_predictions(predictions, run.path / file)
+            metrics = summarize_predictions(predictions, (accuracy,))
+            results[benchmark] = make_benchmark_result(metrics, predictions=file)
+        directory = "/models/tiny-0123456789ab" if label == "base" else str(run.path / "model")
+        models[label] = ModelResult(directory=directory, benchmarks=results)
+    for step in (1, 2):
+        run.append_event(step, {"train/nll": 3.0 - step, "train/objective": 3.0 - step})
+    run.finish(make_prepare_manifest())
+    run.finish(make_train_manifest(2))
+    run.finish(make_evaluate_manifest(models))
+    run.finish(RecordManifest(mlflow_run_id=f"mlflow-{run.path.name}"))
+    return run

@@ -188,7 +188,7 @@ def check_comparison(deft: Deft, first: str, second: str) -> None:
         "bits per byte",
     ):
         start = next(i for i, line in enumerate(lines) if title in line)
-        block = "\n".join(lines[start : start + 7])
+        block = "\n".join(lines[start : start + 11])
         assert first in block
         assert second in block
         assert "base: tiny-" in block

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,9 @@ from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import content_in, items_file_name
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.spec import BenchmarkSpec
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.files import DamageWarning, write_atomic
+from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.data.readers import BadRecord, read_records
 
 ITEM_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -30,7 +31,7 @@ def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Pat
     """
     items = load_items(spec, data_dir)
     text = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in items)
-    name = items_file_name(get_benchmark(spec.name), _digest(text.encode()))
+    name = items_file_name(get_benchmark(spec.name), hash_parts(text))
     path = cache / "items" / name
     if path.exists() and not is_whole_items_file(path):
         warnings.warn(f"{path}: damaged; it is written anew", DamageWarning, stacklevel=2)
@@ -44,11 +45,7 @@ def is_whole_items_file(path: Path) -> bool:
     """Tell whether a file of items is there and has the content that its name has the digest of."""
     if not path.is_file():
         return False
-    return content_in(str(path)).endswith(_digest(path.read_bytes()))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
+    return content_in(str(path)).endswith(hash_parts(path.read_bytes()))
 
 
 def read_items(path: Path) -> list[Item]:
@@ -177,7 +174,8 @@ def _read_hub(name: str, table: HubTable) -> Iterable[RecordFields]:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        missing = isinstance(error, ConnectionError)
+        raise (NotOnThisNodeError if missing else ValueError)(
             f"{name}: could not download {table.repo} from the Hugging Face hub ({reason:.200}). "
             f"Without it, put its rows as {name}.jsonl or {name}.parquet into a folder and name "
             "that folder: evaluation.data_dir in a run file, --data-dir on the command line"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deft.workers.common.files import append_whole, drop_torn_line, read_lines
+from deft.workers.common.files import append_whole, atomic_file, drop_torn_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,28 @@ def read_responses(path: Path, on_damage: Callable[[str], None]) -> dict[tuple[s
     ``on_damage`` is called with a message for every other line that cannot be read.
     """
     drop_torn_line(path)
-    responses = read_lines(path, lambda line: Response(**json.loads(line)), on_damage)
-    return {response.key: response for response in responses}
+    return _read(path, on_damage)
+
+
+def read_journals(
+    own: Path, others: Iterable[Path], on_damage: Callable[[str], None]
+) -> dict[tuple[str, int], Response]:
+    """Read a journal as `read_responses` does, and those that other processes may append to."""
+    responses = read_responses(own, on_damage)
+    for path in others:
+        responses |= _read(path, on_damage)
+    return responses
+
+
+def _read(path: Path, on_damage: Callable[[str], None]) -> dict[tuple[str, int], Response]:
+    lines = read_lines(path, lambda line: Response(**json.loads(line)), on_damage)
+    return {response.key: response for response in lines}
+
+
+def write_journal(path: Path, responses: Iterable[Response]) -> None:
+    """Write a journal anew; it appears whole or not at all."""
+    with atomic_file(path) as file:
+        file.writelines(json.dumps(asdict(response)).encode() + b"\n" for response in responses)
 
 
 class ResponseJournal:

@@ -20,7 +20,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deft.objectives.base import STATISTICS, Objective, TokenStats, get_objective
-from deft.objectives.head.interface import Backend, HeadInputs, HeadResult, ReferenceHead, Wanted
+from deft.objectives.head.interface import (
+    Backend,
+    HeadInputs,
+    HeadResult,
+    ReferenceHead,
+    Wanted,
+    accumulation_dtype,
+)
 from deft.objectives.spec import ObjectiveSpec
 
 BackendName = Literal["auto", "reference", "torch", "triton"]
@@ -60,6 +67,7 @@ def linear_objective(
     softcap: float | None = None,
     reference: ReferenceHead | None = None,
     step_mean_p: float | Tensor | None = None,
+    context: Mapping[str, Tensor | None] | None = None,
     statistics: Collection[str] = (),
     backend: BackendName = "auto",
 ) -> LinearObjectiveOutput:
@@ -79,6 +87,9 @@ def linear_objective(
         reference: the frozen model's last layer, for objectives that are anchored to one.
         step_mean_p: mean p over the optimiser step, for objectives that read a batch mean
             (Cayley_Trans) and should not depend on how the step was cut.
+        context: what the objective reads beside the prediction, [N] each, by its name in
+            `TokenStats`; None for a log-probability stands for the model's own. `weight` multiplies
+            value, gate and mix of each token, and the normalizer stays the number of tokens.
         statistics: statistics to compute for logging, beyond those that the objective needs.
         backend: `reference` materialises the logits, `torch` works in chunks on any device,
             `triton` in tiles on CUDA; `auto` takes the best that the device has.
@@ -94,6 +105,8 @@ def linear_objective(
     _check(hidden, weight, labels, bias, softcap, statistics)
     if objective.needs_reference and reference is None:
         raise ValueError(f"{objective.spec} is anchored to a frozen model: give `reference`")
+    if missing := sorted(objective.context - {"weight", *(context or {})}):
+        raise ValueError(f"{objective.spec} reads {missing[0]}: give it in `context`")
     target_rows = (labels != ignore_index).nonzero().squeeze(-1)
     _check_labels(labels[target_rows], weight.shape[0], ignore_index)
     inputs = HeadInputs(
@@ -104,6 +117,8 @@ def linear_objective(
         softcap=softcap,
         reference=_reference_rows(reference, target_rows) if objective.needs_reference else None,
         step_mean_p=None if step_mean_p is None else torch.as_tensor(step_mean_p).to(hidden.device),
+        context=_context_rows(objective, context or {}, target_rows, hidden.dtype),
+        top_k=objective.top_k,
     )
     grad = torch.is_grad_enabled()
     wanted = Wanted(
@@ -127,6 +142,27 @@ def _rows(tensor: Tensor, target_rows: Tensor) -> Tensor:
     """Select the target rows; no copy if that is all of them."""
     tensor = tensor.detach()
     return tensor if len(target_rows) == len(tensor) else tensor[target_rows]
+
+
+def _context_rows(
+    objective: Objective,
+    context: Mapping[str, Tensor | None],
+    target_rows: Tensor,
+    dtype: torch.dtype,
+) -> dict[str, Tensor | None]:
+    """Select the target rows of what the objective reads, in the dtype that it computes in.
+
+    Weights are among them where there are any.
+    """
+    chosen: dict[str, Tensor | None] = {}
+    for name in sorted(objective.context | ({"weight"} & set(context))):
+        column = context.get(name)
+        if column is not None:
+            column = _rows(column, target_rows)
+            if column.is_floating_point():
+                column = column.to(accumulation_dtype(dtype))
+        chosen[name] = column
+    return chosen
 
 
 def _output(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from deft.evaluators.scores.comparison import (
-    LEVEL,
     Comparison,
     ItemScores,
     compare,
@@ -14,30 +14,70 @@ from deft.evaluators.scores.comparison import (
     read_heldout,
     read_predictions,
 )
-from deft.evaluators.scores.statistics import MIN_RUNS
 from deft.evaluators.spec import HELDOUT, heldout_table
-from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import (
     EvaluateManifest,
     ModelResult,
     require_manifest,
 )
+from deft.platform.records.results import Row
 
-COLUMNS = ("run", "value", "95 %", "− first", "95 %", "p (Holm)", "", "found from")
 RATES = ("truncated", "no answer", "grader error", "prompt too long")
+"""Shares of responses, by the names of `ItemScores.rates`."""
+
+Conclusion = Literal["higher", "lower", "not distinguishable"]
 
 
-def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
-    """Print a table for each benchmark that the first run has, a line for each run.
+class ComparedModel(Row):
+    """One model on one benchmark, compared with the first run."""
 
-    The models that were trained from come last, one line each.
+    benchmark: str
+    metric: str
+    run: str
+    """Name of the run; ``base: NAME`` for a model that a run started from."""
+    num_items: int
+    value: float
+    ci_low: float
+    """Lower end of the 95 % interval over items."""
+    ci_high: float
+    difference: float | None = None
+    """To the first run, over the items that both have; None for the first run itself."""
+    difference_ci_low: float | None = None
+    difference_ci_high: float | None = None
+    p_value: float | None = None
+    adjusted_p: float | None = None
+    """Corrected for all comparisons (Holm)."""
+    conclusion: Conclusion | None = None
+    detectable: float | None = None
+    """The true difference that is found with a chance of 80 %."""
+    truncated: float | None = None
+    """Share of responses that met the length limit."""
+    no_answer: float | None = None
+    grader_error: float | None = None
+    prompt_too_long: float | None = None
+
+
+class RunComparison(Row):
+    """Runs and the models before them, benchmark by benchmark."""
+
+    first: str
+    """The run that others are compared with."""
+    num_comparisons: int
+    rows: list[ComparedModel]
+    """By benchmark; in it the runs as they were given, then the models before."""
+    warnings: list[str]
+    """What differed between evaluations, a sentence each."""
+
+
+def compare_runs(runs: Sequence[Path]) -> RunComparison:
+    """Compare runs with the first one on each benchmark that it has.
 
     Raises:
         UserError: fewer than two models are to be compared.
         ValueError: they were asked other questions, or a value is no number.
     """
-    measured: dict[str, dict[str, ItemScores]] = {}
+    measured: dict[tuple[str, str], dict[str, ItemScores]] = {}
     bases: set[str] = set()
     labels: list[str] = []
     for run in runs:
@@ -52,33 +92,37 @@ def compare_runs(runs: Sequence[Path], console: RunConsole) -> None:
     everyone = {name for models in measured.values() for name in models}
     if len(everyone) < 2:
         raise UserError("give at least two runs to compare")
-    comparisons = compare(measured, labels[0])
+    first = labels[0]
+    titles = {f"{benchmark}, {metric}": (benchmark, metric) for benchmark, metric in measured}
+    comparisons = compare({title: measured[key] for title, key in titles.items()}, first)
     order = [*dict.fromkeys(labels), *sorted(everyone - set(labels))]
-    for benchmark, models in measured.items():
-        if labels[0] in models:
-            names = [name for name in order if name in models]
-            _show(benchmark, names, models, comparisons, console)
-    console.print(
-        f"differences to {labels[0]} over the items that both have; p from McNemar's exact test "
-        "for one right or wrong response an item, else from the paired t test; corrected for "
-        f"{len(comparisons)} comparisons (Holm); told from noise below {LEVEL}; "
-        "'found from': the true difference that is found with a chance of 80 %"
-    )
-    for benchmark, name in comparisons:
-        first, second = measured[benchmark][labels[0]], measured[benchmark][name]
-        if different := different_conditions(first.conditions, second.conditions):
-            console.print(
-                f"warning: {benchmark}: {labels[0]} and {name} differ in {', '.join(different)}"
+    return RunComparison(
+        first=first,
+        num_comparisons=len(comparisons),
+        rows=[
+            _row(
+                benchmark, metric, name, measured[benchmark, metric], comparisons.get((title, name))
             )
-    console.print(
-        "seeds are ignored: intervals and p are over items only, so a difference is one between "
-        "these models, be it from the objective or from the seed; `deft report` of a sweep with "
-        f"{MIN_RUNS} seeds or more tells them apart"
+            for title, (benchmark, metric) in titles.items()
+            if first in measured[benchmark, metric]
+            for name in order
+            if name in measured[benchmark, metric]
+        ],
+        warnings=[
+            f"{title}: {first} and {name} differ in {', '.join(different)}"
+            for title, name in comparisons
+            if (
+                different := different_conditions(
+                    measured[titles[title]][first].conditions,
+                    measured[titles[title]][name].conditions,
+                )
+            )
+        ],
     )
 
 
 def _add(
-    measured: dict[str, dict[str, ItemScores]],
+    measured: dict[tuple[str, str], dict[str, ItemScores]],
     run: Path,
     label: str,
     name: str,
@@ -86,46 +130,46 @@ def _add(
 ) -> None:
     if model.heldout:
         scores = read_heldout(run / heldout_table(label))
-        measured.setdefault(f"{HELDOUT}, bits per byte", {})[name] = scores
+        measured.setdefault((HELDOUT, "bits per byte"), {})[name] = scores
     for benchmark, result in model.benchmarks.items():
-        title = f"{benchmark}, {result.primary_metric_name}"
         scores = read_predictions(run / result.predictions, result.primary_metric)
-        measured.setdefault(title, {})[name] = scores
+        measured.setdefault((benchmark, result.primary_metric_name), {})[name] = scores
 
 
-def _show(
+def _row(
     benchmark: str,
-    names: Sequence[str],
-    measured: dict[str, ItemScores],
-    comparisons: dict[tuple[str, str], Comparison],
-    console: RunConsole,
-) -> None:
-    rates = [rate for rate in RATES if any(measured[name].rates for name in names)]
-    rows = []
-    for name in names:
-        run = measured[name]
-        row = [name, f"{run.mean():.3f}", _interval(*run.interval())]
-        row += _difference(comparisons.get((benchmark, name)))
-        rows.append([*row, *(f"{run.rates[rate]:.3f}" for rate in rates)])
-    items = len(measured[names[0]].ids)
-    console.table(f"{benchmark} ({items} items)", [*COLUMNS, *rates], rows)
-
-
-def _difference(comparison: Comparison | None) -> list[str]:
+    metric: str,
+    name: str,
+    models: dict[str, ItemScores],
+    comparison: Comparison | None,
+) -> ComparedModel:
+    scores = models[name]
+    interval = scores.interval()
+    row = ComparedModel(
+        benchmark=benchmark,
+        metric=metric,
+        run=name,
+        num_items=len(scores.ids),
+        value=scores.mean(),
+        ci_low=interval.low,
+        ci_high=interval.high,
+        truncated=scores.rates.get("truncated"),
+        no_answer=scores.rates.get("no answer"),
+        grader_error=scores.rates.get("grader error"),
+        prompt_too_long=scores.rates.get("prompt too long"),
+    )
     if comparison is None:
-        return [""] * 5
+        return row
     difference = comparison.difference
-    conclusion = "not distinguishable"
-    if comparison.distinguishable:
-        conclusion = "higher" if difference.mean > 0 else "lower"
-    return [
-        f"{difference.mean:+.3f}",
-        _interval(*difference.interval),
-        "< 0.0001" if comparison.adjusted_p < 1e-4 else f"{comparison.adjusted_p:.4f}",
-        conclusion,
-        f"{difference.detectable:.3f}",
-    ]
-
-
-def _interval(low: float, high: float) -> str:
-    return f"{low:.3f} … {high:.3f}"
+    direction: Conclusion = "higher" if difference.mean > 0 else "lower"
+    return row.model_copy(
+        update={
+            "difference": difference.mean,
+            "difference_ci_low": difference.interval.low,
+            "difference_ci_high": difference.interval.high,
+            "p_value": comparison.p_value,
+            "adjusted_p": comparison.adjusted_p,
+            "conclusion": direction if comparison.distinguishable else "not distinguishable",
+            "detectable": difference.detectable,
+        }
+    )

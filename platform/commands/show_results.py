@@ -8,6 +8,7 @@ from typing import Any
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import EvaluateManifest, ModelResult
+from deft.platform.records.results import metric_rows
 from deft.platform.records.run_directory import RunDirectory
 
 SHOWN = (
@@ -88,8 +89,25 @@ def _with_interval(metrics: Mapping[str, float], name: str) -> str:
     return f"{metrics[name]:.3f}{interval}"
 
 
+def results_of(run: RunDirectory[Any]) -> dict[str, Any]:
+    """Return what a finished run measured, for `--json`: a row for each model and metric."""
+    return {
+        "run": run.path.name,
+        "directory": str(run.path),
+        "results": metric_rows(run.require_manifest(EvaluateManifest).models),
+    }
+
+
 def show_catalog(kind: str, console: RunConsole) -> None:
     """Print the entries of a catalog, a line each with its source."""
+    entries = catalog_entries(kind)
+    width = max(len(entry["signature"]) for entry in entries)
+    for entry in entries:
+        console.print(f"{entry['signature']:<{width}}  {entry['summary']} [{entry['source']}]")
+
+
+def catalog_entries(kind: str) -> list[dict[str, str]]:
+    """Return name, signature, summary and source of the entries of a catalog."""
     from deft.evaluators.benchmarks.catalog import BENCHMARKS
     from deft.objectives.catalog import CATALOG
     from deft.workers.catalogs.datasets import DATASETS
@@ -103,10 +121,15 @@ def show_catalog(kind: str, console: RunConsole) -> None:
         "prompts": PROMPT_STYLES,
         "benchmarks": BENCHMARKS,
     }
-    signatures = {key: getattr(info, "signature", key) for key, info in catalogs[kind].items()}
-    width = max(map(len, signatures.values()))
-    for key, info in catalogs[kind].items():
-        console.print(f"{signatures[key]:<{width}}  {info.summary} [{info.source}]")
+    return [
+        {
+            "name": key,
+            "signature": getattr(info, "signature", key),
+            "summary": info.summary,
+            "source": info.source,
+        }
+        for key, info in catalogs[kind].items()
+    ]
 
 
 def objectives_markdown() -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from deft.platform.config.presets import PRESETS
+from deft.platform.config.presets import find_preset, preset_of
 from deft.platform.config.spec import ExperimentSpec, ModelEvaluationSpec
 from deft.platform.config.yaml_file import KeyPath, Origin, parse_yaml, read_yaml
 from deft.platform.errors import UserError
@@ -33,7 +33,7 @@ def load_spec(
 
     Args:
         file: a YAML file; None to start from nothing.
-        names: values of `dataset`, `model` and `objective`; None leaves one as it is.
+        names: values of `dataset`, `model`, `objective` and `protocol`; None leaves one as it is.
         settings: ``key=value`` with a dotted key and a YAML value.
 
     Raises:
@@ -52,8 +52,16 @@ def to_experiment(
 ) -> ExperimentSpec:
     """Lay ``data`` over the preset of its dataset and model, and make a spec of it."""
     return validate_spec(
-        ExperimentSpec, deep_merge(preset(data), data, bare_names=True), file, origins
+        ExperimentSpec, deep_merge(preset_of(data).settings, data, bare_names=True), file, origins
     )
+
+
+def preset_note(spec: ExperimentSpec) -> str:
+    """Say in one line whose settings ``spec`` took, where its names are not those of a preset."""
+    model = spec.model
+    return find_preset(
+        spec.dataset.name, model.name, like=model.preset, protocol=spec.protocol
+    ).note
 
 
 def load_evaluation(
@@ -162,17 +170,6 @@ def apply_settings(
         value, parts = parse_yaml(text, place, lines=False)
         set_value(data, origins, key, value, parts.pop((), Origin(place)))
         origins |= {(*key, *part): origin for part, origin in parts.items()}
-
-
-def preset(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that belong to the dataset and model named in ``data``."""
-    dataset, model = (
-        part.get("name") if isinstance(part := data.get(key), dict) else part
-        for key in ("dataset", "model")
-    )
-    if not (isinstance(dataset, str) and isinstance(model, str)):
-        return {}
-    return PRESETS.get((dataset, model), {})
 
 
 def set_value(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from deft.platform.errors import UserError
-from deft.platform.records.manifests import manifest_file
+from deft.platform.records.manifests import EvaluateManifest, manifest_file, read_manifest
 
 SHOWN_NAMES = 10
 """Names that a message lists at most."""
+
+HASH = r"-[0-9a-f]{10}"
+"""What follows the name of a run or a sweep in that of its directory."""
 
 
 def find_directory(name: str, folder: Path, marker: str, kind: str) -> Path:
@@ -50,3 +56,62 @@ def find_run(name: str, root: Path) -> Path:
     if not manifest_file(run, "evaluate").is_file():
         raise UserError(f"{name}: its evaluation is not finished; run its command again")
     return run
+
+
+def find_newest_run(
+    name: str, root: Path, notify: Callable[[str], None], *, among: Collection[str] | None = None
+) -> Path:
+    """Find a run as `find_run` does; of several with exactly this name, the one evaluated last.
+
+    Args:
+        name: what the user gave.
+        root: run root.
+        notify: called with a sentence that says which one it is, where there are several.
+        among: the runs to look among, such as the cells of a sweep; all of them if not given.
+
+    Raises:
+        UserError: there is no such run, or its evaluation has not finished.
+    """
+    same_name = [
+        run
+        for run in root.glob(f"{_literal(name)}-*")
+        if re.fullmatch(re.escape(Path(name).name) + HASH, run.name)
+        and (among is None or run.name in among)
+    ]
+    finished = {
+        run: manifest.finished_at
+        for run in same_name
+        if (manifest := read_manifest(run, EvaluateManifest)) is not None
+    }
+    if not finished:
+        run = find_run(name, root)
+        if among is not None and run.name not in among:
+            raise UserError(f"{name}: not a finished run of this sweep")
+        return run
+    newest = max(finished, key=lambda run: (finished[run], run.name))
+    if len(finished) > 1:
+        notify(f"{name}: the newest of {len(finished)}, {newest.name}")
+    return newest
+
+
+def _literal(name: str) -> str:
+    """Return a glob pattern that matches ``name`` alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+MAX_BELOW_ROOT = 400
+"""Bytes that the longest path below a run root may have."""
+
+
+def require_root(root: Path) -> None:
+    """Raise UserError if a run root cannot be made or written to."""
+    path = root.absolute()
+    length = len(os.fsencode(path)) + MAX_BELOW_ROOT
+    if length > os.pathconf("/", "PC_PATH_MAX"):
+        raise UserError(f"--root {root}: too long for what lies below it; choose a shorter path")
+    while not os.path.lexists(path):
+        path = path.parent
+    if not path.is_dir():
+        raise UserError(f"--root {root}: {path} is no directory; choose another one")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"--root {root}: nothing can be written to {path}; choose another one")

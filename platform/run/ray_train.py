@@ -95,12 +95,11 @@ def fit(
 
 
 def _fit(trainer: TorchTrainer, is_training: Callable[[], bool]) -> ray.train.Result:
-    """Fit; after SIGTERM give the workers `STOP_GRACE` seconds to store a checkpoint."""
-    if threading.current_thread() is not threading.main_thread():
-        result = trainer.fit()
-        if is_stop_requested():
-            raise KeyboardInterrupt
-        return result
+    """Fit; after SIGTERM give the workers `STOP_GRACE` seconds to store a checkpoint.
+
+    Raises:
+        KeyboardInterrupt: this process, or the driver of its sweep, was asked to end.
+    """
     outcome: Future[ray.train.Result] = Future()
 
     def work() -> None:
@@ -112,13 +111,16 @@ def _fit(trainer: TorchTrainer, is_training: Callable[[], bool]) -> ray.train.Re
     # In the main thread, Ray Train would set a handler of SIGINT.
     threading.Thread(target=work, name="fit", daemon=True).start()
     try:
-        return outcome.result()
+        result = outcome.result()
     except KeyboardInterrupt:
         if received_signal() == signal.SIGTERM and is_training():
             request_stop()
             with suppress(Exception):
                 outcome.result(STOP_GRACE)
         raise
+    if is_stop_requested():
+        raise KeyboardInterrupt
+    return result
 
 
 def chosen_checkpoint(result: ray.train.Result, keep: str) -> ray.train.Checkpoint:

@@ -19,6 +19,7 @@ from deft.sweeps.report import (
 from deft.sweeps.report.document import Block, BulletList, Document, Section, Table, Text
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
 from deft.sweeps.report.report_data import SweepReportData, gather_report_data
+from deft.sweeps.results_table import result_rows, write_tables
 from deft.workers.common.files import atomic_file, write_atomic
 from deft.workers.common.text import plural
 
@@ -27,7 +28,7 @@ FEW_ITEMS = 30
 
 
 def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
-    """Write `report.html`, `report.md` and `figures/*.png`; print the main tables.
+    """Write `report.html`, `report.md`, `figures/*.png` and `results.*`; print the main tables.
 
     Unfinished sweeps are reported too: what failed or is missing is named.
 
@@ -53,8 +54,10 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     write_atomic(out / "report.html", document.to_html())
     write_atomic(out / "report.md", document.to_markdown())
     _remove_old_figures(out / "figures", {f"{picture.name}.png" for picture in document.pictures})
+    write_tables(result_rows(sweep), out)
     _show(report, console)
     console.print(f"report: {out / 'report.html'}, {out / 'report.md'}")
+    console.print(f"numbers: {out / 'results.csv'}, {out / 'results.parquet'}")
     return out
 
 
@@ -84,6 +87,7 @@ def compose(report: SweepReportData, cache: Path) -> Document:
         Section("Token landscape", section_figures.landscape_figures(report, cache)),
         Section("Gain and forgetting", _forgetting(report)),
         Section("What became of responses", _tables(report, section_results.rates_table)),
+        Section("Where graders differ", _graders(report)),
         Section("Cost", section_provenance.cost(report)),
         Section("Choice among values", section_provenance.choice(report) if sweep.over else []),
         Section("Failed and missing cells", section_provenance.unfinished(report)),
@@ -153,6 +157,13 @@ def _forgetting(report: SweepReportData) -> list[Block]:
     return [
         *section_figures.forgetting(report),
         *_tables(report, section_results.forgetting_table),
+    ]
+
+
+def _graders(report: SweepReportData) -> list[Block]:
+    return [
+        *_tables(report, section_results.second_opinions_table),
+        *_tables(report, section_results.disagreements_table),
     ]
 
 

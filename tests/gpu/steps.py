@@ -441,7 +441,7 @@ def attention(tiny: bool) -> Iterator[Row]:
     config = model_config(True)
     dtype = torch.float32 if tiny else torch.bfloat16
     torch.manual_seed(0)
-    chosen = choose_attention(config, packing=True)
+    chosen = choose_attention(config, packing=True, dtype=dtype)
     with torch.device(device()):
         packed = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=chosen)
         alone = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")

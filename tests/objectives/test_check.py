@@ -166,8 +166,9 @@ def test_every_objective_of_the_catalog_passes(name: str) -> None:
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_every_parameter_in_range_passes(name: str, data: st.DataObject) -> None:
-    info = CATALOG[name]
-    (field,) = info.parameters.model_fields.values()
+    fields = CATALOG[name].parameters.model_fields
+    parameter = data.draw(st.sampled_from(sorted(fields)))
+    field = fields[parameter]
     constraints = {
         attribute: getattr(constraint, attribute)
         for constraint in field.metadata
@@ -181,8 +182,9 @@ def test_every_parameter_in_range_passes(name: str, data: st.DataObject) -> None
         constraints.get("gt"),
         constraints.get("lt"),
     }
-    value = data.draw(st.floats(lowest, highest).filter(lambda drawn: drawn not in excluded))
-    check_objective(get_objective({"name": name, "params": {info.parameter: value}}))
+    numbers = st.integers if field.annotation is int else st.floats
+    value = data.draw(numbers(lowest, highest).filter(lambda drawn: drawn not in excluded))
+    check_objective(get_objective({"name": name, "params": {parameter: value}}))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from deft.platform.records.manifests import (
 from deft.sweeps.cells import Plan, load_sweep
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.progress import SweepView
-from deft.sweeps.run import CellWatch, run_cells
+from deft.sweeps.run import run_cells
+from deft.sweeps.watch import CellWatch
 from helpers import make_evaluate_manifest, wait_until
 
 BASE = {

@@ -42,6 +42,7 @@ from deft.workers.data.example_store import (
     write_examples,
 )
 from deft.workers.data.readers import BadRecord, BadRecordLog
+from deft.workers.modeling.hub_models import prepare_hub_model
 from deft.workers.modeling.model_files import (
     build_smollm2,
     build_tiny,
@@ -101,7 +102,7 @@ class Prepared:
     """The examples before tokenisation, see `deft.workers.data.example_store`."""
     rows_dir: str
     """Training rows, see `deft.workers.data.example_store.open_rows`: input_ids and labels, int32
-    lists of equal length."""
+    lists of equal length, and weights, float32 lists as long or null."""
     validation_dir: str
     """Held-out rows, the same and target_bytes (int64): UTF-8 bytes of the text that a row's target
     tokens spell. No row if nothing is held out."""
@@ -307,7 +308,7 @@ def prepare_source(source: SourceSpec, bad_records: BadRecords, cache: Path) -> 
     Raises:
         ValueError: see `prepare_examples`.
     """
-    settings = source.model_dump(include={"size", "split", "columns", "config"})
+    settings = source.model_dump(include={"size", "split", "columns", "config", "keep_whitespace"})
     # Files are named by their content, wherever they are; which columns are read by default by the
     # name of a dataset.
     name = source.name if source.name in DATASETS or source.local_path is None else ""
@@ -506,12 +507,14 @@ def noisy_rows(rows_dir: Path, first: int, number: int) -> dict[int, tuple[list[
 
 
 def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:
-    """Return the local directory of ``model``, built under ``cache`` if it is one of ours.
+    """Return the directory of ``model``: a local one as it is, all others under ``cache``.
 
     ``examples_dir`` is named after the content of the examples in it; the tiny model needs it.
     """
     if model.name not in MODELS or MODELS[model.name].hub:
-        return resolve_directory(model.name, model.revision)
+        if model.local_path is not None:
+            return resolve_directory(model.name)
+        return prepare_hub_model(resolve_name(model.name), model.revision, cache)
     if model.name == "tiny":
         assert examples_dir is not None
         directory = cache / f"tiny-{hash_parts(examples_dir.name, str(seed))}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.workers.catalogs.models import MODELS, TINY_VOCAB_SIZE
 from deft.workers.common.example import Example
+from deft.workers.common.hub import NotOnThisNodeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """File suffixes of pickled weights."""
+
+HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""Patterns of the files of a model on the hub that are used."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """Files of which a model has one; other safetensors, such as an adapter's, are not its weights."""
@@ -117,6 +122,11 @@ def resolve_directory(name: str, revision: str | None = None) -> Path:
             that comes with it, see `require_data_only`.
     """
     name = resolve_name(name)
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise ValueError(
+            f"model {name}: there is no such directory on node {socket.gethostname()}; put it on "
+            "storage that all nodes of the cluster share, such as under the run root"
+        )
     directory = Path(name).resolve() if Path(name).is_dir() else _download(name, revision)
     require_data_only(directory)
     return directory
@@ -131,11 +141,12 @@ def _download(name: str, revision: str | None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"],
+                allow_patterns=list(HUB_FILES),
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(
+        missing = isinstance(error, LocalEntryNotFoundError)
+        raise (NotOnThisNodeError if missing else ValueError)(
             f"model {name!r} could not be downloaded from the Hugging Face Hub: "
             f"{' '.join(str(error).split()):.300} Copy its files to this machine and give their "
             "directory as model."

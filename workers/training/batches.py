@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,7 +57,18 @@ def split_into_micro_batches(
     if spec.splits_by_tokens:
         capacity = spec.micro_batch_size * spec.max_length
         return split_by_tokens(indices, lengths, capacity=capacity, world_size=world_size)
+    if spec.micro_batch_order == "data":
+        return split_in_order(indices, size=spec.micro_batch_size, world_size=world_size)
     return split_by_count(indices, lengths, size=spec.micro_batch_size, world_size=world_size)
+
+
+def split_in_order(indices: Sequence[int], *, size: int, world_size: int) -> MicroBatchPlan:
+    """Deal examples out to the ranks in turn, and cut each share into ``size`` at a time.
+
+    So do a `torch.utils.data.DistributedSampler` and a loader of a rank's share of the step.
+    """
+    shares = [list(indices[rank::world_size]) for rank in range(world_size)]
+    return [[share[i : i + size] for i in range(0, len(share), size)] for share in shares]
 
 
 def split_by_count(
@@ -119,22 +130,26 @@ def padding_share(plan: MicroBatchPlan, lengths: Sequence[int], *, packing: bool
 
 
 def collate(
-    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device, *, packing: bool
+    rows: Sequence[dict[str, Any]], fill_token_id: int, device: torch.device, *, packing: bool
 ) -> dict[str, torch.Tensor]:
     """Collate a micro-batch; without rows, a single token that has no target.
 
     Returns:
         input_ids and labels, int64 [B, T]. With packing B is 1, the examples stand one after the
         other, and there are position_ids [1, T], which start anew with each, and cu_seq_lens, int32
-        [examples + 1], where each begins and the last ends. Without, they are padded on the right;
-        there is no attention mask, since under causal attention no token sees what is to its right.
+        [examples + 1] in the host's memory, where each begins and the last ends. Without, they are
+        padded on the right; there is no attention mask, since under causal attention no token sees
+        what is to its right. Where a row has weights, there are weights as well, float32 [B, T].
     """
     if not rows:
         rows = [{"input_ids": [fill_token_id], "labels": [IGNORE_INDEX]}]
-    return _packed(rows, device) if packing else _padded(rows, fill_token_id, device)
+    batch = _packed(rows, device) if packing else _padded(rows, fill_token_id, device)
+    if any(row.get("weights") for row in rows):
+        batch["weights"] = _weights(rows, device, packing=packing)
+    return batch
 
 
-def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[str, torch.Tensor]:
+def _packed(rows: Sequence[dict[str, Any]], device: torch.device) -> dict[str, torch.Tensor]:
     import torch
 
     lengths = [len(row["input_ids"]) for row in rows]
@@ -146,14 +161,12 @@ def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[
         "input_ids": torch.tensor([input_ids], device=device),
         "labels": torch.tensor([labels], device=device),
         "position_ids": torch.tensor([positions], device=device),
-        "cu_seq_lens": torch.tensor(
-            [0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=device
-        ),
+        "cu_seq_lens": torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32),
     }
 
 
 def _padded(
-    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device
+    rows: Sequence[dict[str, Any]], fill_token_id: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
     import torch
 
@@ -168,3 +181,15 @@ def _padded(
         "input_ids": padded("input_ids", fill_token_id),
         "labels": padded("labels", IGNORE_INDEX),
     }
+
+
+def _weights(
+    rows: Sequence[dict[str, Any]], device: torch.device, *, packing: bool
+) -> torch.Tensor:
+    import torch
+
+    weights = [row.get("weights") or [1.0] * len(row["labels"]) for row in rows]
+    if packing:
+        weights = [[weight for row in weights for weight in row]]
+    width = max(map(len, weights))
+    return torch.tensor([row + [1.0] * (width - len(row)) for row in weights], device=device)

@@ -4,6 +4,9 @@ DeepSpeed is told not to divide by accumulation steps; it adds up the gradients 
 micro-batches and averages over the data-parallel ranks. The factors here undo that where a
 reduction asks for it, so that the gradient is the one that the reduction names, however the batch
 was cut.
+
+Weights of turns and records are in the token values; what is divided by is the number of tokens,
+whatever they weigh. So a weight of 2 doubles a token's gradient, in every batch.
 """
 
 from __future__ import annotations

@@ -52,6 +52,18 @@ def train_step(
     return columns, take_step(engine)
 
 
+@torch.no_grad()
+def policy_logp(
+    engine: deepspeed.DeepSpeedEngine, micro_batches: Sequence[MicroBatch]
+) -> list[torch.Tensor]:
+    """Compute the log-probabilities of target tokens under the model as it is, [T] each."""
+    engine.eval()
+    columns = [engine(**micro_batch)[1] for micro_batch in micro_batches]
+    engine.module.model.get_output_embeddings().problem = None
+    engine.train()
+    return [tokens["logp"][tokens["target"]] for tokens in columns]
+
+
 def look_ahead(
     engine: deepspeed.DeepSpeedEngine, micro_batches: Sequence[MicroBatch], spec: TrainingSpec
 ) -> tuple[int, torch.Tensor | None]:

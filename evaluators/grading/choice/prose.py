@@ -202,7 +202,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _DECLINED = re.compile(
-    r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't(?! be\b)|unable|not able|not sure"
+    r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't(?! be\b)|unable|not able|not sure|not certain"
     r"|do not know|"
     r"don't know"
     r"|could not|would need)\b|\b(?:not enough|insufficient) information\b",

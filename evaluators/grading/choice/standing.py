@@ -71,6 +71,7 @@ _CLAUSE = any_of(
 _CONCEDING = any_of(
     r"while|whereas|although|even though|though|despite|unlike|in contrast to",
     r"compared (?:to|with)|other than|apart from|besides|if|unless",
+    r"had (?:it|this|he|she|there|the \w+) been|were (?:it|this|there)",
 )
 _TURNED_DOWN = any_of(
     r"(?:favou?r|prefer|choos|suggest)\w*\b[^,;]*\bover|rather than|instead of",
@@ -279,7 +280,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         return Standing.rejected, bool(
             re.search(r"\bleast\b|\bexcept", place.before, re.IGNORECASE)
         )
-    if _TURNED_DOWN_BEHIND.search(place.behind):
+    if _TURNED_DOWN_BEHIND.search(place.behind) or _NOT_HERE.match(place.rest):
         return Standing.rejected, bool(_ODD_ONE.search(place.behind))
     if _is_left_open(place):
         return Standing.aside, False
@@ -355,4 +356,11 @@ _DENIED = re.compile(
 _UNSURE = any_of(r"whether|if|unclear|not clear|(?<!little )(?<!no )doubt\w*")
 _QUALIFIES = re.compile(r"\b(?:of|for|in|to|with|behind|causing|that|which)\b")
 _ENUMERATED = re.compile(r"\s*,[^.;:]*?\s(?:and|or)\s")
-_OFFERED = re.compile(r"\b(?:options|choices) (?:are|include)\b", re.IGNORECASE)
+_OFFERED = re.compile(
+    r"\b(?:options|choices) (?:are|include)\b|\b(?:so|nor|neither) (?:is|are|does|would)\s+$",
+    re.IGNORECASE,
+)
+_NOT_HERE = re.compile(
+    r"[^.;]*?,?\s*\b(?:but|though) not (?:here|(?:in |for )?this|in (?:her|his)|appropriate|indicated)\b",
+    re.IGNORECASE,
+)

@@ -85,7 +85,9 @@ _PLANNING = re.compile(
 )
 _CIRCUMSTANCE = re.compile(
     r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these|"
-    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$",
+    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$"
+    r"|\bto\s+(?!about|approx|exactly|roughly|nearly|only|be\b|get|equal|reach|total|around|just)"
+    r"[a-z]+\s+(?:(?:the|all|her|his|their|these)\s+)?$",
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(
@@ -135,7 +137,8 @@ def _listed_solutions(lines: list[str]) -> str | None:
 
 _REMARK = re.compile(
     r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)"
-    r"|to (?:check|verify)"
+    r"|(?:to|let me|let's|let us|just to) (?:quickly )?(?:double[- ]?)?(?:check|verify|confirm)"
+    r"|i(?:'m| am) (?:\w+ )?(?:confident|sure|certain)"
     r"|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)|confidence|time(?: taken)?|notes?|remarks?"
     r"|explanation|justification|reason(?:ing)?|done|qed|q\.e\.d|that's it|indeed"
     r"|as (?:required|desired)"
@@ -227,9 +230,9 @@ _WHERE = re.compile(
 _ASIDE = re.compile(r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)[^()]*?[a-zA-Z]{3,}[^()]*\)")
 _TRAILING_REMARK = re.compile(
     r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,"
-    r"|and not\b|not\b|done\b"
+    r"|and not\b|not\b|done\b|while\b|whereas\b"
     r"|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
-    r"|which is (?:\S+ )?(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
+    r"|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
     r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$",
     re.IGNORECASE,

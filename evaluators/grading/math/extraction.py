@@ -69,7 +69,7 @@ def find_answer(
     response = _without_bold(without_emoji(announced(response)))
     first = before_next_problem(response)
     return (
-        (_explicit_answer(first, parts) if first != response else None)
+        (_explicit_answer(first, parts) or conclusion(first) if first != response else None)
         or _explicit_answer(response, parts)
         or (_chosen_letter(response) if lettered else None)
         or (concluded_word(response) if worded else None)

@@ -163,6 +163,18 @@ def test_turn_without_weight_is_marked(tmp_path: Path, mask: dict[str, Any]) -> 
     assert example.final == {}
 
 
+def test_weights_of_record_turn_and_train_multiply(tmp_path: Path) -> None:
+    turns = [QUESTION, {**ANSWER, "weight": 0.5}, QUESTION, {**ANSWER, "weight": 4, "train": True}]
+    (example,), said = read(tmp_path, {"messages": turns, "weight": "0.25"})
+    assert isinstance(example, Example)
+    assert example.prompt == (QUESTION, {**ANSWER, "weight": 0.125}, QUESTION)
+    assert example.final == {"weight": 1.0}
+    assert said == "1 records have weights other than 0 and 1"
+    (example,), _ = read(tmp_path, {"prompt": [QUESTION], "completion": [ANSWER], "weight": 2})
+    assert isinstance(example, Example)
+    assert example.final == {"weight": 2}
+
+
 def test_turns_of_a_prompt_carry_no_loss(tmp_path: Path) -> None:
     record = {"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]}
     example = read_one(tmp_path, record)
@@ -180,11 +192,13 @@ def test_records_without_weight_are_left_out_and_counted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("record", "kind", "expected"),
     [
-        ({"prompt": "a", "response": "b", "weight": 0.5}, "weight", "weight of the record is 0.5"),
+        ({"prompt": "a", "response": "b", "weight": -1}, "weight", "weight of the record is -1"),
+        ({"prompt": "a", "response": "b", "weight": 1e9}, "weight", "a number from 0 to 1,000"),
+        ({"prompt": "a", "response": "b", "train": "nan"}, "weight", "train of the record is"),
         (
             {"messages": [QUESTION, {**ANSWER, "weight": "x"}]},
             "weight",
-            "weight of turn 2 is 'x'; give 1, or 0",
+            "weight of turn 2 is 'x'; give what the loss is multiplied by",
         ),
         (
             {"messages": [{"role": "narrator", "content": "a"}, ANSWER]},

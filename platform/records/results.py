@@ -1,0 +1,69 @@
+"""Results as a long table: one row for each run, model, benchmark and metric."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TextIO
+
+from pydantic import BaseModel, ConfigDict
+
+from deft.platform.records.manifests import ModelResult
+
+MEAN = "mean"
+"""The benchmark name of the means over benchmarks."""
+
+Which = Literal["base", "trained"]
+
+BOUNDS = ("stderr", "ci_low", "ci_high")
+"""Suffixes of the metrics that say how exact another one is."""
+
+
+class Row(BaseModel):
+    """One row of a table; NaN and infinity become null in JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MetricRow(Row):
+    """What one model scored by one metric of one benchmark."""
+
+    which: Which
+    """The model that training started from, or the trained one; `deft evaluate` trains none."""
+    benchmark: str
+    metric: str
+    value: float
+    stderr: float | None = None
+    ci_low: float | None = None
+    """Lower end of the 95 % interval."""
+    ci_high: float | None = None
+
+
+def metric_rows(models: Mapping[str, ModelResult]) -> list[MetricRow]:
+    """List what every model of an evaluation scored; ``models`` as in `EvaluateManifest`."""
+    rows: list[MetricRow] = []
+    for label, model in models.items():
+        which: Which = "base" if label == "base" else "trained"
+        for benchmark, metrics in model.metrics.items():
+            rows += _rows(which, benchmark, metrics)
+        rows += _rows(which, MEAN, model.means)
+    return rows
+
+
+def _rows(which: Which, benchmark: str, metrics: Mapping[str, float]) -> Iterator[MetricRow]:
+    for name, value in metrics.items():
+        if not name.endswith(tuple(f"_{suffix}" for suffix in BOUNDS)):
+            bounds = {suffix: metrics.get(f"{name}_{suffix}") for suffix in BOUNDS}
+            yield MetricRow(which=which, benchmark=benchmark, metric=name, value=value, **bounds)
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], file: TextIO) -> None:
+    """Write rows under a line of their columns, the first row's before those of later ones."""
+    writer = csv.DictWriter(file, columns_of(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that any of the rows has, in order of appearance."""
+    return list(dict.fromkeys(column for row in rows for column in row))
