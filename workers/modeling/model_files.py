@@ -26,6 +26,12 @@ HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """Files of which a model has one; other safetensors, such as an adapter's, are not its weights."""
 
+MAX_JSON_BYTES = 256 * 2**20
+"""Size of the largest configuration or tokenizer; those of the largest vocabularies have 40 MB."""
+
+MAX_HEADER_BYTES = 100 * 2**20
+"""Size of the largest header of a safetensors file, as in the format's own library."""
+
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -157,7 +163,8 @@ def require_data_only(directory: Path) -> None:
     """Refuse a model that cannot be loaded without running what is in its directory.
 
     Raises:
-        ValueError: its weights are pickles, or lie elsewhere, or its model or tokenizer is code.
+        ValueError: its weights are pickles, or lie elsewhere, or its model or tokenizer is code; or
+            to read its files would take memory without measure.
     """
     if not any((directory / name).is_file() for name in WEIGHTS):
         pickles = [file.name for file in directory.iterdir() if file.suffix in PICKLES]
@@ -167,13 +174,31 @@ def require_data_only(directory: Path) -> None:
             "loaded, since a pickle can run code. If you trust it, convert it by transformers' "
             "from_pretrained and save_pretrained"
         )
+    for file in directory.glob("*.json"):
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(
+                f"{file}: {file.stat().st_size:,} bytes, and no configuration or tokenizer has "
+                f"more than {MAX_JSON_BYTES:,}; is this the directory of a model?"
+            )
     for index in directory.glob("*.safetensors.index.json"):
         for name in set(_json_object(index).get("weight_map", {}).values()):
             if not isinstance(name, str) or Path(name).name != name:
                 raise ValueError(f"{index}: {name!r} is not a file in the same directory")
+    for file in directory.glob("*.safetensors"):
+        _require_header(file)
     for file in (directory / "config.json", directory / "tokenizer_config.json"):
         if file.is_file() and "auto_map" in _json_object(file):
             _require_known_to_transformers(directory, file)
+
+
+def _require_header(file: Path) -> None:
+    """Raise ValueError if the header of a safetensors file cannot be that of its content."""
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+    if not 0 < length <= min(file.stat().st_size - 8, MAX_HEADER_BYTES):
+        raise ValueError(
+            f"{file}: damaged: its header would have {length:,} bytes; copy the file again"
+        )
 
 
 def _require_known_to_transformers(directory: Path, file: Path) -> None:
