@@ -71,8 +71,8 @@ def read_predictions(path: Path, primary_metric: str) -> ItemScores:
     """Read the items of a predictions table; ``primary_metric`` as in `Benchmark`."""
     columns = ["id", "item_digest", "sample", "verdict", "finish_reason", "scores"]
     with reading(path, EVALUATE_AGAIN):
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
-        rows = table.to_pylist()
+        table = pq.ParquetFile(path, page_checksum_verification=True)
+        rows = table.read(columns=columns).to_pylist()
     values: dict[str, list[float]] = {}
     for row in rows:
         score = dict(row["scores"] or []).get(primary_metric, 0.0)

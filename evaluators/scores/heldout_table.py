@@ -87,5 +87,5 @@ def write_losses(losses: Sequence[RowLoss], path: Path) -> None:
 def read_losses(path: Path) -> list[RowLoss]:
     """Read the table that `write_losses` wrote."""
     with reading(path, EVALUATE_AGAIN):
-        table = pq.read_table(path, page_checksum_verification=True)
-        return [RowLoss(**row) for row in table.to_pylist()]
+        table = pq.ParquetFile(path, page_checksum_verification=True)
+        return [RowLoss(**row) for row in table.read().to_pylist()]
