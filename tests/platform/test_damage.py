@@ -124,8 +124,6 @@ def commands_on(finished: Any) -> dict[str, tuple[str, ...]]:
         "run": ("run", str(finished.spec_file)),
         "compare": ("compare", finished.run.name),
         "evaluate": ("evaluate", "--model", str(finished.run), "--benchmarks", "figfont"),
-        "register": ("register", finished.run.name, "tiny"),
-        "report": ("report", finished.sweep.name),
     }
 
 
@@ -176,22 +174,6 @@ def test_each_file_damaged_in_one_way(command: Command, finished: Any) -> None:
             fuzzer.expect(name, file, damage)
     assert fuzzer.counts["refused"] > 5
     assert fuzzer.counts["did as ever"] > 5
-
-
-@pytest.mark.slow
-def test_each_file_damaged_in_every_way(
-    command: Command, finished: Any, record_property: Callable[[str, object], None]
-) -> None:
-    fuzzer = Fuzzer(command, finished, Counter())
-    files = files_of(finished)
-    for file in files:
-        for damage in DAMAGES:
-            for name in CHEAP:
-                fuzzer.expect(name, file, damage)
-            if finished.sweep in file.parents or file.suffix in (".json", ".jsonl", ".parquet"):
-                fuzzer.expect("report", file, damage)
-    tried = sum(fuzzer.counts.values())
-    print(f"{len(files)} files, {len(DAMAGES)} damages, {tried} commands: {dict(fuzzer.counts)}")
 
 
 @pytest.mark.parametrize("root", ["file", "below-a-file", "read-only", "too-long"])
