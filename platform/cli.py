@@ -17,7 +17,10 @@ from typer.exceptions import TyperException
 from deft.platform.cli_options import AsJson, Overrides, Root, TrackingUri, Verbose
 from deft.platform.cli_plot import plot_app, split_names
 from deft.platform.console import RunConsole
-from deft.platform.errors import StageError, UserError, print_error
+from deft.platform.errors import StageError, UserError, describe_os_error, print_error
+from deft.platform.records.find import require_root
+from deft.platform.signals import KEPT, end_by_signal, handle_signals, received_signal
+from deft.workers.common.files import DamagedFileError
 
 if TYPE_CHECKING:
     from deft.platform.run.context import RunContext
@@ -39,6 +42,7 @@ def _context(
     from deft.platform.run.context import RunContext
     from deft.platform.tracking.uri import default_tracking_uri
 
+    require_root(root)
     return RunContext(
         root=root.resolve(),
         console=console,
@@ -215,11 +219,7 @@ def submit_(
     try:
         code = submit.follow(job)
     except KeyboardInterrupt:
-        fail(
-            f"interrupted; job {job.id} goes on\n"
-            f"follow it: {job.to_follow}\nstop it:   {job.to_stop}",
-            130,
-        )
+        end_by_signal(f"job {job.id} goes on\nfollow it: {job.to_follow}\nstop it:   {job.to_stop}")
     if code:
         fail(f"job {job.id} ended with exit code {code}", code)
 
@@ -556,6 +556,7 @@ def doctor(
 
 def main() -> NoReturn:
     """Run the `deft` command; exit with 0 on success, 1 if a stage failed, 2 on bad input."""
+    handle_signals()
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
     # Read when ray is imported. Many processes on few cores are normal for a sweep, and a lost one
@@ -564,23 +565,26 @@ def main() -> NoReturn:
         "RAY_DEDUP_LOGS_SKIP_REGEX",
         "worker processes have been started|A worker died or was killed",
     )
+    message, code = "", 0
     try:
-        code = app(standalone_mode=False)
-    except UserError as error:
-        fail(f"{error}", 2)
+        code = app(standalone_mode=False) or 0
+    except (UserError, DamagedFileError) as error:
+        message, code = f"{error}", 2
+    except OSError as error:
+        message, code = describe_os_error(error), 2
     except StageError as error:
-        fail(f"{error}", 1)
+        message, code = f"{error}", 1
     except TyperException as error:  # an unknown command, option or value
         from deft.platform.commands.original_options import answer
 
-        message = error.format_message() or "a command is missing"
+        message, code = error.format_message() or "a command is missing", error.exit_code
         option = answer(str(getattr(error, "option_name", "")))
-        fail(f"{message.rstrip('.')}; here, {option}" if option else message, error.exit_code)
-    except typer.Abort:
-        fail("interrupted", 130)
-    except KeyboardInterrupt:
-        fail("interrupted; finished stages are kept", 130)
-    sys.exit(code or 0)
+        message = f"{message.rstrip('.')}; here, {option}" if option else message
+    if received_signal():  # Typer turns KeyboardInterrupt into an exit code
+        end_by_signal(KEPT.get(sys.argv[1], "the same command starts again"))
+    if message:
+        fail(message, code)
+    sys.exit(code)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from functools import cache
 
 from deft.workers.common.secrets import without_secrets
 from deft.workers.common.text import printable
@@ -60,6 +63,39 @@ def describe_error(error: BaseException) -> str:
     """Format ``error`` as one paragraph without traceback and without passwords in addresses."""
     text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+RELOCATE = "choose another --root, or give this user the right to it"
+IN_THE_WAY = "something else lies in its place: move that away, or choose another --root"
+FREE_SPACE = "free some; the same command goes on from there"
+REMEDIES = {
+    errno.EACCES: RELOCATE,
+    errno.EPERM: RELOCATE,
+    errno.EROFS: RELOCATE,
+    errno.ENOTDIR: IN_THE_WAY,
+    errno.EISDIR: IN_THE_WAY,
+    errno.EEXIST: IN_THE_WAY,
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.ENAMETOOLONG: "choose a shorter --root",
+    errno.ENOENT: "the command that made it makes it again",
+}
+"""What to do about an operating system's error, by its number."""
+
+
+def describe_os_error(error: OSError) -> str:
+    """Say in one line which path an operation failed on, why, and what to do."""
+    if error.errno is None or error.strerror is None:
+        return describe_error(error)
+    paths = " and ".join(str(path) for path in (error.filename, error.filename2) if path)
+    remedy = REMEDIES.get(error.errno, "check the disk and the file system")
+    return f"{paths or os.getcwd()}: {error.strerror}; {remedy}"
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Print a warning, the same one once in a process."""
+    print(f"warning: {printable(without_secrets(message))}", file=sys.stderr, flush=True)
 
 
 def print_error(message: str) -> None:

@@ -14,7 +14,7 @@ from deft.platform.records.manifests import manifest_file
 from deft.platform.records.run_directory import held
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.workers.common.clock import now_ms
-from deft.workers.common.files import atomic_file, write_atomic
+from deft.workers.common.files import atomic_file, reading, write_atomic
 
 BASELINE_OBJECTIVE = "original"
 """Objective that the others are compared with, where it is among them: NLL."""
@@ -92,6 +92,15 @@ class SweepDirectory:
         """Tell whether a run has its results; MLflow may not have them yet."""
         return manifest_file(self.root / run, "evaluate").is_file()
 
+    def is_begun(self, run: str) -> bool:
+        """Tell whether MLflow may have a run that has not ended."""
+        return (self.root / run / "mlflow").is_dir() and not self.is_finished(run)
+
+    def is_training(self, run: str) -> bool:
+        """Tell whether steps of a run have been taken, but not all."""
+        is_trained = manifest_file(self.root / run, "train").is_file()
+        return (self.root / run / "events.jsonl").is_file() and not is_trained
+
     def fail(self, run: str, cause: str) -> None:
         """Record a failed attempt at a run and its cause."""
         last = read_failure(self.path, run)
@@ -111,8 +120,11 @@ class SweepDirectory:
 
 def read_failure(sweep: Path, run: str) -> dict[str, Any] | None:
     """Read cause, attempts and time of a failed run of the sweep in directory ``sweep``."""
+    file = _failure_file(sweep, run)
     try:
-        return dict(json.loads(_failure_file(sweep, run).read_text()))
+        with reading(file, "delete it"):
+            record = json.loads(file.read_text())
+            return {key: record[key] for key in ("cause", "attempts", "time")}
     except FileNotFoundError:
         return None
 

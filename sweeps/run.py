@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,9 @@ from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.run.context import RunContext
 from deft.platform.run.driver import require_importable
 from deft.platform.run.evaluation import require_engine
+from deft.platform.run.ray_train import STOP_GRACE
 from deft.platform.run.training_slots import TrainingSlots
+from deft.platform.signals import received_signal
 from deft.platform.tracking.sweep_recorder import SweepRecorder
 from deft.platform.tracking.uri import require_tracking_uri
 from deft.sweeps.asha import run_with_asha
@@ -29,6 +33,8 @@ from deft.sweeps.report.write import write_report
 from deft.sweeps.spec import SweepSpec
 from deft.sweeps.trial import Trial
 from deft.sweeps.watch import CellWatch
+from deft.workers.common.files import exclusive
+from deft.workers.common.stop_request import request_stop
 from deft.workers.common.text import plural
 
 
@@ -64,7 +70,12 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
             try:
                 run_all(plan, directory, placement, recorder, context)
                 report = write_report(directory.path, directory.root, console)
-            except BaseException as error:
+            except KeyboardInterrupt:
+                ray.shutdown()  # or a cell could say that it runs after it was marked
+                for run in filter(directory.is_begun, cells):
+                    recorder.end_cell(directory.root / run)
+                raise
+            except Exception as error:
                 recorder.fail(error)
                 raise
             failed = sum(directory.failure(run) is not None for run in cells)
@@ -188,9 +199,25 @@ def run_cells(
         return
     for run in runs:
         directory.forget_failure(run)
-    if spec.asha is None:
-        run_on_actors(runs, trial, watch, num_parallel=num_parallel, retries=spec.retries)
-    else:
-        run_with_asha(
-            runs, trial, watch, spec.asha, num_parallel=num_parallel, retries=spec.retries
-        )
+    try:
+        if spec.asha is None:
+            run_on_actors(runs, trial, watch, num_parallel=num_parallel, retries=spec.retries)
+        else:
+            run_with_asha(
+                runs, trial, watch, spec.asha, num_parallel=num_parallel, retries=spec.retries
+            )
+    except KeyboardInterrupt:
+        if received_signal() == signal.SIGTERM:
+            stop_cells(directory, runs)
+        raise
+
+
+def stop_cells(directory: SweepDirectory, runs: Sequence[str]) -> None:
+    """Let those of ``runs`` that train store a checkpoint, for `STOP_GRACE` seconds at most."""
+    request_stop()
+    deadline = time.monotonic() + STOP_GRACE
+    for run in filter(directory.is_training, runs):
+        lock = directory.root / run / ".lock"
+        patience = max(deadline - time.monotonic(), 0.0)
+        with suppress(BlockingIOError), exclusive(lock, patience=patience):
+            pass

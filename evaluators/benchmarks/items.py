@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -10,11 +11,11 @@ from pathlib import Path
 
 from deft.evaluators.benchmarks.base import Benchmark, HubTable, Item, RecordFields
 from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.benchmarks.definition import items_file_name
+from deft.evaluators.benchmarks.definition import content_in, items_file_name
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.spec import BenchmarkSpec
 from deft.workers.common.checksums import hash_parts
-from deft.workers.common.files import write_atomic
+from deft.workers.common.files import DamageWarning, write_atomic
 from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.data.readers import BadRecord, read_records
 
@@ -30,11 +31,21 @@ def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Pat
     """
     items = load_items(spec, data_dir)
     text = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in items)
-    digest = hash_parts(text)
-    path = cache / "items" / items_file_name(get_benchmark(spec.name), digest)
+    name = items_file_name(get_benchmark(spec.name), hash_parts(text))
+    path = cache / "items" / name
+    if path.exists() and not is_whole_items_file(path):
+        warnings.warn(f"{path}: damaged; it is written anew", DamageWarning, stacklevel=2)
+        path.unlink()
     if not path.exists():
         write_atomic(path, text)
     return path
+
+
+def is_whole_items_file(path: Path) -> bool:
+    """Tell whether a file of items is there and has the content that its name has the digest of."""
+    if not path.is_file():
+        return False
+    return content_in(str(path)).endswith(hash_parts(path.read_bytes()))
 
 
 def read_items(path: Path) -> list[Item]:

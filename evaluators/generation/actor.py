@@ -46,7 +46,8 @@ class Evaluator:
     ``{"event": "engine_start", "model": path, "pid": id}`` and ``{"event": "engine_ready",
     "model": path, "how": "started" | "swapped", "seconds": s}``. For each benchmark about a hundred
     ``{"event": "eval_progress", "model": label, "benchmark": name, "done": i, "total": n}``, which
-    count responses.
+    count responses. For a line of a journal that cannot be read ``{"event": "damaged_line",
+    "message": text}``.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -67,13 +68,17 @@ class Evaluator:
             ValueError: a grader failed on all of its responses.
             RuntimeError: the engine could not load the model.
         """
+
+        def on_damage(text: str) -> None:
+            _report(progress, event="damaged_line", message=text)
+
         if job.num_merged:
-            return merge_shards(job)
+            return merge_shards(job, on_damage)
         began = time.monotonic()
         spec, rendered = job.benchmark, render_prompts(job)
         name = rendered.benchmark.name
         keys = _keys(job, rendered)
-        known = read_journals(job.journal, job.other_journals())
+        known = read_journals(job.journal, job.other_journals(), on_damage)
         responses = {key: known[key] for key in keys if key in known}
         num_resumed = len(responses)
         missing = [key for key in keys if key not in responses]
@@ -172,8 +177,10 @@ def create_engine(spec: EngineSpec) -> Engine:
     return VllmEngine(spec)
 
 
-def merge_shards(job: EvaluationJob) -> JobResult:
+def merge_shards(job: EvaluationJob, on_damage: Callable[[str], None]) -> JobResult:
     """Put the predictions and the journals of a benchmark's shards together.
+
+    ``on_damage`` is told of lines of journals that cannot be read.
 
     Raises:
         ValueError: a grader failed on all responses of the benchmark.
@@ -182,9 +189,9 @@ def merge_shards(job: EvaluationJob) -> JobResult:
     rendered, parts = render_prompts(job), [job.part(shard) for shard in range(job.num_merged)]
     predictions = {(row.id, row.sample): row for part in parts for row in read_all(part)}
     keys = _keys(job, rendered)
-    responses = read_journals(job.responses, job.other_journals())
+    responses = read_journals(job.responses, job.other_journals(), on_damage)
     metrics = _finish(job, rendered, [predictions[key] for key in keys], responses)
-    write_journal(job.responses, (responses[key] for key in keys))
+    write_journal(job.responses, (responses[key] for key in keys if key in responses))
     for path in (*job.other_journals(), *parts):
         path.unlink(missing_ok=True)
     return JobResult(metrics, rendered.record(), 0, 0, 0.0, time.monotonic() - began)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deft.workers.common.files import atomic_file, drop_torn_line
+from deft.workers.common.files import append_whole, atomic_file, drop_torn_line, read_lines
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,28 @@ class Response:
         return self.id, self.sample
 
 
-def read_responses(path: Path) -> dict[tuple[str, int], Response]:
-    """Read a journal, after cutting off a last line that a crash left without its end."""
+def read_responses(path: Path, on_damage: Callable[[str], None]) -> dict[tuple[str, int], Response]:
+    """Read a journal, after cutting off a last line that a crash left without its end.
+
+    ``on_damage`` is called with a message for every other line that cannot be read.
+    """
     drop_torn_line(path)
-    if not path.exists():
-        return {}
-    responses = (Response(**json.loads(line)) for line in path.read_bytes().splitlines())
-    return {response.key: response for response in responses}
+    return _read(path, on_damage)
 
 
-def read_journals(own: Path, others: Iterable[Path]) -> dict[tuple[str, int], Response]:
+def read_journals(
+    own: Path, others: Iterable[Path], on_damage: Callable[[str], None]
+) -> dict[tuple[str, int], Response]:
     """Read a journal as `read_responses` does, and those that other processes may append to."""
-    responses = read_responses(own)
+    responses = read_responses(own, on_damage)
     for path in others:
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        complete = (Response(**json.loads(line)) for line in lines if line.endswith(b"\n"))
-        responses |= {response.key: response for response in complete}
+        responses |= _read(path, on_damage)
     return responses
+
+
+def _read(path: Path, on_damage: Callable[[str], None]) -> dict[tuple[str, int], Response]:
+    lines = read_lines(path, lambda line: Response(**json.loads(line)), on_damage)
+    return {response.key: response for response in lines}
 
 
 def write_journal(path: Path, responses: Iterable[Response]) -> None:
@@ -73,9 +78,7 @@ class ResponseJournal:
 
     def append(self, response: Response) -> None:
         """Add one line. It outlives this process; `close` makes it outlive the machine."""
-        line = json.dumps(asdict(response)).encode() + b"\n"
-        while line:
-            line = line[os.write(self._descriptor, line) :]
+        append_whole(self._descriptor, json.dumps(asdict(response)).encode() + b"\n")
 
     def close(self) -> None:
         """Flush to disk and close."""

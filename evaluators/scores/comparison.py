@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.heldout_table import read_losses, text_bits
-from deft.evaluators.scores.predictions import read_conditions
+from deft.evaluators.scores.predictions import EVALUATE_AGAIN, read_conditions
 from deft.evaluators.scores.statistics import Difference, Floats, Interval
+from deft.workers.common.files import reading
 
 LEVEL = 0.05
 """Familywise error rate of a whole comparison."""
@@ -70,7 +71,10 @@ def read_predictions(path: Path, primary_metric: str) -> ItemScores:
     """Read the items of a predictions table; ``primary_metric`` as in `Benchmark`."""
     columns = ["id", "item_digest", "sample", "verdict", "finish_reason", "scores"]
     # A sweep's report reads thousands of small tables; `read_table` takes four times as long.
-    with pq.ParquetFile(path) as table:
+    with (
+        reading(path, EVALUATE_AGAIN),
+        pq.ParquetFile(path, page_checksum_verification=True) as table,
+    ):
         rows = table.read(columns, use_threads=False).to_pylist()
     values: dict[str, list[float]] = {}
     for row in rows:

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deft.evaluators.scores import statistics
-from deft.workers.common.files import atomic_file
+from deft.evaluators.scores.predictions import EVALUATE_AGAIN
+from deft.workers.common.files import atomic_file, reading
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,14 @@ def _ratio(name: str, sums: statistics.Floats, sizes: statistics.Floats) -> dict
 def write_losses(losses: Sequence[RowLoss], path: Path) -> None:
     """Write a Parquet table with one row per `RowLoss`; it appears whole or not at all."""
     with atomic_file(path) as file:
-        pq.write_table(pa.Table.from_pylist([vars(loss) for loss in losses]), file)
+        table = pa.Table.from_pylist([vars(loss) for loss in losses])
+        pq.write_table(table, file, write_page_checksum=True)
 
 
 def read_losses(path: Path) -> list[RowLoss]:
     """Read the table that `write_losses` wrote."""
-    with pq.ParquetFile(path) as table:
+    with (
+        reading(path, EVALUATE_AGAIN),
+        pq.ParquetFile(path, page_checksum_verification=True) as table,
+    ):
         return [RowLoss(**row) for row in table.read(use_threads=False).to_pylist()]

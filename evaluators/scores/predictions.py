@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deft.evaluators.scores.metrics import Metric, Outcomes, by_source
-from deft.workers.common.files import atomic_file
+from deft.workers.common.files import atomic_file, reading
 
 SCHEMA = pa.schema(
     [
@@ -34,6 +34,11 @@ SCHEMA = pa.schema(
     ]
 )
 """One row for each item and sample, items in their order and samples from 0."""
+EVALUATE_AGAIN = (
+    "delete it with stages/evaluate.json and stages/record.json of its run, and run the same "
+    "command again"
+)
+"""What to do about a table that is damaged."""
 CONDITIONS = "deft.conditions"
 """Key of the conditions in the metadata of a table's schema."""
 
@@ -78,7 +83,7 @@ def write_predictions(
     schema = SCHEMA.with_metadata({CONDITIONS: json.dumps(dict(conditions or {}))})
     table = pa.Table.from_pylist([asdict(prediction) for prediction in predictions], schema)
     with atomic_file(path) as file:
-        pq.write_table(table, file)
+        pq.write_table(table, file, write_page_checksum=True)
 
 
 def read_all(path: Path) -> list[Prediction]:
@@ -89,8 +94,9 @@ def read_all(path: Path) -> list[Prediction]:
 
 def read_conditions(path: Path) -> dict[str, str]:
     """Read the conditions that `write_predictions` has kept with a table."""
-    metadata = pq.read_schema(path).metadata or {}
-    conditions: dict[str, str] = json.loads(metadata.get(CONDITIONS.encode(), b"{}"))
+    with reading(path, EVALUATE_AGAIN):
+        metadata = pq.read_schema(path).metadata or {}
+        conditions: dict[str, str] = json.loads(metadata.get(CONDITIONS.encode(), b"{}"))
     return conditions
 
 

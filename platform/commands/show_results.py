@@ -7,7 +7,7 @@ from typing import Any
 
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
-from deft.platform.records.manifests import EvaluateManifest, ModelResult
+from deft.platform.records.manifests import EvaluateManifest, ModelResult, TrainManifest
 from deft.platform.records.results import metric_rows
 from deft.platform.records.run_directory import RunDirectory
 
@@ -30,16 +30,23 @@ SHOWN = (
 def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
     """Print the results of a finished run, base model beside trained model, and its directory."""
     events = run.train_events()
-    first, last = events[0].metrics, events[-1].metrics
-    console.table(
-        "training",
-        ["", "first step", "last step"],
-        [
-            [name, f"{first[f'train/{name}']:.4g}", f"{last[f'train/{name}']:.4g}"]
-            for name in SHOWN
-            if f"train/{name}" in first and f"train/{name}" in last
-        ],
-    )
+    if events:
+        first, last = events[0].metrics, events[-1].metrics
+        console.table(
+            "training",
+            ["", "first step", "last step"],
+            [
+                [name, f"{first[f'train/{name}']:.4g}", f"{last[f'train/{name}']:.4g}"]
+                for name in SHOWN
+                if f"train/{name}" in first and f"train/{name}" in last
+            ],
+        )
+    num_steps, recorded = run.require_manifest(TrainManifest).step, events[-1].step if events else 0
+    if recorded < num_steps:
+        console.print(
+            f"warning: {run.events_file}: only {recorded} of {num_steps} steps are on record; "
+            "MLflow has what was delivered before"
+        )
     show_evaluation(run.require_manifest(EvaluateManifest).models, console)
     console.print(f"everything of this run: {run.path}")
 

@@ -30,12 +30,13 @@ from packaging.version import Version
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from deft.platform.config.loading import place_of
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.config.yaml_file import read_yaml
 from deft.platform.errors import StageError, UserError, describe_error
 from deft.platform.tracking.provenance import SHIPPED_STATE, SOURCE, git_state
 from deft.platform.tracking.uri import require_no_secret
-from deft.workers.common.secrets import is_secret_name
+from deft.workers.common.secrets import secret_setting
 
 PACKAGES = ("objectives", "workers", "evaluators", "platform", "sweeps")
 """Folders of the checkout that make up the import package `deft`."""
@@ -270,12 +271,11 @@ def runtime_environment(working_dir: Path, package: Path) -> dict[str, Any]:
     environment: dict[str, Any] = {"excludes": EXCLUDES}
     if file.exists():
         settings, origins = read_yaml(file)
-        variables = settings.get("env_vars") or {}
-        for name in filter(is_secret_name, map(str, variables)):
+        if (keys := secret_setting(settings)) is not None:
             raise UserError(
-                f"{origins['env_vars', name].place}: env_vars.{name}: Ray's dashboard shows the "
-                "variables of a job to everyone with access. Set secrets in the environment of the "
-                "cluster's nodes before `ray start`"
+                f"{place_of(keys, origins, str(file))}: {'.'.join(map(str, keys))}: Ray's "
+                "dashboard shows the variables of a job to everyone with access. Set secrets in "
+                "the environment of the cluster's nodes before `ray start`"
             )
         environment |= settings
     # The checkout's file names the checkout's `deft`, for `ray job submit`.

@@ -15,8 +15,10 @@ from deft.platform.config.presets import find_preset, preset_of
 from deft.platform.config.spec import ExperimentSpec, ModelEvaluationSpec
 from deft.platform.config.yaml_file import KeyPath, Origin, parse_yaml, read_yaml
 from deft.platform.errors import UserError
+from deft.workers.common.files import reading
 from deft.workers.common.mappings import deep_merge
 from deft.workers.common.names import nearest_name
+from deft.workers.common.secrets import secret_setting
 from deft.workers.spec import name_or_mixture
 
 Spec = TypeVar("Spec", bound=BaseModel)
@@ -105,11 +107,12 @@ def load_evaluation(
 def _trained_model(model: str, root: Path) -> dict[str, Any]:
     """Make settings of ``model``; a run stands for what it trained, and for its prompt style."""
     for run in (Path(model), root / model):
-        if (run / "spec.json").is_file():
+        if (run / "spec.json").is_file() or (run / "stages").is_dir():
             if not (run / "model").is_dir():
                 raise UserError(f"model: the run {run} has no trained model")
-            dataset = json.loads((run / "spec.json").read_text()).get("dataset", {})
-            style = dataset.get("prompt_style", "chat")
+            with reading(run / "spec.json", "run the command of this run again"):
+                spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
+                style = spec.get("dataset", {}).get("prompt_style", "chat")
             return {
                 "name": f"evaluation-{run.name}"[:80],
                 "model": str(run / "model"),
@@ -133,7 +136,7 @@ def validate_spec(
         UserError: naming file, line, key, expectation and nearest valid name.
     """
     try:
-        return spec.model_validate(data)
+        valid = spec.model_validate(data)
     except ValidationError as error:
         raise UserError(
             "\n".join(_explain(detail, spec, file, origins) for detail in error.errors())
@@ -141,6 +144,14 @@ def validate_spec(
     except OSError as error:  # a path that is too long, or in a directory that is closed
         reason = f"{error.strerror}: {error.filename!r:.80}"
         raise UserError(": ".join(filter(None, [file, reason]))) from None
+    if (keys := secret_setting(data)) is not None:
+        place, dotted = place_of(keys, origins, file), ".".join(map(str, keys))
+        raise UserError(
+            ": ".join(filter(None, [place, dotted]))
+            + ": a secret, which would be written into the spec and into logs; put it into the "
+            "environment of the processes that need it"
+        )
+    return valid
 
 
 def apply_settings(

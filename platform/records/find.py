@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -96,3 +97,21 @@ def find_newest_run(
 def _literal(name: str) -> str:
     """Return a glob pattern that matches ``name`` alone."""
     return re.sub(r"([*?[])", r"[\1]", name)
+
+
+MAX_BELOW_ROOT = 400
+"""Bytes that the longest path below a run root may have."""
+
+
+def require_root(root: Path) -> None:
+    """Raise UserError if a run root cannot be made or written to."""
+    path = root.absolute()
+    length = len(os.fsencode(path)) + MAX_BELOW_ROOT
+    if length > os.pathconf("/", "PC_PATH_MAX"):
+        raise UserError(f"--root {root}: too long for what lies below it; choose a shorter path")
+    while not os.path.lexists(path):
+        path = path.parent
+    if not path.is_dir():
+        raise UserError(f"--root {root}: {path} is no directory; choose another one")
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"--root {root}: nothing can be written to {path}; choose another one")

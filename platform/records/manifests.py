@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deft.evaluators.generation.job import PromptRecord
 from deft.evaluators.spec import HELDOUT
 from deft.platform.errors import UserError
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.clock import now_ms
 from deft.workers.common.files import write_atomic
 from deft.workers.data.prepare import Prepared
@@ -144,6 +145,10 @@ class RecordManifest(Manifest):
     mlflow_run_id: str
 
 
+CHECKSUM = "checksum"
+"""Key under which a file has the hash of its other fields."""
+
+
 def manifest_file(run: Path, stage: Stage) -> Path:
     """Return where ``stage`` of the run in directory ``run`` leaves its manifest."""
     return run / "stages" / f"{stage}.json"
@@ -185,8 +190,9 @@ def load_manifest(file: Path, kind: type[AnyManifest]) -> AnyManifest:
     remedy = "delete it and run the same command again"
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not JSON ({error}); {remedy}") from None
+    checksum = fields.pop(CHECKSUM, None) if isinstance(fields, dict) else None
     version, supported = _version(fields), kind.model_fields["version"].default
     if version != supported:
         written = "without a version" if version is None else f"of version {version}"
@@ -194,6 +200,8 @@ def load_manifest(file: Path, kind: type[AnyManifest]) -> AnyManifest:
             f"{file}: a manifest {written}, this deft reads version {supported}; use the deft that "
             f"wrote it, or {remedy}"
         )
+    if checksum not in (None, _checksum(fields)):
+        raise UserError(f"{file}: damaged (its checksum is another's); {remedy}")
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
@@ -208,4 +216,10 @@ def _version(fields: object) -> object:
 
 def save_manifest(file: Path, manifest: Manifest) -> None:
     """Write ``manifest`` to ``file``, whole or not at all."""
-    write_atomic(file, manifest.model_dump_json(indent=2) + "\n")
+    fields = json.loads(manifest.model_dump_json())
+    stored = {**fields, CHECKSUM: _checksum(fields)}
+    write_atomic(file, json.dumps(stored, indent=2, ensure_ascii=False) + "\n")
+
+
+def _checksum(fields: object) -> str:
+    return hash_parts(json.dumps(fields, sort_keys=True))

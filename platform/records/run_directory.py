@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from deft.platform.errors import UserError
+from deft.platform.errors import UserError, warn_once
 from deft.platform.records.manifests import (
     AnyManifest,
     Manifest,
@@ -20,7 +20,13 @@ from deft.platform.records.manifests import (
     save_manifest,
 )
 from deft.workers.common.clock import now_ms
-from deft.workers.common.files import drop_torn_line, exclusive, write_atomic
+from deft.workers.common.files import (
+    append_line,
+    drop_torn_line,
+    exclusive,
+    read_lines,
+    write_atomic,
+)
 
 
 class RunSpec(Protocol):
@@ -82,8 +88,7 @@ class RunDirectory(Generic[AnySpec]):
     def append_event(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line to the run's events: metrics of an optimizer step, and the time."""
         event = Event(time=now_ms(), step=step, metrics=metrics)
-        with self.events_file.open("a", encoding="utf-8") as file:
-            file.write(event.model_dump_json() + "\n")
+        append_line(self.events_file, event.model_dump_json())
 
     def events(self) -> list[Event]:
         """Read all events so far."""
@@ -129,10 +134,8 @@ def held(directory: Path, what: str, *, patience: float = 0.0) -> Iterator[None]
 
 
 def read_events(run: Path) -> Iterator[Event]:
-    """Read the events of the run in directory ``run``, if it has any, one by one."""
-    file = run / "events.jsonl"
-    if not file.exists():
-        return
-    with file.open("rb") as lines:
-        for line in lines:
-            yield Event.model_validate_json(line)
+    """Read the events of the run in directory ``run``, if it has any, one by one.
+
+    A line that cannot be read is left out, with a warning.
+    """
+    return read_lines(run / "events.jsonl", Event.model_validate_json, warn_once)

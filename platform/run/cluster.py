@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
@@ -18,7 +20,16 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from deft.platform.errors import StageError, UserError, describe_error, print_error, root_cause
+from deft.platform.errors import (
+    StageError,
+    UserError,
+    describe_error,
+    print_error,
+    root_cause,
+    warn_once,
+)
+from deft.platform.signals import kept_signal_handlers
+from deft.workers.common.files import DamageWarning
 from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.common.ray_placement import on_this_node
 
@@ -68,13 +79,18 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
                 "RAY_ADDRESS, one starts here"
             ) from None
     try:
-        ray.init(
-            # Without one, Ray takes what cluster was last started on this machine, dead or alive.
-            address=address,
-            include_dashboard=False,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-        )
+        with kept_signal_handlers():
+            ray.init(
+                # Without one, Ray takes what cluster was last started on this machine, dead or
+                # alive.
+                address=address,
+                include_dashboard=False,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+            )
+    except SystemExit:  # Ray's handler of SIGTERM while it starts
+        signal.raise_signal(signal.SIGTERM)
+        raise
     except ConnectionError:
         raise UserError(
             f"RAY_ADDRESS={address}: what listens there is not a Ray cluster, or one that wants a "
@@ -146,6 +162,8 @@ def require_workers(num_workers: int) -> bool:
 def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Result:
     """Run ``work`` as a Ray task, so that the driver need not import heavy libraries.
 
+    What it warns of as damaged is shown here.
+
     Args:
         work: a ValueError or FileNotFoundError of it becomes a UserError.
         stage: named in the message of any other failure.
@@ -155,13 +173,22 @@ def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Re
         UserError: the input cannot be used.
         StageError: something else went wrong.
     """
+
+    def watched() -> tuple[Result, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            result = work()
+        return result, [str(w.message) for w in caught if w.category is DamageWarning]
+
     try:
-        return _run_where_it_can(work)
+        result, damages = _run_where_it_can(watched)
     except RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
             raise UserError(f"{refusal}{cause}") from None
         raise StageError(f"{stage}: {describe_error(cause)}") from error
+    for damage in damages:
+        warn_once(damage)
+    return result
 
 
 def _run_where_it_can(work: Callable[[], Result]) -> Result:

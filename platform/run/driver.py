@@ -127,6 +127,8 @@ def record_stage(recorder: ExperimentRecorder, console: RunConsole) -> None:
 def draw_dynamics(run: RunDirectory[ExperimentSpec]) -> None:
     """Draw gate, focus and target probability over training into `figures/`."""
     events = run.train_events()
+    if not events:
+        return
     history = {
         name: [event.metrics[f"train/mean_{name}"] for event in events]
         for name in ("gate", "focus", "p")

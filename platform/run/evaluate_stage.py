@@ -35,7 +35,12 @@ from deft.platform.run.evaluation import (
     shown_events,
     with_engines,
 )
-from deft.workers.common.checksums import hash_parts
+from deft.workers.common.checksums import (
+    FOLDER,
+    damaged_file_of,
+    hash_parts,
+    write_checksums,
+)
 from deft.workers.common.files import exclusive
 from deft.workers.data.prepare import Prepared
 
@@ -91,7 +96,7 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
     directory = evaluation.context.cache / "evaluations" / f"{inputs}-{definitions}"
     file = directory / "evaluate.json"
     with exclusive(directory / ".lock", patience=math.inf):
-        if file.is_file():
+        if file.is_file() and not _drop_damaged(directory, evaluation.context.console):
             cached = load_manifest(file, EvaluateManifest)
             results = cached.model_copy(update={"num_generated": 0, "timings": Timings()})
             (label,) = evaluation.models
@@ -108,10 +113,27 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
                 losses = measure_heldout(for_all, events)
             results = evaluate_models(for_all, losses, events)
             save_manifest(file, results)
+            write_checksums(directory, 0)
     predictions = directory / "predictions"
     if predictions.is_dir():
         shutil.copytree(predictions, evaluation.out / "predictions", dirs_exist_ok=True)
     return results
+
+
+def _drop_damaged(directory: Path, console: RunConsole) -> bool:
+    """Remove the results of an evaluation if one of its files is not what was written.
+
+    Responses that are whole are kept: they are graded again.
+    """
+    damaged = damaged_file_of(directory, 0)
+    if damaged is None:
+        return False
+    console.print(f"warning: {directory / damaged}: damaged; the base model is evaluated anew")
+    for path in (directory / "predictions", directory / FOLDER):
+        shutil.rmtree(path, ignore_errors=True)
+    for name in ("evaluate.json", damaged):
+        (directory / name).unlink(missing_ok=True)
+    return True
 
 
 def _digest_of_inputs(evaluation: Evaluation) -> str:

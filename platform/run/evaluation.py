@@ -195,6 +195,8 @@ def shown_events(console: RunConsole) -> Iterator[Queue]:
             if event["event"] == "eval_progress":
                 name = f"{event['benchmark']}, {event['model']}"
                 view.update(name, event["done"], event["total"])
+            elif event["event"] == "damaged_line":
+                console.print(f"warning: {event['message']}")
             elif event["event"] == "engine_ready":
                 how = "started" if event["how"] == "started" else "took over the weights"
                 console.print(f"          engine {how} in {event['seconds']:.1f} s")

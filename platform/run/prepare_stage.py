@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from deft.evaluators.benchmarks.definition import changed_benchmarks
+from deft.evaluators.benchmarks.items import is_whole_items_file
 from deft.evaluators.generation.prepare import (
     prepare_benchmarks,
     require_prompts,
@@ -19,7 +20,7 @@ from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.cluster import run_task
 from deft.platform.run.contamination import overlap_with_benchmarks
 from deft.platform.run.context import RunContext
-from deft.workers.data.prepare import Prepared, prepare
+from deft.workers.data.prepare import Prepared, is_whole, prepare
 from deft.workers.data.readers import describe_counts
 from deft.workers.spec import ModelSpec
 
@@ -31,7 +32,7 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
         UserError: data or model cannot be used.
     """
     before = run.manifest(PrepareManifest)
-    if before is not None and _is_there(before):
+    if before is not None and _is_there(before, context.cache):
         context.console.stage("prepare", f"{summary(before.prepared)}, finished already")
         return before
     spec, cache = run.spec, context.cache
@@ -59,11 +60,13 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
     return manifest
 
 
-def _is_there(manifest: PrepareManifest) -> bool:
-    """Return whether the files that ``manifest`` names still exist, and benchmarks are the same."""
-    prepared = manifest.prepared
-    paths = (prepared.model_dir, prepared.rows_dir, *manifest.items.values())
-    return all(Path(path).exists() for path in paths) and not changed_benchmarks(manifest.items)
+def _is_there(manifest: PrepareManifest, cache: Path) -> bool:
+    """Return whether the files that ``manifest`` names are whole, and benchmarks are the same."""
+    return (
+        is_whole(manifest.prepared, cache)
+        and all(is_whole_items_file(Path(file)) for file in manifest.items.values())
+        and not changed_benchmarks(manifest.items)
+    )
 
 
 def _model_with_absolute_path(spec: ModelSpec) -> ModelSpec:

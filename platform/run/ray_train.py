@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +18,29 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from deft.platform.errors import describe_error, lost_worker
+from deft.platform.signals import received_signal
 from deft.workers.common.checksums import FOLDER, damaged_file
 from deft.workers.common.files import atomic_directory
 from deft.workers.common.ray_placement import give_back_placement_group
+from deft.workers.common.stop_request import is_stop_requested, request_stop
 from deft.workers.training.job import TrainJob
 from deft.workers.training.ray_entry import run_job
 
 MAX_RESTARTS = 3
 """Times in a row that lost workers are replaced without a new checkpoint in between."""
 
+STOP_GRACE = 20.0
+"""Seconds for a last checkpoint after SIGTERM: Kubernetes and SLURM give a process 30 to end."""
+
 
 def fit(
-    job: TrainJob, *, name: str, storage: str, use_gpu: bool, on_restart: Callable[[str], None]
+    job: TrainJob,
+    *,
+    name: str,
+    storage: str,
+    use_gpu: bool,
+    on_restart: Callable[[str], None],
+    is_training: Callable[[], bool],
 ) -> ray.train.Result:
     """Train ``job``, from its last checkpoint if there is one.
 
@@ -38,8 +53,10 @@ def fit(
         storage: directory or URI.
         use_gpu: whether every worker gets a GPU.
         on_restart: called with the cause each time workers are replaced.
+        is_training: whether there is anything to store when SIGTERM comes.
 
     Raises:
+        KeyboardInterrupt: the driver was asked to end.
         Exception: what a worker raised, wrapped by Ray; see `deft.platform.errors.root_cause`.
     """
     spec, run = job.training, uuid.uuid4().hex
@@ -66,7 +83,7 @@ def fit(
     restarts = 0
     while True:
         try:
-            return trainer.fit()
+            return _fit(trainer, is_training)
         except Exception as error:
             cause = lost_worker(error)
             restarts += 1
@@ -75,6 +92,35 @@ def fit(
             on_restart(describe_error(cause))
         finally:
             give_back_placement_group(run)
+
+
+def _fit(trainer: TorchTrainer, is_training: Callable[[], bool]) -> ray.train.Result:
+    """Fit; after SIGTERM give the workers `STOP_GRACE` seconds to store a checkpoint.
+
+    Raises:
+        KeyboardInterrupt: this process, or the driver of its sweep, was asked to end.
+    """
+    outcome: Future[ray.train.Result] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # In the main thread, Ray Train would set a handler of SIGINT.
+    threading.Thread(target=work, name="fit", daemon=True).start()
+    try:
+        result = outcome.result()
+    except KeyboardInterrupt:
+        if received_signal() == signal.SIGTERM and is_training():
+            request_stop()
+            with suppress(Exception):
+                outcome.result(STOP_GRACE)
+        raise
+    if is_stop_requested():
+        raise KeyboardInterrupt
+    return result
 
 
 def chosen_checkpoint(result: ray.train.Result, keep: str) -> ray.train.Checkpoint:

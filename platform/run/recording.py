@@ -23,9 +23,6 @@ def record_failure(recorder: MlflowQueue, stage: str) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt as error:
-        recorder.fail(error)
-        raise
     except Exception as error:
         cause = root_cause(error)
         recorder.fail(cause)

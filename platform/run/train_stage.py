@@ -61,6 +61,7 @@ def train_stage(
                 storage=training.checkpoint_storage or str(run.path / "checkpoints"),
                 use_gpu=context.use_gpu,
                 on_restart=progress.restarted,
+                is_training=lambda: progress.has_begun,
             )
     fetch_model(chosen_checkpoint(result, training.keep), run.path / "model")
     seconds, metrics = time.monotonic() - started, dict(result.metrics or {})
@@ -93,12 +94,15 @@ class TrainingProgress:
         self._console = console
         self._view = view
         self._on_validation = on_validation
+        self.has_begun = False
+        """Whether a worker has taken a step since this process was started."""
         # A resumed run repeats the steps since its checkpoint.
         self._recorded = {(next(iter(e.metrics)).split("/")[0], e.step) for e in run.events()}
 
     def handle(self, event: dict[str, Any]) -> None:
         """Show one event of a worker; append it to the run's events if it carries metrics."""
         kind, step, metrics = event["event"], event["step"], event["metrics"]
+        self.has_begun |= kind == "train"
         self._show(kind, step, metrics)
         if kind in ("train", "validation") and (kind, step) not in self._recorded:
             self._recorded.add((kind, step))
@@ -128,5 +132,7 @@ class TrainingProgress:
             )
         elif kind == "preemption":
             self._console.print(f"warning: a node will be taken away; step {step} is stored")
+        elif kind == "stop":
+            self._console.print(f"warning: asked to end; step {step} is stored")
         else:
             self._console.print(f"warning: step {step} was skipped: {metrics['problem']}")

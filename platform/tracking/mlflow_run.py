@@ -143,6 +143,8 @@ class MlflowRun:
                 self._link_to_training(Path(directory))
             case {"child": directory, "sweep": sweep}:
                 self._adopt(Path(directory), sweep)
+            case {"killed": directory, "time": time}:
+                self._end_killed(Path(directory), time)
             case {"sweep": sweep}:
                 self._join_sweep(self.client.get_run(self.run_id), sweep, self._parent_of(sweep))
             case {"status": status, "time": time}:
@@ -233,6 +235,12 @@ class MlflowRun:
         child = self._run_in(directory)
         if child is not None:
             self._join_sweep(child, sweep, self.run_id)
+
+    def _end_killed(self, directory: Path, time: int) -> None:
+        """Mark the run in ``directory`` as killed: its process had no time to do so."""
+        run = self._run_in(directory)
+        if run is not None and run.info.status == "RUNNING":
+            self.client.set_terminated(run.info.run_id, status="KILLED", end_time=time)
 
     def _join_sweep(self, run: Run, sweep: str, parent: str | None) -> None:
         """Make ``run`` a cell of ``sweep``; sweeps that it was of before stay in a tag."""

@@ -19,7 +19,13 @@ from typing import Any, Protocol
 
 from deft.platform.errors import describe_error
 from deft.workers.common.clock import now_ms
-from deft.workers.common.files import drop_torn_line, write_atomic
+from deft.workers.common.files import (
+    append_line,
+    damaged_line,
+    drop_torn_line,
+    reading,
+    write_atomic,
+)
 
 QueueEntry = dict[str, Any]
 """One write, see `Destination.apply`."""
@@ -59,6 +65,8 @@ class Outbox:
 
     def __init__(self, directory: Path, name: str) -> None:
         self.directory = directory
+        self.damaged: list[str] = []
+        """Lines that `waiting` left out because they cannot be read, as messages."""
         self._files = {
             "events": directory / "events.jsonl",
             "entries": directory / "mlflow" / "outbox.jsonl",
@@ -77,9 +85,7 @@ class Outbox:
 
     def append(self, entry: QueueEntry) -> None:
         """Queue one entry, see `Destination.apply`."""
-        file = self._files["entries"]
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        append_line(self._files["entries"], json.dumps(entry))
 
     def waiting(self) -> Iterator[tuple[list[QueueEntry], dict[str, int]]]:
         """Yield undelivered entries in batches, each with the offsets to `mark` after delivery."""
@@ -88,7 +94,7 @@ class Outbox:
         for key, until in (("events", _size(self._files["events"])), ("entries", end)):
             points, offset = 0, getattr(self.delivered, key)
             batch: list[QueueEntry] = []
-            for entry, offset_after in _lines(self._files[key], offset, until):
+            for entry, offset_after in _lines(self._files[key], offset, until, self.damaged):
                 count = len(entry.get("metrics", ()))
                 if batch and (not count or not points or points + count > MAX_POINTS):
                     yield batch, {key: offset}
@@ -122,8 +128,11 @@ class Outbox:
 
 def read_delivered(directory: Path) -> Delivered | None:
     """Read how much of the queue in ``directory`` was delivered; None if there is no queue."""
+    file = _delivered_file(directory)
+    remedy = "delete it and run the same command again; MLflow gets a second run then"
     try:
-        return Delivered(**json.loads(_delivered_file(directory).read_text()))
+        with reading(file, remedy):
+            return Delivered(**json.loads(file.read_text()))
     except FileNotFoundError:
         return None
 
@@ -136,8 +145,13 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _lines(file: Path, start: int, end: int) -> Iterator[tuple[QueueEntry, int]]:
-    """Yield the lines from byte ``start`` to ``end``, each with the offset of its end."""
+def _lines(
+    file: Path, start: int, end: int, damaged: list[str]
+) -> Iterator[tuple[QueueEntry, int]]:
+    """Yield the lines from byte ``start`` to ``end``, each with the offset of its end.
+
+    One that cannot be read is an entry without content, and a message in ``damaged``.
+    """
     if start >= end:
         return
     with file.open("rb") as stream:
@@ -147,7 +161,21 @@ def _lines(file: Path, start: int, end: int) -> Iterator[tuple[QueueEntry, int]]
             if not line.endswith(b"\n"):  # still being written
                 return
             start += len(line)
-            yield json.loads(line), start
+            try:
+                entry = _parse(line)
+            except (ValueError, LookupError, TypeError) as error:
+                number = file.read_bytes()[:start].count(b"\n")
+                damaged.append(damaged_line(file, number, error))
+                entry = {}
+            yield entry, start
+
+
+def _parse(line: bytes) -> QueueEntry:
+    entry: QueueEntry = dict(json.loads(line))
+    if "metrics" in entry:
+        metrics = {str(name): float(value) for name, value in dict(entry["metrics"]).items()}
+        entry |= {"metrics": metrics, "step": int(entry["step"]), "time": int(entry["time"])}
+    return entry
 
 
 class RefusedError(Exception):
@@ -256,6 +284,8 @@ class DeliveryThread(threading.Thread):
             finally:
                 self._uploading = False
             self.outbox.mark(offsets)
+            for message in self.outbox.damaged:
+                self._notify_once(f"warning: {message}")
             self._failures, self._moved_at = 0, time.monotonic()
 
     def _deliver_one_by_one(self, destination: Destination, entries: Sequence[QueueEntry]) -> None:

@@ -14,6 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Generic, Self
 
 from deft.platform.errors import describe_error
@@ -30,6 +31,9 @@ DELIVERY_TIMEOUT = 60.0
 
 DELIVERY_TIMEOUT_AFTER_FAILURE = 15.0
 """The same where the run itself failed."""
+
+DELIVERY_TIMEOUT_AFTER_SIGNAL = 5.0
+"""The same where the command was asked to end: `docker stop` kills after ten."""
 
 
 class MlflowQueue:
@@ -67,7 +71,14 @@ class MlflowQueue:
         self._outbox.append({"params": dict(params)})
         self._delivery.start()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._end("KILLED", DELIVERY_TIMEOUT_AFTER_SIGNAL)
         self._delivery.stop()
 
     def fail(self, error: BaseException) -> None:

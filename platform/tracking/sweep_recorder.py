@@ -57,6 +57,10 @@ class SweepRecorder(MlflowQueue):
         """
         self._outbox.append({"child": str(run.resolve()), "sweep": self.name})
 
+    def end_cell(self, run: Path) -> None:
+        """Mark the run in directory ``run`` as killed, if it is still said to be running."""
+        self._outbox.append({"killed": str(run.resolve()), "time": now_ms()})
+
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log numbers of the sweep as a whole."""
         self._outbox.append({"step": step, "time": now_ms(), "metrics": dict(metrics)})

@@ -26,6 +26,7 @@ from deft.platform.records.manifests import (
 from deft.platform.records.run_directory import read_events
 from deft.sweeps.directory import read_failure
 from deft.sweeps.spec import HIGHER_IS_BETTER, label
+from deft.workers.common.files import reading
 
 CellState = Literal["finished", "failed", "not run yet"]
 
@@ -159,53 +160,43 @@ def read_sweep(directory: Path, root: Path) -> Sweep:
     Raises:
         UserError: a file of the sweep is missing or damaged.
     """
+    remedy = "run the command of this sweep again"
     try:
-        about = json.loads((directory / "sweep.json").read_text())
-        lines = (directory / "cells.jsonl").read_text().splitlines()
-        select = about["select"] or {"over": None, "by": None}
-        over, by = select["over"], select["by"]
-        cells = [_read_cell(json.loads(line), directory, root, over) for line in lines]
-        if not cells:
-            raise UserError(f"{directory / 'cells.jsonl'}: the sweep has no cells")
-        cells = _without_constant_axes(cells)
-        baseline = _canonical(about["baseline"])
-        if baseline not in {cell.objective for cell in cells}:
-            baseline = cells[0].objective
-        return Sweep(
-            directory=directory,
-            name=about["name"],
-            file=about["file"],
-            baseline=baseline,
-            over=over,
-            by=by,
-            cells=cells,
-            candidates=choose(cells, by) if by else (),
-        )
+        with reading(directory / "sweep.json", remedy):
+            about = json.loads((directory / "sweep.json").read_text())
+            select = about["select"] or {"over": None, "by": None}
+            over, by = select["over"], select["by"]
+            name, file, baseline = about["name"], about["file"], _canonical(about["baseline"])
+        with reading(directory / "cells.jsonl", remedy):
+            lines = (directory / "cells.jsonl").read_text().splitlines()
+            described = [_describe(json.loads(line), root, over) for line in lines]
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: no such file; is this the directory of a sweep?"
         ) from None
-    except (KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{directory}: damaged: {error!r}") from None
+    if not described:
+        raise UserError(f"{directory / 'cells.jsonl'}: the sweep has no cells; {remedy}")
+    cells = _without_constant_axes([_with_state(cell, directory) for cell in described])
+    if baseline not in {cell.objective for cell in cells}:
+        baseline = cells[0].objective
+    return Sweep(
+        directory=directory,
+        name=name,
+        file=file,
+        baseline=baseline,
+        over=over,
+        by=by,
+        cells=cells,
+        candidates=choose(cells, by) if by else (),
+    )
 
 
-def _read_cell(
-    line: Mapping[str, Any], directory: Path, root: Path, over: str | None
-) -> CellResult:
+def _describe(line: Mapping[str, Any], root: Path, over: str | None) -> CellResult:
+    """Return the cell that a line describes, as if it had not been run."""
     spec, settings = line["spec"], line["settings"]
-    run = root / line["run"]
-    state: CellState = "not run yet"
-    failure: Mapping[str, Any] = {}
-    manifest = read_manifest(run, EvaluateManifest)
-    if manifest is not None:
-        lost_table = _lost_table(run, manifest)
-        state = "failed" if lost_table else "finished"
-        failure = {"cause": f"{lost_table} is gone"} if lost_table else {}
-    elif last_failure := read_failure(directory, run.name):
-        state, failure = "failed", last_failure
     named_apart = (*BY_SEEDS, over, "dataset", "model")
     return CellResult(
-        directory=run,
+        directory=root / line["run"],
         objective=_canonical(spec["objective"]),
         seed=spec["seed"],
         setting=Setting(
@@ -217,10 +208,22 @@ def _read_cell(
         ),
         choice=label(settings[over]) if over else "",
         spec=spec,
-        state=state,
-        cause=failure.get("cause", ""),
-        attempts=failure.get("attempts", 0),
+        state="not run yet",
     )
+
+
+def _with_state(cell: CellResult, sweep: Path) -> CellResult:
+    """Return ``cell`` of the sweep in directory ``sweep`` with its state."""
+    manifest = cell.manifest(EvaluateManifest)
+    if manifest is not None:
+        lost_table = _lost_table(cell.directory, manifest)
+        if lost_table is None:
+            return replace(cell, state="finished")
+        return replace(cell, state="failed", cause=f"{lost_table} is gone")
+    if failure := read_failure(sweep, cell.run):
+        cause, attempts = failure["cause"], failure["attempts"]
+        return replace(cell, state="failed", cause=cause, attempts=attempts)
+    return cell
 
 
 def _without_constant_axes(cells: Sequence[CellResult]) -> list[CellResult]:

@@ -15,8 +15,10 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.fs
 import pytest
@@ -30,7 +32,17 @@ from werkzeug.serving import make_server
 from deft.platform.config.loading import load_spec
 from deft.platform.records.manifests import BenchmarkOverlap
 from deft.platform.records.run_directory import RunDirectory
-from helpers import free_port, make_prepare_manifest
+from helpers import (
+    free_port,
+    make_benchmark_result,
+    make_evaluate_manifest,
+    make_prepare_manifest,
+    make_train_manifest,
+)
+
+if TYPE_CHECKING:
+    from deft.platform.config.spec import ExperimentSpec
+    from deft.platform.run.context import RunContext
 
 
 class S3Server:
@@ -117,6 +129,110 @@ def read_curve() -> Callable[[Path], list[tuple[int, float]]]:
         return [(e["step"], e["metrics"][nll]) for e in events if nll in e["metrics"]]
 
     return read
+
+
+FINISHED_RUN = """
+base:
+  dataset: {name: figfont, size: 60}
+  model: tiny
+  training: {num_workers: 1, max_steps: 4, batch_size: 8, max_length: 256, dtype: float32}
+  evaluation:
+    general: false
+    benchmarks: [{name: figfont, size: 4, max_tokens: 8}]
+    engine: {type: transformers}
+grid: {objective: [DEFT]}
+"""
+
+
+PREDICTION: dict[str, Any] = {
+    "item_digest": "0",
+    "sample": 0,
+    "source": "",
+    "prompt": "p",
+    "num_bos": 0,
+    "gold": "gold",
+    "finish_reason": "stop",
+    "n_tokens": 3,
+    "verdict": "wrong",
+    "extracted": None,
+    "scores": {"jaro_winkler": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run of the tiny model whose stages have all finished, the one cell of a sweep."""
+
+    root: Path
+    spec: ExperimentSpec
+    run: Path
+    sweep: Path
+    spec_file: Path
+    """The run's spec, as a run file."""
+    context: RunContext
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Written by what writes it in a run, but for the numbers in it, which nobody has measured.
+
+    Made once; a test that damages it puts it in order again.
+    """
+    from rich.console import Console
+
+    from deft.evaluators.generation.journal import Response, ResponseJournal
+    from deft.evaluators.scores.heldout_table import RowLoss, write_losses
+    from deft.evaluators.scores.predictions import Prediction, write_predictions
+    from deft.evaluators.spec import heldout_table
+    from deft.platform.console import RunConsole
+    from deft.platform.records.manifests import ModelResult, RecordManifest
+    from deft.platform.run import prepare_stage
+    from deft.platform.run.context import RunContext
+    from deft.platform.tracking.outbox import Outbox
+    from deft.platform.tracking.uri import default_tracking_uri
+    from deft.sweeps.cells import load_sweep
+    from deft.sweeps.directory import SweepDirectory
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "sweep.yaml").write_text(FINISHED_RUN)
+    root = folder / "runs"
+    plan = load_sweep(folder / "sweep.yaml", root)
+    spec = plan.cells[0].spec
+    context = RunContext(root, RunConsole(Console(file=StringIO())), default_tracking_uri(root))
+    run = RunDirectory(root, spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_stage, "run_task", lambda work, **_: work())
+        manifest = prepare_stage.prepare_stage(run, context)
+    run.create()
+    run.finish(manifest)
+    for step in range(1, 5):
+        run.append_event(step, {"train/nll": 7.0 - step, "train/objective": 6.0 - step})
+    (run.path / "model").mkdir()
+    models = {}
+    for label in ("base", "eval"):
+        losses = [RowLoss(row, 3.0 + row, 1.0, 2.0, 4, 1, 9, 1) for row in range(3)]
+        write_losses(losses, run.path / heldout_table(label))
+        rows = [
+            Prediction(**{**PREDICTION, "id": str(item), "response": label}) for item in range(4)
+        ]
+        table = f"predictions/{label}-figfont.parquet"
+        write_predictions(rows, run.path / table, {"samples": "1"})
+        with ResponseJournal(run.path / "responses" / f"{label}-figfont.jsonl") as journal:
+            for item in range(4):
+                journal.append(Response(str(item), 0, label, "gold", None, "stop", 3))
+        result = make_benchmark_result({"avg@1": 0.5, "num_samples": 1.0}, table)
+        models[label] = ModelResult(
+            directory=f"/{label}", heldout={"nll": 3.0}, benchmarks={"figfont": result}
+        )
+    run.finish(make_train_manifest(4))
+    run.finish(make_evaluate_manifest(models))
+    Outbox(run.path, run.path.name).append({"tags": {"deft.run": run.path.name}})
+    run.finish(RecordManifest(mlflow_run_id="0" * 32))
+    sweep = SweepDirectory.of(plan, root)
+    sweep.create(plan)
+    spec_file = folder / "run.yaml"
+    spec_file.write_text((run.path / "spec.json").read_text())  # JSON is YAML
+    return Finished(root, spec, run.path, sweep.path, spec_file, context)
 
 
 class MlflowServer:

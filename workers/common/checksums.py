@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+
+from deft.workers.common.files import DamageWarning, atomic_directory
 
 FOLDER = "checksums"
 """Folder of a directory's checksums: one file for each part that it was merged from."""
@@ -69,12 +75,40 @@ def write_checksums(directory: Path, part: int) -> None:
     record.write_text(json.dumps(digests))
 
 
+def cached_directory(directory: Path, build: Callable[[Path], None]) -> Path:
+    """Return ``directory``, filled by ``build`` unless it is there and whole.
+
+    One that is damaged is replaced, with a `DamageWarning`.
+    """
+    if directory.is_dir() and not replace_damaged(directory):
+        return directory
+    with atomic_directory(directory) as aside:
+        build(aside)
+        write_checksums(aside, 0)
+    return directory
+
+
+def replace_damaged(directory: Path) -> bool:
+    """Remove ``directory`` if a file in it is not what was written; tell whether it was."""
+    damaged = damaged_file_of(directory, 0)
+    if damaged is None:
+        return False
+    warnings.warn(
+        f"{directory / damaged}: damaged; {directory} is made anew", DamageWarning, stacklevel=2
+    )
+    aside = directory.with_name(f".{directory.name}.{uuid.uuid4().hex[:8]}")
+    with suppress(FileNotFoundError):  # another process has done so
+        directory.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
 def damaged_file_of(directory: Path, part: int) -> str | None:
     """Find a file of ``part`` that is missing or not what was written; None if all are whole."""
     record = f"{FOLDER}/{part}.json"
     try:
-        digests = json.loads((directory / record).read_text())
-    except (OSError, ValueError):
+        digests = dict(json.loads((directory / record).read_text()))
+    except (OSError, ValueError, TypeError):
         return record
     return damaged_file(directory, digests)
 

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.catalogs.models import MODELS
-from deft.workers.common.checksums import hash_parts
+from deft.workers.common.checksums import cached_directory, damaged_file_of, hash_parts
 from deft.workers.common.example import Example
-from deft.workers.common.files import atomic_directory, write_atomic
+from deft.workers.common.files import write_atomic
 from deft.workers.common.hub import resolve_commit
 from deft.workers.data.chat import count_bos, format_hash
 from deft.workers.data.datasets import (
@@ -185,6 +185,18 @@ def prepare(
     )
 
 
+def is_whole(prepared: Prepared, cache: Path) -> bool:
+    """Tell whether what ``prepared`` names under ``cache`` is there, and as it was written."""
+    directories = {Path(prepared.model_dir), Path(prepared.examples_dir)}
+    directories |= {Path(rows).parent for rows in (prepared.rows_dir, prepared.validation_dir)}
+    return all(
+        damaged_file_of(directory, 0) is None
+        if directory.is_relative_to(cache)
+        else directory.is_dir()
+        for directory in directories
+    )
+
+
 def pinned(dataset: DatasetSpec) -> DatasetSpec:
     """Return ``dataset`` with the commit of each data set from the hub as its revision."""
     if dataset.mixture:
@@ -292,10 +304,7 @@ def join_examples(directories: Sequence[Path], cache: Path) -> Path:
     if len(directories) == 1:
         return directories[0]
     joined = cache / hash_parts(*(directory.name for directory in directories))
-    if not joined.is_dir():
-        with atomic_directory(joined) as aside:
-            link_tables(aside, directories)
-    return joined
+    return cached_directory(joined, lambda aside: link_tables(aside, directories))
 
 
 def prepare_source(source: SourceSpec, bad_records: BadRecords, cache: Path) -> Path:
@@ -310,18 +319,22 @@ def prepare_source(source: SourceSpec, bad_records: BadRecords, cache: Path) -> 
     name = source.name if source.name in DATASETS or source.local_path is None else ""
     key = (STORE_FORMAT, name, json.dumps(settings), content_digest(source))
     directory = cache / hash_parts(*key)
+
+    def build(aside: Path) -> None:
+        with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
+            log = BadRecordLog(file)
+            notes = ReadingNotes()
+            write_examples(usable_batches(source, log, notes), aside / EXAMPLES_FILE)
+        write_atomic(aside / PASSED_OVER_FILE, describe_notes(notes))
+        write_atomic(aside / COUNTS_FILE, json.dumps(log.counts))
+
     if not directory.is_dir():
         entry = DATASETS.get(source.name)
         if entry is None or entry.generate is None:  # in generated data nothing can be bad
             require_usable(source, bad_records)
-        with atomic_directory(directory) as aside:
-            with (aside / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
-                log = BadRecordLog(file)
-                notes = ReadingNotes()
-                write_examples(usable_batches(source, log, notes), aside / EXAMPLES_FILE)
-            write_atomic(aside / PASSED_OVER_FILE, describe_notes(notes))
-            write_atomic(aside / COUNTS_FILE, json.dumps(log.counts))
-    elif bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
+        return cached_directory(directory, build)
+    cached_directory(directory, build)
+    if bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
         require_usable(source, bad_records)
     return directory
 
@@ -370,20 +383,20 @@ def prepare_tokenized(examples_dir: Path, encoder: RowEncoder, cache: Path) -> P
     tokenizer_hash = hash_parts(tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template))
     settings = json.dumps(asdict(row_format))
     key = (STORE_FORMAT, examples_dir.name, tokenizer_hash, prompt_hash, settings)
-    directory = cache / hash_parts(*key)
-    if not directory.is_dir():
-        with atomic_directory(directory) as aside:
-            shutil.copyfile(examples_dir / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
-            tokenize(examples_dir, encoder, aside)
-            rows = open_tables(aside)
-            problems = Counter(bad.kind for bad in read_bad_records(aside / BAD_RECORDS_FILE))
-            counts = {
-                "problems": problems,
-                "format_hash": prompt_hash,
-                "num_bos": count_bos(tokenizer, rows[0]["input_ids"]) if len(rows) else 0,
-            }
-            write_atomic(aside / COUNTS_FILE, json.dumps(counts))
-    return directory
+
+    def build(aside: Path) -> None:
+        shutil.copyfile(examples_dir / BAD_RECORDS_FILE, aside / BAD_RECORDS_FILE)
+        tokenize(examples_dir, encoder, aside)
+        rows = open_tables(aside)
+        problems = Counter(bad.kind for bad in read_bad_records(aside / BAD_RECORDS_FILE))
+        counts = {
+            "problems": problems,
+            "format_hash": prompt_hash,
+            "num_bos": count_bos(tokenizer, rows[0]["input_ids"]) if len(rows) else 0,
+        }
+        write_atomic(aside / COUNTS_FILE, json.dumps(counts))
+
+    return cached_directory(cache / hash_parts(*key), build)
 
 
 def require_accepted(dataset: DatasetSpec, label: str, bad_records_file: Path) -> None:
@@ -429,22 +442,22 @@ def prepare_rows(
     drawn = [weights, dataset.size] if dataset.mixture else []
     settings = json.dumps([dataset.validation, dataset.noise, seed, *drawn])
     names = [directory.name for directory in tokenized]
-    directory = cache / "rows" / hash_parts(STORE_FORMAT, *names, settings)
-    if not directory.is_dir():
-        with atomic_directory(directory) as aside:
-            by_source = write_splits(
-                dataset,
-                tokenized,
-                [len(open_tables(each)) for each in examples_dirs],
-                tokenizer,
-                max_length=max_length,
-                seed=seed,
-                directory=aside,
-            )
-            totals = {name: sum(each[name] for each in by_source) for name in by_source[0]}
-            counts = {**totals, **_join_records(tokenized, aside), "sources": by_source}
-            write_atomic(aside / COUNTS_FILE, json.dumps(counts))
-    return directory
+
+    def build(aside: Path) -> None:
+        by_source = write_splits(
+            dataset,
+            tokenized,
+            [len(open_tables(each)) for each in examples_dirs],
+            tokenizer,
+            max_length=max_length,
+            seed=seed,
+            directory=aside,
+        )
+        totals = {name: sum(each[name] for each in by_source) for name in by_source[0]}
+        counts = {**totals, **_join_records(tokenized, aside), "sources": by_source}
+        write_atomic(aside / COUNTS_FILE, json.dumps(counts))
+
+    return cached_directory(cache / "rows" / hash_parts(STORE_FORMAT, *names, settings), build)
 
 
 def _join_records(tokenized: Sequence[Path], directory: Path) -> dict[str, Any]:
@@ -511,16 +524,10 @@ def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache:
         assert examples_dir is not None
         directory = cache / f"tiny-{hash_parts(examples_dir.name, str(seed))}"
         examples = open_tables(examples_dir)
-        return _built(directory, lambda aside: build_tiny(aside, iterate_examples(examples), seed))
-    return _built(cache / model.name, build_smollm2)
-
-
-def _built(directory: Path, build: Callable[[Path], None]) -> Path:
-    """Return ``directory``, filled by ``build`` if it is not there yet."""
-    if not directory.is_dir():
-        with atomic_directory(directory) as aside:
-            build(aside)
-    return directory
+        return cached_directory(
+            directory, lambda aside: build_tiny(aside, iterate_examples(examples), seed)
+        )
+    return cached_directory(cache / model.name, build_smollm2)
 
 
 def _silence_libraries() -> None:

@@ -30,6 +30,12 @@ WEIGHTS = (SINGLE_FILE, f"{SINGLE_FILE}.index.json")
 ADAPTER_CONFIG = "adapter_config.json"
 """What PEFT writes beside an adapter."""
 
+MAX_JSON_BYTES = 256 * 2**20
+"""Size of the largest configuration or tokenizer; those of the largest vocabularies have 40 MB."""
+
+MAX_HEADER_BYTES = 100 * 2**20
+"""Size of the largest header of a safetensors file, as in the format's own library."""
+
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -162,7 +168,7 @@ def require_data_only(directory: Path) -> None:
 
     Raises:
         ValueError: its weights are pickles, lie elsewhere or are damaged; its model or tokenizer
-            is code; or it is an adapter.
+            is code; it is an adapter; or to read its files would take memory without measure.
     """
     if (directory / ADAPTER_CONFIG).is_file():
         raise ValueError(
@@ -178,16 +184,34 @@ def require_data_only(directory: Path) -> None:
             "loaded, since a pickle can run code. If you trust it, convert it by transformers' "
             "from_pretrained and save_pretrained"
         )
+    for file in directory.glob("*.json"):
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(
+                f"{file}: {file.stat().st_size:,} bytes, and no configuration or tokenizer has "
+                f"more than {MAX_JSON_BYTES:,}; is this the directory of a model?"
+            )
     for index in directory.glob("*.safetensors.index.json"):
         for name in set(_json_object(index).get("weight_map", {}).values()):
             if not isinstance(name, str) or Path(name).name != name:
                 raise ValueError(f"{index}: {name!r} is not a file in the same directory")
             _require_whole(directory / name)
+    for file in directory.glob("*.safetensors"):
+        _require_header(file)
     if (directory / SINGLE_FILE).is_file():
         _require_whole(directory / SINGLE_FILE)
     for file in (directory / "config.json", directory / "tokenizer_config.json"):
         if file.is_file() and "auto_map" in _json_object(file):
             _require_known_to_transformers(directory, file)
+
+
+def _require_header(file: Path) -> None:
+    """Raise ValueError if the header of a safetensors file cannot be that of its content."""
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+    if not 0 < length <= min(file.stat().st_size - 8, MAX_HEADER_BYTES):
+        raise ValueError(
+            f"{file}: damaged: its header would have {length:,} bytes; copy the file again"
+        )
 
 
 def _require_whole(file: Path) -> None:

@@ -43,7 +43,7 @@ from deft.workers.training.engine import (
 from deft.workers.training.export import export_model
 from deft.workers.training.job import TrainJob
 from deft.workers.training.metrics import gather_targets, step_metrics
-from deft.workers.training.preemption import PreemptionNotice
+from deft.workers.training.preemption import EndNotice
 from deft.workers.training.prefetch import prefetched
 from deft.workers.training.step import (
     MicroBatch,
@@ -67,6 +67,8 @@ def train(job: TrainJob) -> None:
 
     The last checkpoint reported holds `model/`, the Hugging Face export.
 
+    It ends before the last step if the driver asks for it.
+
     Raises:
         FloatingPointError: loss or gradient were not finite for several steps in a row.
     """
@@ -82,7 +84,7 @@ def train(job: TrainJob) -> None:
             return
         engine, data = setup_engine(job, worker, data, load_universal=resumption.is_universal)
         first_step = resumption.load(engine)
-    notice = PreemptionNotice(worker.device)
+    notice = EndNotice(worker.device)
     if first_step == 0:
         validate_if_due(job, worker, engine, data, step=0)
     worker.report("attention", first_step, {"name": describe_attention(engine.module.model)})
@@ -115,6 +117,8 @@ def train(job: TrainJob) -> None:
                 stop_training(job, step, batch, problem, skipped_in_a_row)
         metrics |= validate_if_due(job, worker, engine, data, step=step + 1)
         save_if_due(job, worker, engine, data, notice, metrics, step=step + 1)
+        if notice.is_stop:
+            return
 
 
 @dataclass(frozen=True)
@@ -347,16 +351,16 @@ def save_if_due(
     worker: Worker,
     engine: deepspeed.DeepSpeedEngine,
     data: Data,
-    notice: PreemptionNotice,
+    notice: EndNotice,
     metrics: dict[str, float],
     *,
     step: int,
 ) -> None:
-    """Save a checkpoint if it is time to or this node is about to go away."""
-    is_preempted = notice.arrived()
-    if is_preempted:
-        worker.report("preemption", step, {})
-    if is_preempted or job.training.is_saved(step, job.num_steps):
+    """Save a checkpoint if it is time to or this worker is about to go away."""
+    ending = notice.arrived()
+    if ending is not None:
+        worker.report(ending, step, {})
+    if ending is not None or job.training.is_saved(step, job.num_steps):
         is_exported = step == job.num_steps or job.training.keep == "best"
         lora = job.training.lora
         export = partial(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from deft.evaluators.grading import GRADERS
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
+START_SECONDS = 120.0
+"""Seconds in which a grading process must have imported its grader."""
+
 _Job = tuple[bytes, "Future[Grade]"]
 
 
@@ -29,7 +33,7 @@ class GraderPool:
     own kind: a record that takes too long, too much memory or crashes it yields the verdict
     ``grader_error``, and the next record meets a fresh process. Leaving the block waits for what
     was submitted; leaving it by an exception cancels what has not started. No process outlives
-    the pool by more than ``timeout``, even if the pool's own process is killed.
+    the pool's own, even if that is killed while a grader's module is imported.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class GraderPool:
         self._grader = grader
         self._command = [
             *(sys.executable, "-P", "-m", "deft.evaluators.grading.sandbox.worker"),
-            *(GRADERS.get(grader, grader), str(timeout), str(memory_mib)),
+            *(GRADERS.get(grader, grader), str(timeout), str(memory_mib), str(os.getpid())),
         ]
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = [
@@ -156,9 +160,11 @@ class _Process:
         )
         self._started = False
         assert self._popen.stdout is not None
-        if self._popen.stdout.readline() != b"ready\n":
+        began, _, _ = select.select([self._popen.stdout], [], [], START_SECONDS)
+        if not began or self._popen.stdout.readline() != b"ready\n":
             self.kill()
-            raise RuntimeError(f"the grading process did not start: {' '.join(command)}")
+            late = "" if began else f" within {START_SECONDS:.0f} s: its module is not imported"
+            raise RuntimeError(f"the grading process did not start{late}: {' '.join(command)}")
 
     def ask(self, line: bytes) -> Grade | None:
         """Return the grade of one record; None if the process is gone or its reply is malformed."""

@@ -8,6 +8,7 @@ take seconds. The zygote has one thread, so that forking it is safe, and touches
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -26,7 +27,16 @@ WALL_SECONDS_PER_CPU_SECOND = 20
 """A child that waits instead of computing is killed after this many times its CPU limit."""
 MAX_EXTRACTED = 2000
 """Characters of the extracted answer that are reported."""
+PR_SET_PDEATHSIG = 1
+"""Request to the kernel, see prctl(2)."""
 KILLED = "the process ran out of time or memory, or crashed"
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process as soon as its parent, ``parent``, is gone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before
+        os._exit(1)
 
 
 class Child:
@@ -36,8 +46,10 @@ class Child:
         request_read, request_write = os.pipe()
         reply_read, reply_write = os.pipe()
         self._timeout = timeout
+        zygote = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
+            end_with_parent(zygote)
             os.close(request_write)
             os.close(reply_read)
             try:
@@ -117,8 +129,12 @@ def _encode(grade: Grade) -> bytes:
     return json.dumps(reply).encode() + b"\n"
 
 
-def main(grader_path: str, timeout: float, memory_mib: int) -> None:
-    """Answer each line of standard input by one line on standard output."""
+def main(grader_path: str, timeout: float, memory_mib: int, owner: int) -> None:
+    """Answer each line of standard input by one line on standard output.
+
+    The process ends with its ``owner``, whatever it is doing.
+    """
+    end_with_parent(owner)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     module, _, name = grader_path.partition(":")
@@ -142,4 +158,4 @@ def main(grader_path: str, timeout: float, memory_mib: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -153,6 +153,7 @@ def run(
         storage=str(directory / "storage"),
         use_gpu=False,
         on_restart=restarts.append,
+        is_training=lambda: False,
     )
     return events, result, restarts
 

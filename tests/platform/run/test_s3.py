@@ -77,7 +77,14 @@ def test_a_run_goes_on_from_a_checkpoint_in_a_bucket(
     )
     restarts: list[str] = []
     began = time.monotonic()
-    result = fit(job, name="run", storage=storage, use_gpu=False, on_restart=restarts.append)
+    result = fit(
+        job,
+        name="run",
+        storage=storage,
+        use_gpu=False,
+        on_restart=restarts.append,
+        is_training=bool,
+    )
     assert len(restarts) == 1
     assert_finished(result, tmp_path)
     if what:
@@ -131,7 +138,9 @@ def test_storage_that_is_away_ends_the_run_and_nothing_is_lost(
     )
 
     def train() -> ray.train.Result:
-        return fit(job, name="run", storage=storage, use_gpu=False, on_restart=print)
+        return fit(
+            job, name="run", storage=storage, use_gpu=False, on_restart=print, is_training=bool
+        )
 
     began = time.monotonic()
     with pytest.raises(Exception) as raised:  # noqa: PT011

@@ -69,6 +69,25 @@ def test_what_a_crash_left_of_a_line_is_dropped(tmp_path: Path) -> None:
     assert len(list(again.waiting())) == 2
 
 
+def test_a_damaged_line_is_named_and_the_rest_delivered(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, "a")
+    outbox.append({"tags": {"k": "v"}})
+    with (tmp_path / "mlflow" / "outbox.jsonl").open("a") as file:
+        file.write('{"tags": {"torn\n{"metrics": {"m": "x"}, "step": 1, "time": 1}\n')
+    outbox.append({"status": "FINISHED", "time": 1})
+    for entries, offsets in outbox.waiting():
+        assert [entry for entry in entries if entry] in (
+            [{"tags": {"k": "v"}}, {"status": "FINISHED", "time": 1}],
+            [{"tags": {"k": "v"}}],
+            [{"status": "FINISHED", "time": 1}],
+            [],
+        )
+        outbox.mark(offsets)
+    assert outbox.has_delivered(outbox.size())
+    places = [message.split(": ")[0].rpartition(":")[2] for message in outbox.damaged]
+    assert places == ["2", "3"]
+
+
 def test_file_that_is_shorter_than_what_was_delivered_is_sent_anew(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, "a")
     write_events(tmp_path, 10)

@@ -47,6 +47,7 @@ from deft.sweeps.report.section_results import (
     second_opinions_table,
 )
 from deft.sweeps.report.write import write_report
+from deft.workers.common.files import DamagedFileError
 from helpers import (
     make_benchmark_result,
     make_evaluate_manifest,
@@ -666,7 +667,7 @@ def test_sweep_is_found_by_the_beginning_of_its_name(trial: Disk) -> None:
     with pytest.raises(UserError, match="several sweeps start so: trial-0123456789, trial-9"):
         find_sweep("trial", trial.root)
     (trial.directory / "cells.jsonl").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(DamagedFileError, match="damaged"):
         read_sweep(trial.directory, trial.root)
 
 

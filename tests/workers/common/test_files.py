@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deft.workers.common.files import atomic_directory, exclusive, write_atomic
+from deft.workers.common.files import atomic_directory, exclusive, read_lines, write_atomic
 
 
 def test_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -44,6 +45,51 @@ def test_text_replaces_what_was_there(tmp_path: Path) -> None:
     write_atomic(tmp_path / "deep" / "file", "two")
     assert (tmp_path / "deep" / "file").read_text() == "two"
     assert len(list((tmp_path / "deep").iterdir())) == 1
+
+
+FILL = """
+import sys
+from pathlib import Path
+from deft.workers.common.files import append_line, read_lines
+
+file = Path(sys.argv[1]) / "lines.jsonl"
+stored = 0
+try:
+    while True:
+        append_line(file, str(stored) * 1500)
+        stored += 1
+except OSError as error:
+    print(error.strerror)
+# What is written when there is room again is a line of its own.
+(file.parent / "filler").unlink()
+append_line(file, "last")
+lines = list(read_lines(file, bytes.decode, print))
+print(len(lines) == stored + 1, lines[-1], all(len(set(line.strip())) < 10 for line in lines[:-1]))
+"""
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "fill.py").write_text(FILL)
+    script = (
+        f"mount -t tmpfs -o size=1m tmpfs {tmp_path}/disk && head -c 262144 /dev/zero > "
+        f"{tmp_path}/disk/filler && {sys.executable} {tmp_path}/fill.py {tmp_path}/disk"
+    )
+    (tmp_path / "disk").mkdir()
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("the system does not allow a file system of one's own (user namespaces)")
+    done = subprocess.run(
+        [*namespace, "bash", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "No space left on device\nTrue last\n True\n", done.stderr
+
+
+def test_damaged_lines_are_left_out_with_their_number(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    file.write_bytes(b"1\n{\n\xff\n2\n3")  # the last one is being written
+    told: list[str] = []
+    assert list(read_lines(file, json.loads, told.append)) == [1, 2]
+    assert [message.split(": ")[0] for message in told] == [f"{file}:2", f"{file}:3"]
 
 
 HOLD = """

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deft.workers.common.secrets import has_secret, is_secret_name, without_secrets
+from deft.workers.common.secrets import (
+    has_secret,
+    is_secret_name,
+    secret_setting,
+    without_secrets,
+)
 from deft.workers.spec import TrainingSpec
 
 
@@ -50,9 +59,101 @@ def test_addresses_without_secrets_are_let_through(uri: str) -> None:
     assert TrainingSpec(checkpoint_storage=uri).checkpoint_storage == uri
 
 
-def test_text_without_addresses_stays() -> None:
-    text = "a@b.org wrote to c@d.org: 1/2 // 3"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a@b.org wrote to c@d.org: 1/2 // 3",
+        "--set KEY=VALUE: expected key=value, as in training.max_steps=10",
+        "max_tokens=128, tokens_per_second=3, eos_token='<|im_end|>', sort_key=3",
+        "HF_TOKEN_PATH=/home/a/.cache/token and key 'prompt' is missing",
+        "training.token: unknown key; did you mean tokens?",
+        "RuntimeError: gloo: connection closed by peer [127.0.0.1]:4711; the basic authorization",
+        "sk-learn 1.4, hf_transfer and dapi",
+    ],
+)
+def test_text_without_secrets_stays(text: str) -> None:
     assert without_secrets(text) == text
+    assert not has_secret(text)
+
+
+FORMS = {
+    "user and password": "postgresql://user:{0}@host:5432/db",
+    "parameter": "https://host/path?user=a&password={0}&x=1",
+    "first parameter": "mssql+pyodbc://host/db?pwd={0}",
+    "short parameter": "https://host/path?key={0}&x=1",
+    "authentication": "https://host/path?a=1&auth={0}",
+    "percent-encoded connection": "mssql+pyodbc:///?odbc_connect={0}",
+    "shared access signature": "https://a.blob.core.windows.net/c?sv=2022-11-02&ss=b&sig={0}",
+    "fragment": "https://host/callback#access_token={0}",
+    "connection string": "Server=db;Uid=a;Pwd={0};Encrypt=yes",
+    "account key": "DefaultEndpointsProtocol=https;AccountName=a;AccountKey={0};Suffix=b",
+    "libpq": "host=db user=a password={0} connect_timeout=3",
+    "variable": "WANDB_API_KEY={0}",
+    "export": "export AWS_SECRET_ACCESS_KEY={0}",
+    "argument": "--token={0}",
+    "JSON": '{{"user": "a", "api_key": "{0}"}}',
+    "Python": "{{'passwd': '{0}', 'x': 1}}",
+    "YAML": "password: '{0}'",
+    "bearer": "Authorization: Bearer {0}",
+    "header of a dictionary": "{{'Authorization': 'Basic {0}'}}",
+    "header of a service": "X-Api-Key: {0}",
+}
+"""How secrets are written, by what the form is called."""
+
+plain = st.text(string.ascii_letters + string.digits, min_size=8, max_size=40)
+
+
+@given(secret=plain, form=st.sampled_from(sorted(FORMS)), before=plain, after=plain)
+def test_no_secret_in_any_form_is_shown(secret: str, form: str, before: str, after: str) -> None:
+    # What else there is must be something else, or it could not be told that it is shown.
+    secret, before, after = f"Zq{secret}", f"b{before} ", f" a{after}"
+    shown = without_secrets(before + FORMS[form].format(secret) + after)
+    assert secret not in shown, form
+    assert has_secret(FORMS[form].format(secret)), form
+    assert shown.startswith(before)
+    assert shown.endswith(after)
+
+
+@given(words=st.lists(plain, min_size=2, max_size=4), quote=st.sampled_from("'\""))
+def test_a_quoted_secret_may_hold_blanks(words: list[str], quote: str) -> None:
+    words = [f"Zq{word}" for word in words]
+    value = f"{quote}{' '.join(words)}{quote}"
+    for text in (f"password={value}, port=1", f"{quote}passphrase{quote}: {value}, port=1"):
+        shown = without_secrets(text)
+        assert not any(word in shown for word in words)
+        assert shown.endswith(", port=1")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_abcdefghijklmnopqrst",
+        "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+        "sk-proj-abcdefghijklmnopqrst",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P",
+    ],
+)
+def test_what_is_known_as_a_secret_by_itself_is_not_shown(secret: str) -> None:
+    assert without_secrets(f"401 for {secret} at once") == "401 for … at once"
+
+
+def test_secrets_of_the_environment_are_known_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEATHER_SERVICE_TOKEN", "correct horse")
+    monkeypatch.setenv("STORE", "redis://default:battery-staple@host:6379")
+    text = "refused: correct horse (battery-staple)"
+    assert without_secrets(text) == "refused: … (…)"
+    assert has_secret("the correct horse it is")
+
+
+def test_secrets_in_nested_settings_are_found() -> None:
+    deepspeed = {"comet": {"enabled": True, "api_key": "abc"}}
+    assert secret_setting({"training": {"deepspeed": deepspeed}}) == (
+        *("training", "deepspeed", "comet", "api_key"),
+    )
+    extra = ["--extra-index-url=https://user:abc@host/simple"]
+    assert secret_setting({"pip": {"packages": extra}}) == ("pip", "packages", 0)
+    plain = {"max_tokens": 3, "prompt_style": "chat", "stop": ["key: a"], "deepspeed": {"a": None}}
+    assert secret_setting(plain) is None
 
 
 def test_variables_that_hold_secrets_are_known_by_their_names() -> None:
@@ -62,7 +163,7 @@ def test_variables_that_hold_secrets_are_known_by_their_names() -> None:
 
 
 def test_a_megabyte_of_anything_is_searched_at_once() -> None:
-    for piece in ("://", "?", "://a:", "?token", "@", "secret"):
-        text = piece * (2**20 // len(piece))
+    for piece in ("://", "?", "://a:", "?token", "@", "secret", "a=", "x-", '"a":', "'"):
+        text = piece * (2**18 // len(piece))
         assert not has_secret(text)
         assert without_secrets(text) == text

@@ -20,6 +20,7 @@ from deft.workers.modeling.loading import require_trainable
 from deft.workers.modeling.model_files import (
     build_smollm2,
     build_tiny,
+    require_data_only,
     resolve_directory,
     train_tokenizer,
 )
@@ -100,6 +101,22 @@ class RunsOnLoading:
 def trace(tmp_path: Path) -> Path:
     """Name a file that exists if code out of a model directory was run."""
     return tmp_path / "code-was-run"
+
+
+@pytest.mark.parametrize("length", [0, 2**40, 2**63])
+def test_a_header_that_is_larger_than_its_file_is_refused(copy: Path, length: int) -> None:
+    file = copy / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(length.to_bytes(8, "little") + content[8:])
+    with pytest.raises(ValueError, match=rf"model\.safetensors: damaged: its header .* {length:,}"):
+        require_data_only(copy)
+
+
+def test_a_tokenizer_without_measure_is_refused(copy: Path) -> None:
+    with (copy / "tokenizer.json").open("wb") as file:
+        file.truncate(2**33)  # a hole: it takes no space
+    with pytest.raises(ValueError, match=r"tokenizer\.json: 8,589,934,592 bytes"):
+        require_data_only(copy)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from deft.evaluators.grading.sandbox import pool as pool_module
 from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
@@ -165,6 +166,46 @@ def test_no_process_outlives_a_killed_owner(unruly: str, response: str, tmp_path
     owner.wait()
     owner.stdout.close()
     assert eventually(lambda: not pids_of("515"))
+
+
+ENDLESS = """
+import time
+time.sleep(1000)
+
+def grade(record):
+    pass
+"""
+
+
+def test_no_process_outlives_an_owner_that_is_killed_while_a_grader_is_imported(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    script = (
+        "from deft.evaluators.grading.sandbox.pool import GraderPool\n"
+        "with GraderPool('endless:grade', workers=1, memory_mib=516) as pool:\n"
+        "    pool.submit({'response': 'x'}).result()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    owner = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    assert eventually(lambda: bool(pids_of("516")))
+    time.sleep(1)  # it has asked the kernel by now
+    owner.kill()
+    owner.wait()
+    assert eventually(lambda: not pids_of("516"))
+
+
+def test_an_import_that_does_not_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(pool_module, "START_SECONDS", 0.5)
+    with GraderPool("endless:grade", workers=1, memory_mib=517) as pool:
+        future = pool.submit({"response": "x"})
+        with pytest.raises(RuntimeError, match="its module is not imported"):
+            future.result()
+    assert not pids_of("517")
 
 
 def test_a_grader_that_cannot_be_imported_fails_the_record() -> None:
