@@ -207,8 +207,8 @@ class Objective:
         return self.function(stats, **self.spec.params)
 
     @property
-    def is_described_by_gate(self) -> bool:
-        """Tell whether the prediction alone decides the gate, and the gate alone the gradient."""
+    def is_its_gate(self) -> bool:
+        """Tell whether the prediction alone decides its gradient, by a gate."""
         return self.target is None and not self.context
 
     @property

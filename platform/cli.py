@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from deft.platform.cli_options import AsJson, Overrides, Root, TrackingUri, Verbose
+from deft.platform.cli_plot import plot_app, split_names
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, print_error
 
@@ -29,6 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(plot_app, name="plot")
 
 
 def _context(
@@ -275,7 +277,7 @@ def evaluate(
         "data_dir": data_dir,
         "heldout": {"file": heldout} if heldout else None,
     }
-    spec = load_evaluation(model, _names(benchmarks), sampling, common, settings or (), root)
+    spec = load_evaluation(model, split_names(benchmarks), sampling, common, settings or (), root)
     console = RunConsole()
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
@@ -446,11 +448,6 @@ def grade(
         show_counts(counts, out, console)
 
 
-def _names(text: str) -> list[str]:
-    """Split names at commas outside parentheses, as in `DEFT,my.mod:own(a=1,b=2)`."""
-    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
-
-
 @app.command()
 def landscape(
     dataset: Annotated[str, typer.Option(help="See `deft list datasets`.")],
@@ -466,7 +463,7 @@ def landscape(
     """Draw how hard each objective pulls at a model's tokens, without training it."""
     from deft.platform.config.loading import load_spec
 
-    chosen = _names(objectives)
+    chosen = split_names(objectives)
     if not chosen:
         raise UserError("give --objectives, such as original,DEFT")
     names = {"dataset": dataset, "model": model, "objective": chosen[0]}
@@ -475,6 +472,19 @@ def landscape(
     from deft.platform.commands.landscape import draw_landscape
 
     draw_landscape(spec, chosen, root, out, RunConsole())
+
+
+@plot_app.command("sweep")
+def plot_sweep(
+    sweep: Annotated[str, typer.Argument(help="A sweep's directory or name.")],
+    out: Annotated[Path, typer.Option(help="Directory for the figures.")] = Path("figures"),
+    root: Root = Path("runs"),
+) -> None:
+    """Draw the figures of a sweep's report: landscapes, focus, entropy, gain by prior strength."""
+    from deft.sweeps.report.read_sweep import find_sweep
+    from deft.sweeps.report.write import write_figures
+
+    write_figures(find_sweep(sweep, root), root, out, RunConsole())
 
 
 @app.command()

@@ -68,12 +68,11 @@ _FOREIGN = re.compile(
     re.IGNORECASE,
 )
 _FOREIGN_BEHIND = re.compile(
-    r"(?<![A-Za-z\d])(?:(?:ist|Option|opción|opção|option|la"
-    r"|le|Antwort|ข้อ)\s+)?([A-Z])\)?\s*(?:(?:ist )?die (?:richtige|korrekte|beste) "
-    r"(?:Antwort|Option)|ist (?:richtig|korrekt)\b|ถูก(?:ต้อง)?|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la "
-    r"|a )?(?:respuesta |resposta )?"
-    r"corre(?:c)?ta|(?:选项|選項|项|項)?(?:才)?(?:是|为)?(?:正确|正確)(?!吗)|(?:が|は)(?:正解|正しい)"
-    r"|(?:번)?(?:이|가)?\s*(?:정답|맞))",
+    r"(?<![A-Za-z\d])(?:(?:ist|Option|opción|opção|option|la|le|Antwort"
+    r"|ข้อ)\s+)?([A-Z])\)?\s*(?:(?:ist )?die (?:richtige|korrekte|beste) (?:Antwort|Option)"
+    r"|ist (?:richtig|korrekt)\b|ถูก(?:ต้อง)?|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la "
+    r"|a )?(?:respuesta |resposta )?corre(?:c)?ta"
+    r"|(?:选项|選項|项|項)?(?:才)?(?:是|为)?(?:正确|正確)(?!吗)|(?:が|は)(?:正解|正しい)|(?:번)?(?:이|가)?\s*(?:정답|맞))",
 )
 _KEYWORDS_TEXT = (
     "richtig korrekt die_beste qui_est correct 正确 正確 correta 正しい 정답 맞 antwort lösung "

@@ -23,10 +23,9 @@ _FINAL_CHANNEL = re.compile(
 )
 _OTHER_CHANNEL = re.compile(r"<\|channel\|>|\Aanalysis(?=[^a-z\s])")
 _TURN_END = re.compile(
-    r"<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end_of_turn|end|return)\|>"
-    r"|</s>|<eos>|<end_of_turn>|<｜end▁of▁sentence｜>"
-    r"|<\|im_start\|>\s*(?:user|human|system)\b|<\|start_header_id\|>\s*user|<\|user\|>"
-    r"|<start_of_turn>\s*user|\[INST\]"
+    r"<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end_of_turn|end|return)\|>|</s>|<eos>"
+    r"|<end_of_turn>|<｜end▁of▁sentence｜>|<\|im_start\|>\s*(?:user|human|system)\b"
+    r"|<\|start_header_id\|>\s*user|<\|user\|>|<start_of_turn>\s*user|\[INST\]"
     # The same, where the special tokens were dropped in decoding.
     r"|\n[ \t]*(?:user|assistant|system|human|User|Human)[ \t]*(?:\n|\Z)"
 )
@@ -112,11 +111,10 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 _NEXT_PROBLEM = re.compile(
-    r"\n\W{0,20}(?:(?:problem|question|q|exercise|instruction|example)\s{0,3}\d*\s{0,3}[:.]"
-    r"(?P<question>[^\n]{0,1000}(?:\n[^\n]{1,1000}){0,8})"
-    r"|(?:human|user)\s{0,3}:"
-    r"|(?:now,? )?(?:let's (?:do|try) )?(?:a(?:nother)? )?(?:similar|next|new|another|related) "
-    r"(?:one|problem|question|example|exercise)\b)",
+    r"\n\W{0,20}(?:(?:problem|question|q|exercise|instruction"
+    r"|example)\s{0,3}\d*\s{0,3}[:.](?P<question>[^\n]{0,1000}(?:\n[^\n]{1,1000}){0,8})|(?:human"
+    r"|user)\s{0,3}:|(?:now,? )?(?:let's (?:do|try) )?(?:a(?:nother)? )?(?:similar|next|new|another"
+    r"|related) (?:one|problem|question|example|exercise)\b)",
     re.IGNORECASE,
 )
 

@@ -180,7 +180,9 @@ class _ChunkedHead:
         # For all others the gate scales the narrow side of the products, see `gradients_into`.
         gate = None if output.mix is not None else output.gate
         active: Tensor | None = None
-        if gate is not None and int((gate == 0).sum()) > _WORTH_DROPPING * len(gate):
+        # A GPU would have to be waited for; there the backend in tiles drops rows.
+        may_drop = gate is not None and not gate.is_cuda
+        if gate is not None and may_drop and int((gate == 0).sum()) > _WORTH_DROPPING * len(gate):
             active = gate.nonzero().squeeze(-1)
             error, hidden, gate = error[active], hidden[active], gate[active]
 

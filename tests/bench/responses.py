@@ -27,9 +27,9 @@ from deft.evaluators.benchmarks.math import after_hashes, box_of_solution
 from deft.evaluators.benchmarks.medical import read_choice
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
-MAX_TOKENS = 128
+MAX_TOKENS = 96
 """Longest response in tokens."""
-BATCH_SIZE = 20
+BATCH_SIZE = 60
 MAX_QUESTION = 600
 """Characters of the longest question; reading a prompt takes longer than answering it."""
 TEMPERATURES = (0.0, 0.7, 1.0)

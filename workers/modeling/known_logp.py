@@ -139,7 +139,10 @@ def _compute(
     transform = logit_transform(model)
     parts: list[np.ndarray] = []
     for start in range(0, len(indices), BATCH_SIZE):
-        chosen = [rows[index] for index in indices[start : start + BATCH_SIZE]]
+        chosen = [
+            {key: rows[index][key] for key in ("input_ids", "labels")}
+            for index in indices[start : start + BATCH_SIZE]
+        ]
         batch = collate(chosen, fill_token_id, device, packing=packing)
         batch.pop("weights", None)
         logp = target_statistics(model, transform, **batch).logp.float().cpu().numpy()

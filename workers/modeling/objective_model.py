@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from deft.objectives import (
     LinearObjectiveOutput,
-    NonFiniteLogitsError,
     Objective,
     ReferenceHead,
     TokenStats,
     linear_objective,
 )
 from deft.objectives.head.interface import apply_objective, join_stats
+from deft.objectives.head.linear import FiniteCheck
 from deft.workers.common.example import IGNORE_INDEX
 from deft.workers.modeling.attention import packed_keywords
 from deft.workers.modeling.logit_transform import LogitTransform, layers_below_head, logit_transform
@@ -47,9 +47,9 @@ class ObjectiveHead(nn.Module):
     when it hooks into the backward pass.
 
     The first micro-batch that is trained on and says something proves that the objective is live.
-    Logits that are not finite make the loss NaN instead of raising: other ranks are in the middle
-    of the same step, and DeepSpeed lets all of them skip it together. `problem` then says what was
-    wrong. In evaluation mode the tokens of such a micro-batch have probability 0.
+    Logits that are not finite make loss and gradients NaN instead of raising: other ranks are in
+    the middle of the same step, and DeepSpeed lets all of them skip it together. `checks` then say
+    what was wrong. In evaluation mode the tokens of such a micro-batch have probability 0.
     """
 
     def __init__(
@@ -66,7 +66,12 @@ class ObjectiveHead(nn.Module):
         self.objective = objective
         self.softcap = softcap
         self.verified = False
-        self.problem: str | None = None
+        self.checks: list[FiniteCheck] = []
+        """Of the step's micro-batches; who trains clears them."""
+
+    def problem(self) -> str | None:
+        """Say what was not finite in the step; None if all was."""
+        return next(filter(None, (check.problem() for check in self.checks)), None)
 
     def forward(
         self,
@@ -75,6 +80,7 @@ class ObjectiveHead(nn.Module):
         reference: ReferenceHead | torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
         context: Mapping[str, torch.Tensor | None] | None = None,
+        target_rows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compute the sum of token values, and the detached statistics of every token.
 
@@ -85,6 +91,7 @@ class ObjectiveHead(nn.Module):
                 where the frozen model is this one without adapters, its hidden states [N, D].
             step_mean_p: scalar mean p over the optimizer step; None takes the micro-batch's.
             context: what the objective reads beside the prediction, [N] each.
+            target_rows: int64, the rows that have a target.
 
         Raises:
             RuntimeError: what is computed is not the objective.
@@ -94,33 +101,28 @@ class ObjectiveHead(nn.Module):
             reference = ReferenceHead(reference, self.weight, self.bias)
         statistics = LOGGED_STATISTICS if self.training else VALIDATED_STATISTICS
 
-        def compute(labels: torch.Tensor) -> LinearObjectiveOutput:
-            return linear_objective(
-                hidden,
-                weight,
-                labels,
-                self.objective,
-                bias=self.bias,
-                normalizer=1.0,
-                softcap=self.softcap,
-                reference=reference,
-                step_mean_p=step_mean_p,
-                context=context,
-                statistics=statistics,
-            )
-
-        loss_scale = 1.0
-        try:
-            output = compute(labels)
-        except NonFiniteLogitsError as error:
-            self.problem = self.problem or str(error)
-            output, loss_scale = compute(torch.full_like(labels, IGNORE_INDEX)), math.nan
-        else:
-            if self.training and torch.is_grad_enabled() and not self.verified:
+        output = linear_objective(
+            hidden,
+            weight,
+            labels,
+            self.objective,
+            bias=self.bias,
+            normalizer=1.0,
+            softcap=self.softcap,
+            reference=reference,
+            step_mean_p=step_mean_p,
+            context=context,
+            statistics=statistics,
+            target_rows=target_rows,
+            raises=False,
+        )
+        stats, finite = output.stats, output.finite.passed
+        if self.training and torch.is_grad_enabled():
+            self.checks.append(output.finite)
+            if not self.verified and bool(finite):
                 self.verified = self.verify_against_reference(
                     output, weight, hidden, labels, reference, step_mean_p, context or {}
                 )
-        stats = output.stats
         tokens = {
             "value": output.value,
             "gate": output.gate,
@@ -130,16 +132,18 @@ class ObjectiveHead(nn.Module):
             "target": stats.mask,
         }
         tokens |= {name: stats.require(name) for name in LOGGED_STATISTICS}
-        if not self.training:
-            tokens["correct"] = stats.correct
-            if math.isnan(loss_scale):
-                target = labels != IGNORE_INDEX
-                infinite = torch.zeros_like(stats.logp).masked_fill_(target, math.inf)
-                tokens |= {"target": target, "kept": target}
-                tokens |= {"value": infinite, "logp": -infinite}
         if output.focus is not None:
             tokens["focus"] = output.focus
-        return output.loss * loss_scale, tokens
+        if not self.training:
+            tokens["correct"] = stats.correct
+        # No token of such a micro-batch is counted, as if none had a target.
+        tokens = {name: column.masked_fill(~finite, 0) for name, column in tokens.items()}
+        if not self.training:
+            is_lost = stats.mask & ~finite
+            tokens |= {name: tokens[name] | is_lost for name in ("target", "kept")}
+            tokens["value"] = tokens["value"].masked_fill(is_lost, math.inf)
+            tokens["logp"] = tokens["logp"].masked_fill(is_lost, -math.inf)
+        return output.loss, tokens
 
     @torch.no_grad()
     def verify_against_reference(
@@ -245,6 +249,7 @@ class ObjectiveModel(nn.Module):
         labels: torch.Tensor,
         position_ids: torch.Tensor | None = None,
         cu_seq_lens: torch.Tensor | None = None,
+        target_rows: torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         **known_logp: torch.Tensor,
@@ -277,6 +282,7 @@ class ObjectiveModel(nn.Module):
             reference=reference,
             step_mean_p=step_mean_p,
             context=self.context_of(labels, cu_seq_lens, weights, known_logp),
+            target_rows=target_rows,
         )
         return output
 
@@ -346,6 +352,7 @@ def target_statistics(
     statistics: Collection[str] = (),
     position_ids: torch.Tensor | None = None,
     cu_seq_lens: torch.Tensor | None = None,
+    target_rows: torch.Tensor | None = None,
 ) -> TokenStats:
     """Compute statistics of a batch's N target tokens under a model that is not trained, each [N].
 
@@ -357,12 +364,13 @@ def target_statistics(
         statistics: optional fields of `TokenStats` to compute.
         position_ids: see `deft.workers.training.batches.collate`.
         cu_seq_lens: likewise.
+        target_rows: likewise.
     """
     head = model.get_output_embeddings()
     device = head.weight.device  # where several hold the model, not always that of the last layer
     targets = labels[:, 1:].flatten().to(device)
     hidden = last_hidden(model, input_ids, position_ids, cu_seq_lens).to(device)
-    chosen = targets != IGNORE_INDEX
+    chosen = targets != IGNORE_INDEX if target_rows is None else target_rows.to(device)
     return linear_objective(
         transform.scaled(hidden[chosen]),
         head.weight,

@@ -26,8 +26,10 @@ from deft.workers.training.batches import (
     MicroBatchPlan,
     collate,
     padding_share,
+    pinned,
     split_into_micro_batches,
     step_indices,
+    to_device,
     token_counts,
 )
 from deft.workers.training.checkpoints import Resumption, clear_scratch, save_checkpoint
@@ -42,6 +44,7 @@ from deft.workers.training.export import export_model
 from deft.workers.training.job import TrainJob
 from deft.workers.training.metrics import gather_targets, step_metrics
 from deft.workers.training.preemption import PreemptionNotice
+from deft.workers.training.prefetch import prefetched
 from deft.workers.training.step import (
     MicroBatch,
     TokenColumns,
@@ -84,12 +87,14 @@ def train(job: TrainJob) -> None:
         validate_if_due(job, worker, engine, data, step=0)
     worker.report("attention", first_step, {"name": describe_attention(engine.module.model)})
 
+    steps = range(first_step, job.num_steps)
+    batches = prefetched(partial(fetch, job, worker, data), steps)
     skipped_in_a_row = 0
     old_logp: dict[int, list[torch.Tensor]] = {}
-    for step in range(first_step, job.num_steps):
+    for step in steps:
         started = time.perf_counter()
         seed_dropout(job.seed, step, worker.rank)
-        batch = fetch(job, worker, data, step)
+        batch = next(batches).to(worker.device)
         if "old_logp" in engine.module.objective.context:
             old_logp = old_logp if step in old_logp else refresh(job, worker, engine, data, step)
             for micro_batch, logp in zip(batch.micro_batches, old_logp[step], strict=True):
@@ -151,6 +156,10 @@ class Batch:
     plan: MicroBatchPlan
     micro_batches: list[MicroBatch]
     """This rank's part of the plan, as tensors."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same with its tensors on the device."""
+        return replace(self, micro_batches=[to_device(each, device) for each in self.micro_batches])
 
 
 def setup_worker(job: TrainJob) -> Worker:
@@ -247,7 +256,7 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 
 def fetch(job: TrainJob, worker: Worker, data: Data, step: int) -> Batch:
-    """Choose the examples of a step and collate this rank's micro-batches."""
+    """Choose the examples of a step and collate this rank's micro-batches in the host's memory."""
     spec = job.training
     indices = step_indices(len(data.rows), spec.batch_size, step, job.seed)
     plan = split_into_micro_batches(indices, data.lengths, spec, worker.world_size)
@@ -255,14 +264,16 @@ def fetch(job: TrainJob, worker: Worker, data: Data, step: int) -> Batch:
         collate(
             [data.rows[index] for index in chosen],
             fill_token_id(data.tokenizer),
-            worker.device,
+            torch.device("cpu"),
             packing=spec.packing,
         )
         for chosen in plan[worker.rank]
     ]
     if data.known is not None:
         for micro_batch, chosen in zip(micro_batches, plan[worker.rank], strict=True):
-            micro_batch |= data.known.of(chosen, worker.device)
+            micro_batch |= data.known.of(chosen, torch.device("cpu"))
+    if worker.device.type == "cuda":
+        micro_batches = [pinned(micro_batch) for micro_batch in micro_batches]
     return Batch(indices, plan, micro_batches)
 
 
@@ -277,7 +288,7 @@ def refresh(
     every = job.training.old_policy_every
     last = min(step - step % every + every, job.num_steps)
     return {
-        later: policy_logp(engine, fetch(job, worker, data, later).micro_batches)
+        later: policy_logp(engine, fetch(job, worker, data, later).to(worker.device).micro_batches)
         for later in range(step, last)
     }
 

@@ -66,8 +66,6 @@ def validate(
             ]
         )
     torch.distributed.all_reduce(totals)
-    # A problem met here does not explain a step that training skips later.
-    engine.module.model.get_output_embeddings().problem = None
     engine.train()
     value, kept, nll, correct, targets = totals.tolist()
     return {

@@ -79,8 +79,11 @@ def grade(record: Mapping[str, Any]) -> Grade:
     letter = None
     for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
         letter = letter or chooser.explicit(part)
-        if letter is None and finish_reason != "length":
+        # What a next problem follows was complete, wherever that one was cut off.
+        if letter is None and (finish_reason != "length" or part != text):
             letter = chooser.implied(part)
+    if letter is None and finish_reason == "length":
+        letter = chooser.opening(text)
     as_the_paper = choose_as_the_paper(without_marks(record["response"]), options)
     gold = record["gold"].strip().upper()
     scores = {"accuracy_paper": float(as_the_paper == gold)}
@@ -176,7 +179,10 @@ class Chooser:
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
         copy = folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
         lines = [line for line in lines if folded(line) != copy]
-        if not lines or (len(lines) == 1 and _OBSERVATION.fullmatch(lines[0])):
+        if not lines or (
+            len(lines) == 1
+            and (_OBSERVATION.fullmatch(lines[0]) or _SEVERAL.fullmatch(lines[0].rstrip(" .!")))
+        ):
             return None
         marked = self._marked(lines)
         if marked:
@@ -216,6 +222,14 @@ class Chooser:
             or self._true_or_false(lines[-1])
             or self._all_statements(lines[-1])
         )
+
+    def opening(self, text: str) -> str | None:
+        """Return the option that the first line is, where others are neither listed nor named."""
+        lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
+        whole = [self._whole_line(line) for line in lines]
+        if len(lines) < 2 or _ITEM_LETTER.match(lines[1]) or len(set(whole) - {None}) != 1:
+            return None
+        return whole[0]
 
     def _ranked(self, lines: list[str]) -> str | None:
         """Return the first of options that are ranked: ``D > B > C``, or a numbered list."""

@@ -135,19 +135,17 @@ _CUE = any_of(
 )
 _ODD_ONE = any_of(
     r"least likely|exception|except|odd one out|cannot be used",
-    r"(?:is|are|would|does|do|has|have|can|should|was|were)\s*n[o'’]t\s+"
-    r"(?:(?:be|have|directly|specifically|typically|usually|generally|considered|expected|an?|part"
-    r"|one|appear\s+to)\s+)*"
-    r"(?:associat\w+|cause\w*|align\w*|contribut\w+|includ\w+|feature|characteristic|known|among"
-    r"|of|risk|indicat\w+|effective|used|recommended|belong|form|increase\w*|elevate\w*|seen|given"
-    r"|occur|true|typical\w*|component|expected|needed|necessary|contraindicat\w+|related|involved"
-    r"|supply|done|constitute|require\w*)",
+    r"(?:is|are|would|does|do|has|have|can|should|was|were)\s*n[o'’]t\s+(?:(?:be|have|directly"
+    r"|specifically|typically|usually|generally|considered|expected|an?|part|one"
+    r"|appear\s+to)\s+)*(?:associat\w+|cause\w*|align\w*|contribut\w+|includ\w+|feature"
+    r"|characteristic|known|among|of|risk|indicat\w+|effective|used|recommended|belong|form"
+    r"|increase\w*|elevate\w*|seen|given|occur|true|typical\w*|component|expected|needed|necessary"
+    r"|contraindicat\w+|related|involved|supply|done|constitute|require\w*)",
 )
 ODD_FRAME = re.compile(
-    r"\b(?:that|which|who|one)\s+(?:is|are|does|do|would|can|should|has|have|was)\s*n[o'’]t\b[^.]*?"
-    r"\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable|appropriate|effective|"
-    r"associated)\b"
-    r"[^.]*?\b(?:is|are|would be)\b",
+    r"\b(?:that|which|who|one)\s+(?:is|are|does|do|would|can|should|has|have"
+    r"|was)\s*n[o'’]t\b[^.]*?\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable"
+    r"|appropriate|effective|associated)\b[^.]*?\b(?:is|are|would be)\b",
     re.IGNORECASE,
 )
 _APPENDED = re.compile(
@@ -168,8 +166,7 @@ _PICKED_OUT = re.compile(
 )
 _PARENTHESIS = re.compile(
     r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,"
-    r"|\s*\([^()]{0,200}\)"
-    r"|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
+    r"|\s*\([^()]{0,200}\)|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
     re.IGNORECASE,
 )
 _CONTRASTED = re.compile(r"\s*,\s*(?:in|by)\s+contrast\s*,", re.IGNORECASE)
@@ -361,6 +358,7 @@ _OFFERED = re.compile(
     re.IGNORECASE,
 )
 _NOT_HERE = re.compile(
-    r"[^.;]*?,?\s*\b(?:but|though) not (?:here|(?:in |for )?this|in (?:her|his)|appropriate|indicated)\b",
+    r"[^.;]*?\b(?:but|though) not "
+    r"(?:here|(?:in |for )?this|in (?:her|his)|appropriate|indicated)\b",
     re.IGNORECASE,
 )
