@@ -41,10 +41,6 @@ def _name_only(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _one_as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 def name_or_mixture(value: Any) -> Any:
     """Spell out what a bare name, or a list of data sets, stands for as `dataset`."""
     return {"mixture": value} if isinstance(value, list) else _name_only(value)
@@ -238,12 +234,9 @@ class DatasetSpec(SourceSpec):
     @field_validator("validation", mode="before")
     @classmethod
     def require_number(cls, value: Any) -> Any:
-        try:
-            return float(value) if isinstance(value, str) and not value.isdecimal() else value
-        except ValueError:
-            raise ValueError(
-                f"give a number of examples, or a share such as 0.05, got {value!r}"
-            ) from None
+        if isinstance(value, str) and not value.replace(".", "", 1).isdecimal():
+            raise ValueError(f"give a number of examples, or a share such as 0.05, got {value!r}")
+        return value
 
     @field_validator("validation")
     @classmethod
@@ -352,9 +345,9 @@ class LoraSpec(Settings):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping an input of an adapter."""
-    targets: Annotated[tuple[str, ...], BeforeValidator(_one_as_list)] = Field(
-        default=(ALL_LINEAR,), min_length=1
-    )
+    targets: Annotated[
+        tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+    ] = Field(default=(ALL_LINEAR,), min_length=1)
     """Modules to adapt, by the last part of their names or more of it: q_proj, mlp.down_proj,
     embed_tokens. all-linear is every linear layer and the experts of a mixture, but not the head,
     which takes part if it is named as well: lm_head."""
