@@ -105,8 +105,10 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
             )
         else:
             # Graded by other graders before: a journal's name says what its responses depend on.
+            own = directory / "responses"
             for journals in directory.parent.glob(f"{inputs}-*/responses"):
-                shutil.copytree(journals, directory / "responses", dirs_exist_ok=True)
+                if journals != own:  # which an interrupted evaluation has left
+                    shutil.copytree(journals, own, dirs_exist_ok=True)
             for_all = replace(evaluation, out=directory)
             measures = evaluation.spec.heldout is not None
             with evaluation.context.training_slot() if measures else nullcontext():
