@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, print_error
+from deft.platform.tracking.links import UI_PORT
 
 if TYPE_CHECKING:
     from deft.platform.run.context import RunContext
@@ -329,10 +330,11 @@ def compare(
     from deft.platform.commands.compare import compare_runs
     from deft.platform.commands.compare_table import show_comparison
     from deft.platform.commands.output import console_for, print_csv, print_json
+    from deft.sweeps.named_runs import find_compared
 
     console = console_for(machine_readable=as_json or as_csv)
     with as_user_error():
-        comparison = compare_runs(_find_runs(runs or [], sweep, root, console))
+        comparison = compare_runs(find_compared(runs or [], sweep, root, console))
     if as_json:
         print_json(comparison)
     elif as_csv:
@@ -343,19 +345,32 @@ def compare(
         show_comparison(comparison, console)
 
 
-def _find_runs(names: list[str], sweep: str | None, root: Path, console: RunConsole) -> list[Path]:
-    """Find runs by name, in a sweep if one is given, and all of its finished ones without names."""
-    from deft.platform.records.find import find_newest_run
+@app.command()
+def view(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN…|SWEEP", help="Runs, or a sweep, of which all finished runs are shown."
+        ),
+    ],
+    root: Root = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; responses.html in the first run if not given.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a screen.")] = True,
+) -> None:
+    """Look at single responses, two models side by side, on a page that needs no server."""
+    from deft.platform.commands.ui import open_page
+    from deft.platform.viewer.page import write_view
+    from deft.sweeps.named_runs import find_viewed
 
-    if sweep is None:
-        return [find_newest_run(name, root, console.print) for name in names]
-    from deft.sweeps.report.read_sweep import find_sweep, read_sweep
-
-    cells = read_sweep(find_sweep(sweep, root), root).cells
-    finished = [cell.run for cell in cells if cell.state == "finished"]
-    return [
-        find_newest_run(name, root, console.print, among=finished) for name in names or finished
-    ]
+    console = RunConsole()
+    runs, folder, title = find_viewed(names, root, console)
+    page = out or folder / "responses.html"
+    number = write_view(runs, title, page)
+    console.print(f"{number:,} items: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if browser:
+        open_page(page.resolve().as_uri())
 
 
 @app.command()
@@ -507,31 +522,22 @@ def register(
 def ui(
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
-    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = UI_PORT,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a screen.")] = True,
 ) -> None:
-    """Open the MLflow UI on the runs, those that are still training included."""
+    """Compare runs in MLflow's charts, those that are still training included."""
+    from deft.platform.commands.ui import find_store, open_ui
     from deft.platform.tracking.uri import default_tracking_uri, require_tracking_uri
 
-    if tracking_uri is None and not (root / "mlflow.db").exists():
-        raise UserError(f"{root}: no runs there yet; start one with `deft run`")
+    find_store(tracking_uri, root)
     uri = tracking_uri or default_tracking_uri(root)
     require_tracking_uri(uri)
-    console = RunConsole()
-    if uri.startswith("http"):
-        console.print(f"that server has the UI itself: {uri}")
-        return
-    from deft.platform.commands.doctor import why_taken
+    if not uri.startswith("http"):
+        from deft.platform.commands.doctor import why_taken
 
-    if problem := why_taken(port):
-        raise UserError(f"--port {port}: {problem}; give another port")
-    console.print(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    sys.stdout.flush()
-    arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    # One person looks at runs and curves: one worker instead of four, and none of the eight
-    # processes that judge traces of LLM calls.
-    arguments += ["--workers", "1"]
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+        if problem := why_taken(port):
+            raise UserError(f"--port {port}: {problem}; give another port")
+    open_ui(uri, port, RunConsole(), browser=browser)
 
 
 @app.command()

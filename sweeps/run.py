@@ -21,8 +21,9 @@ from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.run.context import RunContext
 from deft.platform.run.driver import require_importable
 from deft.platform.run.evaluation import require_engine
+from deft.platform.tracking.links import run_link
 from deft.platform.tracking.sweep_recorder import SweepRecorder
-from deft.platform.tracking.uri import require_tracking_uri
+from deft.platform.tracking.uri import require_tracking_uri, warn_if_unreachable
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, divide_cluster
@@ -57,6 +58,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
     directory, console = SweepDirectory.of(plan, context.root), context.console
     name = directory.path.name
     with ray_cluster(verbose=context.verbose), directory.locked():
+        warn_if_unreachable(context.tracking_uri, console.print)
         placement = place_cells(plan)
         directory.create(plan)
         finished = [run for run in cells if directory.is_finished(run)]
@@ -77,8 +79,11 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
             failed = sum(directory.failure(run) is not None for run in cells)
             recorder.log_metrics({"cells": len(cells), "failed_cells": failed})
             recorder.log_artifacts(report)
-            if recorder.finish() is None:
+            run_id = recorder.finish()
+            if run_id is None:
                 console.print("warning: MLflow does not answer; the same command delivers later")
+            else:
+                console.stage("record", run_link(context.tracking_uri, run_id))
     return directory
 
 

@@ -142,6 +142,8 @@ class RecordManifest(Manifest):
 
     stage = "record"
     mlflow_run_id: str
+    link: str = ""
+    """Address of the run in MLflow's pages."""
 
 
 def manifest_file(run: Path, stage: Stage) -> Path:

@@ -63,6 +63,7 @@ class Outbox:
             "events": directory / "events.jsonl",
             "entries": directory / "mlflow" / "outbox.jsonl",
         }
+        self._lock = threading.Lock()
         drop_torn_line(self._files["entries"])
         delivered_before = read_delivered(directory)
         self.delivered = delivered_before or Delivered(name)
@@ -77,8 +78,7 @@ class Outbox:
 
     def append(self, entry: QueueEntry) -> None:
         """Queue one entry, see `Destination.apply`."""
-        file = self._files["entries"]
-        with file.open("a", encoding="utf-8") as stream:
+        with self._lock, self._files["entries"].open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
     def waiting(self) -> Iterator[tuple[list[QueueEntry], dict[str, int]]]:
