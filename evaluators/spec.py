@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 from deft.evaluators.benchmarks.base import Benchmark
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
+from deft.workers.common.checksums import hash_files
 from deft.workers.common.names import unknown_name
 from deft.workers.common.settings import Settings
 
@@ -220,10 +220,7 @@ class EvaluationSpec(Settings):
             stems = {get_benchmark(benchmark.name).name for benchmark in self.benchmarks}
             in_folder = sorted(Path(self.data_dir).iterdir())
             files += [path for path in in_folder if path.stem in stems and path.is_file()]
-        digest = hashlib.sha256()
-        for file in files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return digest.hexdigest()
+        return hash_files((file.name, file) for file in files)
 
 
 def _completed(value: Any, protocol: Protocol) -> Any:

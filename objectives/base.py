@@ -13,12 +13,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from deft.objectives.catalog import CATALOG
 from deft.objectives.spec import ObjectiveSpec
 
-STATISTICS = ("concentration", "entropy", "entropy_top20", "top_logp", "divergence")
+STATISTICS = ("concentration", "entropy", "entropy_top", "top_logp", "divergence")
+"""What the head computes of the prediction where an objective reads it."""
+CONTEXT = ("example", "position", "weight", "reference_logp", "initial_logp", "old_logp")
+"""What the trainer knows of a token beside the prediction, and hands in where an objective reads
+it."""
+TOP_K = 20
+"""Logits that `entropy_top` is taken over unless an objective says otherwise."""
 
 TargetKind = Literal["uniform", "tempered", "reference", "reference_reverse"]
 
@@ -50,14 +57,31 @@ class TokenStats:
     """Σ_v P_v² = exp(−H₂): from 1/V (uniform) to 1 (certain)."""
     entropy: Tensor | None = None
     """Shannon entropy of P, in nats."""
-    entropy_top20: Tensor | None = None
-    """Shannon entropy, in nats, of the 20 largest logits renormalised among themselves."""
+    entropy_top: Tensor | None = None
+    """Shannon entropy, in nats, of the largest logits renormalised among themselves: of 20, or as
+    many as `@objective(top_k=…)` says."""
     top_logp: Tensor | None = None
     """Log-probability of the most probable token, in nats."""
     divergence: Tensor | None = None
     """D(T, P) of the objective's target distribution; see `Target`."""
     step_mean_p: Tensor | None = None
     """Scalar: mean p over the whole optimiser step, where the caller knows it."""
+    example: Tensor | None = None
+    """int64: number of the example that the token belongs to, within the micro-batch. All target
+    tokens of an example are in one micro-batch."""
+    position: Tensor | None = None
+    """int64: number of the token among the target tokens of its example, from 0."""
+    weight: Tensor | None = None
+    """Weight of the token's turn or record in the data, 1 where it has none. The head multiplies
+    value, gate and mix by it, whether or not an objective reads it."""
+    reference_logp: Tensor | None = None
+    """Log-probability of the target under the frozen reference model, in nats: the model before
+    training, or `training.reference`. Computed once for each token, whatever the epochs."""
+    initial_logp: Tensor | None = None
+    """The same under the model before training, whatever the reference is."""
+    old_logp: Tensor | None = None
+    """Log-probability of the target under the model as it was at the last refresh, in nats: every
+    `training.old_policy_every` steps. Equal to logp while it is evaluated."""
 
     @property
     def correct(self) -> Tensor:
@@ -121,6 +145,7 @@ class Declaration(NamedTuple):
     token_local: bool
     drops_tokens: bool
     target: Callable[..., Target] | None
+    top_k: Callable[..., int] | None = None
 
 
 def objective(
@@ -129,22 +154,26 @@ def objective(
     token_local: bool = True,
     drops_tokens: bool = False,
     target: Callable[..., Target] | None = None,
+    top_k: Callable[..., int] | None = None,
 ) -> Callable[[ObjectiveFunction], ObjectiveFunction]:
     """Declare what a function `(TokenStats, **params) -> ObjectiveOutput` needs.
 
     Args:
-        needs: statistics beyond logp and p that it reads; nothing else is computed.
+        needs: what it reads beyond logp and p, of `STATISTICS` and of `CONTEXT`; nothing else is
+            computed.
         token_local: False if it reads a statistic over tokens, such as a mean.
         drops_tokens: True if it returns `keep`.
         target: for an objective that returns `mix`: its parameters → the distribution T.
+        top_k: for one that reads `entropy_top`: its parameters → the number of largest logits.
     """
-    if unknown := sorted(set(needs) - set(STATISTICS)):
+    known = (*STATISTICS, *CONTEXT)
+    if unknown := sorted(set(needs) - set(known)):
         raise ValueError(
-            f"unknown statistic {unknown[0]!r}; an objective may need {', '.join(STATISTICS)}"
+            f"unknown statistic {unknown[0]!r}; an objective may need {', '.join(known)}"
         )
 
     def declare(function: ObjectiveFunction) -> ObjectiveFunction:
-        declaration = Declaration(frozenset(needs), token_local, drops_tokens, target)
+        declaration = Declaration(frozenset(needs), token_local, drops_tokens, target, top_k)
         function.__deft_objective__ = declaration  # type: ignore[attr-defined]
         return function
 
@@ -162,16 +191,25 @@ class Objective:
     spec: ObjectiveSpec
     function: ObjectiveFunction
     needs: frozenset[str]
-    """Statistics that it reads beyond logp and p."""
+    """Statistics that it reads beyond logp and p, and that the head computes."""
+    context: frozenset[str]
+    """What it reads beside, and the trainer hands in."""
     token_local: bool
     """Whether each token's output depends on that token alone."""
     drops_tokens: bool
     """Whether it may leave target tokens out of the loss and its normaliser."""
     target: Target | None
     """The second distribution of an objective that mixes one in."""
+    top_k: int = TOP_K
+    """Number of largest logits that `entropy_top` is taken over."""
 
     def __call__(self, stats: TokenStats) -> ObjectiveOutput:
         return self.function(stats, **self.spec.params)
+
+    @property
+    def is_described_by_gate(self) -> bool:
+        """Tell whether the prediction alone decides the gate, and the gate alone the gradient."""
+        return self.target is None and not self.context
 
     @property
     def needs_reference(self) -> bool:
@@ -188,7 +226,11 @@ def get_objective(spec: str | Mapping[str, Any] | ObjectiveSpec | Objective) -> 
     if isinstance(spec, Objective):
         return spec
     if not isinstance(spec, ObjectiveSpec):
-        spec = ObjectiveSpec.model_validate(spec)
+        try:
+            spec = ObjectiveSpec.model_validate(spec)
+        except ValidationError as error:
+            reasons = (item["msg"].removeprefix("Value error, ") for item in error.errors())
+            raise ValueError("; ".join(reasons)) from None
     function = _load(spec)
     declared: Declaration = getattr(function, "__deft_objective__", _UNDECLARED)
     try:
@@ -198,8 +240,16 @@ def get_objective(spec: str | Mapping[str, Any] | ObjectiveSpec | Objective) -> 
             f"{spec}: its target distribution raises {describe_import_error(error)}; "
             "@objective(target=…) takes a function of the objective's parameters"
         ) from None
+    top_k = TOP_K if declared.top_k is None else declared.top_k(**spec.params)
     return Objective(
-        spec, function, declared.needs, declared.token_local, declared.drops_tokens, target
+        spec,
+        function,
+        needs=declared.needs & set(STATISTICS),
+        context=declared.needs & set(CONTEXT),
+        token_local=declared.token_local,
+        drops_tokens=declared.drops_tokens,
+        target=target,
+        top_k=top_k,
     )
 
 
@@ -233,7 +283,7 @@ def _is_declared(item: Any) -> bool:
     return hasattr(item, "__deft_objective__")
 
 
-def describe_import_error(error: Exception) -> str:
+def describe_import_error(error: BaseException) -> str:
     """Name an error of an author's code, and the line of that code which raised it."""
     described = f"{type(error).__name__}: {error}".splitlines()[0]
     if isinstance(error, SyntaxError):

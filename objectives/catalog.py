@@ -74,6 +74,56 @@ class Temperature(Parameters):
     """Temperature of the distribution that the target competes with."""
 
 
+class TopEntropy(EntropyExponent):
+    k: int = Field(default=20, ge=2, le=1000)
+    """Number of largest logits that the entropy is taken over."""
+
+
+class Polylog(Parameters):
+    beta: float = Field(default=1.0, gt=0, le=100)
+    """Temperature of the centered log-likelihood ℓ + H."""
+    gamma_min: float = Field(default=0.1, ge=0, le=16)
+    """Least exponent."""
+    gamma_max: float = Field(default=2.0, ge=0, le=16)
+    """Largest exponent."""
+
+
+class Band(Parameters):
+    q: float = Field(default=0.3, ge=0, le=1)
+    """Tokens whose probability is at least q keep their loss."""
+    most: float = Field(default=1.0, ge=0, le=1)
+    """And at most this."""
+
+
+class ClippedRatio(Parameters):
+    low: float = Field(default=0.2, ge=0, le=1)
+    """Least weight."""
+    high: float = Field(default=1.8, ge=1, le=100)
+    """Largest weight."""
+
+
+class SequenceRatio(Parameters):
+    temperature: float = Field(default=1.0, gt=0, le=100)
+    """Factor of the mean log-ratio of an example."""
+    high: float = Field(default=16.0, gt=0, le=1000)
+    """Largest weight."""
+
+
+class Proximity(Parameters):
+    high: float = Field(default=0.28, gt=0, le=100)
+    """How far above 1 a ratio may rise and still have a gradient."""
+
+
+class CleanShare(Parameters):
+    q: float = Field(default=0.6, gt=0, le=1)
+    """Share of an example's target tokens that is kept."""
+
+
+class WeightFloor(Parameters):
+    floor: float = Field(default=0.01, ge=0, le=1)
+    """Least weight of a token."""
+
+
 class Anchor(Parameters):
     lam: float = Field(default=0.1, ge=0, le=100)
     """Weight λ of the divergence from the frozen reference model."""
@@ -102,20 +152,28 @@ class ObjectiveInfo:
 
     @property
     def parameter(self) -> str | None:
-        """Name of the parameter, or None."""
+        """Name of the parameter that follows a dash, the first one; None if there is none."""
         return next(iter(self.parameters.model_fields), None)
 
     @property
     def default(self) -> float | None:
-        """Default of the parameter, or None where it must be given."""
-        field = self.parameters.model_fields.get(self.parameter or "")
-        return None if field is None or field.is_required() else field.default
+        """Default of that parameter, or None where it must be given."""
+        return self.defaults.get(self.parameter or "")
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """Defaults of the parameters that have one."""
+        fields = self.parameters.model_fields.items()
+        return {name: field.default for name, field in fields if not field.is_required()}
 
     @property
     def signature(self) -> str:
-        """Spelling in a run file, as in `GeneralFamily-α` or `EAFT[-a]`."""
+        """Spelling in a run file: `GeneralFamily-α`, `EAFT[-a]`, with names if there are more."""
         if self.parameter is None:
             return self.name
+        if len(self.parameters.model_fields) > 1:
+            given = [f"{name}={default:g}" for name, default in self.defaults.items()]
+            return f"{self.name}({', '.join(given)})"
         symbol = _SYMBOLS.get(self.parameter, self.parameter)
         return f"{self.name}-{symbol}" if self.default is None else f"{self.name}[-{symbol}]"
 
@@ -312,10 +370,11 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         aliases=("eaft_axolotl",),
         value="−sg(H^a)·ℓ",
         gate="sg(H^a)",
-        source="arXiv 2601.02151, Axolotl",
-        summary="EAFT with the entropy not divided: at a = 1 every gate is three times EAFT's.",
+        source="arXiv 2601.02151, Axolotl (its eaft_alpha and eaft_k)",
+        summary="EAFT with the entropy of the top k not divided: at a = 1 and k = 20 every gate is "
+        "three times EAFT's.",
         implementation="deft.objectives.functions.weighted:eaft_unscaled",
-        parameters=EntropyExponent,
+        parameters=TopEntropy,
     ),
     ObjectiveInfo(
         name="CHORD",
@@ -335,6 +394,81 @@ CATALOG: dict[str, ObjectiveInfo] = _table(
         summary="Focal loss, its weight not detached: hard tokens count most.",
         implementation="deft.objectives.functions.weighted:focal",
         parameters=FocusingExponent,
+    ),
+    ObjectiveInfo(
+        name="IDFT",
+        aliases=("idft", "polylog"),
+        value="−p^γ·ℓ",
+        gate="p^γ·(1 + γ·ℓ)",
+        source="arXiv 2602.12222, as in its code without the warm-up",
+        summary=(
+            "γ = sg(clamp(exp(−(ℓ + H)/β), γ_min, γ_max)): what is out of the model's distribution "
+            "is damped; p^γ has its own gradient."
+        ),
+        implementation="deft.objectives.functions.weighted:idft",
+        parameters=Polylog,
+    ),
+    ObjectiveInfo(
+        name="ProFit",
+        aliases=("profit",),
+        value="−ℓ·1[q ≤ p ≤ most]",
+        gate="1[q ≤ p ≤ most]",
+        source="arXiv 2601.09195, as in its code",
+        summary="OnlyTopLogP whose mean is over all target tokens, also those that are masked.",
+        implementation="deft.objectives.functions.thresholds:profit",
+        parameters=Band,
+    ),
+    ObjectiveInfo(
+        name="TALR",
+        aliases=("talr",),
+        value="−sg(max(p^(1/τ), f))·ℓ",
+        gate="sg(max(p^(1/τ), f))",
+        source="arXiv 2509.20758, which published no code; the floor f as others re-implement it",
+        summary="τ = sg(median over the micro-batch's examples of their mean NLL): hard tokens "
+        "count less.",
+        implementation="deft.objectives.functions.ratios:talr",
+        parameters=WeightFloor,
+    ),
+    ObjectiveInfo(
+        name="iwSFT",
+        aliases=("iw_sft", "iw-sft"),
+        value="−sg(w)·ℓ, w = clip(exp(T·mean(ℓ − ℓ_R)), 0, high)",
+        gate="sg(w)",
+        source="arXiv 2507.12856, as its code runs",
+        summary="NLL weighed by how much likelier the whole example is than under the reference.",
+        implementation="deft.objectives.functions.ratios:iw_sft",
+        parameters=SequenceRatio,
+    ),
+    ObjectiveInfo(
+        name="iwSFT_token",
+        aliases=("iw_sft_token",),
+        value="−sg(w)·ℓ, w = clip(p/p_R, low, high)",
+        gate="sg(w)",
+        source="arXiv 2507.12856, its code's variant per token",
+        summary="NLL weighed by how much likelier the token is than under the reference.",
+        implementation="deft.objectives.functions.ratios:iw_sft_token",
+        parameters=ClippedRatio,
+    ),
+    ObjectiveInfo(
+        name="PSFT",
+        aliases=("psft",),
+        value="−min(r, 1 + high), r = p/p_old",
+        gate="r·1[r ≤ 1 + high]",
+        source="arXiv 2508.17784 (PPO's clip at advantage 1)",
+        summary="A token has no gradient once it is this much likelier than under the old policy.",
+        implementation="deft.objectives.functions.ratios:psft",
+        parameters=Proximity,
+    ),
+    ObjectiveInfo(
+        name="TokenCleaning",
+        aliases=("token_cleaning",),
+        value="−ℓ·1[ℓ_R − ℓ_0 in its example's top share q]",
+        gate="1[ℓ_R − ℓ_0 in its example's top share q]",
+        source="arXiv 2502.01968, its fixed-model cleaning per sample",
+        summary="NLL on the tokens that the reference (training.reference) knows better than the "
+        "model did before training; the others are dropped.",
+        implementation="deft.objectives.functions.ratios:token_cleaning",
+        parameters=CleanShare,
     ),
     ObjectiveInfo(
         name="LabelSmoothing",

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from deft.objectives.base import (
+    CONTEXT,
     STATISTICS,
     Objective,
     ObjectiveOutput,
@@ -109,12 +110,12 @@ def _random_statistics(objective: Objective, step_mean_p: float | None) -> Token
     targets[::2] = logits[::2].argmax(-1)
     log_probs = logits.log_softmax(-1)
     probs = log_probs.exp()
-    top20 = logits.topk(20).values.log_softmax(-1)
+    top20 = logits.topk(min(objective.top_k, _VOCABULARY)).values.log_softmax(-1)
     drawn = {
         "logp": log_probs.gather(1, targets[:, None]).squeeze(1),
         "concentration": probs.square().sum(-1),
         "entropy": -(probs * log_probs).sum(-1),
-        "entropy_top20": -(top20.exp() * top20).sum(-1),
+        "entropy_top": -(top20.exp() * top20).sum(-1),
         "top_logp": log_probs.amax(-1),
     }
     # Certain and right, certain and wrong, hopeless, uniform over a large vocabulary.
@@ -123,7 +124,7 @@ def _random_statistics(objective: Objective, step_mean_p: float | None) -> Token
         "logp": (0.0, _USUAL_LOGP, -110.0, -large),
         "concentration": (1.0, 1.0, 1.0, math.exp(-large)),
         "entropy": (0.0, 0.0, 0.0, large),
-        "entropy_top20": (0.0, 0.0, 0.0, math.log(20)),
+        "entropy_top": (0.0, 0.0, 0.0, math.log(20)),
         "top_logp": (0.0, 0.0, 0.0, -large),
     }
     columns = {
@@ -137,9 +138,22 @@ def _random_statistics(objective: Objective, step_mean_p: float | None) -> Token
         mask=torch.ones_like(logp, dtype=torch.bool),
         # Only what the objective declares, as in the head.
         **{name: column for name, column in columns.items() if name in objective.needs},
+        **_random_context(objective, logp, uniform),
         divergence=None if objective.target is None else 5 * uniform(len(logp)),
         step_mean_p=None if step_mean_p is None else logp.new_tensor(step_mean_p),
     )
+
+
+def _random_context(
+    objective: Objective, logp: Tensor, uniform: Callable[..., Tensor]
+) -> dict[str, Tensor]:
+    """Draw what the trainer hands in: examples of uneven length, other models near this one."""
+    example = torch.arange(len(logp)) // 7
+    columns = {"example": example, "position": torch.arange(len(logp)) - 7 * example}
+    for name in ("reference_logp", "initial_logp", "old_logp"):
+        columns[name] = (logp + uniform(len(logp)) - 0.5).clamp(max=0)
+    columns["weight"] = 2 * uniform(len(logp))
+    return {name: column for name, column in columns.items() if name in objective.context}
 
 
 def _evaluate(objective: Objective, stats: TokenStats, *, situation: str = "") -> ObjectiveOutput:
@@ -148,7 +162,7 @@ def _evaluate(objective: Objective, stats: TokenStats, *, situation: str = "") -
     try:
         with torch.no_grad():
             output = objective(handed)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _refusal(objective, f"{situation}it raises {describe_import_error(error)}") from None
     for field in fields(TokenStats):
         before, after = getattr(stats, field.name), getattr(handed, field.name)
@@ -233,7 +247,7 @@ def _check_token_local(objective: Objective, stats: TokenStats, output: Objectiv
 
 def _check_gate(objective: Objective, stats: TokenStats, output: ObjectiveOutput) -> None:
     """Check that the gate is −∂value/∂log p with p held fixed, or with p following log p."""
-    rows = (stats.logp >= _USUAL_LOGP) & (stats.logp < -1e-6)
+    rows = stats.logp < -1e-6
     if output.keep is not None:
         rows &= output.keep
     gate = output.gate.double()
@@ -342,13 +356,15 @@ def _factor(found: Tensor, expected: Tensor, rows: Tensor) -> str:
     if float(ratios.max() - ratios.min()) > 1e-3 * float(ratios.abs().max()):
         return ""
     factor = float(ratios.mean())
+    if abs(factor - 1) < 1e-3:
+        return ""
     return " (the sign is wrong)" if abs(factor + 1) < 1e-3 else f" (a factor of {factor:.4g})"
 
 
 def _at(stats: TokenStats, row: int) -> str:
     """Describe a token by its statistics."""
     shown = {"log p": stats.logp, "p": stats.p}
-    for name in STATISTICS:
+    for name in (*STATISTICS, *CONTEXT):
         column = getattr(stats, name)
         if column is not None:
             shown[name] = column

@@ -8,6 +8,8 @@ INK = "#010203"
 """Near-black that no other artist uses, so that a dark theme can replace it."""
 # Okabe and Ito's palette, which common kinds of color blindness leave distinct.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", INK)
+NUM_COLORS = len(_COLOURS)
+"""Objectives that differ in color."""
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "---", "+++", "ooo")

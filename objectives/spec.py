@@ -30,8 +30,9 @@ class ObjectiveSpec(Settings):
     """One objective and its parameters.
 
     Validates from a string (`DEFT`, `deft`, `GeneralFamily-0.5`, `GeneralFamily--1`,
-    `my_pkg.my_mod:my_objective`, `my_pkg.my_mod:my_objective(beta=0.5)`) or from a mapping
-    (`{name: GeneralFamily, alpha: 0.5}`). Serialises to its canonical string, so that two
+    `IDFT(beta=0.5,gamma_max=3)`, `my_pkg.my_mod:my_objective`,
+    `my_pkg.my_mod:my_objective(beta=0.5)`) or from a mapping (`{name: GeneralFamily, alpha: 0.5}`),
+    whose parameters win over those in its name. Serialises to its canonical string, so that two
     spellings of one objective hash alike.
     """
 
@@ -61,7 +62,15 @@ class ObjectiveSpec(Settings):
                 raise ValueError(
                     f"parameter {overlap[0]!r} of {name} is given twice; keep one of the two"
                 )
-            return _resolve(name.strip(), {**fields, **nested})
+            own: dict[str, Any] = {"name": name.strip(), "params": {}}
+            if "(" in name:
+                own |= _from_string(name.strip())
+            return _resolve(own["name"], {**own["params"], **fields, **nested})
+        if not isinstance(value, ObjectiveSpec):
+            raise ValueError(
+                f"expected one objective by its name or as {{name: …}}, got {value!r:.80}; the "
+                "grid of a sweep compares several"
+            )
         return value
 
     @field_validator("params")
@@ -91,12 +100,15 @@ class ObjectiveSpec(Settings):
                 return self.name
             arguments = ",".join(f"{key}={json.dumps(self.params[key])}" for key in self.params)
             return f"{self.name}({arguments})"
-        if info.parameter is None:
-            return self.name
-        value = self.params[info.parameter]
-        if value == info.default:
-            return self.name
-        return f"{self.name}-{_number(float(value))}"
+        changed = {
+            key: _number(float(value))
+            for key, value in self.params.items()
+            if key not in info.defaults or value != info.defaults[key]
+        }
+        if set(changed) == {info.parameter}:
+            return f"{self.name}-{changed[str(info.parameter)]}"
+        given = ",".join(f"{key}={value}" for key, value in changed.items())
+        return f"{self.name}({given})" if given else self.name
 
     def __hash__(self) -> int:
         return hash(str(self))
@@ -195,7 +207,10 @@ def _explain(info: ObjectiveInfo, error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{info.name} needs its parameter {key!r}; write it as in {info.example}"
     if error["type"] == "extra_forbidden":
-        remedy = f"its only one is {info.parameter!r}" if info.parameter else f"write {info.name}"
-        return f"{info.name} has no parameter {key!r}; {remedy}"
+        names = ", ".join(map(repr, info.parameters.model_fields))
+        known = f"its only one is {names}" if names else f"write {info.name}"
+        if len(info.parameters.model_fields) > 1:
+            known = f"there are {names}"
+        return f"{info.name} has no parameter {key!r}; {known}"
     advice = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     return f"{info.name}: parameter {key!r} is {error['input']!r}; {advice}"

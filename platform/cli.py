@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
+from deft.platform.cli_options import AsJson, Overrides, Root, TrackingUri, Verbose
+from deft.platform.cli_plot import plot_app, split_names
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, print_error
 from deft.platform.tracking.links import UI_PORT
@@ -30,32 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Root = Annotated[
-    Path, typer.Option("--root", envvar="DEFT_ROOT", help="Where runs, cache and MLflow store are.")
-]
-TrackingUri = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        help="MLflow server or store; an SQLite file under the run root if not given.",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a setting of the run file, or of a sweep's base run.",
-    ),
-]
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print the results as JSON, and all else to the error output."),
-]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
-]
+app.add_typer(plot_app, name="plot")
 
 
 def _context(
@@ -87,7 +63,10 @@ def run(
     dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
     model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
     objective: Annotated[str | None, typer.Option(help="See `deft list objectives`.")] = None,
-    settings: Settings = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="fair (default), or paper for arXiv 2602.11424's training.")
+    ] = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
@@ -97,26 +76,39 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Train, evaluate and record one experiment, from a run file or from three names."""
-    from deft.platform.config.loading import load_spec
+    from deft.platform.config.loading import load_spec, preset_note
 
     names = {"dataset": dataset, "model": model, "objective": objective}
     if file is None and not any(names.values()):
         raise UserError("give a run file, or --dataset, --model and --objective")
+    if file is not None and "=" in file.name and not file.exists():
+        from deft.platform.commands.original_options import PAGE
+
+        raise UserError(
+            f"{file}: no such run file; give settings as --set key=value, {PAGE} has "
+            "the keys of the original's trainer"
+        )
+    names["protocol"] = protocol
     spec = load_spec(file, names, settings or ())
     console = RunConsole()
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
-        from deft.platform.commands.dry_run import show_plan
+        from deft.platform.commands.dry_run import show_plan, show_protocols
 
         # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
+        plan_console = RunConsole(Console(stderr=True, highlight=False))
         with as_user_error():
-            show_plan(spec, root, RunConsole(Console(stderr=True, highlight=False)))
+            show_plan(spec, root, plan_console)
+        names["protocol"] = "fair" if spec.protocol == "paper" else "paper"
+        show_protocols(spec, lambda: load_spec(file, names, settings or ()), plan_console)
         return
     from deft.platform.commands.output import console_for, print_json
     from deft.platform.commands.show_results import results_of, show_results
     from deft.platform.run.driver import run_experiment
 
     console = console_for(machine_readable=as_json)
+    if note := preset_note(spec):
+        console.print(note)
     console.stage("run", f"{spec.run_name} in {root}")
     finished = run_experiment(spec, _context(root, console, tracking_uri, verbose=verbose))
     if as_json:
@@ -129,7 +121,7 @@ def run(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
-    settings: Settings = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
     dry_run: Annotated[
@@ -286,7 +278,7 @@ def evaluate(
         "data_dir": data_dir,
         "heldout": {"file": heldout} if heldout else None,
     }
-    spec = load_evaluation(model, _names(benchmarks), sampling, common, settings or (), root)
+    spec = load_evaluation(model, split_names(benchmarks), sampling, common, settings or (), root)
     console = RunConsole()
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
@@ -330,7 +322,7 @@ def compare(
     from deft.platform.commands.compare import compare_runs
     from deft.platform.commands.compare_table import show_comparison
     from deft.platform.commands.output import console_for, print_csv, print_json
-    from deft.sweeps.named_runs import find_compared
+    from deft.sweeps.report.read_sweep import find_compared
 
     console = console_for(machine_readable=as_json or as_csv)
     with as_user_error():
@@ -362,7 +354,7 @@ def view(
     """Look at single responses, two models side by side, on a page that needs no server."""
     from deft.platform.commands.ui import open_page
     from deft.platform.viewer.page import write_view
-    from deft.sweeps.named_runs import find_viewed
+    from deft.sweeps.report.read_sweep import find_viewed
 
     console = RunConsole()
     runs, folder, title = find_viewed(names, root, console)
@@ -430,7 +422,7 @@ def show_data_(
     file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
     dataset: Annotated[str | None, typer.Option(help="See `deft list datasets`.")] = None,
     model: Annotated[str | None, typer.Option(help="See `deft list models`.")] = None,
-    settings: Settings = None,
+    settings: Overrides = None,
     number: Annotated[int, typer.Option(min=1, help="Examples to print.")] = 3,
     root: Root = Path("runs"),
 ) -> None:
@@ -471,11 +463,6 @@ def grade(
         show_counts(counts, out, console)
 
 
-def _names(text: str) -> list[str]:
-    """Split names at commas outside parentheses, as in `DEFT,my.mod:own(a=1,b=2)`."""
-    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]
-
-
 @app.command()
 def landscape(
     dataset: Annotated[str, typer.Option(help="See `deft list datasets`.")],
@@ -485,13 +472,13 @@ def landscape(
     out: Annotated[Path, typer.Option(help="Image file (PNG, SVG or PDF).")] = Path(
         "landscape.png"
     ),
-    settings: Settings = None,
+    settings: Overrides = None,
     root: Root = Path("runs"),
 ) -> None:
     """Draw how hard each objective pulls at a model's tokens, without training it."""
     from deft.platform.config.loading import load_spec
 
-    chosen = _names(objectives)
+    chosen = split_names(objectives)
     if not chosen:
         raise UserError("give --objectives, such as original,DEFT")
     names = {"dataset": dataset, "model": model, "objective": chosen[0]}
@@ -500,6 +487,19 @@ def landscape(
     from deft.platform.commands.landscape import draw_landscape
 
     draw_landscape(spec, chosen, root, out, RunConsole())
+
+
+@plot_app.command("sweep")
+def plot_sweep(
+    sweep: Annotated[str, typer.Argument(help="A sweep's directory or name.")],
+    out: Annotated[Path, typer.Option(help="Directory for the figures.")] = Path("figures"),
+    root: Root = Path("runs"),
+) -> None:
+    """Draw the figures of a sweep's report: landscapes, focus, entropy, gain by prior strength."""
+    from deft.sweeps.report.read_sweep import find_sweep
+    from deft.sweeps.report.write import write_figures
+
+    write_figures(find_sweep(sweep, root), root, out, RunConsole())
 
 
 @app.command()
@@ -577,7 +577,11 @@ def main() -> NoReturn:
     except StageError as error:
         fail(f"{error}", 1)
     except TyperException as error:  # an unknown command, option or value
-        fail(error.format_message() or "a command is missing", error.exit_code)
+        from deft.platform.commands.original_options import answer
+
+        message = error.format_message() or "a command is missing"
+        option = answer(str(getattr(error, "option_name", "")))
+        fail(f"{message.rstrip('.')}; here, {option}" if option else message, error.exit_code)
     except typer.Abort:
         fail("interrupted", 130)
     except KeyboardInterrupt:

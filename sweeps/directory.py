@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from deft.platform.config.spec import ExperimentSpec
-from deft.platform.errors import UserError
 from deft.platform.records.manifests import manifest_file
+from deft.platform.records.run_directory import held
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.workers.common.clock import now_ms
-from deft.workers.common.files import atomic_file, exclusive, write_atomic
+from deft.workers.common.files import atomic_file, write_atomic
 
 BASELINE_OBJECTIVE = "original"
 """Objective that the others are compared with, where it is among them: NLL."""
@@ -65,13 +65,8 @@ class SweepDirectory:
         Raises:
             UserError: another process is running it.
         """
-        try:
-            with exclusive(self.path / ".lock", patience=0):
-                yield
-        except BlockingIOError:
-            raise UserError(
-                f"{self.path}: another process is running this sweep; wait until it has ended"
-            ) from None
+        with held(self.path, "sweep"):
+            yield
 
     def read_spec(self, run: str) -> ExperimentSpec:
         """Read the spec of one of the sweep's runs.

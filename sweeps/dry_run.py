@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deft.platform.commands.cost_model import CARDS, MFU, gpu_hours, trained_tokens, training_flops
-from deft.platform.commands.dry_run import check_own_objectives, data_size, dimensions_of
+from deft.platform.commands.cost_model import (
+    CARDS,
+    FITS,
+    MFU,
+    fit,
+    gpu_hours,
+    trained_tokens,
+    training_flops,
+)
+from deft.platform.commands.dry_run import (
+    check_own_objectives,
+    data_size,
+    dimensions_of,
+    needed_memory,
+)
+from deft.platform.config.loading import preset_note
 from deft.platform.console import RunConsole
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
@@ -26,14 +40,38 @@ def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
     check_own_objectives(dict.fromkeys(cell.spec.objective for cell in plan.cells))
     directory = SweepDirectory.of(plan, root)
     axes = list(plan.spec.grid)
+    trained_from = models_trained_from(plan)
     rows = [
-        [*(label(cell.settings[axis]) for axis in axes), state(directory, cell), cell.run]
+        [
+            *(label(cell.settings[axis]) for axis in axes),
+            cards_that_fit(cell, trained_from),
+            state(directory, cell),
+            cell.run,
+        ]
         for cell in plan.cells[:MAX_SHOWN]
     ]
-    console.table(f"cells of {directory.path.name}", [*axes, "", "run"], rows, left=True)
+    columns = [*axes, "fits on", "", "run"]
+    console.table(f"cells of {directory.path.name}", columns, rows, left=True)
     if len(plan.cells) > MAX_SHOWN:
         console.print(f"… and {len(plan.cells) - MAX_SHOWN:,} more")
+    for note in dict.fromkeys(filter(None, (preset_note(cell.spec) for cell in plan.cells))):
+        console.print(note)
     console.table("plan", ["", ""], plan_rows(plan, directory, root), left=True)
+
+
+def models_trained_from(plan: Plan) -> dict[str, str]:
+    """Return, by run, what each of the sweep's own models is trained from: none need exist yet."""
+    return {cell.run: cell.spec.model.name for cell in plan.models.values()}
+
+
+def cards_that_fit(cell: PlannedCell, trained_from: Mapping[str, str]) -> str:
+    """Name the cards whose memory holds a worker of ``cell``."""
+    model = dimensions_of(trained_from[cell.after] if cell.after else cell.spec.model.name)
+    if model is None:
+        return "unknown sizes"
+    needed = needed_memory(cell.spec, model, cell.spec.training.resolved_zero_stage)
+    names = [card.name.split()[0] for card in CARDS if fit(needed, card) == FITS]
+    return ", ".join(names) or "no card"
 
 
 def state(directory: SweepDirectory, cell: PlannedCell) -> str:
@@ -53,8 +91,7 @@ def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[st
         rows.append(["models first", ", ".join(plan.models)])
     if len(left) < len(runs):
         rows.append(["finished already", f"{len(runs) - len(left):,}"])
-    trained_from = {cell.run: cell.spec.model.name for cell in plan.models.values()}
-    rows += cost_rows(left, trained_from, root)
+    rows += cost_rows(left, models_trained_from(plan), root)
     if plan.spec.budget is not None:
         rows.append(["budget", f"{plan.spec.budget.tokens:,} training tokens for every cell"])
     if plan.spec.select is not None:

@@ -16,7 +16,7 @@ from deft.sweeps.spec import label
 
 
 class SweepView:
-    """Shows events of trials as bars and lines. Used by two threads: events, and Ray Tune's."""
+    """Shows events of trials as bars and lines. Used by two threads: events, and the main one."""
 
     def __init__(
         self, directory: SweepDirectory, cells: Mapping[str, PlannedCell], console: RunConsole
@@ -67,7 +67,7 @@ class SweepView:
     def _ended(self, run: str, how: str, what: str) -> None:
         with self._lock:
             self._done += 1
-            # Events of a cell may still be on their way when Ray Tune knows that it is over.
+            # Events of a cell may still be on their way when it is known to be over.
             seconds = time.monotonic() - self._started.pop(run, self._began)
             self._seconds[run] = seconds
             name = describe_cell(self.cells[run])

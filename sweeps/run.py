@@ -1,10 +1,8 @@
-"""From a plan to a finished sweep: Ray Tune runs the cells, which share warm engines."""
+"""From a plan to a finished sweep: Ray runs the cells, which share warm engines."""
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,33 +10,27 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray import tune
-from ray.tune.progress_reporter import TrialProgressCallback
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from deft.evaluators.generation.shared_pool import SharedPool
 from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.run.context import RunContext
 from deft.platform.run.driver import require_importable
 from deft.platform.run.evaluation import require_engine
+from deft.platform.run.training_slots import TrainingSlots
 from deft.platform.tracking.links import run_link
 from deft.platform.tracking.sweep_recorder import SweepRecorder
 from deft.platform.tracking.uri import require_tracking_uri, warn_if_unreachable
+from deft.sweeps.asha import run_with_asha
+from deft.sweeps.cell_pool import run_on_actors
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.placement import Placement, divide_cluster
 from deft.sweeps.progress import SweepView
 from deft.sweeps.report.write import write_report
-from deft.sweeps.spec import AshaSpec, SweepSpec
+from deft.sweeps.spec import SweepSpec
 from deft.sweeps.trial import Trial
+from deft.sweeps.watch import CellWatch
 from deft.workers.common.text import plural
-
-MAX_REPORTS = 1_000_000
-"""Upper bound of the held-out losses that a cell reports."""
-
-TRIAL_RESOURCES = {"memory": 1.0}
-"""A trial only waits for its training workers, which reserve devices themselves; but Ray Tune wants
-something reserved: a byte of memory."""
 
 
 def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
@@ -60,6 +52,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
     with ray_cluster(verbose=context.verbose), directory.locked():
         warn_if_unreachable(context.tracking_uri, console.print)
         placement = place_cells(plan)
+        warn_of_shared_sqlite(context)
         directory.create(plan)
         finished = [run for run in cells if directory.is_finished(run)]
         done = f", {len(finished)} finished already" if finished else ""
@@ -98,6 +91,8 @@ def run_all(
     cells = {cell.run: cell for cell in (*plan.models.values(), *plan.cells)}
     view = SweepView(directory, cells, context.console)
     watch = CellWatch(directory, view, lambda run: recorder.add_cell(directory.root / run))
+    slots = TrainingSlots(directory.path / "slots", placement.num_training)
+    context = replace(context, slots=slots)
     with ExitStack() as stack:
         if placement.num_engines:
             pool = SharedPool(
@@ -145,19 +140,26 @@ def place_cells(plan: Plan) -> Placement:
     generating = [spec for spec in specs if spec.evaluation.suite]
     for spec in generating[:1]:  # they share their engines
         require_engine(spec.evaluation, use_gpu=use_gpu)
-    resources = ray.cluster_resources()
     placement = divide_cluster(
-        num_cpus=resources.get("CPU", 0),
-        num_gpus=resources.get("GPU", 0),
-        num_nodes=sum(node["Alive"] for node in ray.nodes()),
+        [node["Resources"] for node in ray.nodes() if node["Alive"]],
         num_workers=max(spec.training.num_workers for spec in specs),
         tensor_parallel=specs[0].evaluation.engine.tensor_parallel,
         generates=bool(generating),
+        measures=any(spec.evaluation.heldout is not None for spec in specs),
     )
     limit = plan.spec.max_concurrent or placement.num_cells
-    return Placement(
-        min(placement.num_cells, limit), placement.num_engines, reserved=placement.reserved
-    )
+    return replace(placement, num_cells=min(placement.num_cells, limit))
+
+
+def warn_of_shared_sqlite(context: RunContext) -> None:
+    """Warn if cells on several nodes will write to one SQLite file, whose locks may not hold."""
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    if num_nodes > 1 and context.tracking_uri.startswith("sqlite"):
+        context.console.print(
+            f"warning: {num_nodes} nodes would write to MLflow's SQLite file; on a network file "
+            "system it may lock up or be damaged. Start `mlflow server` on one node and give its "
+            "address as --tracking-uri"
+        )
 
 
 def describe_placement(placement: Placement) -> str:
@@ -174,7 +176,9 @@ def run_cells(
     watch: CellWatch,
     num_parallel: int,
 ) -> None:
-    """Let Ray Tune run those of ``cells`` that are not finished, each by a call of ``trial``.
+    """Run those of ``cells`` that are not finished, each by a call of ``trial``.
+
+    Ray Tune runs them where ASHA may stop some; it takes hundreds of milliseconds for each.
 
     Args:
         spec: rules of the sweep.
@@ -189,93 +193,9 @@ def run_cells(
         return
     for run in runs:
         directory.forget_failure(run)
-    storage = directory.path / "tune"
-    # Read by Ray Tune; what it would print is shown by the view.
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    # An interrupt ends this process at once; whatever is finished is on disk.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    tuner = tune.Tuner(
-        tune.with_resources(trial, tune.PlacementGroupFactory([TRIAL_RESOURCES])),
-        param_space={"run": tune.grid_search(runs)},
-        tune_config=tune.TuneConfig(
-            max_concurrent_trials=num_parallel,
-            # A new process for each would load everything anew; a stopped one cannot be used again.
-            reuse_actors=spec.asha is None,
-            scheduler=_scheduler(spec.asha),
-            trial_dirname_creator=lambda trial: str(trial.config["run"]),
-        ),
-        run_config=tune.RunConfig(
-            name="trials",
-            storage_path=str(storage),
-            failure_config=tune.FailureConfig(max_failures=spec.retries),
-            callbacks=[watch],
-            verbose=0,
-        ),
-    )
-    try:
-        tuner.fit()
-    finally:
-        # Which cells are finished is known from their directories.
-        shutil.rmtree(storage, ignore_errors=True)
-
-
-def _scheduler(asha: AshaSpec | None) -> TrialScheduler | None:
-    if asha is None:
-        return None
-    return ASHAScheduler(
-        time_attr="step",
-        metric="nll",
-        mode="min",
-        grace_period=asha.grace_steps,
-        reduction_factor=asha.reduction_factor,
-        max_t=MAX_REPORTS,
-    )
-
-
-class CellWatch(TrialProgressCallback):
-    """Stores and shows how cells end; replaces Ray Tune's own lines about its trials."""
-
-    def __init__(
-        self, directory: SweepDirectory, view: SweepView, ended: Callable[[str], None]
-    ) -> None:
-        """Watch the cells of a sweep.
-
-        Args:
-            directory: of the sweep.
-            view: where ends are shown.
-            ended: called with the name of each run that has ended, whether it failed or not.
-        """
-        self.directory = directory
-        self.view = view
-        self.ended = ended
-
-    def on_trial_result(self, *_: Any, **__: Any) -> None:
-        """Print nothing: a cell reports its own progress."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Ray Tune stores its callbacks to restore an experiment; here cells restore themselves.
-        return {}
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        run = trial.config["run"]
-        if self.directory.is_evaluated(run):
-            self.view.finished(run)
-            self.ended(run)
-        else:
-            self._fail(run, "stopped early: others were ahead of it on held-out examples")
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.view.retried(trial.config["run"])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        # A trial that raises has recorded the cause itself.
-        self._fail(trial.config["run"], "its process died")
-
-    def _fail(self, run: str, otherwise: str) -> None:
-        if self.directory.failure(run) is None:
-            self.directory.fail(run, otherwise)
-        self.view.failed(run, self.directory.failure(run) or otherwise)
-        self.ended(run)
+    if spec.asha is None:
+        run_on_actors(runs, trial, watch, num_parallel=num_parallel, retries=spec.retries)
+    else:
+        run_with_asha(
+            runs, trial, watch, spec.asha, num_parallel=num_parallel, retries=spec.retries
+        )

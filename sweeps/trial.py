@@ -1,4 +1,4 @@
-"""A Ray Tune trial: one `deft run` that reports to the sweep's driver instead of a terminal."""
+"""One cell of a sweep: a `deft run` that reports to the sweep's driver instead of a terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOCK_PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class Trial:
-    """Callable that Ray Tune runs for each cell of a sweep."""
+    """Callable that an actor, or a trial of Ray Tune, runs for each cell of a sweep."""
 
     context: RunContext
     """That of the sweep; each cell replaces the console."""
@@ -46,7 +46,7 @@ class Trial:
 
     def __call__(self, config: dict[str, Any]) -> None:
         sys.path.extend(path for path in self.python_path if path not in sys.path)
-        # Paths in a spec count from where the command was given; Ray Tune has changed to elsewhere.
+        # Paths in a spec count from where the command was given; Ray Tune changes to others.
         os.chdir(self.directory)
         directory = SweepDirectory(self.context.root, self.sweep)
         run = config["run"]

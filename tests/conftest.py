@@ -98,6 +98,7 @@ def make_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainJob
             examples_dir=prepared.examples_dir,
             rows_dir=prepared.rows_dir,
             validation_dir=prepared.validation_dir,
+            scratch_dir=str(tmp_path_factory.mktemp("scratch")),
             num_steps=num_steps,
             seed=0,
             events=None,

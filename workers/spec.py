@@ -15,7 +15,10 @@ from pydantic import (
 )
 
 from deft.workers.catalogs.datasets import DATASETS, SUFFIXES, data_suffix, local_files
-from deft.workers.catalogs.deepspeed_options import require_usable_options
+from deft.workers.catalogs.deepspeed_options import (
+    require_rounded_states,
+    require_usable_options,
+)
 from deft.workers.catalogs.models import MODELS
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.names import unknown_name
@@ -30,12 +33,16 @@ MAX_VALIDATION = 128
 
 
 BadRecords = Literal["refuse", "drop"]
-MIXED_KEYS = {"split", "data_dir", "columns", "config", "revision"}
+MIXED_KEYS = {"split", "data_dir", "columns", "config", "revision", "keep_whitespace"}
 """Settings that every data set of a mixture has for itself."""
 
 
 def _name_only(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _one_as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 def name_or_mixture(value: Any) -> Any:
@@ -76,7 +83,7 @@ class ColumnsSpec(Settings):
     tools: str | None = Field(default=None, min_length=1)
     """Column of the JSON schemas of the functions that the model may call."""
     weight: str | None = Field(default=None, min_length=1)
-    """Column of 1, or of 0 for records to leave out."""
+    """Column of what the loss of a record is multiplied by; records of 0 are left out."""
 
     @model_validator(mode="after")
     def require_pair_or_messages(self) -> ColumnsSpec:
@@ -101,6 +108,8 @@ class SourceSpec(Settings):
     of such files; or a Hugging Face hub id (org/name)."""
     size: int | None = Field(default=None, ge=1)
     """Number of examples, taken from the start; all of them if not given."""
+    keep_whitespace: bool = Field(default=False, exclude_if=_is_empty)
+    """Keep white space around the questions of `math` and `medical`, as arXiv 2602.11424 does."""
     split: str = Field(default="train", min_length=1)
     """Which split of a hub dataset, of a directory or of generated data to train on."""
     data_dir: str | None = None
@@ -226,6 +235,16 @@ class DatasetSpec(SourceSpec):
     """Label noise: the share of the training examples that get each other's responses instead of
     their own, chosen by the run's seed. Held-out examples keep theirs."""
 
+    @field_validator("validation", mode="before")
+    @classmethod
+    def require_number(cls, value: Any) -> Any:
+        try:
+            return float(value) if isinstance(value, str) and not value.isdecimal() else value
+        except ValueError:
+            raise ValueError(
+                f"give a number of examples, or a share such as 0.05, got {value!r}"
+            ) from None
+
     @field_validator("validation")
     @classmethod
     def require_number_or_share(cls, value: int | float | None) -> int | float | None:
@@ -286,12 +305,17 @@ class ModelSpec(Settings):
 
     name: str
     """A name from `deft list models`, a local directory, or a Hugging Face hub id (org/name)."""
+    preset: str | None = Field(default=None, exclude_if=_is_none)
+    """Name from `deft list models` of the model whose settings this one takes; if not given, what
+    `name` is recognized as."""
     revision: str | None = Field(default=None, min_length=1, exclude_if=_is_none)
     """Branch, tag or commit on the hub; the newest state if not given. The commit that was used is
     recorded."""
 
     @model_validator(mode="after")
     def require_known_model(self) -> ModelSpec:
+        if self.preset is not None and self.preset not in MODELS:
+            raise ValueError(f"preset: {unknown_name('model', self.preset, MODELS)}")
         entry = MODELS.get(self.name)
         if self.revision and (Path(self.name).is_dir() or (entry is not None and not entry.hub)):
             raise ValueError(
@@ -328,7 +352,9 @@ class LoraSpec(Settings):
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of dropping an input of an adapter."""
-    targets: tuple[str, ...] = Field(default=(ALL_LINEAR,), min_length=1)
+    targets: Annotated[tuple[str, ...], BeforeValidator(_one_as_list)] = Field(
+        default=(ALL_LINEAR,), min_length=1
+    )
     """Modules to adapt, by the last part of their names or more of it: q_proj, mlp.down_proj,
     embed_tokens. all-linear is every linear layer and the experts of a mixture, but not the head,
     which takes part if it is named as well: lm_head."""
@@ -347,7 +373,7 @@ class LoraSpec(Settings):
 
 
 class TrainingSpec(Settings):
-    """How to train: DeepSpeed SFT with AdamW and a cosine schedule."""
+    """How to train: DeepSpeed SFT with AdamW and a schedule of the learning rate."""
 
     num_workers: int = Field(default=2, ge=1)
     """Data-parallel training processes, one GPU each where there are GPUs."""
@@ -365,7 +391,12 @@ class TrainingSpec(Settings):
     """Examples per optimizer step, over all workers."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Examples of `max_length` per forward pass of one worker. With packing, as many shorter ones
-    as fit into their tokens; without, or with a reduction by micro-batch, exactly so many."""
+    as fit into their tokens; without, with a reduction by micro-batch, or in the data's order,
+    exactly so many."""
+    micro_batch_order: Literal["length", "data"] = "length"
+    """Which examples of a step make a micro-batch: those of similar length, for speed; or those
+    that follow each other in the step, as in arXiv 2602.11424. It matters to what is measured over
+    a micro-batch: the floor of `Cayley_Trans`, the quantiles, and the reductions by micro-batch."""
     packing: bool = True
     """Examples of a micro-batch stand one after the other in one row, without padding and without
     seeing each other. If false, they are padded to the longest of them."""
@@ -378,7 +409,12 @@ class TrainingSpec(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's decoupled weight decay."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises linearly before its cosine decay."""
+    """Share of the steps over which the learning rate rises linearly at first."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Course of the learning rate after that: a cosine or a line down to 0 at the last step;
+    constant; or constant and then a line down to 0 (warm-up, stable, decay)."""
+    decay_ratio: float = Field(default=0.1, gt=0, le=1)
+    """Share of the steps over which the schedule `wsd` decays, the last ones."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
     gradient_checkpointing: bool = False
@@ -395,15 +431,27 @@ class TrainingSpec(Settings):
     """Tokens whose mean p lifts the focus of `Cayley_Trans`: one micro-batch's on one worker, as in
     the paper, or the whole step's, which then does not depend on how it was cut but costs a second
     forward pass."""
+    reference: str | None = None
+    """Directory of the frozen model that some objectives compare with: another one of the same
+    tokenizer; the model before training if not given."""
+    old_policy_every: int = Field(default=8, ge=1)
+    """Optimizer steps between refreshes of the old policy, for objectives that read it (PSFT). A
+    run that resumes between two of them takes the policy that it resumes with."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed ZeRO stage; if not given 2 with more than one worker, else 0."""
+    """DeepSpeed ZeRO stage; if not given 1 with more than one worker, which reduces gradients once
+    a step, else 0. Stages 2 and 3 reduce them after every micro-batch and keep less on each device.
+    In 16 bits stage 0 is computed as stage 1."""
     offload_optimizer: bool = False
     """Keep optimizer states in the host's memory and update there (ZeRO 1 to 3)."""
     offload_parameters: bool = False
     """Keep parameters in the host's memory too, each on the device only while in use (ZeRO 3)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Optimizer
-    states are float32 throughout. float16 scales the loss dynamically."""
+    """Parameters' dtype; auto is bfloat16 where the hardware multiplies it natively. Gradients are
+    added up in `master_dtype` and reduced in float32. float16 scales the loss dynamically."""
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the weights that the optimizer updates and of its moments. bfloat16 keeps no copy in
+    float32, as arXiv 2602.11424 trains: 6 bytes of a parameter instead of 14, but updates smaller
+    than a weight's rounding are lost. It needs `dtype: bfloat16` and ZeRO 1 to 3."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further options of DeepSpeed's configuration, laid over what follows from the settings."""
     validate_every: int | None = Field(default=None, ge=1)
@@ -414,6 +462,9 @@ class TrainingSpec(Settings):
     checkpoint_storage: str | None = None
     """Directory or URI (s3://…, gs://…) for checkpoints; the run's own directory if not given.
     What opens the storage is in the environment of the cluster's nodes."""
+    scratch: str | None = None
+    """Directory on the nodes' own disks for checkpoints on their way to storage; in the run's own
+    directory if not given. What a killed run left there is deleted when it is started again."""
     keep_checkpoints: int | None = Field(default=None, ge=1)
     """Checkpoints to keep; if not given, two while training, should the last one turn out to be
     damaged, and none afterwards."""
@@ -454,8 +505,8 @@ class TrainingSpec(Settings):
             raise ValueError(f"min_workers must be at most num_workers = {self.num_workers}")
         if not self.splits_by_tokens:
             raise ValueError(
-                "min_workers needs packing and the reduction global_tokens: with the others the "
-                "result depends on the number of workers"
+                "min_workers needs packing, micro_batch_order length and the reduction "
+                "global_tokens: with the others the result depends on the number of workers"
             )
         if self.resolved_zero_stage == 0:
             raise ValueError(
@@ -473,6 +524,36 @@ class TrainingSpec(Settings):
             raise ValueError(f"offload_parameters needs zero_stage 3, got {stage}")
         return self
 
+    @field_validator("reference")
+    @classmethod
+    def require_directory_of_a_model(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not (Path(value) / "config.json").is_file():
+            raise ValueError(f"{value}: it is no directory of a model; give one with a config.json")
+        return str(Path(value).absolute())  # Ray's processes work elsewhere
+
+    @model_validator(mode="after")
+    def require_steps_for_warmup_and_decay(self) -> TrainingSpec:
+        if self.schedule == "wsd" and self.warmup_ratio + self.decay_ratio > 1:
+            raise ValueError(
+                f"decay_ratio: with warmup_ratio {self.warmup_ratio:g} at most "
+                f"{1 - self.warmup_ratio:g} of the steps are left, got {self.decay_ratio:g}; "
+                "lower one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def require_states_that_deepspeed_rounds(self) -> TrainingSpec:
+        if self.master_dtype == "bfloat16":
+            require_rounded_states(
+                self.dtype,
+                self.resolved_zero_stage,
+                offloads=self.offload_optimizer or self.offload_parameters,
+                is_elastic=self.min_workers is not None,
+            )
+        return self
+
     @model_validator(mode="after")
     def require_deepspeed_options_of_its_own(self) -> TrainingSpec:
         require_usable_options(self.deepspeed)
@@ -487,13 +568,18 @@ class TrainingSpec(Settings):
     @property
     def splits_by_tokens(self) -> bool:
         """Tell whether micro-batches are filled up to a number of tokens instead of examples."""
-        return self.packing and self.reduction == "global_tokens"
+        by_length = self.micro_batch_order == "length"
+        return self.packing and by_length and self.reduction == "global_tokens"
 
     def is_validated(self, step: int, num_steps: int) -> bool:
         """Tell whether held-out examples are evaluated after ``step`` optimizer steps."""
         due = self.validate_every is not None and step % self.validate_every == 0
         scored = self.keep == "best" and self.is_saved(step, num_steps)
         return due or scored or step in (0, num_steps)
+
+    def keeps_optimizer(self, step: int, num_steps: int) -> bool:
+        """Tell whether the checkpoint after ``step`` optimizer steps can be trained further."""
+        return step < num_steps or self.keep_checkpoints is not None
 
     def is_saved(self, step: int, num_steps: int) -> bool:
         """Tell whether a checkpoint is saved after ``step`` optimizer steps."""
@@ -505,7 +591,7 @@ class TrainingSpec(Settings):
         """Return the ZeRO stage that is used."""
         if self.zero_stage is not None:
             return self.zero_stage
-        return 2 if self.num_workers > 1 else 0
+        return 1 if self.num_workers > 1 else 0
 
     def num_steps(self, num_examples: int, num_tokens: int) -> int:
         """Count the optimizer steps over examples with so many tokens; 0 if they fill no batch."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.example import Message
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Item:
     def digest(self) -> str:
         """Twelve hexadecimal digits of a hash of question, gold and options."""
         content = json.dumps([self.prompt, self.gold, self.options], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
+        return hash_parts(content)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import sys
@@ -17,9 +16,8 @@ from deft.evaluators.benchmarks.base import Benchmark
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.grading import GRADERS
 from deft.evaluators.scores import metrics, predictions, statistics
+from deft.workers.common.checksums import hash_files, hash_parts
 
-DIGITS = 12
-"""Hexadecimal digits of a digest."""
 NOT_DEFINING = {"name", "summary", "source", "size", "sampling"}
 """Fields that change no result, or that a spec and the items hold already."""
 
@@ -39,7 +37,7 @@ def definition_digest(benchmark: Benchmark) -> str:
         values = value if isinstance(value, tuple) else (value,)
         if field.name not in NOT_DEFINING:
             parts += [_source(value) if callable(value) else repr(value) for value in values]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:DIGITS]
+    return hash_parts(*parts)
 
 
 def items_file_name(benchmark: Benchmark, content: str) -> str:
@@ -109,7 +107,4 @@ def _shipped_scores() -> str:
 
 
 def _hash_files(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    return hash_files((file.name, file) for file in files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -14,7 +13,9 @@ from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import items_file_name
 from deft.evaluators.grading.records import check_record
 from deft.evaluators.spec import BenchmarkSpec
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.files import write_atomic
+from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.data.readers import BadRecord, read_records
 
 ITEM_SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -29,7 +30,7 @@ def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Pat
     """
     items = load_items(spec, data_dir)
     text = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in items)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hash_parts(text)
     path = cache / "items" / items_file_name(get_benchmark(spec.name), digest)
     if not path.exists():
         write_atomic(path, text)
@@ -162,7 +163,8 @@ def _read_hub(name: str, table: HubTable) -> Iterable[RecordFields]:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        missing = isinstance(error, ConnectionError)
+        raise (NotOnThisNodeError if missing else ValueError)(
             f"{name}: could not download {table.repo} from the Hugging Face hub ({reason:.200}). "
             f"Without it, put its rows as {name}.jsonl or {name}.parquet into a folder and name "
             "that folder: evaluation.data_dir in a run file, --data-dir on the command line"

@@ -13,7 +13,7 @@ from deft.evaluators.benchmarks.base import (
     Sampling,
     required,
 )
-from deft.evaluators.scores.metrics import accuracy, majority, pass_at_k
+from deft.evaluators.scores.metrics import accuracy, majority, paper_accuracy, pass_at_k
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
 
@@ -49,7 +49,7 @@ MEDICAL = Benchmark(
     read=read_choice,
     grader="medical",
     sampling=Sampling(max_tokens=2048),
-    metrics=(accuracy, pass_at_k, majority),
+    metrics=(accuracy, pass_at_k, majority, paper_accuracy),
     instruction=BOXED_INSTRUCTION,
     several_sources=True,
     paper=Paper(Sampling(max_tokens=8000), {"qwen": "qwen-medical", "llama": "llama-medical"}),

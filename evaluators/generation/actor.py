@@ -1,4 +1,4 @@
-"""The Ray actor that evaluates: one engine, one benchmark at a time, any number of models."""
+"""The Ray actor that evaluates: one engine, one benchmark or shard at a time, any model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ from ray.util.queue import Queue
 
 from deft.evaluators.generation.benchmark_prompts import BenchmarkPrompts, render_prompts
 from deft.evaluators.generation.engine import Decoding, Engine, Generation, Request
-from deft.evaluators.generation.engines import create_engine
 from deft.evaluators.generation.grader_failure import require_some_grade
 from deft.evaluators.generation.job import EvaluationJob, JobResult
-from deft.evaluators.generation.journal import Response, ResponseJournal, read_responses
+from deft.evaluators.generation.journal import (
+    Response,
+    ResponseJournal,
+    read_journals,
+    write_journal,
+)
 from deft.evaluators.generation.model_dir import fingerprint, read_architecture
 from deft.evaluators.generation.prompts import request_seed
+from deft.evaluators.grading import SECOND_OPINIONS
 from deft.evaluators.grading.sandbox.pool import GraderPool
 from deft.evaluators.grading.verdicts import Grade, Verdict
-from deft.evaluators.scores.predictions import summarize_predictions, write_predictions
+from deft.evaluators.scores.predictions import (
+    Prediction,
+    read_all,
+    summarize_predictions,
+    write_predictions,
+)
 from deft.evaluators.spec import EngineSpec
 
 GRADING_WORKERS = 2
@@ -46,7 +56,10 @@ class Evaluator:
         self._graders: dict[str, GraderPool] = {}
 
     def run(self, job: EvaluationJob, progress: Queue | None = None) -> JobResult:
-        """Generate every response that is not in the journal yet, and grade all of them.
+        """Generate every response that is not in a journal yet, and grade all of them.
+
+        A shard leaves a table of its predictions; the job that puts shards together only reads
+        what they have left.
 
         Raises:
             FileNotFoundError: the model is no directory with safetensors weights.
@@ -54,23 +67,31 @@ class Evaluator:
             ValueError: a grader failed on all of its responses.
             RuntimeError: the engine could not load the model.
         """
+        if job.num_merged:
+            return merge_shards(job)
         began = time.monotonic()
         spec, rendered = job.benchmark, render_prompts(job)
         name = rendered.benchmark.name
-        keys = [(item_id, sample) for item_id in rendered.items for sample in range(spec.samples)]
-        responses = read_responses(job.responses)
+        keys = _keys(job, rendered)
+        known = read_journals(job.journal, job.other_journals())
+        responses = {key: known[key] for key in keys if key in known}
         num_resumed = len(responses)
         missing = [key for key in keys if key not in responses]
         start_seconds = self._load(Path(job.model), progress) if missing else 0.0
 
-        report = _every_percent(progress, job.label, name, len(keys))
+        title = f"{name}, {job.shard + 1} of {job.num_shards}" if job.num_shards > 1 else name
+        report = _every_percent(progress, job.label, title, len(keys))
         grades: dict[tuple[str, int], Future[Grade]] = {}
+        second_opinions: dict[tuple[str, int], Future[Grade]] = {}
 
         def add(response: Response) -> None:
             responses[response.key] = response
             if response.finish_reason != "prompt_too_long":
-                grader = self._grader(rendered.grader(response.id))
-                grades[response.key] = grader.submit(asdict(response))
+                grader, record = rendered.grader(response.id), asdict(response)
+                grades[response.key] = self._grader(grader).submit(record)
+                if grader in SECOND_OPINIONS:
+                    second = self._grader(SECOND_OPINIONS[grader]).submit(record)
+                    second_opinions[response.key] = second
 
         for response in list(responses.values()):
             add(response)
@@ -79,7 +100,7 @@ class Evaluator:
             rendered.request(item_id, request_seed(spec.seed, name, item_id, sample))
             for item_id, sample in missing
         ]
-        with ResponseJournal(job.responses) as journal:
+        with ResponseJournal(job.journal) as journal:
             for index, generation in self._generate(requests, rendered.decoding(spec)):
                 item_id, sample = missing[index]
                 response = rendered.response(item_id, sample, generation)
@@ -88,18 +109,19 @@ class Evaluator:
                 report(len(responses))
 
         results = {key: future.result() for key, future in grades.items()}
-        _require_grades(rendered, results, responses)
+        seconds = {key: future.result() for key, future in second_opinions.items()}
         not_asked = Grade(Verdict.no_answer)
         predictions = [
-            rendered.prediction(responses[key], results.get(key, not_asked)) for key in keys
+            rendered.prediction(responses[key], results.get(key, not_asked), seconds.get(key))
+            for key in keys
         ]
-        write_predictions(predictions, job.predictions, rendered.conditions(job))
+        if job.num_shards == 1:
+            metrics = _finish(job, rendered, predictions, responses)
+        else:
+            write_predictions(predictions, job.part(job.shard))
+            metrics = {}
         return JobResult(
-            metrics=summarize_predictions(
-                predictions,
-                rendered.benchmark.metrics,
-                several_sources=rendered.benchmark.several_sources,
-            ),
+            metrics=metrics,
             prompt=rendered.record(),
             num_generated=len(missing),
             num_resumed=num_resumed,
@@ -138,19 +160,71 @@ class Evaluator:
         return seconds
 
 
+def create_engine(spec: EngineSpec) -> Engine:
+    """Create the engine that ``spec`` names, without a model."""
+    # Each takes seconds to import and reads the process's environment when it does.
+    if spec.type == "transformers":
+        from deft.evaluators.generation.transformers_engine import TransformersEngine
+
+        return TransformersEngine(spec)
+    from deft.evaluators.generation.vllm_engine import VllmEngine
+
+    return VllmEngine(spec)
+
+
+def merge_shards(job: EvaluationJob) -> JobResult:
+    """Put the predictions and the journals of a benchmark's shards together.
+
+    Raises:
+        ValueError: a grader failed on all responses of the benchmark.
+    """
+    began = time.monotonic()
+    rendered, parts = render_prompts(job), [job.part(shard) for shard in range(job.num_merged)]
+    predictions = {(row.id, row.sample): row for part in parts for row in read_all(part)}
+    keys = _keys(job, rendered)
+    responses = read_journals(job.responses, job.other_journals())
+    metrics = _finish(job, rendered, [predictions[key] for key in keys], responses)
+    write_journal(job.responses, (responses[key] for key in keys))
+    for path in (*job.other_journals(), *parts):
+        path.unlink(missing_ok=True)
+    return JobResult(metrics, rendered.record(), 0, 0, 0.0, time.monotonic() - began)
+
+
+def _keys(job: EvaluationJob, rendered: BenchmarkPrompts) -> list[tuple[str, int]]:
+    """List item id and sample of all responses, in the order of the table of predictions."""
+    return [(id_, sample) for id_ in rendered.items for sample in range(job.benchmark.samples)]
+
+
+def _finish(
+    job: EvaluationJob,
+    rendered: BenchmarkPrompts,
+    predictions: Sequence[Prediction],
+    responses: Mapping[tuple[str, int], Response],
+) -> dict[str, float]:
+    """Write the table of a whole benchmark; returns its metrics."""
+    _require_grades(rendered, predictions, responses)
+    write_predictions(predictions, job.predictions, rendered.conditions(job))
+    return summarize_predictions(
+        predictions,
+        rendered.benchmark.metrics,
+        several_sources=rendered.benchmark.several_sources,
+    )
+
+
 def _require_grades(
     rendered: BenchmarkPrompts,
-    grades: Mapping[tuple[str, int], Grade],
+    predictions: Sequence[Prediction],
     responses: Mapping[tuple[str, int], Response],
 ) -> None:
     """Raise ValueError if a grader of the benchmark failed on all of its responses."""
-    keys_of_grader: dict[str, list[tuple[str, int]]] = {}
-    for key in grades:
-        keys_of_grader.setdefault(rendered.grader(key[0]), []).append(key)
-    for grader, keys in keys_of_grader.items():
-        failed = [key for key in keys if grades[key].verdict is Verdict.grader_error]
-        record = asdict(responses[keys[0]])
-        require_some_grade(rendered.benchmark.name, grader, len(failed), len(keys), record)
+    by_grader: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        if prediction.finish_reason != "prompt_too_long":
+            by_grader.setdefault(rendered.grader(prediction.id), []).append(prediction)
+    for grader, graded in by_grader.items():
+        failed = sum(prediction.verdict == Verdict.grader_error for prediction in graded)
+        record = asdict(responses[graded[0].id, graded[0].sample])
+        require_some_grade(rendered.benchmark.name, grader, failed, len(graded), record)
 
 
 def _report(progress: Queue | None, **event: Any) -> None:

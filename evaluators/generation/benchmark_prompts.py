@@ -20,6 +20,7 @@ from deft.evaluators.generation.prompts import (
     answer_tokens,
     cut_at,
     describe_format,
+    dropped_tokens,
     encode_item,
     resolve_stops,
     resolve_style,
@@ -54,6 +55,8 @@ class BenchmarkPrompts:
     """Item id → item, in the benchmark's order."""
     prompts: dict[str, list[int]]
     """Item id → token ids of its prompt."""
+    dropped: frozenset[int]
+    """Control tokens that are left out of responses, see `dropped_tokens`."""
     header: list[int]
     """Token ids that the model writes by itself before an answer, see `turn_header`."""
 
@@ -85,7 +88,8 @@ class BenchmarkPrompts:
         if token_ids and token_ids[-1] in self.stops.token_ids:
             token_ids = token_ids[:-1]
         answer = answer_tokens(token_ids, self.header)
-        text = str(self.tokenizer.decode(answer, skip_special_tokens=True))
+        kept = [token_id for token_id in answer if token_id not in self.dropped]
+        text = str(self.tokenizer.decode(kept))
         item = self.items[item_id]
         return Response(
             id=item_id,
@@ -107,8 +111,10 @@ class BenchmarkPrompts:
         end = str(self.tokenizer.decode(self.prompts[item_id][-LONGEST_OPENING:]))
         return end.rstrip().endswith(THOUGHT_OPENINGS)
 
-    def prediction(self, response: Response, grade: Grade) -> Prediction:
-        """Join a response and its grade to a row of the predictions table."""
+    def prediction(
+        self, response: Response, grade: Grade, second_opinion: Grade | None
+    ) -> Prediction:
+        """Join a response and its grades to a row of the predictions table."""
         prompt = self.prompts[response.id]
         return Prediction(
             id=response.id,
@@ -123,6 +129,7 @@ class BenchmarkPrompts:
             n_tokens=response.n_tokens,
             verdict=str(grade.verdict),
             extracted=grade.extracted,
+            second_verdict=None if second_opinion is None else str(second_opinion.verdict),
             scores=dict(grade.scores),
         )
 
@@ -163,7 +170,7 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase, options: Iterable[str]) -> tu
 
 
 def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
-    """Render the prompts of ``job``.
+    """Render the prompts of ``job``, those of its shard only.
 
     Raises:
         FileNotFoundError: the model is no directory with a configuration.
@@ -172,7 +179,8 @@ def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
     spec, benchmark = job.benchmark, get_benchmark(job.benchmark.name)
     tokenizer = load_tokenizer(Path(job.model))
     style = resolve_style(spec, benchmark, tokenizer, job.trained_style)
-    items = {item.id: item for item in read_items(Path(job.items))}
+    shard = read_items(Path(job.items))[job.shard :: job.num_shards]
+    items = {item.id: item for item in shard}
     prompts = {
         item_id: encode_item(tokenizer, item, benchmark, style) for item_id, item in items.items()
     }
@@ -182,4 +190,5 @@ def render_prompts(job: EvaluationJob) -> BenchmarkPrompts:
         for item in items.values():
             letter_ids(tokenizer, item.options or {})
     header = turn_header(tokenizer, style)
-    return BenchmarkPrompts(benchmark, tokenizer, style, stops, items, prompts, header)
+    dropped = dropped_tokens(tokenizer)
+    return BenchmarkPrompts(benchmark, tokenizer, style, stops, items, prompts, dropped, header)

@@ -1,10 +1,10 @@
-"""What an evaluator is given and what it returns: one benchmark for one model."""
+"""What an evaluator is given and what it returns: one benchmark for one model, or a shard of it."""
 
 from __future__ import annotations
 
-import hashlib
+import glob
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
@@ -12,6 +12,7 @@ from deft.evaluators.benchmarks.definition import content_in
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.generation.prompts import PromptFormat, Stops
 from deft.evaluators.spec import BenchmarkSpec
+from deft.workers.common.checksums import hash_parts
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class EvaluationJob:
     """Prompt style the model was trained with."""
     out: str
     """Folder of the results: `responses/` while they come, `predictions/` at the end."""
+    shard: int = 0
+    """Number of the shard: the job is about each ``num_shards``-th item from this one on."""
+    num_shards: int = 1
+    """Shards that the benchmark is cut into."""
+    num_merged: int = 0
+    """Shards that are done and are now put together; 0 for a job that generates."""
+
+    @property
+    def whole(self) -> EvaluationJob:
+        """The uncut job."""
+        return replace(self, shard=0, num_shards=1, num_merged=0)
 
     @property
     def name(self) -> str:
@@ -42,21 +54,38 @@ class EvaluationJob:
 
     @property
     def responses(self) -> Path:
-        """Journal of responses.
+        """Journal of the benchmark's responses.
 
         Its name holds a hash of everything that the responses depend on, so that a journal is never
         taken for another's. Grading and engine are not part of that.
         """
         instruction = get_benchmark(self.benchmark.name).instruction
-        parts = [
+        digest = hash_parts(
             self.benchmark.model_dump_json(),
             content_in(self.items),
             instruction,
             self.trained_style,
-        ]
-        digest = hashlib.sha256("\0".join([*parts, fingerprint(Path(self.model))]).encode())
-        name = f"{self.label}-{_file_name(self.name)}-{digest.hexdigest()[:8]}.jsonl"
+            fingerprint(Path(self.model)),
+        )
+        name = f"{self.label}-{_file_name(self.name)}-{digest}.jsonl"
         return Path(self.out, "responses", name)
+
+    @property
+    def journal(self) -> Path:
+        """Journal that this job appends to: a shard other than the first has one of its own."""
+        path = self.responses
+        return path.with_name(f"{path.stem}-shard{self.shard}.jsonl") if self.shard else path
+
+    def other_journals(self) -> list[Path]:
+        """List the journals that other shards, now or in a former cut, have appended to."""
+        path, own = self.responses, self.journal
+        shards = path.parent.glob(f"{glob.escape(path.stem)}-shard*.jsonl")
+        return [journal for journal in (path, *sorted(shards)) if journal != own]
+
+    def part(self, shard: int) -> Path:
+        """Return the table of predictions of one shard, until all are put together."""
+        path = self.responses
+        return path.with_name(f"{path.stem}-shard{shard}.parquet")
 
 
 @dataclass(frozen=True)

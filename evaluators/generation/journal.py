@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deft.workers.common.files import drop_torn_line
+from deft.workers.common.files import atomic_file, drop_torn_line
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,22 @@ def read_responses(path: Path) -> dict[tuple[str, int], Response]:
         return {}
     responses = (Response(**json.loads(line)) for line in path.read_bytes().splitlines())
     return {response.key: response for response in responses}
+
+
+def read_journals(own: Path, others: Iterable[Path]) -> dict[tuple[str, int], Response]:
+    """Read a journal as `read_responses` does, and those that other processes may append to."""
+    responses = read_responses(own)
+    for path in others:
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        complete = (Response(**json.loads(line)) for line in lines if line.endswith(b"\n"))
+        responses |= {response.key: response for response in complete}
+    return responses
+
+
+def write_journal(path: Path, responses: Iterable[Response]) -> None:
+    """Write a journal anew; it appears whole or not at all."""
+    with atomic_file(path) as file:
+        file.writelines(json.dumps(asdict(response)).encode() + b"\n" for response in responses)
 
 
 class ResponseJournal:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from deft.workers.common.checksums import hash_files
+from deft.workers.common.checksums import hash_files, hash_parts
 
 _NO_ARCHITECTURE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Keys of config.json that differ between checkpoints of one architecture."""
@@ -67,11 +66,8 @@ def fingerprint(model_path: Path) -> str:
     Raises:
         FileNotFoundError: there is no such directory.
     """
-    digest = hashlib.sha256()
-    for file in _model_files(model_path):
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:12]
+    stats = [(file.name, file.stat()) for file in _model_files(model_path)]
+    return hash_parts(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
 
 
 def model_digest(model_path: Path) -> str:

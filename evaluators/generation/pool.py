@@ -1,4 +1,4 @@
-"""Evaluators on all devices of a Ray cluster; an actor that is done takes the next benchmark."""
+"""Evaluators on all devices of a Ray cluster; an actor that is done takes the next shard."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deft.evaluators.generation.actor import Evaluator
 from deft.evaluators.generation.job import EvaluationJob, JobResult
+from deft.evaluators.generation.shards import ShardedJobs
 from deft.evaluators.spec import EngineSpec
 
 MAX_DEATHS = 3
@@ -105,7 +106,7 @@ class EvaluatorPool:
     def run(
         self, jobs: Sequence[EvaluationJob], progress: Queue | None = None
     ) -> Iterator[tuple[EvaluationJob, JobResult]]:
-        """Yield each job with its result as soon as it is done.
+        """Yield each job with its result as soon as it is done; idle engines take shards of it.
 
         Args:
             jobs: taken in this order, except that an actor prefers jobs for the model it has.
@@ -117,14 +118,18 @@ class EvaluatorPool:
             RayTaskError: a job failed; its cause is what `Evaluator.run` raises.
             RuntimeError: actors died over a job, one after the other.
         """
-        pending = list(jobs)
+        sharded = ShardedJobs(jobs, self._num_engines)
+        for job, result in self.run_each(sharded.pending, progress):
+            whole = sharded.add(job, result)
+            if whole is not None:
+                yield whole
+
+    def run_each(
+        self, pending: list[EvaluationJob], progress: Queue | None = None
+    ) -> Iterator[tuple[EvaluationJob, JobResult]]:
+        """Run jobs as they are, see `run`; whoever takes the results may add to ``pending``."""
         deaths: Counter[EvaluationJob] = Counter()
-        while len(self._slots) < min(self._num_engines, len(pending)):
-            if self.reserve:
-                group = placement_group([self._bundle], strategy="STRICT_PACK")
-                self._slots.append(_Slot(group, waiting_for=group.ready()))
-            else:
-                self._slots.append(_Slot(None))
+        self.reserve_devices(min(self._num_engines, len(pending)))
         try:
             while pending or any(slot.job is not None for slot in self._slots):
                 for slot in self._slots:
@@ -164,6 +169,19 @@ class EvaluatorPool:
         finally:
             self._drop_unfinished()
 
+    def reserve_devices(self, num_engines: int) -> None:
+        """Ask Ray for the devices of so many engines, without waiting for them."""
+        while len(self._slots) < num_engines:
+            if self.reserve:
+                group = placement_group([self._bundle], strategy="STRICT_PACK")
+                self._slots.append(_Slot(group, waiting_for=group.ready()))
+            else:
+                self._slots.append(_Slot(None))
+
+    def wait_for_devices(self) -> None:
+        """Wait until all devices that were asked for are reserved."""
+        ray.get([slot.group.ready() for slot in self._slots if slot.group is not None])
+
     def _drop_unfinished(self) -> None:
         """Kill the actors of jobs that nobody waits for any more."""
         for slot in self._slots:
@@ -183,7 +201,7 @@ class EvaluatorPool:
         for slot in self._slots:
             if slot.job is None:
                 continue
-            journal = slot.job.responses
+            journal = slot.job.journal
             size = journal.stat().st_size if journal.exists() else 0
             if size != slot.journal_size:
                 slot.journal_size, slot.grown_at = size, time.monotonic()

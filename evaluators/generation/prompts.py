@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from deft.evaluators.benchmarks.base import Benchmark, Item
+from deft.evaluators.grading.responses import is_mark
 from deft.evaluators.spec import PAPER_STYLE, BenchmarkSpec
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.data.chat import (
@@ -214,6 +215,15 @@ def stop_check(
         return any(string in tail for string in strings)
 
     return reached
+
+
+def dropped_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the control tokens that are no part of a response's text.
+
+    Those that begin or end thoughts, channels and turns stay: graders read by them.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(id for id, token in added if token.special and not is_mark(str(token)))
 
 
 def cut_at(text: str, strings: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from deft.evaluators.grading.responses import no_answer
+from deft.evaluators.grading.responses import no_answer, without_marks
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
 ANSWER = re.compile(r"=\s*(-?\d+)\s*$")
@@ -17,7 +17,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
 
     A response that was cut off may have gone on calculating: it is ``truncated``.
     """
-    match = ANSWER.search(record["response"])
+    match = ANSWER.search(without_marks(record["response"]))
     if match is None or record.get("finish_reason") == "length":
         return no_answer(record.get("finish_reason"))
     correct = int(match[1]) == int(record["gold"])

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deft.evaluators.grading.final_answer import announced
-from deft.evaluators.grading.responses import answer_part
+from deft.evaluators.grading.responses import answer_part, without_marks
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
 
@@ -28,7 +28,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     gold = unicodedata.normalize("NFC", record["gold"].strip())
     scores = score_figfont(word, gold)
     scores["jaro_winkler_paper"] = jaro_winkler_paper(
-        record["response"].strip().lower(), record["gold"].strip().lower()
+        without_marks(record["response"]).strip().lower(), record["gold"].strip().lower()
     )
     cut_off = record.get("finish_reason") == "length"
     if scores["case_insensitive_match"] == 1 and word:

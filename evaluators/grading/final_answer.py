@@ -68,32 +68,18 @@ _FOREIGN = re.compile(
     re.IGNORECASE,
 )
 _FOREIGN_BEHIND = re.compile(
-    r"(?<![A-Za-z\d])(?:(?:ist|Option|opción|opção|option|la"
-    r"|le)\s+)?([A-Z])\)?\s*(?:(?:ist )?die (?:richtige|korrekte|beste) "
-    r"(?:Antwort|Option)|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la "
-    r"|a )?(?:respuesta |resposta )?"
-    r"corre(?:c)?ta|(?:选项|選項|项|項)?(?:才)?(?:是|为)?(?:正确|正確)(?!吗)|(?:が|は)(?:正解|正しい)"
-    r"|(?:번)?(?:이|가)?\s*(?:정답|맞))",
+    r"(?<![A-Za-z\d])(?:(?:ist|Option|opción|opção|option|la|le|Antwort"
+    r"|ข้อ)\s+)?([A-Z])\)?\s*(?:(?:ist )?die (?:richtige|korrekte|beste) (?:Antwort|Option)"
+    r"|ist (?:richtig|korrekt)\b|ถูก(?:ต้อง)?|qui est (?:juste|correcte|la bonne)|(?:es|é) (?:la "
+    r"|a )?(?:respuesta |resposta )?corre(?:c)?ta"
+    r"|(?:选项|選項|项|項)?(?:才)?(?:是|为)?(?:正确|正確)(?!吗)|(?:が|は)(?:正解|正しい)|(?:번)?(?:이|가)?\s*(?:정답|맞))",
 )
-_KEYWORDS = (
-    *("die richtige", "die korrekte", "die beste", "qui est", "correct", "正确", "正確", "correta"),
-    *("正しい", "정답", "맞"),
-    *("antwort", "lösung", "respuesta", "réponse", "resposta", "risposta", "antwoord"),
-    *(
-        "odpowied",
-        "jibu",
-        "jawaban",
-        "đáp án",
-        "ответ",
-        "відпов",
-        "答",
-        "选项",
-        "選項",
-        "结果",
-        "結果",
-    ),
-    *("正解", "답", "คำตอบ", "ตอบ", "উত্তর", "సమాధానం", "జవాబు", "उत्तर", "جواب", "إجابة"),
+_KEYWORDS_TEXT = (
+    "richtig korrekt die_beste qui_est correct 正确 正確 correta 正しい 정답 맞 antwort lösung "
+    "respuesta réponse resposta risposta antwoord odpowied jibu jawaban đáp_án ответ відпов 答 "
+    "选项 選項 结果 結果 正解 답 ตอบ ถูก উত্তর సమాధానం జవాబు उत्तर جواب إجابة"
 )
+_KEYWORDS = [word.replace("_", " ") for word in _KEYWORDS_TEXT.split()]
 _OTHER_SCRIPT = r"\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff"
 _INTO_SCRIPT = re.compile(rf"(?<=[A-Za-z\d$%}})\]*])(?=[{_OTHER_SCRIPT}])")
 _OUT_OF_SCRIPT = re.compile(rf"(?<=[{_OTHER_SCRIPT}])(?=[-A-Za-z\d$\\(\[*])")
@@ -115,7 +101,7 @@ def announced(text: str) -> str:
     text = re.sub(rf"(?<=^Answer: ){_BULLET}", "", text, flags=re.MULTILINE)
     lowered = text.lower()
     if any(word in lowered for word in _KEYWORDS):  # the pattern is slow, and hardly ever needed
-        text = _FOREIGN.sub(" Answer: ", _FOREIGN_BEHIND.sub(r" Answer: \1. ", text))
+        text = _FOREIGN.sub(" Answer: ", _FOREIGN_BEHIND.sub(r" Answer: \1.\n", text))
     return text if text.isascii() else _OUT_OF_SCRIPT.sub(" ", _INTO_SCRIPT.sub(" ", text))
 
 

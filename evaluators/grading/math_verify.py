@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deft.evaluators.grading.math.grader import gold_answer
-from deft.evaluators.grading.responses import no_answer
+from deft.evaluators.grading.responses import no_answer, without_marks
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)
@@ -23,7 +23,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
 
     # Its parser wants a gold answer between dollars.
     gold = parse(f"${gold_answer(str(record['gold']))}$", parsing_timeout=None)
-    answer = parse(record["response"], parsing_timeout=None)
+    answer = parse(without_marks(record["response"]), parsing_timeout=None)
     if not answer:
         return no_answer(record.get("finish_reason"))
     correct = verify(gold, answer, timeout_seconds=None)

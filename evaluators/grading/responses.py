@@ -23,20 +23,35 @@ _FINAL_CHANNEL = re.compile(
 )
 _OTHER_CHANNEL = re.compile(r"<\|channel\|>|\Aanalysis(?=[^a-z\s])")
 _TURN_END = re.compile(
-    r"<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end_of_turn|end|return)\|>"
-    r"|</s>|<eos>|<end_of_turn>|<｜end▁of▁sentence｜>"
-    r"|<\|im_start\|>\s*(?:user|human|system)\b|<\|start_header_id\|>\s*user|<\|user\|>"
-    r"|<start_of_turn>\s*user|\[INST\]"
+    r"<\|(?:im_end|endoftext|eot_id|eom_id|end_of_text|end_of_turn|end|return)\|>|</s>|<eos>"
+    r"|<end_of_turn>|<｜end▁of▁sentence｜>|<\|im_start\|>\s*(?:user|human|system)\b"
+    r"|<\|start_header_id\|>\s*user|<\|user\|>|<start_of_turn>\s*user|\[INST\]"
     # The same, where the special tokens were dropped in decoding.
     r"|\n[ \t]*(?:user|assistant|system|human|User|Human)[ \t]*(?:\n|\Z)"
 )
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]{1,30}\|>(?:\s*assistant\b)?|<s>|<bos>|<start_of_turn>model")
+_MARK = re.compile(
+    rf"</?(?:{_THOUGHT})>|\[/?(?:THINK|INST)\]|◁/?think▷|<(?:start|end)_of_turn>"
+    r"|<\|(?:channel|message|start|end|return|call|im_start|im_end|im_sep|start_header_id"
+    r"|end_header_id|eot_id|eom_id|end_of_text|endoftext|end_of_turn|user|assistant|system"
+    r"|start_of_role|end_of_role)\|>|<｜(?:User|Assistant)｜>"
+)
 _LOOP = re.compile(rf"(\D{{1,16}}?|\D{{0,4}}\d{{1,4}}\D{{1,4}}?)\1{{{MAX_REPEATS},}}")
 _CLOSING = re.compile(
     r"\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
     r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}$",
     re.IGNORECASE,
 )
+
+
+def is_mark(token: str) -> bool:
+    """Check whether a control token begins or ends a thought, a channel or a turn."""
+    return _MARK.fullmatch(token) is not None
+
+
+def without_marks(response: str) -> str:
+    """Return a response as it is decoded without any control tokens."""
+    return _MARK.sub("", response)
 
 
 def answer_part(response: str, *, opens_thought: bool = False) -> str:
@@ -77,13 +92,18 @@ def _without_thoughts(response: str, opens_thought: bool) -> str:
 
 def _first_turn(response: str) -> str:
     """Cut where the turn ends, which models that miss its token write as text and go on."""
-    response = _SPECIAL_TOKEN.sub(
-        lambda token: token.group() if _TURN_END.match(token.group()) else "\n", response.lstrip()
-    )
+    response = _SPECIAL_TOKEN.sub(_role_line, response.lstrip())
     for end in _TURN_END.finditer(response):
         if response[: end.start()].strip():
             return response[: end.start()]
     return _TURN_END.sub("\n", response)
+
+
+def _role_line(token: re.Match[str]) -> str:
+    """Keep the end of a turn, and put nothing for a token that names no role."""
+    if _TURN_END.match(token.group()):
+        return token.group()
+    return "" if token.group().endswith(">") else "\n"
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
@@ -91,11 +111,10 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 _NEXT_PROBLEM = re.compile(
-    r"\n\W{0,20}(?:(?:problem|question|q|exercise|instruction|example)\s{0,3}\d*\s{0,3}[:.]"
-    r"(?P<question>[^\n]{0,1000}(?:\n[^\n]{1,1000}){0,8})"
-    r"|(?:human|user)\s{0,3}:"
-    r"|(?:now,? )?(?:let's (?:do|try) )?(?:a(?:nother)? )?(?:similar|next|new|another|related) "
-    r"(?:one|problem|question|example|exercise)\b)",
+    r"\n\W{0,20}(?:(?:problem|question|q|exercise|instruction"
+    r"|example)\s{0,3}\d*\s{0,3}[:.](?P<question>[^\n]{0,1000}(?:\n[^\n]{1,1000}){0,8})|(?:human"
+    r"|user)\s{0,3}:|(?:now,? )?(?:let's (?:do|try) )?(?:a(?:nother)? )?(?:similar|next|new|another"
+    r"|related) (?:one|problem|question|example|exercise)\b)",
     re.IGNORECASE,
 )
 
@@ -107,7 +126,8 @@ def before_next_problem(response: str) -> str:
     """
     for match in _NEXT_PROBLEM.finditer(response):
         question = match["question"]
-        if question is None or len(question) >= MIN_QUESTION or re.search(r"\d", question):
+        asks = question is None or len(question) >= MIN_QUESTION
+        if asks or re.search(r"\d|\n\W{0,4}A[.):]\s", question):
             return response[: match.start()]
     return response
 

@@ -69,7 +69,9 @@ class Comparison:
 def read_predictions(path: Path, primary_metric: str) -> ItemScores:
     """Read the items of a predictions table; ``primary_metric`` as in `Benchmark`."""
     columns = ["id", "item_digest", "sample", "verdict", "finish_reason", "scores"]
-    rows = pq.read_table(path, columns=columns).to_pylist()
+    # A sweep's report reads thousands of small tables; `read_table` takes four times as long.
+    with pq.ParquetFile(path) as table:
+        rows = table.read(columns, use_threads=False).to_pylist()
     values: dict[str, list[float]] = {}
     for row in rows:
         score = dict(row["scores"] or []).get(primary_metric, 0.0)

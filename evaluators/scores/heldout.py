@@ -6,6 +6,7 @@ target tokens of one batch, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from deft.evaluators.generation.model_dir import read_architecture
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.heldout_table import RowLoss, summarize_losses, write_losses
 from deft.workers.common.example import IGNORE_INDEX, Example
@@ -34,6 +36,9 @@ from deft.workers.training.engine import resolve_dtype
 
 BATCH_SIZE = 4
 """Rows of one forward pass."""
+
+WEIGHTS_SHARE = 0.8
+"""Share of a GPU's memory that weights may take; the rest is for a batch."""
 
 HeldoutRow = Mapping[str, Any]
 """input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
@@ -97,7 +102,10 @@ def measure_losses(
     tokenizer = load_tokenizer(model_dir)
     control = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_causal_lm(model_dir, dtype=resolve_dtype("auto"), device_map=device).eval()
+    dtype = resolve_dtype("auto")
+    # Several GPUs hold some of the layers each.
+    device_map = device if fits_one_device(model_dir, dtype) else "auto"
+    model = load_causal_lm(model_dir, dtype=dtype, device_map=device_map).eval()
     transform = logit_transform(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     losses: dict[int, RowLoss] = {}
@@ -131,6 +139,16 @@ def measure_losses(
     write_losses(table, out)
     ece = statistics.expected_calibration_error(np.concatenate(confidences), np.concatenate(hits))
     return summarize_losses(table) | {"ece": ece}
+
+
+def fits_one_device(model_dir: Path, dtype: torch.dtype) -> bool:
+    """Estimate whether the first GPU, if there are several, holds a model and a batch beside it."""
+    if torch.cuda.device_count() < 2:
+        return True
+    shapes = read_architecture(model_dir).tensors.values()
+    num_bytes = sum(map(math.prod, shapes)) * dtype.itemsize
+    total: int = torch.cuda.get_device_properties(0).total_memory
+    return num_bytes < WEIGHTS_SHARE * total
 
 
 def _token_losses(

@@ -84,4 +84,5 @@ def write_losses(losses: Sequence[RowLoss], path: Path) -> None:
 
 def read_losses(path: Path) -> list[RowLoss]:
     """Read the table that `write_losses` wrote."""
-    return [RowLoss(**row) for row in pq.read_table(path).to_pylist()]
+    with pq.ParquetFile(path) as table:
+        return [RowLoss(**row) for row in table.read(use_threads=False).to_pylist()]

@@ -91,6 +91,16 @@ def score_means(outcomes: Outcomes) -> dict[str, float]:
     return means
 
 
+def paper_accuracy(outcomes: Outcomes) -> dict[str, float]:
+    """Compute ``accuracy_paper``, by the paper's reading of choices, and its mean over sources."""
+    name = "accuracy_paper"
+    if name not in outcomes.scores:
+        return {}
+    sources = sorted(set(outcomes.sources))
+    means = [float(outcomes.only(source).scores[name].mean()) for source in sources]
+    return _mean(name, outcomes.scores[name]) | {f"macro_{name}": sum(means) / len(means)}
+
+
 def by_source(outcomes: Outcomes) -> dict[str, float]:
     """Compute ``<source>/avg_at_n`` of every source and ``macro_avg_at_n``, their plain mean."""
     name = f"avg_at_{outcomes.num_samples}"
@@ -105,19 +115,25 @@ def by_source(outcomes: Outcomes) -> dict[str, float]:
 
 
 def mean_over_benchmarks(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Compute ``avg_at_n``, the plain mean over the benchmarks that have it, as papers report it.
+    """Compute the plain mean over benchmarks, as papers report it; nothing for fewer than two.
 
-    It is left out where fewer than two have it. ``num_benchmarks`` is the number of benchmarks.
+    It is called ``avg_at_n`` where all have n samples, else ``avg``. ``num_benchmarks`` is their
+    number.
     """
-    values: dict[str, list[float]] = {}
-    for metrics in results.values():
-        for name, value in metrics.items():
-            if re.fullmatch(r"avg_at_\d+", name):
-                values.setdefault(name, []).append(value)
-    means = {name: sum(each) / len(each) for name, each in values.items() if len(each) > 1}
-    if not means:
+    averages = [
+        (name, value)
+        for metrics in results.values()
+        for name, value in metrics.items()
+        if re.fullmatch(r"avg_at_\d+", name)
+    ]
+    if len(averages) < 2:
         return {}
-    return means | {"num_benchmarks": float(sum(len(values[name]) for name in means))}
+    names = {name for name, _ in averages}
+    mean = sum(value for _, value in averages) / len(averages)
+    return {
+        names.pop() if len(names) == 1 else "avg": mean,
+        "num_benchmarks": float(len(averages)),
+    }
 
 
 def _powers_of_two(n: int) -> list[int]:

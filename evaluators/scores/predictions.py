@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("n_tokens", pa.int32()),
         ("verdict", pa.string()),
         ("extracted", pa.string()),
+        ("second_verdict", pa.string()),
         ("scores", pa.map_(pa.string(), pa.float64())),
     ]
 )
@@ -51,7 +52,7 @@ class Prediction:
     num_bos: int
     """BOS tokens it starts with."""
     response: str
-    """The text it answered, control tokens left out."""
+    """The text it answered; of control tokens, those of thoughts, channels and turns are left."""
     gold: str
     finish_reason: str
     """See `Response`."""
@@ -59,6 +60,8 @@ class Prediction:
     verdict: str
     extracted: str | None
     scores: dict[str, float]
+    second_verdict: str | None = None
+    """The verdict of another grader, see `SECOND_OPINIONS`; None where there is none."""
 
 
 def write_predictions(
@@ -78,6 +81,12 @@ def write_predictions(
         pq.write_table(table, file)
 
 
+def read_all(path: Path) -> list[Prediction]:
+    """Read what `write_predictions` has written."""
+    rows = pq.read_table(path).to_pylist(maps_as_pydicts="strict")
+    return [Prediction(**row) for row in rows]
+
+
 def read_conditions(path: Path) -> dict[str, str]:
     """Read the conditions that `write_predictions` has kept with a table."""
     metadata = pq.read_schema(path).metadata or {}
@@ -93,6 +102,7 @@ def summarize_predictions(
     ``truncated_rate`` is the share of responses that met the length limit, with an answer or
     without, ``prompt_too_long_rate`` the share that was never asked for, ``no_answer_rate`` and
     ``grader_error_rate`` are the shares of these verdicts among all, without what was never asked.
+    Where there are second opinions, ``disagreement_rate`` is the share of them that differ.
 
     Args:
         predictions: of one benchmark, items in their order and samples from 0.
@@ -116,13 +126,26 @@ def rates(predictions: Sequence[Prediction]) -> dict[str, float]:
     n = len(predictions)
     reasons = [prediction.finish_reason for prediction in predictions]
     verdicts = [p.verdict for p in predictions if p.finish_reason != "prompt_too_long"]
+    pairs = [(p.verdict, p.second_verdict) for p in predictions]
+    compared = [differs(*pair) for pair in pairs if None not in pair]
+    disagreement = {"disagreement_rate": sum(compared) / len(compared)} if compared else {}
     return {
         "mean_tokens": sum(prediction.n_tokens for prediction in predictions) / n,
         "truncated_rate": reasons.count("length") / n,
         "no_answer_rate": verdicts.count("no_answer") / n,
         "grader_error_rate": verdicts.count("grader_error") / n,
         "prompt_too_long_rate": reasons.count("prompt_too_long") / n,
+        **disagreement,
     }
+
+
+def differs(verdict: str, second_verdict: str | None) -> bool:
+    """Check whether a second opinion contradicts a verdict: one of them is correct, one is not.
+
+    Where one grader ran out of time or memory nothing is contradicted.
+    """
+    verdicts = (verdict, second_verdict)
+    return verdicts.count("correct") == 1 and "grader_error" not in verdicts
 
 
 def to_outcomes(predictions: Sequence[Prediction]) -> Outcomes:

@@ -6,10 +6,15 @@ known). GeneralFamily fixes α; Cayley_Trans and DEFT read it off the prediction
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from deft.objectives.base import ObjectiveOutput, TokenStats, objective
+
+_LEAST_ALPHA = 1e-30
+"""Least size of α that float32 can divide by; there the family is its limit to all digits."""
 
 
 @objective()
@@ -30,7 +35,7 @@ def general_family(stats: TokenStats, *, alpha: float) -> ObjectiveOutput:
 
     A negative α weighs improbable tokens up instead of down.
     """
-    focus = torch.full_like(stats.logp, alpha)
+    focus = torch.full_like(stats.logp, math.copysign(max(abs(alpha), _LEAST_ALPHA), alpha))
     return _deformed_log(stats.logp, focus, epsilon=0.0)
 
 

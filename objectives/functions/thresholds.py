@@ -38,6 +38,17 @@ def only_bottom_logp(stats: TokenStats, *, q: float) -> ObjectiveOutput:
     return _log_probability(stats, stats.p <= q)
 
 
+@objective()
+def profit(stats: TokenStats, *, q: float, most: float) -> ObjectiveOutput:
+    """−ℓ·1[q ≤ p ≤ most]; gate 1[q ≤ p ≤ most]. Tokens of a band (arXiv 2601.09195).
+
+    Masked tokens stay in the normalizer, as in its code, where all target tokens of the step are
+    counted: `OnlyTopLogP` divides by those that are kept.
+    """
+    inside = ((stats.p >= q) & (stats.p <= most)).to(stats.logp.dtype)
+    return ObjectiveOutput(value=-stats.logp * inside, gate=inside)
+
+
 @objective(token_local=False, drops_tokens=True)
 def top_quantile_p(stats: TokenStats, *, q: float) -> ObjectiveOutput:
     """1 − p; gate p. The share q of the micro-batch's target tokens with the largest p."""

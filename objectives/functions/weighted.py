@@ -30,24 +30,38 @@ def dft_floor(stats: TokenStats, *, floor: float) -> ObjectiveOutput:
     return _weighted(stats, stats.p.clamp(min=floor))
 
 
-@objective(needs={"entropy_top20"})
+@objective(needs={"entropy_top"})
 def eaft(stats: TokenStats, *, a: float) -> ObjectiveOutput:
     """−sg(H̃^a)·ℓ; gate sg(H̃^a). Every target token, open questions most (arXiv 2601.02151).
 
     H̃ is the entropy in nats of the 20 largest logits renormalised among themselves, divided by
     3.0 (about ln 20), as in LLaMA-Factory.
     """
-    return _weighted(stats, (stats.require("entropy_top20") / 3.0).clamp(min=0) ** a)
+    return _weighted(stats, (stats.require("entropy_top") / 3.0).clamp(min=0) ** a)
 
 
-@objective(needs={"entropy_top20"})
-def eaft_unscaled(stats: TokenStats, *, a: float) -> ObjectiveOutput:
+@objective(needs={"entropy_top"}, top_k=lambda a, k: k)
+def eaft_unscaled(stats: TokenStats, *, a: float, k: int) -> ObjectiveOutput:
     """−sg(H^a)·ℓ; gate sg(H^a). Every target token, open questions most.
 
-    EAFT (arXiv 2601.02151) as Axolotl has it: the entropy of the top 20 is not divided, which at
-    a = 1 makes every gate three times that of `EAFT`.
+    EAFT (arXiv 2601.02151) as Axolotl has it: the entropy of the top k (its `eaft_k`) is not
+    divided, which at a = 1 and k = 20 makes every gate three times that of `EAFT`.
     """
-    return _weighted(stats, stats.require("entropy_top20").clamp(min=0) ** a)
+    return _weighted(stats, stats.require("entropy_top").clamp(min=0) ** a)
+
+
+@objective(needs={"entropy"})
+def idft(stats: TokenStats, *, beta: float, gamma_min: float, gamma_max: float) -> ObjectiveOutput:
+    """−p^γ·ℓ; gate p^γ·(1 + γ·ℓ). Every target token, what the model might have said most.
+
+    IDFT (arXiv 2602.12222): γ = sg(clamp(exp(−(ℓ + H)/β), γ_min, γ_max)) from the centered
+    log-likelihood. As in its code γ alone is detached, so a token of p < exp(−1/γ) is pushed down;
+    its warm-up, which mixes γ = 1 in at first, is left out.
+    """
+    centered = stats.logp.detach() + stats.require("entropy")
+    gamma = torch.exp(-centered / beta).clamp(gamma_min, gamma_max)
+    power = torch.exp(gamma * stats.logp)
+    return ObjectiveOutput(value=-power * stats.logp, gate=power * (1 + gamma * stats.logp))
 
 
 @objective()

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deft.objectives.base import Objective, ObjectiveOutput, TokenStats
+from deft.objectives.base import TOP_K, Objective, ObjectiveOutput, TokenStats
 from deft.objectives.head.blocked_statistics import (
     BlockedStatistics,
     size,
@@ -55,6 +55,7 @@ def fits(inputs: HeadInputs, objective: Objective) -> bool:
         and (saves_memory or has_fast_bfloat16(device))
         and all(tensor.dtype == torch.bfloat16 for tensor in tensors)
         and inputs.softcap is None
+        and inputs.top_k <= TOP_K
         and (target is None or target.temperature >= _LOWEST_TEMPERATURE)
     )
 
@@ -65,7 +66,7 @@ def blocked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> He
     entries = _ENTRIES if objective.target is None else _ENTRIES // 2
     first_pass = BlockedStatistics(inputs, objective.target, wanted, _ROWS, entries)
     stats = first_pass.run()
-    output = apply_objective(objective, stats)
+    output = apply_objective(objective, stats, inputs.context)
     if not wanted.gradients:
         return HeadResult(stats, output, None, None, None)
     return HeadResult(stats, output, *_gradients(first_pass, stats, output))

@@ -188,7 +188,7 @@ class Candidates:
         self.entries[rows] = entries.gather(1, kept)
 
     def entropy(self, inputs: HeadInputs) -> Tensor:
-        """Compute the entropy [M] of the 20 largest from float32 logits of all candidates."""
+        """Compute the entropy [M] of the largest from float32 logits of all candidates."""
         parts = []
         for rows in slices(len(self.values), _CANDIDATE_ROWS):
             entries = self.entries[rows]
@@ -197,7 +197,7 @@ class Candidates:
             if inputs.bias is not None:
                 logits += inputs.bias[entries]
             logits.masked_fill_(self.values[rows].isneginf(), -torch.inf)
-            top = logits.topk(min(20, len(inputs.weight))).values.log_softmax(-1)
+            top = logits.topk(min(inputs.top_k, len(inputs.weight))).values.log_softmax(-1)
             parts.append(-(top.exp() * top.clamp(min=_NOTHING)).sum(-1))
         return torch.cat(parts) if parts else self.values.new_zeros(0)
 
@@ -221,7 +221,7 @@ class BlockedStatistics:
             self.seen_target = SeenTarget(target, M)
         self.weight_sum = torch.zeros(inputs.weight.shape[1])
         """Σ_v weight[v], where T is uniform."""
-        top20 = "entropy_top20" in wanted.statistics
+        top20 = "entropy_top" in wanted.statistics
         self.candidates = Candidates(inputs.labels) if top20 else None
 
         def buffer() -> Tensor:
@@ -332,7 +332,7 @@ class BlockedStatistics:
             mask=torch.ones(len(logp), dtype=torch.bool),
             concentration=seen.squares if "concentration" in wanted else None,
             entropy=-seen.products if "entropy" in wanted else None,
-            entropy_top20=None if self.candidates is None else self.candidates.entropy(self.inputs),
+            entropy_top=None if self.candidates is None else self.candidates.entropy(self.inputs),
             top_logp=seen.top if "top_logp" in wanted else None,
             divergence=None if self.target is None else self._divergence(),
             step_mean_p=self.inputs.step_mean_p,

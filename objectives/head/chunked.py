@@ -59,13 +59,13 @@ def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> He
         for chunk in chunks:
             stats.append(head.softmax(chunk))
             if objective.token_local:
-                outputs.append(apply_objective(objective, stats[-1]))
+                outputs.append(apply_objective(objective, stats[-1], inputs.context, chunk))
                 head.add_gradients(chunk, stats[-1], outputs[-1])
         if objective.token_local:
             return head.result(join_stats(stats), join_outputs(outputs))
 
         # A batch statistic is complete only now, when the chunks' softmax has been overwritten.
-        output = apply_objective(objective, join_stats(stats))
+        output = apply_objective(objective, join_stats(stats), inputs.context)
         if wanted.gradients:
             # Backwards, because the softmax of the last chunk is still there.
             for index in reversed(range(len(chunks))):
@@ -135,6 +135,7 @@ class _ChunkedHead:
                     distribution=None if self.distribution is None else self.distribution[tile],
                     scratch=self.scratch[: _length(tile)],
                     step_mean_p=self.inputs.step_mean_p,
+                    top_k=self.inputs.top_k,
                 )
                 for tile in self._tiles(_length(chunk))
             ]
@@ -179,7 +180,9 @@ class _ChunkedHead:
         # For all others the gate scales the narrow side of the products, see `gradients_into`.
         gate = None if output.mix is not None else output.gate
         active: Tensor | None = None
-        if gate is not None and int((gate == 0).sum()) > _WORTH_DROPPING * len(gate):
+        # A GPU would have to be waited for; there the backend in tiles drops rows.
+        may_drop = gate is not None and not gate.is_cuda
+        if gate is not None and may_drop and int((gate == 0).sum()) > _WORTH_DROPPING * len(gate):
             active = gate.nonzero().squeeze(-1)
             error, hidden, gate = error[active], hidden[active], gate[active]
 

@@ -5,14 +5,14 @@ Shapes: M rows that have a target, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from deft.objectives.base import Objective, ObjectiveOutput, TokenStats
+from deft.objectives.base import TOP_K, Objective, ObjectiveOutput, TokenStats
 
 
 class ReferenceHead(NamedTuple):
@@ -47,6 +47,11 @@ class HeadInputs(NamedTuple):
     """Rows aligned with hidden; given exactly if the objective needs it."""
     step_mean_p: Tensor | None
     """Scalar mean p of the optimiser step, where known."""
+    context: Mapping[str, Tensor | None] = {}
+    """What the objective reads of `CONTEXT`, each [M], and `weight` where the data have any. None
+    stands for the model's own logp, of a weight for 1."""
+    top_k: int = TOP_K
+    """Number of largest logits that `entropy_top` is taken over."""
 
 
 class Wanted(NamedTuple):
@@ -76,7 +81,7 @@ class HeadResult(NamedTuple):
     grad_hidden: Tensor | None
     """[M, D]."""
     grad_weight: Tensor | None
-    """[V, D], in the accumulation dtype."""
+    """[V, D], in the accumulation dtype, or in the weight's where nothing is added to it later."""
     grad_bias: Tensor | None
     """[V], in the accumulation dtype."""
 
@@ -89,9 +94,29 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def apply_objective(objective: Objective, stats: TokenStats) -> ObjectiveOutput:
-    """Evaluate the objective and zero the rows that it does not keep."""
-    output = objective(stats)
+def apply_objective(
+    objective: Objective,
+    stats: TokenStats,
+    context: Mapping[str, Tensor | None] | None = None,
+    rows: slice | Tensor = slice(None),
+) -> ObjectiveOutput:
+    """Evaluate the objective, multiply it by the data's weights, zero the rows that are not kept.
+
+    Args:
+        objective: what to evaluate.
+        stats: [R].
+        context: see `HeadInputs`, each [M].
+        rows: which of the M rows `stats` is of.
+    """
+    columns: dict[str, Any] = {}
+    for name in objective.context:
+        column = None if context is None else context.get(name)
+        default = torch.ones_like(stats.logp) if name == "weight" else stats.logp
+        columns[name] = default if column is None else column[rows]
+    output = objective(replace(stats, **columns) if columns else stats)
+    weight = None if context is None else context.get("weight")
+    if weight is not None:
+        output = _weighted(output, weight[rows])
     if output.keep is None:
         return output
     dropped = ~output.keep
@@ -100,6 +125,14 @@ def apply_objective(objective: Objective, stats: TokenStats) -> ObjectiveOutput:
         gate=output.gate.masked_fill(dropped, 0),
         focus=None if output.focus is None else output.focus.masked_fill(dropped, 0),
         mix=None if output.mix is None else output.mix.masked_fill(dropped, 0),
+    )
+
+
+def _weighted(output: ObjectiveOutput, weight: Tensor) -> ObjectiveOutput:
+    return output._replace(
+        value=output.value * weight,
+        gate=output.gate * weight,
+        mix=None if output.mix is None else output.mix * weight,
     )
 
 

@@ -13,14 +13,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deft.objectives.base import STATISTICS, Objective, TokenStats, get_objective
-from deft.objectives.head.interface import Backend, HeadInputs, HeadResult, ReferenceHead, Wanted
+from deft.objectives.head.interface import (
+    Backend,
+    HeadInputs,
+    HeadResult,
+    ReferenceHead,
+    Wanted,
+    accumulation_dtype,
+)
 from deft.objectives.spec import ObjectiveSpec
 
 BackendName = Literal["auto", "reference", "torch", "triton"]
@@ -28,6 +35,30 @@ BackendName = Literal["auto", "reference", "torch", "triton"]
 
 class NonFiniteLogitsError(FloatingPointError):
     """Some logits, or some objective's value or gate, are NaN or infinite."""
+
+
+class FiniteCheck(NamedTuple):
+    """What must be finite; nobody waits for the device before the answer is asked for."""
+
+    subjects: tuple[tuple[str, Tensor], ...]
+    """What it is called, and its values [M]."""
+    target_rows: Tensor
+    """int64 [M]: their places among all rows."""
+
+    @property
+    def passed(self) -> Tensor:
+        """bool scalar: whether all of it is finite."""
+        return torch.stack([values.isfinite().all() for _, values in self.subjects]).all()
+
+    def problem(self) -> str | None:
+        """Name the rows that are not finite; None if there are none."""
+        for subject, values in self.subjects:
+            finite = values.isfinite()
+            if not bool(finite.all()):
+                rows = self.target_rows[~finite].tolist()
+                shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
+                return f"the {subject} not finite in {len(rows)} of {len(finite)} rows: {shown}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -46,6 +77,7 @@ class LinearObjectiveOutput:
     """[N], for objectives that have a focus; zero where not kept."""
     kept: Tensor
     """bool [N]: rows with a target that the objective did not drop."""
+    finite: FiniteCheck
 
 
 def linear_objective(
@@ -60,7 +92,10 @@ def linear_objective(
     softcap: float | None = None,
     reference: ReferenceHead | None = None,
     step_mean_p: float | Tensor | None = None,
+    context: Mapping[str, Tensor | None] | None = None,
     statistics: Collection[str] = (),
+    target_rows: Tensor | None = None,
+    raises: bool = True,
     backend: BackendName = "auto",
 ) -> LinearObjectiveOutput:
     """Compute the objective of `hidden @ weight.T + bias` against `labels`.
@@ -79,7 +114,14 @@ def linear_objective(
         reference: the frozen model's last layer, for objectives that are anchored to one.
         step_mean_p: mean p over the optimiser step, for objectives that read a batch mean
             (Cayley_Trans) and should not depend on how the step was cut.
+        context: what the objective reads beside the prediction, [N] each, by its name in
+            `TokenStats`; None for a log-probability stands for the model's own. `weight` multiplies
+            value, gate and mix of each token, and the normalizer stays the number of tokens.
         statistics: statistics to compute for logging, beyond those that the objective needs.
+        target_rows: int64, the rows that have a target, if they are known and their labels in
+            range: otherwise the host waits for the device to find them.
+        raises: whether to wait for the device and raise where something is not finite. If not, the
+            loss and all gradients are NaN then, and `finite` says why.
         backend: `reference` materialises the logits, `torch` works in chunks on any device,
             `triton` in tiles on CUDA; `auto` takes the best that the device has.
 
@@ -94,8 +136,11 @@ def linear_objective(
     _check(hidden, weight, labels, bias, softcap, statistics)
     if objective.needs_reference and reference is None:
         raise ValueError(f"{objective.spec} is anchored to a frozen model: give `reference`")
-    target_rows = (labels != ignore_index).nonzero().squeeze(-1)
-    _check_labels(labels[target_rows], weight.shape[0], ignore_index)
+    if missing := sorted(objective.context - {"weight", *(context or {})}):
+        raise ValueError(f"{objective.spec} reads {missing[0]}: give it in `context`")
+    if target_rows is None:
+        target_rows = (labels != ignore_index).nonzero().squeeze(-1)
+        _check_labels(labels[target_rows], weight.shape[0], ignore_index)
     inputs = HeadInputs(
         hidden=_rows(hidden, target_rows),
         weight=weight.detach(),
@@ -104,6 +149,8 @@ def linear_objective(
         softcap=softcap,
         reference=_reference_rows(reference, target_rows) if objective.needs_reference else None,
         step_mean_p=None if step_mean_p is None else torch.as_tensor(step_mean_p).to(hidden.device),
+        context=_context_rows(objective, context or {}, target_rows, hidden.dtype),
+        top_k=objective.top_k,
     )
     grad = torch.is_grad_enabled()
     wanted = Wanted(
@@ -115,12 +162,24 @@ def linear_objective(
     # Autocast off: backends choose the precision of every product themselves.
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         result = _backend(backend, inputs, objective, wanted)(inputs, objective, wanted)
-        _require_finite(result, target_rows, objective)
+        finite = FiniteCheck(
+            (
+                ("logits are", result.stats.logp),
+                (f"value of {objective.spec} is", result.output.value),
+                (f"gate of {objective.spec} is", result.output.gate),
+            ),
+            target_rows,
+        )
+        if raises and (problem := finite.problem()) is not None:
+            raise NonFiniteLogitsError(problem)
         value_sum = result.output.value.sum()
+        # 1, or NaN: what any factor of a gradient turns it into.
+        factor = None if raises else value_sum.new_ones(()).masked_fill_(~finite.passed, torch.nan)
+        value_sum = value_sum if factor is None else value_sum * factor
     total = _AttachGradients.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, value_sum, target_rows, result
+        hidden, weight, bias, value_sum, target_rows, result, factor
     )
-    return _output(total, result, target_rows, len(labels), normalizer)
+    return _output(total, result, target_rows, len(labels), normalizer, finite)
 
 
 def _rows(tensor: Tensor, target_rows: Tensor) -> Tensor:
@@ -129,12 +188,34 @@ def _rows(tensor: Tensor, target_rows: Tensor) -> Tensor:
     return tensor if len(target_rows) == len(tensor) else tensor[target_rows]
 
 
+def _context_rows(
+    objective: Objective,
+    context: Mapping[str, Tensor | None],
+    target_rows: Tensor,
+    dtype: torch.dtype,
+) -> dict[str, Tensor | None]:
+    """Select the target rows of what the objective reads, in the dtype that it computes in.
+
+    Weights are among them where there are any.
+    """
+    chosen: dict[str, Tensor | None] = {}
+    for name in sorted(objective.context | ({"weight"} & set(context))):
+        column = context.get(name)
+        if column is not None:
+            column = _rows(column, target_rows)
+            if column.is_floating_point():
+                column = column.to(accumulation_dtype(dtype))
+        chosen[name] = column
+    return chosen
+
+
 def _output(
     total: Tensor,
     result: HeadResult,
     target_rows: Tensor,
     num_rows: int,
     normalizer: float | Tensor | None,
+    finite: FiniteCheck,
 ) -> LinearObjectiveOutput:
     """Normalize the summed value and put every token's statistics back in its row."""
 
@@ -154,6 +235,7 @@ def _output(
         gate=spread(output.gate),
         focus=None if output.focus is None else spread(output.focus),
         kept=kept,
+        finite=finite,
     )
 
 
@@ -169,7 +251,9 @@ class _AttachGradients(torch.autograd.Function):
         value_sum: Tensor,
         target_rows: Tensor,
         result: HeadResult,
+        factor: Tensor | None,
     ) -> Tensor:
+        ctx.factor = factor
         ctx.gradients = (result.grad_hidden, result.grad_weight, result.grad_bias)
         ctx.target_rows, ctx.num_rows = target_rows, hidden.shape[0]
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -180,6 +264,8 @@ class _AttachGradients(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the gradients of linear_objective can be taken only once")
+        if ctx.factor is not None:
+            upstream = upstream * ctx.factor
         grad_hidden, grad_weight, grad_bias = (
             None if gradient is None else gradient.mul_(upstream).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
@@ -189,7 +275,7 @@ class _AttachGradients(torch.autograd.Function):
         if grad_hidden is not None and len(grad_hidden) != ctx.num_rows:
             shape = (ctx.num_rows, grad_hidden.shape[1])
             grad_hidden = grad_hidden.new_zeros(shape).index_copy_(0, ctx.target_rows, grad_hidden)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def _backend(
@@ -276,19 +362,3 @@ def _check_labels(targets: Tensor, vocabulary: int, ignore_index: int) -> None:
             f"labels must lie in [0, {vocabulary}) or be ignore_index = {ignore_index}; "
             f"got values from {lowest} to {highest}"
         )
-
-
-def _require_finite(result: HeadResult, target_rows: Tensor, objective: Objective) -> None:
-    stats, output = result.stats, result.output
-    for subject, tensor in (
-        ("logits are", stats.logp),
-        (f"value of {objective.spec} is", output.value),
-        (f"gate of {objective.spec} is", output.gate),
-    ):
-        finite = tensor.isfinite()
-        if not bool(finite.all()):
-            rows = target_rows[~finite].tolist()
-            shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
-            raise NonFiniteLogitsError(
-                f"the {subject} not finite in {len(rows)} of {len(target_rows)} rows: {shown}"
-            )

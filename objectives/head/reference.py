@@ -44,16 +44,18 @@ def reference_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> 
         mask=torch.ones_like(logp, dtype=torch.bool),
         concentration=probs.square().sum(-1) if "concentration" in wanted.statistics else None,
         entropy=_entropy(log_probs) if "entropy" in wanted.statistics else None,
-        entropy_top20=(
-            _entropy(logits.topk(min(20, logits.shape[-1]), dim=-1).values.log_softmax(-1))
-            if "entropy_top20" in wanted.statistics
+        entropy_top=(
+            _entropy(
+                logits.topk(min(inputs.top_k, logits.shape[-1]), dim=-1).values.log_softmax(-1)
+            )
+            if "entropy_top" in wanted.statistics
             else None
         ),
         top_logp=log_probs.amax(-1) if "top_logp" in wanted.statistics else None,
         divergence=divergence,
         step_mean_p=inputs.step_mean_p,
     )
-    output = apply_objective(objective, stats)
+    output = apply_objective(objective, stats, inputs.context)
     if not wanted.gradients:
         return HeadResult(stats, output, None, None, None)
 

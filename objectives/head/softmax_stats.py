@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deft.objectives.base import Target, TokenStats
+from deft.objectives.base import TOP_K, Target, TokenStats
 
 
 def soft_cap_(logits: Tensor, cap: float, slope: Tensor | None) -> None:
@@ -32,6 +32,7 @@ def softmax_with_statistics_(
     distribution: Tensor | None,
     scratch: Tensor,
     step_mean_p: Tensor | None = None,
+    top_k: int = TOP_K,
 ) -> TokenStats:
     """Turn logits [R, V] into their softmax and return the rows' statistics [R].
 
@@ -44,6 +45,7 @@ def softmax_with_statistics_(
             the target is one. None for the uniform distribution.
         scratch: [R, V], overwritten.
         step_mean_p: handed through.
+        top_k: number of largest logits for `entropy_top`.
     """
     # A row's sum is infinite or NaN if one of its logits is; finite logits cannot overflow it.
     # Without this a single −inf would pass as a probability of 0 and hide a broken model.
@@ -52,10 +54,10 @@ def softmax_with_statistics_(
     # where log(softmax) would be log 0 = −inf, at log-probabilities below −103.
     largest = logits.amax(-1, keepdim=True)
     target_logit = logits.gather(1, labels[:, None]) - largest
-    entropy = entropy_top20 = divergence = concentration = None
-    if "entropy_top20" in statistics:
-        top = logits.topk(min(20, logits.shape[-1]), dim=-1).values.log_softmax(-1)
-        entropy_top20 = -(top.exp() * top).sum(-1)
+    entropy = entropy_top = divergence = concentration = None
+    if "entropy_top" in statistics:
+        top = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values.log_softmax(-1)
+        entropy_top = -(top.exp() * top).sum(-1)
 
     if "entropy" in statistics or target is not None:
         # Both P and log P are needed at once: P in the scratch, log P in place of the logits. The
@@ -84,7 +86,7 @@ def softmax_with_statistics_(
         mask=torch.ones_like(finite),
         concentration=concentration,
         entropy=entropy,
-        entropy_top20=entropy_top20,
+        entropy_top=entropy_top,
         top_logp=-log_normalizer.squeeze(1) if "top_logp" in statistics else None,
         divergence=divergence,
         step_mean_p=step_mean_p,

@@ -115,7 +115,7 @@ def triton_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> Hea
     inputs = inputs._replace(hidden=inputs.hidden.contiguous(), weight=inputs.weight.contiguous())
     with torch.cuda.device_of(inputs.hidden):
         stats, log_normalizer = _statistics(inputs, wanted.statistics)
-        output = apply_objective(objective, stats)
+        output = apply_objective(objective, stats, inputs.context)
         gradients = _gradients(inputs, wanted, stats.logp, log_normalizer, output.gate)
     return HeadResult(stats, output, *gradients)
 
@@ -198,14 +198,19 @@ def _gradients(
     """Compute gradients of the summed value in hidden [M, D], weight [V, D] and bias [V]."""
     V, D = inputs.weight.shape
 
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float32, device=gate.device)
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=gate.device)
 
-    grad_hidden = zeros(*inputs.hidden.shape) if wanted.hidden else None
-    grad_weight = zeros(V, D) if wanted.weight else None
-    grad_bias = zeros(V) if wanted.bias else None
+    grad_hidden = empty(*inputs.hidden.shape).zero_() if wanted.hidden else None
+    grad_weight = None
+    if wanted.weight:
+        grad_weight = empty(V, D, dtype=_weight_gradient_dtype(inputs.weight.dtype))
+    grad_bias = empty(V) if wanted.bias else None
     active = _active_rows(inputs, logp, log_normalizer, gate) if wanted.gradients else None
     if active is None or active.size == 0:
+        for gradient in (grad_weight, grad_bias):
+            if gradient is not None:
+                gradient.zero_()
         return grad_hidden, grad_weight, grad_bias
 
     A, itemsize = len(active.rows), inputs.hidden.itemsize
@@ -232,6 +237,15 @@ def _gradients(
         grad_hidden.index_add_(0, rows, sums.T[: active.size] @ mean_weights)
         grad_hidden *= active.scale
     return grad_hidden, grad_weight, grad_bias
+
+
+def _weight_gradient_dtype(weight: torch.dtype) -> torch.dtype:
+    """Choose how the weight's gradient is stored, which no block adds to once it is written.
+
+    A copy in float32 would be twice as large as the weight. float16 ends at 65,504, which sums over
+    thousands of rows exceed before they are divided by the number of tokens.
+    """
+    return torch.bfloat16 if weight == torch.bfloat16 else torch.float32
 
 
 def _active_rows(inputs: HeadInputs, logp: Tensor, log_normalizer: Tensor, gate: Tensor) -> _Active:

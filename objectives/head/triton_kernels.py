@@ -376,7 +376,7 @@ def weight_gradient_kernel(
     order [B] int32 puts columns together that are live in equally many row tiles. For each tile of
     ROWS columns in that order, row_tiles [column tiles, row_tiles_stride] int32 lists the row tiles
     in which any of them is live, and counts [column tiles] int32 says how many there are. gradient
-    [V, D] float32.
+    [V, D]: every sum is complete when it is rounded to be stored.
     """
     column_tile, width_tile = _place(
         tl.program_id(0), tl.cdiv(num_columns, ROWS), tl.cdiv(width, WIDTH), GROUP
@@ -402,4 +402,5 @@ def weight_gradient_kernel(
     # `order` names columns beyond the vocabulary too, with which the last tile is filled up.
     exists = (columns < num_columns)[:, None] & inside
     gradient_ptrs = gradient_ptr + (first + columns).to(tl.int64)[:, None] * width + across[None, :]
-    tl.store(gradient_ptrs, tl.load(scale_ptr) * gradient, mask=exists)
+    gradient *= tl.load(scale_ptr)
+    tl.store(gradient_ptrs, gradient.to(gradient_ptr.dtype.element_ty), mask=exists)

@@ -4,13 +4,19 @@ N parameters, of which T are trained, on W workers. DeepSpeed keeps for each of 
 
                       bfloat16, float16   float32     sharded over the workers from
     weights           2 N                 4 N         stage 3
-    gradients         2 T                 4 T         stage 2
+    gradients         2 T                 4 T         stage 2 (in 16 bits gone once they are added)
+    their sums        4 T                 the same    stage 2
     master weights    4 T                 4 T (not in stage 0, where the weights are updated in
                                           place)      stage 1
     AdamW's moments   8 T                 8 T         stage 1
 
-and while it updates a float32 copy of its share of the gradients, 4 T (16-bit only); ZeRO 1 and 2
-fill a bucket of 5e8 gradients, ZeRO 3 holds at most 1e9 gathered parameters.
+In 16 bits stage 0 is computed as stage 1, whose sums are reduced in place, once a step. The others
+fill buckets of 2e8 gradients: ZeRO 2 two of them and a float32 copy, while the backward pass goes
+on; ZeRO 3 one in float32, and it holds at most 1e9 gathered parameters and, while it updates, a
+copy of as many gradients of its share.
+
+With `training.master_dtype: bfloat16` all of these take 2 bytes a number: gradients and their sums,
+moments, the master weights in stages 1 and 2; in stage 3 they are the weights themselves.
 """
 
 from __future__ import annotations
@@ -21,12 +27,21 @@ from deft.workers.catalogs.models import ModelDimensions
 from deft.workers.spec import LoraSpec, TrainingSpec
 
 GIB = 2**30
-BUCKET = 500_000_000
-"""Gradients that ZeRO 1 and 2 reduce at once (DeepSpeed's default)."""
+BUCKET = 200_000_000
+"""Gradients that ZeRO reduces at once, as `deft.workers.training.engine` sets it."""
 MAX_LIVE = 1_000_000_000
-"""Parameters that ZeRO 3 holds gathered at most (DeepSpeed's default)."""
+"""Parameters that ZeRO 3 holds gathered or updates at most (DeepSpeed's default)."""
 HEAD_BLOCK = 2**28
-"""Bytes of the fused head's block of logits on a GPU."""
+"""Bytes of a block of errors of the head in tiles, on a GPU."""
+CHUNK_BYTES, CHUNK_ROWS, LEAST_CHUNK_ROWS = 2**30, 4096, 256
+"""Bytes of the head in chunks, on a GPU, and the most and the fewest rows of logits in them."""
+SCRATCH_ROWS, PRODUCT_COLUMNS = 512, 2**15
+"""Rows of that head's scratch memory, and columns of the logits that it multiplies at once."""
+FITS = "fits"
+"""What a plan says of a card that is large enough."""
+USABLE = 0.9
+"""Share of a card's memory that a plan may fill; the rest is for the allocator's fragments, CUDA's
+own context, and the work space of kernels and collectives."""
 MFU = 0.4
 """Share of a card's peak that training is assumed to reach."""
 
@@ -63,11 +78,38 @@ class DataSize:
 
 
 @dataclass(frozen=True)
+class HeadKind:
+    """What the head of an objective keeps on a GPU."""
+
+    distributions: int = 0
+    """Chunks of logits that are held at once, one for each distribution; 0 for tiles."""
+    has_reference: bool = False
+    """Whether a frozen model is at hand besides."""
+
+
+TILES = HeadKind()
+HEADS = {
+    "EAFT": HeadKind(1),
+    "EAFT_axolotl": HeadKind(1),
+    "LabelSmoothing": HeadKind(1),
+    "GEM": HeadKind(2),
+    "ASFT": HeadKind(2, has_reference=True),
+    "ASFT_reverse": HeadKind(2, has_reference=True),
+    "SFT_KL": HeadKind(2, has_reference=True),
+    "SFT_KL_reverse": HeadKind(2, has_reference=True),
+}
+"""Heads of the objectives that kernels in tiles cannot compute, by name."""
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes on one device."""
 
     weights: int
+    reference: int
+    """The frozen model of an objective that is anchored to one."""
     gradients: int
+    """Those of one micro-batch and their sums."""
     optimizer: int
     """Master weights and moments."""
     buffers: int
@@ -75,7 +117,7 @@ class Memory:
     activations: int
     """Of one forward pass at its largest."""
     head: int
-    """The fused head: its block of logits, float32 gradients of its weight and of its input."""
+    """The head: its blocks of logits, the gradients of its weight and of its input."""
 
     @property
     def total(self) -> int:
@@ -83,6 +125,7 @@ class Memory:
         return sum(
             (
                 self.weights,
+                self.reference,
                 self.gradients,
                 self.optimizer,
                 self.buffers,
@@ -141,8 +184,30 @@ def activation_bytes(
     return tokens * itemsize * numbers
 
 
+def head_bytes(
+    model: ModelDimensions, tokens: int, head: HeadKind, *, itemsize: int, is_bfloat16: bool
+) -> int:
+    """Bytes of the head over ``tokens`` target tokens, forward and backward."""
+    vocabulary, width = model.vocab_size, model.hidden_size
+    gradients = (4 + 2 * itemsize) * tokens * width
+    if head.distributions == 0:
+        # The weight's gradient is written once, and so in bfloat16 if the weight is.
+        return HEAD_BLOCK + (2 if is_bfloat16 else 4) * vocabulary * width + gradients
+    row = 4 * vocabulary
+    rows = min(CHUNK_ROWS, max(LEAST_CHUNK_ROWS, CHUNK_BYTES // (row * head.distributions)), tokens)
+    chunks = head.distributions * rows * row + min(rows, SCRATCH_ROWS) * row
+    product = 4 * PRODUCT_COLUMNS * max(rows, width)
+    return chunks + product + row * width + gradients
+
+
 def memory_per_device(
-    model: ModelDimensions, spec: TrainingSpec, *, stage: int, checkpointed: bool, itemsize: int
+    model: ModelDimensions,
+    spec: TrainingSpec,
+    *,
+    stage: int,
+    checkpointed: bool,
+    itemsize: int,
+    head: HeadKind = TILES,
 ) -> Memory:
     """Estimate the memory that training keeps on each device.
 
@@ -152,26 +217,49 @@ def memory_per_device(
         stage: ZeRO stage, 0 to 3.
         checkpointed: whether activations are recomputed.
         itemsize: bytes of a parameter: 2 or 4.
+        head: the objective's.
     """
+    is_rounded = itemsize == 2
+    stage = max(stage, 1) if is_rounded else stage
     workers, trained = spec.num_workers, trained_parameters(model, spec.lora)
     share = _divide(trained, workers if stage >= 1 else 1)
     tokens = spec.micro_batch_size * spec.max_length
-    master = 4 if itemsize == 2 or stage >= 1 else 0
-    update = 4 * share if itemsize == 2 else 0
-    exchange = {0: 0, 1: BUCKET, 2: BUCKET, 3: MAX_LIVE}[stage]
-    exchange = itemsize * min(exchange, model.num_parameters if stage == 3 else trained)
+    state = 2 if spec.master_dtype == "bfloat16" else 4
+    master = 0 if stage == 0 or (state == 2 and stage == 3) else state
+    offloads = spec.offload_optimizer and stage >= 1
+    gathered = itemsize * min(MAX_LIVE, model.num_parameters)
+    updated = 0 if offloads else state * min(MAX_LIVE, share)
+    has_copy = spec.lora is None and head.has_reference
     return Memory(
         weights=0
         if spec.offload_parameters and stage == 3
         else itemsize * _divide(model.num_parameters, workers if stage == 3 else 1),
-        gradients=itemsize * _divide(trained, workers if stage >= 2 else 1),
-        optimizer=0 if spec.offload_optimizer and stage >= 1 else (master + 8) * share,
-        buffers=max(0 if spec.offload_optimizer and stage >= 1 else update, exchange),
+        reference=itemsize * model.num_parameters if has_copy else 0,
+        gradients=state * share if stage >= 2 else (2 * is_rounded + state) * trained,
+        optimizer=0 if offloads else (master + 2 * state) * share,
+        buffers={
+            0: 0,
+            1: 0 if is_rounded else 4 * BUCKET,
+            2: 8 * BUCKET,
+            3: 4 * BUCKET + max(gathered, updated),
+        }[stage],
         activations=activation_bytes(model, tokens, itemsize=itemsize, checkpointed=checkpointed),
-        head=HEAD_BLOCK
-        + 4 * model.vocab_size * model.hidden_size
-        + (4 + 2 * itemsize) * tokens * model.hidden_size,
+        head=head_bytes(
+            model,
+            tokens,
+            head,
+            itemsize=itemsize,
+            is_bfloat16=is_rounded and spec.dtype != "float16",
+        ),
     )
+
+
+def fit(needed: float, card: Card) -> str:
+    """Say whether ``needed`` bytes fit on ``card``."""
+    share = needed / (card.memory * GIB)
+    if share <= USABLE:
+        return FITS
+    return f"too tight, {share:.0%}" if share <= 1 else "does not fit"
 
 
 def training_flops(model: ModelDimensions, spec: TrainingSpec, num_tokens: int) -> float:

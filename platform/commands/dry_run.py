@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -14,22 +14,31 @@ from urllib.request import Request, urlopen
 from deft.objectives.spec import ObjectiveSpec
 from deft.platform.commands.cost_model import (
     CARDS,
+    FITS,
     GIB,
+    HEADS,
     MFU,
+    TILES,
+    USABLE,
     DataSize,
+    HeadKind,
     Memory,
+    fit,
     gpu_hours,
     memory_per_device,
     trained_parameters,
     trained_tokens,
     training_flops,
 )
+from deft.platform.config.loading import preset_note
+from deft.platform.config.presets import recognized
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
 from deft.platform.records.manifests import PrepareManifest
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.catalogs.datasets import DATASETS, data_suffix, local_files
-from deft.workers.catalogs.models import MODELS, ModelDimensions
+from deft.workers.catalogs.models import MODELS, ModelDimensions, read_dimensions
 from deft.workers.common.example import Example
 from deft.workers.common.text import plural
 from deft.workers.data.datasets import read_examples
@@ -53,6 +62,8 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
     model = dimensions_of(spec.model.name)
     data = data_size(spec, root)
     rows = [["run", f"{spec.run_name} in {root}"]]
+    if note := preset_note(spec):
+        rows.append(["preset", note])
     if data is None:
         rows.append(["data", "unknown until the data has been read once"])
     else:
@@ -78,6 +89,42 @@ def show_plan(spec: ExperimentSpec, root: Path, console: RunConsole) -> None:
         show_memory(spec, model, console)
         if data is not None:
             show_time(spec, model, trained_tokens(training, data), console)
+
+
+def show_protocols(
+    spec: ExperimentSpec, load_other: Callable[[], ExperimentSpec], console: RunConsole
+) -> None:
+    """Print line by line what differs between the protocols `paper` and `fair`.
+
+    Args:
+        spec: under its own protocol.
+        load_other: makes the same experiment under the other one.
+        console: where to print.
+    """
+    try:
+        other = load_other()
+    except UserError as error:
+        console.print(f"the other protocol is no choice here: {error}")
+        return
+    by_protocol = {each.protocol: _flat(each.model_dump(mode="json")) for each in (spec, other)}
+    paper, fair = by_protocol["paper"], by_protocol["fair"]
+    rows = [
+        [key, *(json.dumps(each[key]) if key in each else "-" for each in (paper, fair))]
+        for key in dict.fromkeys((*paper, *fair))
+        if key != "protocol" and paper.get(key) != fair.get(key)
+    ]
+    mark = {spec.protocol: " ←"}
+    columns = ["", *(f"{name}{mark.get(name, '')}" for name in ("paper", "fair"))]
+    console.table("protocols", columns, rows, left=True)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def check_own_objectives(objectives: Iterable[ObjectiveSpec]) -> None:
@@ -106,7 +153,14 @@ def show_memory(spec: ExperimentSpec, model: ModelDimensions, console: RunConsol
     training = spec.training
     chosen, other = (
         [
-            memory_per_device(model, training, stage=s, checkpointed=c, itemsize=itemsize(training))
+            memory_per_device(
+                model,
+                training,
+                stage=s,
+                checkpointed=c,
+                itemsize=itemsize(training),
+                head=head_of(spec),
+            )
             for s in range(4)
         ]
         for c in (training.gradient_checkpointing, not training.gradient_checkpointing)
@@ -133,22 +187,40 @@ def show_time(
     """Print GPU-hours on cards by name."""
     training = spec.training
     flops = training_flops(model, training, tokens)
-    needed = memory_per_device(
-        model,
-        training,
-        stage=training.resolved_zero_stage,
-        checkpointed=training.gradient_checkpointing,
-        itemsize=itemsize(training),
-    ).total
+    chosen = training.resolved_zero_stage
+    needed = {stage: needed_memory(spec, model, stage) for stage in range(chosen, 4)}
     rows = []
     for card in CARDS:
         hours = gpu_hours(flops, card)
-        fits = "fits" if needed < card.memory * GIB else "does not fit"
+        fitting = [stage for stage, size in needed.items() if fit(size, card) == FITS]
+        fits = fit(needed[chosen], card)
+        if fitting and chosen not in fitting:
+            fits += f"; zero_stage {fitting[0]} does"
         wall = f"{hours / training.num_workers:,.2f}"
         rows.append([card.name, f"{card.memory:.0f} GiB", fits, f"{hours:,.2f}", wall])
-    title = f"training, {flops:.3g} operations at an assumed {MFU:.0%} of the bfloat16 peak"
+    title = (
+        f"training, {flops:.3g} operations at an assumed {MFU:.0%} of the bfloat16 peak; "
+        f"{1 - USABLE:.0%} of the memory is kept free"
+    )
     columns = ["", "memory", "", "GPU-hours", f"hours on {training.num_workers}"]
     console.table(title, columns, rows)
+
+
+def needed_memory(spec: ExperimentSpec, model: ModelDimensions, stage: int) -> int:
+    """Estimate the bytes that training as ``spec`` says, at a ZeRO stage, takes on each device."""
+    return memory_per_device(
+        model,
+        spec.training,
+        stage=stage,
+        checkpointed=spec.training.gradient_checkpointing,
+        itemsize=itemsize(spec.training),
+        head=head_of(spec),
+    ).total
+
+
+def head_of(spec: ExperimentSpec) -> HeadKind:
+    """Return what the objective's head keeps; one that is given by an import path has tiles."""
+    return HEADS.get(spec.objective.name, TILES)
 
 
 def itemsize(training: TrainingSpec) -> int:
@@ -220,8 +292,8 @@ def count_records(file: Path, characters: int) -> int:
 
 def dimensions_of(name: str) -> ModelDimensions | None:
     """Return a model's sizes from the catalog or from its config.json, here or on the hub."""
-    if name in MODELS:
-        return MODELS[name].dimensions
+    if (known := recognized(name)) is not None:
+        return MODELS[known].dimensions
     file = Path(name) / "config.json"
     config = json.loads(file.read_text()) if file.is_file() else _hub_config(name)
     return read_dimensions(config)
@@ -245,25 +317,6 @@ def _hub_config(name: str) -> dict[str, Any]:
             return dict(json.load(answer))
     except (OSError, ValueError):
         return {}
-
-
-def read_dimensions(config: dict[str, Any]) -> ModelDimensions | None:
-    """Read the sizes in a Hugging Face configuration; None for an unknown kind of model."""
-    if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
-        return None
-    heads = config["num_attention_heads"]
-    return ModelDimensions(
-        num_layers=config["num_hidden_layers"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab_size=config["vocab_size"],
-        tied=config.get("tie_word_embeddings", False),
-        qkv_bias=config["model_type"] == "qwen2" or config.get("attention_bias", False),
-        qk_norm=config["model_type"] == "qwen3",
-    )
 
 
 def _passes(training: TrainingSpec, steps: int, data: DataSize) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deft.objectives import get_objective
+from deft.objectives.base import TOP_K
 from deft.objectives.diagnostics import LANDSCAPE_STATISTICS, draw_landscapes, landscapes
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
@@ -31,8 +32,11 @@ def draw_landscape(
     try:
         chosen = [get_objective(name) for name in objectives]
         for objective in chosen:
-            if objective.target is not None:
-                raise ValueError(f"{objective.spec} is not described by a gate alone")
+            if not objective.is_described_by_gate or objective.top_k != TOP_K:
+                raise ValueError(
+                    f"--objectives: {objective.spec} is not described by a gate alone, over the "
+                    "model's own prediction; leave it out"
+                )
         prepared = prepare(
             spec.dataset,
             spec.model,

@@ -14,7 +14,7 @@ from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.common.text import printable
-from deft.workers.data.chat import count_bos, encode_example, format_hash, try_encode
+from deft.workers.data.chat import count_bos, format_hash, try_encode
 from deft.workers.data.datasets import ReadingNotes, describe_notes, read_examples
 from deft.workers.data.example_store import open_tables
 from deft.workers.data.prepare import noisy_rows, prepare_examples, prepare_rows, prepare_tokenizer
@@ -130,13 +130,13 @@ def show_example(
 ) -> None:
     """Print one example: its counts in a line, then its text; ``noisy`` is what it became."""
     where = printable(example.id)
-    try:
-        input_ids, labels = encode_example(tokenizer, example, style=spec.dataset.prompt_style)
-    except ValueError as error:
+    encoded = try_encode(tokenizer, [example], style=spec.dataset.prompt_style)[0]
+    if isinstance(encoded, ValueError):
         console.console.print(
-            Text(f"{where} · cannot be rendered: {printable(str(error))}", BAD), soft_wrap=True
+            Text(f"{where} · cannot be rendered: {printable(str(encoded))}", BAD), soft_wrap=True
         )
         return
+    input_ids, labels, weights = encoded
     if noisy is not None:
         input_ids, labels = noisy
     trained = sum(label != IGNORE_INDEX for label in labels)
@@ -145,6 +145,9 @@ def show_example(
         f"{len(input_ids):,} tokens, {trained:,} trained",
         f"{count_bos(tokenizer, input_ids)} BOS",
     ]
+    if weights is not None and noisy is None:
+        used = {w for w, label in zip(weights, labels, strict=True) if label != IGNORE_INDEX}
+        facts.append("loss times " + " and ".join(f"{weight:g}" for weight in sorted(used)))
     if noisy is not None:
         facts.append("noise: the response of another example")
     limit = spec.training.max_length

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from deft.platform.config.presets import PRESETS
+from deft.platform.config.presets import find_preset, preset_of
 from deft.platform.config.spec import ExperimentSpec, ModelEvaluationSpec
 from deft.platform.config.yaml_file import KeyPath, Origin, parse_yaml, read_yaml
 from deft.platform.errors import UserError
@@ -31,7 +31,7 @@ def load_spec(
 
     Args:
         file: a YAML file; None to start from nothing.
-        names: values of `dataset`, `model` and `objective`; None leaves one as it is.
+        names: values of `dataset`, `model`, `objective` and `protocol`; None leaves one as it is.
         settings: ``key=value`` with a dotted key and a YAML value.
 
     Raises:
@@ -50,8 +50,16 @@ def to_experiment(
 ) -> ExperimentSpec:
     """Lay ``data`` over the preset of its dataset and model, and make a spec of it."""
     return validate_spec(
-        ExperimentSpec, deep_merge(preset(data), data, bare_names=True), file, origins
+        ExperimentSpec, deep_merge(preset_of(data).settings, data, bare_names=True), file, origins
     )
+
+
+def preset_note(spec: ExperimentSpec) -> str:
+    """Say in one line whose settings ``spec`` took, where its names are not those of a preset."""
+    model = spec.model
+    return find_preset(
+        spec.dataset.name, model.name, like=model.preset, protocol=spec.protocol
+    ).note
 
 
 def load_evaluation(
@@ -153,17 +161,6 @@ def apply_settings(
         origins |= {(*key, *part): origin for part, origin in parts.items()}
 
 
-def preset(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that belong to the dataset and model named in ``data``."""
-    dataset, model = (
-        part.get("name") if isinstance(part := data.get(key), dict) else part
-        for key in ("dataset", "model")
-    )
-    if not (isinstance(dataset, str) and isinstance(model, str)):
-        return {}
-    return PRESETS.get((dataset, model), {})
-
-
 def set_value(
     data: dict[str, Any], origins: dict[KeyPath, Origin], key: KeyPath, value: Any, origin: Origin
 ) -> None:
@@ -192,20 +189,30 @@ def _explain(
 ) -> str:
     """Write one validation error as ``where: key: what is wrong``."""
     key: KeyPath = detail["loc"]
+    is_text = detail["type"] == "string_type"
     match detail["type"]:
         case "extra_forbidden":
             names = sorted(fields_at(spec, key[:-1]))
             nearest = nearest_name(str(key[-1]), names)
             hint = f"did you mean {nearest}? " if nearest else ""
             message = f"unknown key; {hint}There are: {', '.join(names)}."
+        case "missing" if isinstance(key[-1], int):
+            message = "is missing; the list is too short"
         case "missing":
             message = f"is missing; give it in the file or as --{key[-1]}"
+        case "model_type":
+            names = list(fields_at(spec, key))
+            is_text = "name" in names
+            expected = "a name or settings" if is_text else "settings"
+            message = f"expected {expected} ({', '.join(names)}), got {detail['input']!r:.80}"
+        case "tuple_type":
+            message = f"expected a list, got {detail['input']!r:.80}"
         case "value_error":
             key, message = _with_key_of(str(detail["ctx"]["error"]), key, origins)
         case _:
             message = f"{detail['msg']}, got {detail['input']!r:.80}"
     if key in origins:
-        message += _as_yaml_reads(detail, origins[key].text)
+        message += _as_yaml_reads(detail["input"], origins[key].text, is_text=is_text)
     return ": ".join(filter(None, [place_of(key, origins, file), _dotted(key), message]))
 
 
@@ -229,14 +236,19 @@ def _with_key_of(
     return (full, rest) if colon and full in origins else (key, message)
 
 
-def _as_yaml_reads(detail: ErrorDetails, text: str | None) -> str:
-    """Say how a value was written where YAML made something else of it than it looks like."""
-    value = detail["input"]
+def _as_yaml_reads(value: Any, text: str | None, *, is_text: bool) -> str:
+    """Say how a value was written where YAML made something else of it than it looks like.
+
+    Args:
+        value: what YAML made of it.
+        text: how it was written, if that is known.
+        is_text: whether a text was expected.
+    """
     if text is None or not isinstance(value, bool | int | float):
         return ""
     surprise = isinstance(value, bool) and text.lower() not in ("true", "false")
     advice = f"; YAML 1.1 reads {text} as {str(value).lower()}" if surprise else ""
-    if detail["type"] in ("string_type", "model_type"):  # the latter: a name for {name: …}
+    if is_text:
         advice += f'; write "{text}", in quotes, for the text'
     return advice
 

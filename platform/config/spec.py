@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -28,6 +28,10 @@ from deft.workers.spec import (
 )
 
 
+def _is_fair(protocol: Any) -> bool:
+    return bool(protocol == "fair")
+
+
 class ExperimentSpec(Settings):
     """One training run, its evaluation, and the name both are recorded under."""
 
@@ -39,6 +43,9 @@ class ExperimentSpec(Settings):
     """What to train."""
     objective: ObjectiveSpec
     """The token-level training objective."""
+    protocol: Literal["fair", "paper"] = Field(default="fair", exclude_if=_is_fair)
+    """Which settings fill in for what a run file does not say: `fair` treats every objective alike,
+    `paper` is arXiv 2602.11424 to the letter; see `deft.platform.config.presets`."""
     training: TrainingSpec = TrainingSpec()
     """How to train."""
     evaluation: EvaluationSpec = EvaluationSpec()
@@ -62,10 +69,13 @@ class ExperimentSpec(Settings):
         """
         settings = self.model_dump(mode="json")
         settings["model"]["name"] = model_identity(self.model)
+        settings["training"]["reference"] = None
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for source in self.dataset.sources:
             if (path := source.local_path) is not None:
                 digest.update(digest_files(path).encode())
+        if self.training.reference is not None:
+            digest.update(model_digest(Path(self.training.reference)).encode())
         digest.update(self.evaluation.data_digest().encode())
         return digest.hexdigest()[:10]
 
@@ -135,7 +145,15 @@ def _canonical(objective: Any) -> Any:
 
 def name_of_parts(dataset: Any, model: Any, objective: Any) -> str:
     """Name a run that has no name of its own."""
-    return "-".join(map(_short_name, (dataset, model, objective)))[:80]
+    parts = [_short_name(dataset), _short_name(model), _objective_name(objective)]
+    return "-".join(parts)[:80]
+
+
+def _objective_name(objective: Any) -> str:
+    """Return an objective's name and parameters, odd characters replaced, but not a minus sign."""
+    name = name_of(objective) if isinstance(objective, dict) else objective
+    stem = str(name).rsplit(":", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "run"
 
 
 def _short_name(part: Any) -> str:

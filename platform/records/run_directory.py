@@ -100,16 +100,32 @@ class RunDirectory(Generic[AnySpec]):
         Raises:
             UserError: another process is working on the same run.
         """
-        lock = self.path / ".lock"
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(exclusive(lock, patience=patience))
-            except BlockingIOError:
-                raise UserError(
-                    f"another process is already running this run (lock: {lock}); wait for its end"
-                ) from None
+        with held(self.path, "run", patience=patience):
             drop_torn_line(self.events_file)
             yield
+
+
+@contextmanager
+def held(directory: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold a directory of results for this process.
+
+    Args:
+        directory: that nobody else may work on.
+        what: it holds, for the message.
+        patience: seconds to wait for another process.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(directory / ".lock", patience=patience))
+        except BlockingIOError:
+            raise UserError(
+                f"{directory}: another process is already running this {what}; wait until it has "
+                "ended"
+            ) from None
+        yield
 
 
 def read_events(run: Path) -> Iterator[Event]:

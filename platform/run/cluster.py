@@ -13,11 +13,13 @@ from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from deft.platform.errors import StageError, UserError, describe_error, print_error, root_cause
+from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.common.ray_placement import on_this_node
 
 Result = TypeVar("Result")
@@ -154,15 +156,46 @@ def run_task(work: Callable[[], Result], *, stage: str, refusal: str = "") -> Re
         StageError: something else went wrong.
     """
     try:
-        result: Result = ray.get(
-            ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(work).remote()
-        )
-    except ray.exceptions.RayTaskError as error:
+        return _run_where_it_can(work)
+    except RayTaskError as error:
         cause = root_cause(error)
         if isinstance(cause, (ValueError, FileNotFoundError)):
             raise UserError(f"{refusal}{cause}") from None
         raise StageError(f"{stage}: {describe_error(cause)}") from error
-    return result
+
+
+def _run_where_it_can(work: Callable[[], Result]) -> Result:
+    """Run ``work`` on any node, and where that lacks a file of the hub, on the others in turn.
+
+    Each node has a cache of the hub of its own, and without a network one may have what others
+    have not. The driver's node comes first: it is where a user looks after files.
+    """
+    try:
+        result: Result = ray.get(
+            ray.remote(num_cpus=1, scheduling_strategy=ANYWHERE)(work).remote()
+        )
+        return result
+    except RayTaskError as error:
+        if not isinstance(root_cause(error), NotOnThisNodeError):
+            raise
+        refusal = error
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        raise refusal
+    task: Any = ray.remote(work)
+    for node in sorted(nodes, key=lambda node: node != here):
+        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
+        try:
+            # A driver's node may have no CPUs to reserve.
+            on_node: Result = ray.get(
+                task.options(num_cpus=0, scheduling_strategy=strategy).remote()
+            )
+            return on_node
+        except RayTaskError as error:
+            if not isinstance(root_cause(error), NotOnThisNodeError):
+                raise
+    raise refusal
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deft.evaluators.generation.pool import Pool
 from deft.platform.console import RunConsole
 from deft.platform.run.cluster import require_workers
+from deft.platform.run.training_slots import TrainingSlots
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,17 @@ class RunContext:
     """Whether the cluster has GPUs, see `on_cluster`."""
     pool: Pool | None = None
     """Warm engines that several runs share; without, each run starts its own."""
+    slots: TrainingSlots | None = None
+    """Devices that several runs take turns with; without, they are this run's alone."""
 
     @property
     def cache(self) -> Path:
         """Folder of models, data and evaluations that runs share."""
         return self.root / "cache"
+
+    def training_slot(self) -> AbstractContextManager[None]:
+        """Hold devices for training and held-out losses during a block."""
+        return nullcontext() if self.slots is None else self.slots.one()
 
     def on_cluster(self, num_workers: int = 0) -> RunContext:
         """Return the context on the cluster that this process is connected to.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from deft.objectives import ObjectiveSpec
 from deft.objectives.check import check_own_objective
@@ -101,14 +102,17 @@ def run_recorded(
 ) -> None:
     """Run the stages that MLflow watches; if one fails, so does its MLflow run."""
     run = recorder.run
-    stages: dict[Stage, Callable[[], None]] = {
-        "train": lambda: train_stage(run, manifest.prepared, context, on_validation),
-        "evaluate": lambda: evaluate_stage(run, manifest, context),
-        "record": lambda: record_stage(recorder, context.console),
-    }
-    for name, stage in stages.items():
-        with record_failure(recorder, name):
-            stage()
+    with ExitStack() as slot:
+        if not run.has_finished("evaluate"):
+            slot.enter_context(context.training_slot())
+        stages: dict[Stage, Callable[[], None]] = {
+            "train": lambda: train_stage(run, manifest.prepared, context, on_validation),
+            "evaluate": lambda: evaluate_stage(run, manifest, context, on_measured=slot.close),
+            "record": lambda: record_stage(recorder, context.console),
+        }
+        for name, stage in stages.items():
+            with record_failure(recorder, name):
+                stage()
 
 
 def record_stage(recorder: ExperimentRecorder, console: RunConsole) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.benchmarks.definition import content_in, definition_in
 from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.config.spec import ExperimentSpec
@@ -38,9 +41,19 @@ from deft.workers.data.prepare import Prepared
 
 
 def evaluate_stage(
-    run: RunDirectory[ExperimentSpec], manifest: PrepareManifest, context: RunContext
+    run: RunDirectory[ExperimentSpec],
+    manifest: PrepareManifest,
+    context: RunContext,
+    on_measured: Callable[[], None],
 ) -> None:
-    """Evaluate the base model and the trained one, and compare prompts with those of training."""
+    """Evaluate the base model and the trained one, and compare prompts with those of training.
+
+    Args:
+        run: the run.
+        manifest: what the prepare stage has left.
+        context: what the run shares with others.
+        on_measured: called when the trained model needs no device but an engine's any more.
+    """
     spec, prepared, console = run.spec, manifest.prepared, context.console
     if run.has_finished("evaluate"):
         console.stage("evaluate", "finished already")
@@ -59,6 +72,7 @@ def evaluate_stage(
         )
         trained = replace(base, models={"eval": str(run.path / "model")})
         losses = measure_heldout(trained, events)
+        on_measured()
         outcome = merge_results(
             evaluate_base(base, events), evaluate_models(trained, losses, events)
         )
@@ -72,7 +86,9 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
     They are the same for every run that starts there and is evaluated alike, so they are kept in
     the cache, where others wait for them. The predictions are copied into each run.
     """
-    directory = evaluation.context.cache / "evaluations" / _digest_of_inputs(evaluation)
+    inputs = _digest_of_inputs(evaluation)
+    definitions = hash_parts(*(definition_in(file) for file in sorted(evaluation.items.values())))
+    directory = evaluation.context.cache / "evaluations" / f"{inputs}-{definitions}"
     file = directory / "evaluate.json"
     with exclusive(directory / ".lock", patience=math.inf):
         if file.is_file():
@@ -83,8 +99,13 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
                 f"          {label}: evaluated already, for another run"
             )
         else:
+            # Graded by other graders before: a journal's name says what its responses depend on.
+            for journals in directory.parent.glob(f"{inputs}-*/responses"):
+                shutil.copytree(journals, directory / "responses", dirs_exist_ok=True)
             for_all = replace(evaluation, out=directory)
-            losses = measure_heldout(for_all, events)
+            measures = evaluation.spec.heldout is not None
+            with evaluation.context.training_slot() if measures else nullcontext():
+                losses = measure_heldout(for_all, events)
             results = evaluate_models(for_all, losses, events)
             save_manifest(file, results)
     predictions = directory / "predictions"
@@ -94,13 +115,13 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
 
 
 def _digest_of_inputs(evaluation: Evaluation) -> str:
-    """Hash everything that the results of an evaluation of one model depend on."""
+    """Hash everything that the responses of one model depend on, and its held-out losses."""
     ((_, model),) = evaluation.models.items()
     return hash_parts(
         fingerprint(Path(model)),
         evaluation.spec.model_dump_json(),
         evaluation.spec.data_digest(),
-        *(Path(evaluation.items[name]).name for name in sorted(evaluation.items)),
+        *(content_in(evaluation.items[name]) for name in sorted(evaluation.items)),
         evaluation.trained_style,
         str(evaluation.validation_dir),
     )

@@ -139,7 +139,7 @@ def generate(evaluation: Evaluation, events: Queue) -> Iterator[tuple[Evaluation
 def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str, float]]:
     """Measure the loss of every model on held-out rows, by a Ray task each.
 
-    Not by the pool, whose engines hold their GPUs' memory: a task takes a device of its own.
+    Not by the pool, whose engines hold their GPUs' memory: a task takes as many as one engine.
 
     Returns:
         Label → metric → value, without the models that have no held-out rows.
@@ -161,7 +161,7 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
 
         return measure_losses(Path(model), rows, Path(out), report) if rows else {}
 
-    gpus = 1 if evaluation.context.use_gpu else 0
+    gpus = evaluation.spec.engine.tensor_parallel if evaluation.context.use_gpu else 0
     remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy=ANYWHERE)(work)
     measured = {}
     for label, model in evaluation.models.items():

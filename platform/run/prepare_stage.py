@@ -20,7 +20,7 @@ from deft.platform.run.cluster import run_task
 from deft.platform.run.contamination import overlap_with_benchmarks
 from deft.platform.run.context import RunContext
 from deft.workers.data.prepare import Prepared, prepare
-from deft.workers.data.readers import describe as describe_counts
+from deft.workers.data.readers import describe_counts
 from deft.workers.spec import ModelSpec
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from deft.platform.config.spec import ExperimentSpec
@@ -49,6 +50,7 @@ def train_stage(
                 examples_dir=prepared.examples_dir,
                 rows_dir=prepared.rows_dir,
                 validation_dir=prepared.validation_dir,
+                scratch_dir=scratch_directory(run),
                 num_steps=num_steps,
                 seed=spec.seed,
                 events=events,
@@ -64,8 +66,15 @@ def train_stage(
     seconds, metrics = time.monotonic() - started, dict(result.metrics or {})
     step = metrics.pop("step")
     run.finish(TrainManifest(model="model", seconds=seconds, step=step, metrics=metrics))
+    shutil.rmtree(scratch_directory(run), ignore_errors=True)
     if training.keep_checkpoints is None:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+def scratch_directory(run: RunDirectory[ExperimentSpec]) -> str:
+    """Return where checkpoints of ``run`` are gathered: runs on one node have one each."""
+    scratch = run.spec.training.scratch
+    return str(Path(scratch, run.path.name) if scratch else run.path / "scratch")
 
 
 class TrainingProgress:
@@ -110,6 +119,8 @@ class TrainingProgress:
             self._console.print(f"          held out, after {step} steps  {shown}")
             if self._on_validation is not None:
                 self._on_validation(step, metrics)
+        elif kind == "attention":
+            self._console.print(f"          attention  {metrics['name']}")
         elif kind == "damaged_checkpoint":
             self._console.print(
                 f"warning: the checkpoint of step {step} is damaged ({metrics['file']}) "

@@ -87,6 +87,10 @@ class Picture:
     """Text for screen readers."""
     svg: str
     png: bytes
+    pdf: bytes = b""
+    """The same for a paper, where there is one."""
+    csv: str = ""
+    """The numbers of the figure."""
 
 
 @dataclass(frozen=True)

@@ -44,20 +44,20 @@ def token_landscapes(
         LandscapeError: model or data are gone, or cannot be used.
     """
     from deft.objectives import get_objective
-    from deft.objectives.base import TokenStats
+    from deft.objectives.base import TOP_K, TokenStats
     from deft.objectives.diagnostics import LANDSCAPE_STATISTICS, landscapes
 
     try:
         resolved = [get_objective(name) for name in objectives]
     except ValueError as error:
         raise LandscapeError(str(error)) from None
-    drawn = [objective for objective in resolved if objective.target is None]
+    drawn = [each for each in resolved if each.is_described_by_gate and each.top_k == TOP_K]
     needs = LANDSCAPE_STATISTICS.union(*(objective.needs for objective in drawn))
     data = cell.require_manifest(PrepareManifest).prepared
     rows_dir = data.validation_dir if data.num_validation_examples else data.rows_dir
     columns = _statistics(data.model_dir, rows_dir, sorted(needs), cache)
     stats = TokenStats(**columns)
-    others = [str(objective.spec) for objective in resolved if objective.target is not None]
+    others = [str(each.spec) for each in resolved if each not in drawn]
     return landscapes(stats, drawn), others
 
 

@@ -27,6 +27,7 @@ CURVES = (
     "train/mean_gate",
     "train/mean_focus",
     "train/mean_p",
+    "train/mean_entropy",
 )
 
 

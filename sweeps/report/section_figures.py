@@ -6,6 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deft.platform.commands.plot import to_csv
+from deft.sweeps.figures.regimes import (
+    RegimeFigure,
+    by_prior,
+    draw_continuum,
+    draw_entropy,
+    draw_focus,
+    draw_landscapes_by_regime,
+)
 from deft.sweeps.report import formatting
 from deft.sweeps.report.curves import Curve
 from deft.sweeps.report.document import Block, Picture, Table, TableEntry, Text
@@ -23,7 +32,7 @@ from deft.sweeps.report.plots import (
 from deft.sweeps.report.read_sweep import Setting
 from deft.sweeps.report.report_data import SweepReportData
 from deft.sweeps.report.section_results import forgotten
-from deft.sweeps.report.svg import figure_style, to_png, to_svg
+from deft.sweeps.report.svg import figure_style, to_pdf, to_png, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +44,8 @@ LEARNING = {
 }
 LANDSCAPE_INCHES = 13.8
 """Width of four landscapes in a row, with their color bar."""
+PAPER_OBJECTIVES = ("original", "p", "EAFT", "Cayley_Trans", "DEFT")
+"""Columns of the landscapes by prior, as in the paper's figure."""
 GATE = {
     "train/mean_gate": "mean gate",
     "train/mean_focus": "mean focus α",
@@ -49,6 +60,7 @@ def _picture(
     draw: Callable[[], Figure],
     *,
     page_inches: float = PAGE_INCHES,
+    csv: str = "",
     **style: float | str,
 ) -> Picture:
     with figure_style(**style):
@@ -56,7 +68,45 @@ def _picture(
         png = to_png(figure)
         figure.set_layout_engine("none")  # it is laid out now, which takes longest
         svg = to_svg(figure, name, description, page_inches)
-    return Picture(name, caption, description, svg, png)
+        pdf = to_pdf(figure) if csv else b""
+    return Picture(name, caption, description, svg, png, pdf, csv)
+
+
+def regimes(report: SweepReportData) -> list[Block]:
+    """Draw what sets the settings side by side: focus, entropy, gain against prior strength."""
+    drawings: dict[str, tuple[Callable[[SweepReportData], RegimeFigure | None], str]] = {
+        "focus": (
+            draw_focus,
+            "Mean focus and mean target probability over the course of training, a line for each "
+            "setting, the strongest prior first.",
+        ),
+        "entropy": (
+            draw_entropy,
+            "Mean entropy of the predictions at target tokens of the training batches.",
+        ),
+        "continuum": (
+            draw_continuum,
+            "Gain over the base model against its score before training, with 95 % intervals.",
+        ),
+    }
+    blocks: list[Block] = []
+    for name, (draw, caption) in drawings.items():
+        with figure_style():
+            drawing = draw(report)
+        if drawing is not None:
+            blocks.append(_regime_picture(name, caption, drawing))
+    return blocks
+
+
+def _regime_picture(name: str, caption: str, drawing: RegimeFigure) -> Picture:
+    return _picture(
+        name,
+        caption,
+        f"{caption} Its numbers are in figures/{name}.csv.",
+        lambda: drawing.figure,
+        page_inches=LANDSCAPE_INCHES,
+        csv=to_csv(drawing.rows),
+    )
 
 
 def bars(report: SweepReportData) -> list[Block]:
@@ -189,7 +239,8 @@ def landscape_figures(report: SweepReportData, cache: Path) -> list[Block]:
     """Draw figure 2: the gradient of each objective by token, for each base model and dataset."""
     blocks: list[Block] = []
     seen = set()
-    for setting in report.results:
+    by_regime: dict[str, dict[str, Any]] = {}
+    for setting in by_prior(report):
         pair = (setting.dataset, setting.model)
         chosen = {o: report.sweep.chosen(setting, o) for o in report.sweep.objectives}
         # An objective whose cells all failed may well fail here too.
@@ -201,6 +252,7 @@ def landscape_figures(report: SweepReportData, cache: Path) -> list[Block]:
         title = " · ".join(pair)
         try:
             panels, others = token_landscapes(cells[0], trained, cache)
+            by_regime[title], _ = token_landscapes(cells[0], PAPER_OBJECTIVES, cache)
         except LandscapeError as error:
             blocks.append(Text(f"not drawn: {error}.", lead=f"Landscape of {title}:"))
             continue
@@ -208,6 +260,15 @@ def landscape_figures(report: SweepReportData, cache: Path) -> list[Block]:
         if others:
             text = f"not drawn, as a gate alone does not describe them: {', '.join(others)}."
             blocks.append(Text(text, lead=f"Landscape of {title}:"))
+    if len(by_regime) > 1:
+        with figure_style(axes__facecolor="#f1f1ee"):
+            drawing = draw_landscapes_by_regime(by_regime)
+        caption = (
+            "The objectives of arXiv 2602.11424 on each prior before training, the strongest "
+            "first. Every panel has its own scale: where an objective pulls, not how hard."
+        )
+        if drawing is not None:
+            blocks.append(_regime_picture("landscape-regimes", caption, drawing))
     return blocks
 
 

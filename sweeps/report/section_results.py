@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+from deft.evaluators.scores.second_opinions import SecondOpinions, read_second_opinions
 from deft.evaluators.scores.statistics import Interval
 from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.commands.compare import RATES
+from deft.platform.records.manifests import EvaluateManifest
 from deft.sweeps.report import formatting
 from deft.sweeps.report.comparisons import PairedComparison, SettingResults
 from deft.sweeps.report.document import BulletList, Table, TableEntry, Text
@@ -15,6 +18,8 @@ from deft.sweeps.report.report_data import SweepReportData
 from deft.sweeps.report.scores import Column, Measure, Scores
 from deft.workers.common.text import plural
 
+MAX_DISAGREEMENTS = 100
+"""Responses with different verdicts that a table lists."""
 BASE = "base model"
 CONCLUSIONS = {"better": "▲ better", "worse": "▼ worse", "not distinguishable": "≈"}
 COMPARISON_COLUMNS = (
@@ -282,6 +287,54 @@ def rates_table(report: SweepReportData, setting: Setting) -> Table | None:
     caption = report.heading("Shares of responses", setting)
     names = ["objective", "benchmark", "score", *RATES]
     return Table(caption, names, rows, frozenset({"benchmark"})) if rows else None
+
+
+def second_opinions(
+    report: SweepReportData, setting: Setting
+) -> Iterator[tuple[str, str, SecondOpinions]]:
+    """Yield model, benchmark and what a second grader said, where there was one."""
+    chosen = {name: report.sweep.chosen(setting, name) for name in report.sweep.objectives}
+    cells = [(name, cell, "eval") for name in chosen for cell in chosen[name]]
+    # All cells of a setting start from the same model.
+    for name, cell, label in [*((BASE, cell, "base") for _, cell, _ in cells[:1]), *cells]:
+        model = cell.require_manifest(EvaluateManifest).models.get(label)
+        for benchmark, result in model.benchmarks.items() if model is not None else ():
+            opinions = read_second_opinions(cell.directory / result.predictions)
+            if opinions.num_compared:
+                model_name = name if name == BASE else f"{name}, seed {cell.seed}"
+                yield model_name, benchmark, opinions
+
+
+def second_opinions_table(report: SweepReportData, setting: Setting) -> Table | None:
+    """Tabulate the share of responses on which a second grader disagrees."""
+    rows = [
+        [
+            name,
+            benchmark,
+            f"{opinions.num_compared:,}",
+            str(len(opinions.disagreements)),
+            formatting.number(len(opinions.disagreements) / opinions.num_compared),
+        ]
+        for name, benchmark, opinions in second_opinions(report, setting)
+    ]
+    caption = report.heading("Second opinions", setting)
+    columns = ["model", "benchmark", "responses", "verdicts that differ", "share"]
+    return Table(caption, columns, rows, frozenset({"benchmark"})) if rows else None
+
+
+def disagreements_table(report: SweepReportData, setting: Setting) -> Table | None:
+    """List the responses on which a second grader disagrees, `MAX_DISAGREEMENTS` at most."""
+    rows = [
+        [item.id, benchmark, name, item.gold, item.tail, item.verdict, item.second_verdict]
+        for name, benchmark, opinions in second_opinions(report, setting)
+        for item in opinions.disagreements
+    ]
+    caption = report.heading("Responses whose verdicts differ", setting)
+    if len(rows) > MAX_DISAGREEMENTS:
+        caption += f" (the first {MAX_DISAGREEMENTS} of {len(rows):,})"
+    columns = ["item", "benchmark", "model", "gold", "end of the response", "ours", "theirs"]
+    shown = rows[:MAX_DISAGREEMENTS]
+    return Table(caption, columns, shown, frozenset(columns[1:])) if rows else None
 
 
 def forgotten(results: SettingResults) -> Measure | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deft.evaluators.scores.comparison import LEVEL
 from deft.evaluators.scores.statistics import MIN_RUNS
 from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
 from deft.platform.records.manifests import EvaluateManifest
 from deft.platform.viewer.page import write_view
 from deft.sweeps.report import (
@@ -17,7 +18,7 @@ from deft.sweeps.report import (
     section_provenance,
     section_results,
 )
-from deft.sweeps.report.document import Block, BulletList, Document, Section, Table, Text
+from deft.sweeps.report.document import Block, BulletList, Document, Picture, Section, Table, Text
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
 from deft.sweeps.report.report_data import SweepReportData, gather_report_data
 from deft.sweeps.results_table import result_rows, write_tables
@@ -29,7 +30,7 @@ FEW_ITEMS = 30
 
 
 def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
-    """Write `report.html`, the same as Markdown, figures, tables and responses; print tables.
+    """Write `report.html`, `report.md`, figures, tables and responses; print the main tables.
 
     Unfinished sweeps are reported too: what failed or is missing is named.
 
@@ -49,12 +50,9 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     report = gather_report_data(sweep)
     document = compose(report, root.resolve() / "cache")
     out = sweep_dir / "report"
-    for picture in document.pictures:
-        with atomic_file(out / "figures" / f"{picture.name}.png") as file:
-            file.write(picture.png)
+    save_pictures(document.pictures, out / "figures")
     write_atomic(out / "report.html", document.to_html())
     write_atomic(out / "report.md", document.to_markdown())
-    _remove_old_figures(out / "figures", {f"{picture.name}.png" for picture in document.pictures})
     write_tables(result_rows(sweep), out)
     write_view(_shown_runs(sweep), f"Responses of {sweep.name}", out / "responses.html")
     _show(report, console)
@@ -72,10 +70,40 @@ def _shown_runs(sweep: Sweep) -> list[Path]:
     return [cells[0].directory for cells in chosen if cells]
 
 
-def _remove_old_figures(folder: Path, current: set[str]) -> None:
-    for file in folder.glob("*.png"):
-        if file.name not in current:
-            file.unlink()
+def write_figures(sweep_dir: Path, root: Path, out: Path, console: RunConsole) -> None:
+    """Write the figures of a sweep's report, and nothing else.
+
+    Args:
+        sweep_dir: directory of the sweep.
+        root: run root.
+        out: directory for them.
+        console: where paths are shown.
+
+    Raises:
+        UserError: it is not a sweep, or damaged; or nothing in it has finished.
+    """
+    report = gather_report_data(read_sweep(sweep_dir, root))
+    pictures = compose(report, root.resolve() / "cache").pictures
+    if not pictures:
+        raise UserError(f"{sweep_dir}: no cell has finished, so there is nothing to draw")
+    save_pictures(pictures, out)
+    for picture in pictures:
+        console.print(f"{out / picture.name}.png{' .pdf .csv' if picture.csv else ''}")
+
+
+def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
+    """Write pictures as PNG, and as PDF and CSV where there are those; remove older figures."""
+    current = set()
+    for picture in pictures:
+        contents = {".png": picture.png, ".pdf": picture.pdf, ".csv": picture.csv.encode()}
+        for ending, content in contents.items():
+            if content:
+                current.add(f"{picture.name}{ending}")
+                with atomic_file(folder / f"{picture.name}{ending}") as file:
+                    file.write(content)
+    for older in [*folder.glob("*.png"), *folder.glob("*.pdf"), *folder.glob("*.csv")]:
+        if older.name not in current:
+            older.unlink()
 
 
 def _show(report: SweepReportData, console: RunConsole) -> None:
@@ -95,9 +123,11 @@ def compose(report: SweepReportData, cache: Path) -> Document:
         Section("Scores by seed", _by_seed(report)),
         Section("Learning curves", _each(report, section_figures.curves)),
         Section("Gate dynamics", _each(report, section_figures.gate_dynamics)),
+        Section("Across priors", section_figures.regimes(report)),
         Section("Token landscape", section_figures.landscape_figures(report, cache)),
         Section("Gain and forgetting", _forgetting(report)),
         Section("What became of responses", _tables(report, section_results.rates_table)),
+        Section("Where graders differ", _graders(report)),
         Section("Cost", section_provenance.cost(report)),
         Section("Choice among values", section_provenance.choice(report) if sweep.over else []),
         Section("Failed and missing cells", section_provenance.unfinished(report)),
@@ -167,6 +197,13 @@ def _forgetting(report: SweepReportData) -> list[Block]:
     return [
         *section_figures.forgetting(report),
         *_tables(report, section_results.forgetting_table),
+    ]
+
+
+def _graders(report: SweepReportData) -> list[Block]:
+    return [
+        *_tables(report, section_results.second_opinions_table),
+        *_tables(report, section_results.disagreements_table),
     ]
 
 

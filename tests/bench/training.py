@@ -165,6 +165,7 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
         examples_dir=prepared.examples_dir,
         rows_dir=prepared.rows_dir,
         validation_dir=prepared.validation_dir,
+        scratch_dir=str(Path(prepared.rows_dir).parent / "scratch"),
         num_steps=options.steps,
         seed=0,
         events=None,

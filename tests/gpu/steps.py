@@ -238,6 +238,7 @@ def training(tiny: bool) -> Iterator[Row]:
     """Train a random model through the real engine at ZeRO 0, 2 and 3."""
     for stage in (0, 2, 3):
         yield from train_and_measure(tiny, f"train ZeRO-{stage}", {"zero_stage": stage})
+    yield from accumulation(tiny)
     yield from plain_loop(tiny)
 
 
@@ -382,6 +383,51 @@ def train_and_measure(tiny: bool, what: str, settings: dict[str, Any]) -> Iterat
         )
 
 
+def accumulation(tiny: bool) -> Iterator[Row]:
+    """Compare the gradient of a step of many bfloat16 micro-batches with their sum in float64."""
+    from deft.workers.training.ray_entry import prepare_process
+
+    prepare_process()
+    from deepspeed.utils import safe_get_full_grad
+    from transformers import AutoModelForCausalLM
+
+    from deft.objectives import get_objective
+    from deft.workers.modeling.objective_model import ObjectiveModel
+    from deft.workers.spec import TrainingSpec
+    from deft.workers.training.batches import collate
+    from deft.workers.training.engine import build_engine
+
+    join_process_group()
+    config, number = model_config(True), 8 if tiny else 256
+    where = torch.device(device())
+    for stage in (1, 2, 3):
+        spec = TrainingSpec(num_workers=1, batch_size=8, zero_stage=stage, dtype="bfloat16")  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        engine = build_engine(ObjectiveModel(model, get_objective("DEFT")), spec, 4)
+        parameters = list(engine.module.parameters())
+        sums = [
+            torch.zeros(getattr(p, "ds_shape", p.shape), dtype=torch.float64, device=where)
+            for p in parameters
+        ]
+        for parameter, total in zip(parameters, sums, strict=True):
+            parameter.register_hook(partial(add_to, total))
+        for index in range(number):
+            ids = torch.randint(config.vocab_size, (64,)).tolist()
+            batch = collate([{"input_ids": ids, "labels": ids}], 0, where, packing=False)
+            engine.set_gradient_accumulation_boundary(index == number - 1)
+            engine.backward(engine(**batch)[0], scale_wrt_gas=False)
+        actual = torch.cat([safe_get_full_grad(p).flatten() for p in parameters])
+        error = relative_error(actual, torch.cat([total.flatten() for total in sums]))
+        what = f"gradient of {number} bfloat16 micro-batches, ZeRO-{stage}"
+        yield Row(what, f"{error:.1e} (≤ 1e-04)", verdict(error <= 1e-4))
+
+
+def add_to(total: Tensor, gradient: Tensor) -> None:
+    """Add a micro-batch's gradient; as a hook, leave it as it is."""
+    total += gradient
+
+
 def synchronizations(engine: Any, batches: Sequence[dict[str, Tensor]], spec: Any) -> int:
     """Count the places at which a step waits for the device, by PyTorch's own warnings."""
     import warnings
@@ -441,7 +487,7 @@ def attention(tiny: bool) -> Iterator[Row]:
     config = model_config(True)
     dtype = torch.float32 if tiny else torch.bfloat16
     torch.manual_seed(0)
-    chosen = choose_attention(config, packing=True)
+    chosen = choose_attention(config, packing=True, dtype=dtype)
     with torch.device(device()):
         packed = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=chosen)
         alone = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
@@ -464,6 +510,59 @@ def attention(tiny: bool) -> Iterator[Row]:
     yield Row(f"attention {chosen}, packed = alone", f"{error:.1e}", verdict(error <= bound))
     yield Row(f"attention {chosen}", f"{seconds_of(packed_logits, 3) * 1e3:.1f} ms", "")
     yield Row("flash-attn installed", str(find_spec("flash_attn") is not None), "")
+    yield from attention_functions(tiny)
+
+
+def attention_functions(tiny: bool) -> Iterator[Row]:
+    """Compare packed attention and its gradients with float64, and time them.
+
+    On a GPU this is PyTorch's variable-length kernel and what replaces it; on a CPU the latter.
+    """
+    from deft.workers.modeling.attention import flash_problem, packed_flash, packed_sdpa
+
+    heads, shared, width = (4, 2, 16) if tiny else (12, 2, 128)
+    dtype = torch.float32 if tiny else torch.bfloat16
+    ends = torch.tensor([0, 20, 21, 54] if tiny else [0, 700, 2000, 2001, 4049, 8192]).int()
+    torch.manual_seed(0)
+    tensors = [
+        torch.randn(1, int(ends[-1]), count, width, device=device(), dtype=dtype).transpose(1, 2)
+        for count in (heads, shared, shared)
+    ]
+    capability = torch.cuda.get_device_capability() if device() == "cuda" else None
+    for window in (None, 7 if tiny else 1024):
+        longest = int(ends.diff().max())
+        functions = {"example by example": partial(packed_sdpa, cu_seq_lens=ends, dropout=0.0)}
+        if flash_problem(dtype, width, capability) is None:
+            functions["PyTorch varlen"] = partial(
+                packed_flash, cu_seq_lens=ends.to(device()), longest=longest
+            )
+        exact = attention_results(
+            functions["example by example"], [t.double() for t in tensors], window
+        )
+        for name, function in functions.items():
+            actual = attention_results(function, tensors, window)
+            error = max(relative_error(a, e) for a, e in zip(actual, exact, strict=True))
+            bound = 1e-5 if dtype is torch.float32 else 2e-2
+            what = f"attention {name}, window {window}"
+            yield Row(
+                f"{what}, with gradients", f"{error:.1e} (≤ {bound:.0e})", verdict(error <= bound)
+            )
+            run = partial(attention_results, function, tensors, window)
+            yield Row(
+                what, f"{seconds_of(run, 3) * 1e3:.2f} ms, {peak_bytes(run) / 2**20:.0f} MiB", ""
+            )
+
+
+def attention_results(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], window: int | None
+) -> list[Tensor]:
+    """Return the output of an attention function and its gradients in query, key and value."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = function(*leaves, scaling=None, sliding_window=window)
+    (
+        output * torch.linspace(-1, 1, output.shape[-1], device=output.device).to(output)
+    ).sum().backward()
+    return [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
 # ----------------------------------------------------------------------------------- kernels

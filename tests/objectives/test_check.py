@@ -53,6 +53,15 @@ def batch_mean_by_numpy(stats):
 def wrong_sign(stats):
     return Output(-stats.logp, -torch.ones_like(stats.logp))
 
+def wrong_where_hopeless(stats):
+    return Output(-stats.logp, (stats.logp > -30).to(stats.logp))
+
+def wrong_beyond_a_bound(stats):
+    return Output(-stats.logp.clamp(min=-5), torch.ones_like(stats.logp))
+
+def exits(stats):
+    raise SystemExit(3)
+
 def wrong_factor(stats):
     return Output(1 - stats.p**2, stats.p**2)
 
@@ -166,8 +175,9 @@ def test_every_objective_of_the_catalog_passes(name: str) -> None:
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_every_parameter_in_range_passes(name: str, data: st.DataObject) -> None:
-    info = CATALOG[name]
-    (field,) = info.parameters.model_fields.values()
+    fields = CATALOG[name].parameters.model_fields
+    parameter = data.draw(st.sampled_from(sorted(fields)))
+    field = fields[parameter]
     constraints = {
         attribute: getattr(constraint, attribute)
         for constraint in field.metadata
@@ -181,8 +191,9 @@ def test_every_parameter_in_range_passes(name: str, data: st.DataObject) -> None
         constraints.get("gt"),
         constraints.get("lt"),
     }
-    value = data.draw(st.floats(lowest, highest).filter(lambda drawn: drawn not in excluded))
-    check_objective(get_objective({"name": name, "params": {info.parameter: value}}))
+    numbers = st.integers if field.annotation is int else st.floats
+    value = data.draw(numbers(lowest, highest).filter(lambda drawn: drawn not in excluded))
+    check_objective(get_objective({"name": name, "params": {parameter: value}}))
 
 
 @pytest.mark.parametrize(
@@ -206,6 +217,9 @@ def test_a_right_objective_passes_however_it_is_written(name: str) -> None:
     ("name", "sentence"),
     [
         ("wrong_sign", r"gate is -1 where −∂value/∂log p is 1 \(the sign is wrong\), at a token"),
+        ("wrong_where_hopeless", "gate is 0 where −∂value/∂log p is 1, at a token with log p = -"),
+        ("wrong_beyond_a_bound", r"gate is 1 where −∂value/∂log p is -?0, at a token"),
+        ("exits", r"it raises SystemExit: 3"),
         ("wrong_factor", r"\(a factor of 0.5\), at a token with log p = .*, p = "),
         ("wrong_size", "gate is .* where −∂value/∂log p is .*, at a token with log p = "),
         ("detached_in_the_gate_only", "gate is .* where .* read what is held fixed off stats.p"),

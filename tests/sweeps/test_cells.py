@@ -162,8 +162,8 @@ def test_settings_of_cells_are_as_parsed(tmp_path: Path) -> None:
             "no cell has orignal; cells have original, DEFT; did you mean original?",
         ),
         (
-            {"exclude": [{"objective": "TALR"}]},
-            "no cell has TALR; cells have original, DEFT; unknown objective 'TALR'",
+            {"exclude": [{"objective": "CFT"}]},
+            "no cell has CFT; cells have original, DEFT; unknown objective 'CFT'",
         ),
         (
             {"exclude": [{"objective": "p"}]},

@@ -31,7 +31,8 @@ from deft.platform.records.manifests import (
 from deft.sweeps.cells import Plan, load_sweep
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.progress import SweepView
-from deft.sweeps.run import CellWatch, run_cells
+from deft.sweeps.run import run_cells
+from deft.sweeps.watch import CellWatch
 from helpers import make_evaluate_manifest, wait_until
 
 BASE = {
@@ -174,7 +175,7 @@ def laid_out(file: Path, root: Path) -> tuple[Plan, SweepDirectory]:
 def run_stubs(
     plan: Plan, directory: SweepDirectory, stub: Callable[[dict[str, Any]], None], *, at_once: int
 ) -> list[str]:
-    """Run ``stub`` for every cell by Ray Tune; the runs that have ended, in that order."""
+    """Run ``stub`` for every cell; return the runs that have ended, in that order."""
     ended: list[str] = []
     view = SweepView(directory, {cell.run: cell for cell in plan.cells}, RunConsole())
     watch = CellWatch(directory, view, ended.append)
@@ -182,12 +183,12 @@ def run_stubs(
     return ended
 
 
-def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> None:
-    """With a trial that only leaves what a finished run leaves; two fail at first."""
+def test_many_cells_run_on_a_few_actors(ray_cluster: None, tmp_path: Path) -> None:
+    """With a trial that only leaves what a finished run leaves; one fails at first, one dies."""
     grid = {"objective": ["original", "DEFT"], "seed": list(range(5))}
     plan, directory = laid_out(write_sweep(tmp_path, grid=grid), tmp_path / "runs")
     root = str(directory.root)
-    fragile = {plan.cells[1].run, plan.cells[7].run}
+    failing, dying = plan.cells[1].run, plan.cells[7].run
 
     def stub(config: dict[str, Any]) -> None:
         from pathlib import Path
@@ -195,8 +196,10 @@ def test_many_cells_go_through_ray_tune(ray_cluster: None, tmp_path: Path) -> No
         run = Path(root, config["run"])
         failed_before = run.exists()
         run.mkdir(parents=True, exist_ok=True)
-        if config["run"] in fragile and not failed_before:
+        if config["run"] == failing and not failed_before:
             raise RuntimeError("not this time")
+        if config["run"] == dying and not failed_before:
+            os._exit(1)
         for manifest in FINISHED:
             save_manifest(manifest_file(run, manifest.stage), manifest)
 

@@ -79,6 +79,7 @@ def test_validations_and_checkpoints_are_due() -> None:
 def test_adapted_head_is_refused_with_dropout() -> None:
     LoraSpec(dropout=0.1)
     LoraSpec(targets=("lm_head",))
+    assert LoraSpec.model_validate({"targets": "all-linear"}) == LoraSpec()
     with pytest.raises(ValueError, match="dropout and an adapted lm_head do not go together"):
         LoraSpec(dropout=0.1, targets=("q_proj", "lm_head"))
 

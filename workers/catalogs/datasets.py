@@ -34,6 +34,8 @@ class DatasetEntry(CatalogEntry):
     """Column of the response."""
     instruction: str = ""
     """What the task asks for beside the question, see `Example`."""
+    keep_whitespace: bool = False
+    """Whether white space around stored questions is kept."""
 
 
 DATASETS: dict[str, DatasetEntry] = {

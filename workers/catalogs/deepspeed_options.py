@@ -14,7 +14,7 @@ RESERVED_DEEPSPEED_KEYS = {
     "gradient_accumulation_steps": "training.batch_size and training.micro_batch_size",
     "gradient_clipping": "training.max_grad_norm",
     "optimizer": "training.learning_rate, training.betas and training.weight_decay",
-    "scheduler": "training.warmup_ratio",
+    "scheduler": "training.schedule and training.warmup_ratio",
     "bf16": "training.dtype",
     "bfloat16": "training.dtype",
     "fp16": "training.dtype",
@@ -68,3 +68,31 @@ def require_usable_options(options: Mapping[str, Any], section: str = "") -> Non
                     f"deepspeed.{key}: expected a mapping of options, got {value!r:.80}"
                 )
             require_usable_options(value, key)
+
+
+def require_rounded_states(dtype: str, stage: int, *, offloads: bool, is_elastic: bool) -> None:
+    """Refuse settings beside which DeepSpeed cannot keep weights and moments in bfloat16.
+
+    Args:
+        dtype: of the weights that compute.
+        stage: ZeRO stage.
+        offloads: whether states or weights are kept in the host's memory.
+        is_elastic: whether another number of workers may go on with a checkpoint.
+
+    Raises:
+        ValueError: naming the setting and what to change.
+    """
+    problems = {
+        f"bfloat16 states go with bfloat16 weights, got dtype {dtype}; set dtype to bfloat16": (
+            dtype != "bfloat16"
+        ),
+        "DeepSpeed keeps bfloat16 states at zero_stage 1, 2 and 3, got 0; set zero_stage to 1 "
+        "(one worker is enough)": stage == 0,
+        "offloaded states are float32; leave offload_optimizer and offload_parameters out, or set "
+        "master_dtype to float32": offloads,
+        "a checkpoint of bfloat16 states belongs to its number of workers; leave min_workers out, "
+        "or set master_dtype to float32": is_elastic,
+    }
+    for problem, applies in problems.items():
+        if applies:
+            raise ValueError(f"master_dtype: {problem}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from deft.workers.common.names import CatalogEntry
 
@@ -52,6 +54,25 @@ class ModelDimensions:
         bias = query + key_value if self.qkv_bias else 0
         norms = 2 * width + (2 * self.head_dim if self.qk_norm else 0)
         return attention + bias + 3 * width * self.intermediate_size + norms
+
+
+def read_dimensions(config: Mapping[str, Any]) -> ModelDimensions | None:
+    """Return the sizes in a Hugging Face configuration; None if its kind is not known here."""
+    if config.get("model_type") not in ("llama", "mistral", "qwen2", "qwen3"):
+        return None
+    heads = config["num_attention_heads"]
+    return ModelDimensions(
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab_size=config["vocab_size"],
+        tied=config.get("tie_word_embeddings", False),
+        qkv_bias=config["model_type"] == "qwen2" or config.get("attention_bias", False),
+        qk_norm=config["model_type"] == "qwen3",
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 Message = dict[str, Any]
 """One turn of a conversation: its `role` and `content`, both texts, and where it has them
 `tool_calls`, the `REASONING_KEYS`, `name`, `tool_call_id`, and `weight`, a number, 1 if not given:
-an assistant's turn of weight 0 carries no loss."""
+what the loss of an assistant's turn is multiplied by."""
 
 
 @dataclass(frozen=True)

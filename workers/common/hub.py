@@ -8,6 +8,10 @@ from typing import Literal
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+class NotOnThisNodeError(ValueError):
+    """The hub cannot be reached, and this node's cache has no copy; another node may have one."""
+
+
 def resolve_commit(
     kind: Literal["dataset", "model"], name: str, revision: str | None
 ) -> str | None:

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.example import IGNORE_INDEX, Example, Message
@@ -33,8 +33,15 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-Encoded = tuple[list[int], list[int]]
-"""Token ids and labels of a training example."""
+
+class Encoded(NamedTuple):
+    """A training example as tokens; lists of equal length."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """Not shifted; `IGNORE_INDEX` where there is no loss."""
+    weights: list[float] | None = None
+    """What the loss of each token is multiplied by; None where that is 1 for all."""
 
 
 def encode_prompt(
@@ -72,19 +79,22 @@ def encode_prompt(
 
 def encode_example(
     tokenizer: PreTrainedTokenizerBase, example: Example, *, style: str = "chat"
-) -> Encoded:
+) -> tuple[list[int], list[int]]:
     """Encode one training example, see `encode_examples`."""
     return encode_examples(tokenizer, [example], style=style)[0]
 
 
 def encode_examples(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, style: str = "chat"
-) -> list[Encoded]:
+) -> list[tuple[list[int], list[int]]]:
     """Encode training examples, tokenised in one batch.
 
     A sequence is the whole conversation up to the last token that carries loss, and EOS if nothing
-    in the template ends the last turn. Labels equal the ids on each assistant turn of weight 1 and
-    what ends it; they are `IGNORE_INDEX` elsewhere, and not shifted.
+    in the template ends the last turn. Labels equal the ids on each assistant turn that has weight
+    and what ends it; they are `IGNORE_INDEX` elsewhere, and not shifted.
+
+    Returns:
+        Token ids and labels of each example; its weights, see `try_encode`, are left out.
 
     Raises:
         ValueError: the style does not fit the tokenizer or an example.
@@ -93,7 +103,7 @@ def encode_examples(
     for outcome in try_encode(tokenizer, examples, style=style):
         if isinstance(outcome, ValueError):
             raise outcome
-        encoded.append(outcome)
+        encoded.append((outcome.input_ids, outcome.labels))
     return encoded
 
 
@@ -103,7 +113,7 @@ def try_encode(
     """Encode training examples as `encode_examples` does.
 
     Returns:
-        For each example its token ids and labels, or what makes it unfit.
+        For each example its tokens, or what makes it unfit.
 
     Raises:
         ValueError: the style does not fit the tokenizer.
@@ -114,7 +124,7 @@ def try_encode(
     outcomes = (_encode_named if is_named_style else _encode_own)(tokenizer, examples, style)
     for outcome in outcomes:
         if not isinstance(outcome, ValueError):
-            _require_one_bos(tokenizer, style, count_bos(tokenizer, outcome[0]))
+            _require_one_bos(tokenizer, style, count_bos(tokenizer, outcome.input_ids))
     return outcomes
 
 
@@ -138,12 +148,15 @@ def _encode_named(
     pieces = iter(_token_ids(tokenizer, good) if good else ())
     eos = require_eos(tokenizer)
     outcomes: list[Encoded | ValueError] = []
-    for prompt in prompts:
+    for example, prompt in zip(examples, prompts, strict=True):
         if isinstance(prompt, ValueError):
             outcomes.append(prompt)
             continue
         before, response = next(pieces), [*next(pieces), eos]
-        outcomes.append((before + response, [IGNORE_INDEX] * len(before) + response))
+        weight = turn_weight({"role": "assistant", **example.final})
+        labels = [IGNORE_INDEX] * len(before) + response
+        weights = [0.0] * len(before) + [weight] * len(response)
+        outcomes.append(Encoded(before + response, labels, None if weight == 1 else weights))
     return outcomes
 
 
@@ -195,13 +208,16 @@ def _whole_conversation(example: Example, style: str) -> Conversation:
 
 def _label(ids: list[int], encoding: Encoding, script: Script, eos: int) -> Encoded:
     """Label the tokens that the script's spans touch, and leave out what follows the last."""
-    labels = [IGNORE_INDEX] * len(ids)
+    labels, weights = [IGNORE_INDEX] * len(ids), [0.0] * len(ids)
     last = 0
     for span in script.spans:
         first, last = _token_range(encoding, span.begin, span.end, len(script.text))
         labels[first:last] = ids[first:last]
+        weights[first:last] = [span.weight] * (last - first)
     end = [eos] * script.needs_eos
-    return [*ids[:last], *end], [*labels[:last], *end]
+    has_weights = any(span.weight != 1 for span in script.spans)
+    weights = [*weights[:last], *(script.spans[-1].weight for _ in end)]
+    return Encoded([*ids[:last], *end], [*labels[:last], *end], weights if has_weights else None)
 
 
 def _token_range(encoding: Encoding, begin: int, end: int, length: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -30,10 +31,14 @@ ROLES = {
 """What roles are called, and what they are."""
 
 TURN_KEYS = {
-    *("role", "from", "content", "value", "name", "tool_call_id", "tool_calls"),
+    *("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call"),
     *("weight", "train", *REASONING_KEYS),
 }
 """The keys of a turn that are read."""
+
+
+MAX_WEIGHT = 1000
+"""Largest weight of a turn or record; larger ones are something else that is called so."""
 
 
 class BadValueError(Exception):
@@ -136,10 +141,13 @@ def _read_turn(turn: Any, number: int) -> Message | None:
         )
     message: Message = {"role": ROLES[role_name]}
     content = turn.get(content_key)
-    calls = _read_calls(content if role_name == "function_call" else turn.get("tool_calls"), number)
+    # OpenAI's first form of a call was one for each turn.
+    calls_key = "function_call" if is_empty(turn.get("tool_calls")) else "tool_calls"
+    calls = _read_calls(content if role_name == "function_call" else turn.get(calls_key), number)
     if calls:
         message["tool_calls"] = calls
-    if role_name == "function_call" or (calls and is_empty(content)):
+    may_be_empty = calls or (message["role"] == "tool" and content_key in turn)
+    if role_name == "function_call" or (may_be_empty and is_empty(content)):
         message["content"] = ""
     elif message["role"] == "system" and content_key in turn and is_empty(content):
         return None
@@ -173,24 +181,25 @@ def _read_reasoning(turn: Mapping[str, Any], number: int) -> Message:
 
 
 def read_weight(fields: Mapping[str, Any], name: str) -> float:
-    """Read what the loss is multiplied by, from `weight` and `train`; 1 if neither is given."""
-    weights = [
+    """Read what the loss is multiplied by: `weight` times `train`, 1 where they are not given."""
+    return math.prod(
         _number(fields[key], f"{key} of {name}")
         for key in ("weight", "train")
         if not is_empty(fields.get(key))
-    ]
-    return min(weights, default=1.0)
+    )
 
 
 def _number(value: Any, name: str) -> float:
     number = {"true": 1.0, "false": 0.0}.get(str(value).strip().lower(), value)
     try:
         weight = float(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = -1.0
-    if weight not in (0, 1):
+    if not 0 <= weight <= MAX_WEIGHT:
         raise BadValueError(
-            "weight", f"{name} is {value!r:.80}; give 1, or 0 for what shall carry no loss"
+            "weight",
+            f"{name} is {value!r:.80}; give what the loss is multiplied by, a number from 0 to "
+            f"{MAX_WEIGHT:,}, or true or false",
         )
     return weight
 

@@ -6,9 +6,9 @@ Without a word from the spec, a record is read by the names that are usual for i
   ``content``, or of ``from`` and ``value`` (ShareGPT);
 - ``prompt`` and ``response`` or ``completion``: texts, or the turns before the response and those
   to learn (TRL);
-- ``instruction``, perhaps ``input``, and ``output`` or ``response`` (Alpaca);
+- ``instruction``, perhaps ``input`` or ``context``, ``output`` or ``response`` (Alpaca, Dolly);
 
-and beside them ``system`` or ``system_prompt``, ``tools``, and ``weight`` or ``train``.
+and beside them ``system`` or ``system_prompt``, ``tools`` or ``functions``, ``weight``, ``train``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from deft.workers.catalogs.datasets import (
 )
 from deft.workers.common.checksums import hash_files
 from deft.workers.common.example import Example, Message
+from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.common.names import import_attribute
 from deft.workers.common.text import printable
 from deft.workers.data.conversations import (
@@ -66,6 +67,10 @@ class ReadingNotes:
     turn are written ``messages[].field``."""
     num_weightless: int = 0
     """Records of which no turn has weight, which are left out."""
+    num_weighted: int = 0
+    """Records whose loss is multiplied by another number than 0 or 1 in some turn."""
+    num_lacking: int = 0
+    """Examples that were asked for and are not there."""
 
 
 def describe_notes(notes: ReadingNotes) -> str:
@@ -74,6 +79,10 @@ def describe_notes(notes: ReadingNotes) -> str:
     notices = [f"fields that nothing reads, with their number: {fields}"] * bool(fields)
     if notes.num_weightless:
         notices.append(f"{notes.num_weightless:,} records without a turn of weight are left out")
+    if notes.num_weighted:
+        notices.append(f"records with weights other than 0 and 1: {notes.num_weighted:,}")
+    if notes.num_lacking:
+        notices.append(f"{notes.num_lacking:,} fewer examples than its size asks for")
     return printable("; ".join(notices))
 
 
@@ -89,12 +98,14 @@ def read_examples(
     Raises:
         ValueError: the source as a whole cannot be read.
     """
+    notes = notes or ReadingNotes()
     num_examples = 0
-    for example in _all_examples(spec, notes or ReadingNotes()):
+    for example in _all_examples(spec, notes):
         yield example
         num_examples += isinstance(example, Example)
         if num_examples == spec.size:
             return
+    notes.num_lacking = max(0, (spec.size or 0) - num_examples)
 
 
 def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | BadRecord]:
@@ -103,6 +114,8 @@ def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | B
         generate = import_attribute(entry.generate)
         yield from generate(spec.split, spec.size or entry.size)
         return
+    if entry is not None:
+        entry = replace(entry, keep_whitespace=spec.keep_whitespace)
     for record in _records(spec, entry):
         if isinstance(record, BadRecord):
             yield record
@@ -113,8 +126,10 @@ def _all_examples(spec: SourceSpec, notes: ReadingNotes) -> Iterator[Example | B
             _note_unread(record, columns, notes.unread)
         if example is None:
             notes.num_weightless += 1
-        else:
-            yield example
+            continue
+        if isinstance(example, Example) and has_weights(example):
+            notes.num_weighted += 1
+        yield example
 
 
 def _note_unread(record: Record, columns: Mapping[str, str], unread: Counter[str]) -> None:
@@ -200,14 +215,15 @@ def load_hub(name: str, spec: SourceSpec) -> Any:
             for key in ("config", "split", "revision")
             if (value := getattr(spec, key))
         ]
-        raise ValueError(
+        missing = isinstance(error, ConnectionError)
+        raise (NotOnThisNodeError if missing else ValueError)(
             f"dataset {name!r} ({', '.join(which)}) could not be had from the Hugging Face hub: "
             f"{reason:.300} Copy its files to this machine and give their directory as "
             "dataset.name (for math and medical as dataset.data_dir)."
         ) from None
 
 
-READING_RULES = 2
+READING_RULES = 3
 """Number of the rules by which records become examples; another one reads data anew."""
 
 
@@ -253,12 +269,13 @@ def _columns(
         columns = {"messages": conversation}
     elif "instruction" in fields and "prompt" not in fields and (response or "output" in fields):
         columns = {"prompt": "instruction", "response": response or "output"}
-        columns |= {"input": "input"} if first("input") else {}
+        context = first("input", "context")
+        columns |= {"input": context} if context is not None else {}
     else:
         columns = {"prompt": "prompt", "response": response or "response"}
     beside = {
         "system": first("system", "system_prompt"),
-        "tools": first("tools"),
+        "tools": first("tools", "functions"),
         "weight": first("weight"),
         "train": first("train"),
     }
@@ -275,7 +292,8 @@ def to_example(
         weights = {
             key: _value(fields, columns[key]) for key in ("weight", "train") if key in columns
         }
-        if read_weight(weights, "the record") == 0:
+        weight = read_weight(weights, "the record")
+        if weight == 0:
             return None
         if "messages" in columns:
             turns = read_conversation(_value(fields, columns["messages"]), columns["messages"])
@@ -292,11 +310,24 @@ def to_example(
         _require_question_and_answer(turns)
         if not any(turn.get("weight", 1) for turn in turns if turn["role"] == "assistant"):
             return None
+        if weight != 1:
+            turns = tuple(
+                {**turn, "weight": turn.get("weight", 1.0) * weight}
+                if turn["role"] == "assistant"
+                else turn
+                for turn in turns
+            )
     except BadValueError as error:
         return BadRecord(record.where, error.kind, str(error))
     *prompt, last = turns
     final = {key: value for key, value in last.items() if key not in ("role", "content")}
     return Example(record.where, tuple(prompt), last["content"], instruction, final, tools)
+
+
+def has_weights(example: Example) -> bool:
+    """Tell whether the loss of some turn is multiplied by another number than 0 or 1."""
+    turns = (*example.prompt, example.final)
+    return any(turn.get("weight", 1) not in (0, 1) for turn in turns)
 
 
 def _prompt_turns(
@@ -313,7 +344,7 @@ def _prompt_turns(
     if "input" in columns:
         text += "\n\n" + require_text(_value(fields, columns["input"]), repr(columns["input"]))
     if entry is not None:
-        text = stored_question(text, entry.instruction)
+        text = stored_question(text, entry.instruction, keep_whitespace=entry.keep_whitespace)
     return ({"role": "user", "content": text},)
 
 
@@ -332,13 +363,16 @@ def _require_question_and_answer(turns: tuple[Message, ...]) -> None:
         raise BadValueError("no prompt", "there is no turn before the assistant's")
 
 
-def stored_question(text: str, instruction: str) -> str:
+def stored_question(text: str, instruction: str, *, keep_whitespace: bool = False) -> str:
     """Return the bare question in a stored prompt, without control tokens and ``instruction``.
 
     A prompt style adds both again, the control tokens of the model at hand and BOS once.
     """
     turns = STORED_TURN.findall(text)
-    return str(turns[-1] if turns else text).strip().removesuffix(instruction).rstrip()
+    question = str(turns[-1] if turns else text)
+    if keep_whitespace:
+        return question.removesuffix(f"\n{instruction}") if instruction else question
+    return question.strip().removesuffix(instruction).rstrip()
 
 
 def _value(fields: Mapping[str, Any], column: str) -> Any:

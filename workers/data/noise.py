@@ -8,10 +8,10 @@ example by its response alone. Which examples they are depends on the seed and n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def plan_exchange(rows: Dataset, *, share: float, seed: int, max_length: int) ->
     more than half of the chosen rows have the same.
 
     Args:
-        rows: columns input_ids and labels; of the labels the last run of targets is the response.
+        rows: columns input_ids, labels and weights; the last run of targets is the response.
         share: between 0 and 1.
         seed: changes the choice; a larger share only adds to it.
         max_length: most tokens of a row.
@@ -67,7 +67,11 @@ def write_noisy_rows(rows: Dataset, exchange: Exchange, file: Path) -> None:
             donors = exchange.donors[indices]
             columns, received = rows[indices], rows[donors]
             starts = exchange.starts[indices], exchange.starts[donors]
-            for name in ("input_ids", "labels"):
+            exchanged = ["input_ids", "labels"]
+            if any(columns["weights"]) or any(received["weights"]):
+                columns["weights"], received["weights"] = _weights(columns), _weights(received)
+                exchanged.append("weights")
+            for name in exchanged:
                 columns[name] = [
                     own[:start] + other[other_start:]
                     for own, other, start, other_start in zip(
@@ -77,6 +81,14 @@ def write_noisy_rows(rows: Dataset, exchange: Exchange, file: Path) -> None:
             yield pa.RecordBatch.from_pydict(columns, schema=schema)
 
     write_table(noisy_batches(), schema, file)
+
+
+def _weights(columns: Mapping[str, list[Any]]) -> list[list[float]]:
+    """Return the weights of every token of a batch of rows."""
+    return [
+        weights or [1.0] * len(labels)
+        for weights, labels in zip(columns["weights"], columns["labels"], strict=True)
+    ]
 
 
 def choose_donors(responses: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:

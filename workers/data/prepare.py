@@ -42,6 +42,7 @@ from deft.workers.data.example_store import (
     write_examples,
 )
 from deft.workers.data.readers import BadRecord, BadRecordLog
+from deft.workers.modeling.hub_models import prepare_hub_model
 from deft.workers.modeling.model_files import (
     build_smollm2,
     build_tiny,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 Source = TypeVar("Source", bound=SourceSpec)
 
-STORE_FORMAT = "2"
+STORE_FORMAT = "3"
 """Changes with what is stored of examples and rows: what an older version stored is left alone."""
 EXAMPLES_FILE = "examples.arrow"
 COUNTS_FILE = "counts.json"
@@ -101,7 +102,7 @@ class Prepared:
     """The examples before tokenisation, see `deft.workers.data.example_store`."""
     rows_dir: str
     """Training rows, see `deft.workers.data.example_store.open_rows`: input_ids and labels, int32
-    lists of equal length."""
+    lists of equal length, and weights, float32 lists as long or null."""
     validation_dir: str
     """Held-out rows, the same and target_bytes (int64): UTF-8 bytes of the text that a row's target
     tokens spell. No row if nothing is held out."""
@@ -131,7 +132,7 @@ class Prepared:
     num_bos: int
     """BOS tokens that a row starts with."""
     passed_over: str = ""
-    """What nothing reads in the records, in one line, see `deft.workers.data.datasets`."""
+    """What nothing reads in the records and what they lack, in one line; see `ReadingNotes`."""
     sources: tuple[SourceCounts, ...] = ()
     """The same by data set: one, or those of a mixture."""
     model_revision: str | None = None
@@ -177,7 +178,7 @@ def prepare(
         validation_dir=str(directory / "validation"),
         bad_records_file=str(directory / BAD_RECORDS_FILE),
         prompt_style=dataset.prompt_style,
-        passed_over=_passed_over(dataset.sources, examples_dirs),
+        passed_over=_passed_over(dataset, examples_dirs, sources),
         sources=sources,
         model_revision=model.revision,
         **counts,
@@ -208,13 +209,18 @@ def pinned_model(model: ModelSpec) -> ModelSpec:
     return model.model_copy(update={"revision": commit or model.revision})
 
 
-def _passed_over(sources: Sequence[SourceSpec], examples_dirs: Sequence[Path]) -> str:
-    """Say in one line what nothing reads in the records of each data set."""
+def _passed_over(
+    dataset: DatasetSpec, examples_dirs: Sequence[Path], counts: Sequence[SourceCounts]
+) -> str:
+    """Say in one line what nothing reads in the records of each data set, and what they lack."""
     lines = [
         f"{source.title}: {line}"
-        for source, directory in zip(sources, examples_dirs, strict=True)
+        for source, directory in zip(dataset.sources, examples_dirs, strict=True)
         if (line := (directory / PASSED_OVER_FILE).read_text())
     ]
+    num_drawn = sum(each.num_examples + each.num_validation_examples for each in counts)
+    if dataset.mixture and num_drawn < (dataset.size or 0):
+        lines.append(f"the weights allow {num_drawn:,} of the {dataset.size:,} examples asked for")
     return "; ".join(lines)
 
 
@@ -298,7 +304,7 @@ def prepare_source(source: SourceSpec, bad_records: BadRecords, cache: Path) -> 
     Raises:
         ValueError: see `prepare_examples`.
     """
-    settings = source.model_dump(include={"size", "split", "columns", "config"})
+    settings = source.model_dump(include={"size", "split", "columns", "config", "keep_whitespace"})
     # Files are named by their content, wherever they are; which columns are read by default by the
     # name of a dataset.
     name = source.name if source.name in DATASETS or source.local_path is None else ""
@@ -493,12 +499,14 @@ def noisy_rows(rows_dir: Path, first: int, number: int) -> dict[int, tuple[list[
 
 
 def prepare_model(model: ModelSpec, examples_dir: Path | None, seed: int, cache: Path) -> Path:
-    """Return the local directory of ``model``, built under ``cache`` if it is one of ours.
+    """Return the directory of ``model``: a local one as it is, all others under ``cache``.
 
     ``examples_dir`` is named after the content of the examples in it; the tiny model needs it.
     """
     if model.name not in MODELS or MODELS[model.name].hub:
-        return resolve_directory(model.name, model.revision)
+        if model.local_path is not None:
+            return resolve_directory(model.name)
+        return prepare_hub_model(resolve_name(model.name), model.revision, cache)
     if model.name == "tiny":
         assert examples_dir is not None
         directory = cache / f"tiny-{hash_parts(examples_dir.name, str(seed))}"

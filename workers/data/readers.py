@@ -74,14 +74,14 @@ class BadRecordLog:
         """Name the first bad records of ``source``, count the others, and end with ``remedy``."""
         total = self.counts.total()
         records = "record" if total == 1 else "records"
-        lines = [f"{source}: {total:,} bad {records} ({describe(self.counts)})"]
+        lines = [f"{source}: {total:,} bad {records} ({describe_counts(self.counts)})"]
         lines += [printable(f"  {bad.where}: {bad.message}") for bad in self.shown]
         if rest := total - len(self.shown):
             lines.append(f"  and {rest:,} more")
         return "\n".join([*lines, remedy])
 
 
-def describe(counts: dict[str, int]) -> str:
+def describe_counts(counts: dict[str, int]) -> str:
     """Write ``counts`` as ``2 empty, 1 wrong type``."""
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
 

@@ -194,9 +194,10 @@ def mixture_counts(
     num_left = int(shares.sum() + 1e-6) - counts.sum()
     counts[np.argsort(counts - shares, kind="stable")[:num_left]] += 1
     if counts.min() < 1:
+        number = int(counts.argmin())
         raise ValueError(
-            f"dataset.mixture: by the weights {counts.tolist()} examples would be taken of "
-            f"{num_rows.tolist()}; leave data sets out that have none, or raise dataset.size"
+            f"dataset.mixture: by the weights none of the {num_rows[number]:,} examples of data "
+            f"set {number + 1} would be taken; raise its weight or dataset.size, or leave it out"
         )
     return counts
 

@@ -64,6 +64,8 @@ class Row:
     input_ids: list[int]
     labels: list[int]
     """As many as ``input_ids``."""
+    weights: list[float] | None
+    """What the loss of each token is multiplied by; None where that is 1 for all."""
     group: int
     """The same for examples that ask the same."""
     example: int
@@ -130,13 +132,14 @@ class RowEncoder:
 
     def _fit(self, name: str, encoded: Encoded) -> tuple[Encoded | None, BadRecord | None]:
         """Cut an example that is too long, or leave it out, and say so."""
-        input_ids, labels = encoded
         limit = self.row_format.max_length
-        if len(input_ids) <= limit:
+        if len(encoded.input_ids) <= limit:
             return encoded, None
-        message = f"{len(input_ids):,} tokens, at most {limit:,} fit; "
-        if self.row_format.truncate and any(label != IGNORE_INDEX for label in labels[:limit]):
-            cut = input_ids[:limit], labels[:limit]
+        message = f"{len(encoded.input_ids):,} tokens, at most {limit:,} fit; "
+        if self.row_format.truncate and any(
+            label != IGNORE_INDEX for label in encoded.labels[:limit]
+        ):
+            cut = Encoded._make(None if part is None else part[:limit] for part in encoded)
             return cut, BadRecord(name, TRUNCATED, message + "cut on the right")
         return None, BadRecord(name, TOO_LONG, message + "left out")
 
@@ -164,7 +167,8 @@ def tokenize(examples_dir: Path, encoder: RowEncoder, directory: Path) -> None:
         examples_dir: Arrow files of `deft.workers.data.example_store`.
         encoder: what encodes them.
         directory: where Arrow files of rows go, in the order of the examples: input_ids and labels
-            (int32 lists of equal length), group and example (int64). To `BAD_RECORDS_FILE` in it a
+            (int32 lists of equal length), weights (a float32 list as long, null where all are 1),
+            group and example (int64). To `BAD_RECORDS_FILE` in it a
             line of JSON is added for each example that is left out or cut.
     """
     num_examples = len(open_tables(examples_dir))
@@ -189,6 +193,14 @@ def tokenize(examples_dir: Path, encoder: RowEncoder, directory: Path) -> None:
             shard.bad_records_file.unlink()
 
 
+def row_fields() -> list[tuple[str, pa.DataType]]:
+    """Return names and types of the columns of rows that training reads."""
+    import pyarrow as pa
+
+    ids = pa.list_(pa.int32())
+    return [("input_ids", ids), ("labels", ids), ("weights", pa.list_(pa.float32()))]
+
+
 @dataclass(frozen=True)
 class Shard:
     """A run of examples, and where their rows go."""
@@ -210,10 +222,7 @@ def tokenize_shard(encoder: RowEncoder, shard: Shard) -> None:
     """Encode the examples of ``shard`` batch by batch."""
     import pyarrow as pa
 
-    ids = pa.list_(pa.int32())
-    schema = pa.schema(
-        [("input_ids", ids), ("labels", ids), ("group", pa.int64()), ("example", pa.int64())]
-    )
+    schema = pa.schema([*row_fields(), ("group", pa.int64()), ("example", pa.int64())])
     examples = open_tables(shard.examples_dir).select(range(shard.start, shard.stop))
     with shard.bad_records_file.open("w", encoding="utf-8") as bad_records:
 
@@ -275,14 +284,12 @@ def write_with_target_bytes(rows: Dataset, tokenizer: PreTrainedTokenizerBase, f
     """Write ``rows`` to an Arrow file with one more column, target_bytes, see `target_bytes`."""
     import pyarrow as pa
 
-    ids = pa.list_(pa.int32())
-    schema = pa.schema([("input_ids", ids), ("labels", ids), ("target_bytes", pa.int64())])
+    schema = pa.schema([*row_fields(), ("target_bytes", pa.int64())])
 
     def measured_batches() -> Iterator[pa.RecordBatch]:
         for batch in rows.iter(batch_size=BATCH_SIZE):
-            labels = batch["labels"]
-            columns = [batch["input_ids"], labels, target_bytes(tokenizer, labels)]
-            arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+            measured = {**batch, "target_bytes": target_bytes(tokenizer, batch["labels"])}
+            arrays = [pa.array(measured[field.name], field.type) for field in schema]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     write_table(measured_batches(), schema, file)

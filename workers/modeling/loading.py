@@ -83,13 +83,25 @@ def require_trainable(directory: str | Path, *, max_length: int) -> None:
     """Check what would fail in training or in the export afterwards; loads no weights.
 
     Raises:
-        ValueError: weights are missing, the model has fewer positions than ``max_length``, or its
-            configuration cannot be saved.
+        ValueError: weights are missing or quantized, the model has fewer positions than
+            ``max_length``, or its configuration cannot be saved.
     """
+    require_unquantized(directory)
     model = load_causal_lm(directory, device_map="meta")
     tokenizer = AutoTokenizer.from_pretrained(directory)
     require_positions(model.config, max_length)
     require_exportable(model, tokenizer)
+
+
+def require_unquantized(directory: str | Path) -> None:
+    """Raise ValueError if the model's weights are quantized."""
+    settings = getattr(AutoConfig.from_pretrained(directory), "quantization_config", None)
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise ValueError(
+            f"model {directory}: its weights are quantized ({method}), which cannot be trained; "
+            "give the same model with weights of 16 or 32 bits"
+        )
 
 
 def require_embeddings(directory: str | Path, rows_dir: str | Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from copy import copy
 from difflib import get_close_matches
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +128,7 @@ def resolve_targets(
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) or _is_plain_linear(module)
+        if _looks_up_ids(module) or _is_plain_linear(module)
     }
     experts = {name for name in _expert_weights(model) if name.rpartition(".")[0] not in unused}
     # The objective stands for the head, which is never called itself.
@@ -162,6 +163,12 @@ def resolve_targets(
     renamed = {name for name in chosen - experts if name.rpartition(".")[2] in _RENAMED_BY_PEFT}
     parameters = (chosen & experts) | {f"{name}.weight" for name in renamed}
     return Targets(chosen - experts - renamed, parameters)
+
+
+def _looks_up_ids(module: nn.Module) -> bool:
+    """Tell whether a module is an embedding of what it is given; some work out positions first."""
+    takes = signature(type(module).forward).parameters
+    return isinstance(module, nn.Embedding) and list(takes)[1:] in (["input"], ["input_ids"])
 
 
 def _is_plain_linear(module: nn.Module) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deft.workers.catalogs.models import MODELS, TINY_VOCAB_SIZE
 from deft.workers.common.example import Example
+from deft.workers.common.hub import NotOnThisNodeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,8 +20,15 @@ if TYPE_CHECKING:
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """File suffixes of pickled weights."""
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+"""Patterns of the files of a model on the hub that are used."""
+
+SINGLE_FILE = "model.safetensors"
+WEIGHTS = (SINGLE_FILE, f"{SINGLE_FILE}.index.json")
 """Files of which a model has one; other safetensors, such as an adapter's, are not its weights."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What PEFT writes beside an adapter."""
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -117,6 +126,11 @@ def resolve_directory(name: str, revision: str | None = None) -> Path:
             that comes with it, see `require_data_only`.
     """
     name = resolve_name(name)
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise ValueError(
+            f"model {name}: there is no such directory on node {socket.gethostname()}; put it on "
+            "storage that all nodes of the cluster share, such as under the run root"
+        )
     directory = Path(name).resolve() if Path(name).is_dir() else _download(name, revision)
     require_data_only(directory)
     return directory
@@ -131,11 +145,12 @@ def _download(name: str, revision: str | None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"],
+                allow_patterns=list(HUB_FILES),
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(
+        missing = isinstance(error, LocalEntryNotFoundError)
+        raise (NotOnThisNodeError if missing else ValueError)(
             f"model {name!r} could not be downloaded from the Hugging Face Hub: "
             f"{' '.join(str(error).split()):.300} Copy its files to this machine and give their "
             "directory as model."
@@ -143,11 +158,18 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def require_data_only(directory: Path) -> None:
-    """Refuse a model that cannot be loaded without running what is in its directory.
+    """Refuse a model that cannot be loaded whole, or without running what is in its directory.
 
     Raises:
-        ValueError: its weights are pickles, or lie elsewhere, or its model or tokenizer is code.
+        ValueError: its weights are pickles, lie elsewhere or are damaged; its model or tokenizer
+            is code; or it is an adapter.
     """
+    if (directory / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"model {directory}: there is an adapter in it ({ADAPTER_CONFIG}), which loading would "
+            "add to the model; merge it by PEFT's merge_and_unload and give the merged model, or "
+            "take the adapter's files out"
+        )
     if not any((directory / name).is_file() for name in WEIGHTS):
         pickles = [file.name for file in directory.iterdir() if file.suffix in PICKLES]
         reason = f"there are pickles ({', '.join(sorted(pickles)[:3])}), but " if pickles else ""
@@ -160,9 +182,26 @@ def require_data_only(directory: Path) -> None:
         for name in set(_json_object(index).get("weight_map", {}).values()):
             if not isinstance(name, str) or Path(name).name != name:
                 raise ValueError(f"{index}: {name!r} is not a file in the same directory")
+            _require_whole(directory / name)
+    if (directory / SINGLE_FILE).is_file():
+        _require_whole(directory / SINGLE_FILE)
     for file in (directory / "config.json", directory / "tokenizer_config.json"):
         if file.is_file() and "auto_map" in _json_object(file):
             _require_known_to_transformers(directory, file)
+
+
+def _require_whole(file: Path) -> None:
+    """Raise ValueError unless a file of weights is there and as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{file}: not a whole safetensors file ({' '.join(str(error).split()):.100}); copy or "
+            "download it again"
+        ) from None
 
 
 def _require_known_to_transformers(directory: Path, file: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from deft.objectives import (
     LinearObjectiveOutput,
-    NonFiniteLogitsError,
     Objective,
     ReferenceHead,
     TokenStats,
     linear_objective,
 )
 from deft.objectives.head.interface import apply_objective, join_stats
+from deft.objectives.head.linear import FiniteCheck
 from deft.workers.common.example import IGNORE_INDEX
 from deft.workers.modeling.attention import packed_keywords
 from deft.workers.modeling.logit_transform import LogitTransform, layers_below_head, logit_transform
@@ -47,9 +47,9 @@ class ObjectiveHead(nn.Module):
     when it hooks into the backward pass.
 
     The first micro-batch that is trained on and says something proves that the objective is live.
-    Logits that are not finite make the loss NaN instead of raising: other ranks are in the middle
-    of the same step, and DeepSpeed lets all of them skip it together. `problem` then says what was
-    wrong. In evaluation mode the tokens of such a micro-batch have probability 0.
+    Logits that are not finite make loss and gradients NaN instead of raising: other ranks are in
+    the middle of the same step, and DeepSpeed lets all of them skip it together. `checks` then say
+    what was wrong. In evaluation mode the tokens of such a micro-batch have probability 0.
     """
 
     def __init__(
@@ -66,7 +66,12 @@ class ObjectiveHead(nn.Module):
         self.objective = objective
         self.softcap = softcap
         self.verified = False
-        self.problem: str | None = None
+        self.checks: list[FiniteCheck] = []
+        """Of the step's micro-batches; who trains clears them."""
+
+    def problem(self) -> str | None:
+        """Say what was not finite in the step; None if all was."""
+        return next(filter(None, (check.problem() for check in self.checks)), None)
 
     def forward(
         self,
@@ -74,6 +79,8 @@ class ObjectiveHead(nn.Module):
         labels: torch.Tensor,
         reference: ReferenceHead | torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
+        context: Mapping[str, torch.Tensor | None] | None = None,
+        target_rows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compute the sum of token values, and the detached statistics of every token.
 
@@ -83,6 +90,8 @@ class ObjectiveHead(nn.Module):
             reference: the frozen model's last layer on the same tokens, if the objective needs it;
                 where the frozen model is this one without adapters, its hidden states [N, D].
             step_mean_p: scalar mean p over the optimizer step; None takes the micro-batch's.
+            context: what the objective reads beside the prediction, [N] each.
+            target_rows: int64, the rows that have a target.
 
         Raises:
             RuntimeError: what is computed is not the objective.
@@ -92,32 +101,28 @@ class ObjectiveHead(nn.Module):
             reference = ReferenceHead(reference, self.weight, self.bias)
         statistics = LOGGED_STATISTICS if self.training else VALIDATED_STATISTICS
 
-        def compute(labels: torch.Tensor) -> LinearObjectiveOutput:
-            return linear_objective(
-                hidden,
-                weight,
-                labels,
-                self.objective,
-                bias=self.bias,
-                normalizer=1.0,
-                softcap=self.softcap,
-                reference=reference,
-                step_mean_p=step_mean_p,
-                statistics=statistics,
-            )
-
-        loss_scale = 1.0
-        try:
-            output = compute(labels)
-        except NonFiniteLogitsError as error:
-            self.problem = self.problem or str(error)
-            output, loss_scale = compute(torch.full_like(labels, IGNORE_INDEX)), math.nan
-        else:
-            if self.training and torch.is_grad_enabled() and not self.verified:
+        output = linear_objective(
+            hidden,
+            weight,
+            labels,
+            self.objective,
+            bias=self.bias,
+            normalizer=1.0,
+            softcap=self.softcap,
+            reference=reference,
+            step_mean_p=step_mean_p,
+            context=context,
+            statistics=statistics,
+            target_rows=target_rows,
+            raises=False,
+        )
+        stats, finite = output.stats, output.finite.passed
+        if self.training and torch.is_grad_enabled():
+            self.checks.append(output.finite)
+            if not self.verified and bool(finite):
                 self.verified = self.verify_against_reference(
-                    output, weight, hidden, labels, reference, step_mean_p
+                    output, weight, hidden, labels, reference, step_mean_p, context or {}
                 )
-        stats = output.stats
         tokens = {
             "value": output.value,
             "gate": output.gate,
@@ -127,16 +132,18 @@ class ObjectiveHead(nn.Module):
             "target": stats.mask,
         }
         tokens |= {name: stats.require(name) for name in LOGGED_STATISTICS}
-        if not self.training:
-            tokens["correct"] = stats.correct
-            if math.isnan(loss_scale):
-                target = labels != IGNORE_INDEX
-                infinite = torch.zeros_like(stats.logp).masked_fill_(target, math.inf)
-                tokens |= {"target": target, "kept": target}
-                tokens |= {"value": infinite, "logp": -infinite}
         if output.focus is not None:
             tokens["focus"] = output.focus
-        return output.loss * loss_scale, tokens
+        if not self.training:
+            tokens["correct"] = stats.correct
+        # No token of such a micro-batch is counted, as if none had a target.
+        tokens = {name: column.masked_fill(~finite, 0) for name, column in tokens.items()}
+        if not self.training:
+            is_lost = stats.mask & ~finite
+            tokens |= {name: tokens[name] | is_lost for name in ("target", "kept")}
+            tokens["value"] = tokens["value"].masked_fill(is_lost, math.inf)
+            tokens["logp"] = tokens["logp"].masked_fill(is_lost, -math.inf)
+        return output.loss, tokens
 
     @torch.no_grad()
     def verify_against_reference(
@@ -147,6 +154,7 @@ class ObjectiveHead(nn.Module):
         labels: torch.Tensor,
         reference: ReferenceHead | None,
         step_mean_p: torch.Tensor | None,
+        context: Mapping[str, torch.Tensor | None],
     ) -> bool:
         """Prove that ``output`` is the objective's, by recomputing it on materialised logits.
 
@@ -174,6 +182,7 @@ class ObjectiveHead(nn.Module):
                 if reference is None
                 else reference._replace(hidden=reference.hidden[part]),
                 step_mean_p=step_mean_p,
+                context=_rows_of(context, part),
                 backend="reference",
             ).stats
             for part in rows[:VERIFIED_ROWS].split(RECOMPUTED_ROWS)
@@ -181,7 +190,7 @@ class ObjectiveHead(nn.Module):
         if self.objective.token_local:
             rows = rows[:VERIFIED_ROWS]
         stats = join_stats([*recomputed, output.stats.rows(rows[VERIFIED_ROWS:])])
-        expected = apply_objective(self.objective, stats)
+        expected = apply_objective(self.objective, stats, _rows_of(context, rows))
         defect = f"the objective {self.objective.spec} is not what is being trained"
         kept = output.kept[rows]
         expected_kept = stats.mask if expected.keep is None else expected.keep
@@ -203,6 +212,12 @@ class ObjectiveHead(nn.Module):
                     "definition; this is a defect"
                 )
         return bool(both.any())
+
+
+def _rows_of(
+    context: Mapping[str, torch.Tensor | None], rows: torch.Tensor
+) -> dict[str, torch.Tensor | None]:
+    return {name: None if column is None else column[rows] for name, column in context.items()}
 
 
 class ObjectiveModel(nn.Module):
@@ -234,11 +249,17 @@ class ObjectiveModel(nn.Module):
         labels: torch.Tensor,
         position_ids: torch.Tensor | None = None,
         cu_seq_lens: torch.Tensor | None = None,
+        target_rows: torch.Tensor | None = None,
         step_mean_p: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        **known_logp: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Run the model and its `ObjectiveHead` on a micro-batch as `collate` makes it.
 
         Position t predicts label t + 1; only positions with a target reach the head's products.
+        Log-probabilities under other models that the objective reads are `known_logp`, each [T] of
+        the T target tokens in order; in evaluation mode the model stands for those that are not
+        given.
         """
         layout = (input_ids, position_ids, cu_seq_lens)
         scaled = self.logit_transform.scaled
@@ -260,8 +281,66 @@ class ObjectiveModel(nn.Module):
             labels[:, 1:].flatten(),
             reference=reference,
             step_mean_p=step_mean_p,
+            context=self.context_of(labels, cu_seq_lens, weights, known_logp),
+            target_rows=target_rows,
         )
         return output
+
+    def context_of(
+        self,
+        labels: torch.Tensor,
+        cu_seq_lens: torch.Tensor | None,
+        weights: torch.Tensor | None,
+        known_logp: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor | None]:
+        """Return what the objective reads beside the prediction, and weights, [B·(T − 1)] each.
+
+        Raises:
+            RuntimeError: training lacks a log-probability under another model.
+        """
+        context: dict[str, torch.Tensor | None] = {}
+        if weights is not None:
+            context["weight"] = weights[:, 1:].flatten()
+        names = self.objective.context - {"weight"}
+        if not names:
+            return context
+        targets = labels[:, 1:]
+        is_target = (targets != IGNORE_INDEX).flatten()
+        places = example_and_position(targets, cu_seq_lens)
+        for name in names:
+            if name in places:
+                context[name] = places[name]
+            elif name in known_logp:
+                spread = torch.zeros(len(is_target), device=labels.device)
+                context[name] = spread.masked_scatter_(is_target, known_logp[name])
+            elif self.training:
+                raise RuntimeError(f"{self.objective.spec} trains without {name}; this is a defect")
+            else:
+                context[name] = None
+        return context
+
+
+def example_and_position(
+    targets: torch.Tensor, cu_seq_lens: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Count out the examples of a micro-batch and the targets within each, [B·T] each.
+
+    Args:
+        targets: int64 [B, T], what every position predicts; `IGNORE_INDEX` where that is nothing.
+        cu_seq_lens: where examples begin in one packed row; None where a row is an example.
+    """
+    if cu_seq_lens is None:
+        example = torch.arange(len(targets), device=targets.device)[:, None].expand_as(targets)
+    else:
+        predicted = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+        example = torch.searchsorted(cu_seq_lens.to(predicted), predicted, right=True)[None] - 1
+    example = example.flatten()
+    count = (targets.flatten() != IGNORE_INDEX).long().cumsum(0)
+    before = torch.zeros(int(example.max()) + 1, dtype=torch.int64, device=targets.device)
+    # A prefix sum: what was counted at the last position of the examples before.
+    before.scatter_reduce_(0, example, count, "amax")
+    before = torch.cat([before.new_zeros(1), before[:-1]])
+    return {"example": example, "position": count - 1 - before[example]}
 
 
 @torch.no_grad()
@@ -273,6 +352,7 @@ def target_statistics(
     statistics: Collection[str] = (),
     position_ids: torch.Tensor | None = None,
     cu_seq_lens: torch.Tensor | None = None,
+    target_rows: torch.Tensor | None = None,
 ) -> TokenStats:
     """Compute statistics of a batch's N target tokens under a model that is not trained, each [N].
 
@@ -284,11 +364,15 @@ def target_statistics(
         statistics: optional fields of `TokenStats` to compute.
         position_ids: see `deft.workers.training.batches.collate`.
         cu_seq_lens: likewise.
+        target_rows: likewise.
     """
-    head, targets = model.get_output_embeddings(), labels[:, 1:].flatten()
-    chosen = targets != IGNORE_INDEX
+    head = model.get_output_embeddings()
+    device = head.weight.device  # where several hold the model, not always that of the last layer
+    targets = labels[:, 1:].flatten().to(device)
+    hidden = last_hidden(model, input_ids, position_ids, cu_seq_lens).to(device)
+    chosen = targets != IGNORE_INDEX if target_rows is None else target_rows.to(device)
     return linear_objective(
-        transform.scaled(last_hidden(model, input_ids, position_ids, cu_seq_lens)[chosen]),
+        transform.scaled(hidden[chosen]),
         head.weight,
         targets[chosen],
         "original",

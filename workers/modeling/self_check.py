@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from deft.workers.common.compat import attention_of, calls_attention_functions
 from deft.workers.modeling.attention import (
-    GPU_ATTENTION,
+    FLASH_ATTN,
     first_line,
     padded_attention,
     remedy,
@@ -45,7 +45,7 @@ def settle_attention(model: PreTrainedModel, *, packing: bool) -> None:
         ValueError: they differ, or the model cannot be run like that.
     """
     loaded, name = attention_of(model), model.config.model_type
-    if loaded == GPU_ATTENTION:
+    if loaded == FLASH_ATTN:
         return
     can_change = calls_attention_functions(model)
     eager = "eager" if can_change else loaded
@@ -77,7 +77,7 @@ def settle_attention(model: PreTrainedModel, *, packing: bool) -> None:
 @torch.no_grad()
 def unused_modules(model: PreTrainedModel, *, packing: bool) -> set[str]:
     """Name the modules that the model does not call; some models read a layer's weight instead."""
-    if attention_of(model) == GPU_ATTENTION:
+    if attention_of(model) == FLASH_ATTN:
         return set()
     unused = {name for name, _ in model.named_modules()}
     hooks = [

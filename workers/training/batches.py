@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,7 +57,18 @@ def split_into_micro_batches(
     if spec.splits_by_tokens:
         capacity = spec.micro_batch_size * spec.max_length
         return split_by_tokens(indices, lengths, capacity=capacity, world_size=world_size)
+    if spec.micro_batch_order == "data":
+        return split_in_order(indices, size=spec.micro_batch_size, world_size=world_size)
     return split_by_count(indices, lengths, size=spec.micro_batch_size, world_size=world_size)
+
+
+def split_in_order(indices: Sequence[int], *, size: int, world_size: int) -> MicroBatchPlan:
+    """Deal examples out to the ranks in turn, and cut each share into ``size`` at a time.
+
+    So do a `torch.utils.data.DistributedSampler` and a loader of a rank's share of the step.
+    """
+    shares = [list(indices[rank::world_size]) for rank in range(world_size)]
+    return [[share[i : i + size] for i in range(0, len(share), size)] for share in shares]
 
 
 def split_by_count(
@@ -118,23 +129,48 @@ def padding_share(plan: MicroBatchPlan, lengths: Sequence[int], *, packing: bool
     return 1 - sum(map(sum, micro_batches)) / positions
 
 
+ON_HOST = frozenset({"cu_seq_lens"})
+"""Tensors of a micro-batch that stay in the host's memory."""
+
+
 def collate(
-    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device, *, packing: bool
+    rows: Sequence[dict[str, Any]], fill_token_id: int, device: torch.device, *, packing: bool
 ) -> dict[str, torch.Tensor]:
     """Collate a micro-batch; without rows, a single token that has no target.
 
     Returns:
-        input_ids and labels, int64 [B, T]. With packing B is 1, the examples stand one after the
-        other, and there are position_ids [1, T], which start anew with each, and cu_seq_lens, int32
-        [examples + 1], where each begins and the last ends. Without, they are padded on the right;
-        there is no attention mask, since under causal attention no token sees what is to its right.
+        input_ids and labels, int64 [B, T], and target_rows, int64: which of the B·(T − 1) positions
+        before each row's last predict a target. With packing B is 1, the examples stand one after
+        the other, and there are position_ids [1, T], which start anew with each, and cu_seq_lens,
+        int32 [examples + 1] in the host's memory, where each begins and the last ends. Without,
+        they are padded on the right; there is no attention mask, since under causal attention no
+        token sees what is to its right. Where a row has weights, there are weights as well,
+        float32 [B, T].
     """
     if not rows:
         rows = [{"input_ids": [fill_token_id], "labels": [IGNORE_INDEX]}]
-    return _packed(rows, device) if packing else _padded(rows, fill_token_id, device)
+    batch = _packed(rows) if packing else _padded(rows, fill_token_id)
+    if any(row.get("weights") for row in rows):
+        batch["weights"] = _weights(rows, packing=packing)
+    targets = batch["labels"][:, 1:].flatten() != IGNORE_INDEX
+    batch["target_rows"] = targets.nonzero().squeeze(-1)
+    return to_device(batch, device)
 
 
-def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[str, torch.Tensor]:
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Copy a micro-batch to the device; from pinned memory nobody waits for it."""
+    return {
+        name: tensor if name in ON_HOST else tensor.to(device, non_blocking=True)
+        for name, tensor in batch.items()
+    }
+
+
+def pinned(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy a micro-batch in the host's memory to where a GPU reads it by itself."""
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
+
+
+def _packed(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     import torch
 
     lengths = [len(row["input_ids"]) for row in rows]
@@ -143,28 +179,32 @@ def _packed(rows: Sequence[dict[str, list[int]]], device: torch.device) -> dict[
     labels = [label for row in rows for label in (IGNORE_INDEX, *row["labels"][1:])]
     positions = [position for length in lengths for position in range(length)]
     return {
-        "input_ids": torch.tensor([input_ids], device=device),
-        "labels": torch.tensor([labels], device=device),
-        "position_ids": torch.tensor([positions], device=device),
-        "cu_seq_lens": torch.tensor(
-            [0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=device
-        ),
+        "input_ids": torch.tensor([input_ids]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.tensor([positions]),
+        "cu_seq_lens": torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32),
     }
 
 
-def _padded(
-    rows: Sequence[dict[str, list[int]]], fill_token_id: int, device: torch.device
-) -> dict[str, torch.Tensor]:
+def _padded(rows: Sequence[dict[str, Any]], fill_token_id: int) -> dict[str, torch.Tensor]:
     import torch
 
     width = max(len(row["input_ids"]) for row in rows)
 
     def padded(key: str, fill: int) -> torch.Tensor:
-        return torch.tensor(
-            [row[key] + [fill] * (width - len(row[key])) for row in rows], device=device
-        )
+        return torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in rows])
 
     return {
         "input_ids": padded("input_ids", fill_token_id),
         "labels": padded("labels", IGNORE_INDEX),
     }
+
+
+def _weights(rows: Sequence[dict[str, Any]], *, packing: bool) -> torch.Tensor:
+    import torch
+
+    weights = [row.get("weights") or [1.0] * len(row["labels"]) for row in rows]
+    if packing:
+        weights = [[weight for row in weights for weight in row]]
+    width = max(map(len, weights))
+    return torch.tensor([row + [1.0] * (width - len(row)) for row in weights])

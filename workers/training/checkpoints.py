@@ -2,16 +2,19 @@
 
 A checkpoint holds `engine/`, DeepSpeed's shards; `progress.json`, which says after how many steps
 and on how many workers they were written; `checksums/`, by which damage is found; and, where it is
-exported, `model/`.
+exported, `model/`. After the last step there is `engine/` only if the checkpoint is kept.
+
+Files are gathered in the job's scratch directory, which the next start of the same run empties.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,11 +29,41 @@ if TYPE_CHECKING:
     import deepspeed
 
 
+@contextmanager
+def temporary_files_in(scratch: str) -> Iterator[None]:
+    """Let Ray Train, which has no setting for it, put downloads into ``scratch`` meanwhile."""
+    before, tempfile.tempdir = tempfile.tempdir, scratch
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def clear_scratch(scratch: str) -> None:
+    """Delete what a killed attempt of this run left; one process of each node does.
+
+    Raises:
+        ValueError: there can be no such directory.
+    """
+    if ray.train.get_context().get_local_rank() == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+    torch.distributed.barrier()
+    try:
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"training.scratch: {scratch} cannot be made on this node ({error.strerror}); give a "
+            "directory that can be written on every node"
+        ) from error
+
+
 def save_checkpoint(
     engine: deepspeed.DeepSpeedEngine,
     export: Callable[[Path], None] | None,
     step: int,
     metrics: dict[str, float],
+    scratch: Path,
+    keeps_optimizer: bool,
 ) -> None:
     """Hand this rank's part to Ray Train, which merges and stores the parts in the background.
 
@@ -39,9 +72,12 @@ def save_checkpoint(
         export: writes the model into a directory; None exports none.
         step: optimizer steps done.
         metrics: of this step.
+        scratch: the job's scratch directory.
+        keeps_optimizer: whether to save what training goes on from.
     """
-    directory = Path(tempfile.mkdtemp(prefix="checkpoint-"))
-    engine.save_checkpoint(directory / "engine", tag="state")
+    directory = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=scratch))
+    if keeps_optimizer:
+        engine.save_checkpoint(directory / "engine", tag="state")
     if export is not None:
         export(directory / "model")
     if torch.distributed.get_rank() == 0:
@@ -83,28 +119,34 @@ class Resumption:
     Args:
         rank: this process's.
         world_size: number of processes.
+        scratch: the job's scratch directory.
         on_damage: called with the step and a damaged file of every checkpoint that is passed over.
     """
 
-    def __init__(self, rank: int, world_size: int, on_damage: Callable[[int, str], None]) -> None:
+    def __init__(
+        self, rank: int, world_size: int, scratch: str, on_damage: Callable[[int, str], None]
+    ) -> None:
         self._rank = rank
         self._world_size = world_size
+        self._scratch = scratch
         self._on_damage = on_damage
         self._directory: Path | None = None
-        self._step = 0
+        self.step = 0
+        """Optimizer steps that are done."""
         self._stack = ExitStack()
         self.is_universal = False
 
     def __enter__(self) -> Resumption:
         reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
         for report in sorted(reported, key=lambda report: report.metrics["step"], reverse=True):
-            directory = Path(self._stack.enter_context(report.checkpoint.as_directory()))
+            with temporary_files_in(self._scratch):
+                directory = Path(self._stack.enter_context(report.checkpoint.as_directory()))
             progress = _read_progress(directory)
             damaged = self._damaged_file(directory, progress["world_size"])
             if damaged is not None:
                 self._on_damage(report.metrics["step"], damaged)
                 continue
-            self._directory, self._step = directory, progress["step"]
+            self._directory, self.step = directory, progress["step"]
             self.is_universal = progress["world_size"] != self._world_size
             break
         return self
@@ -125,13 +167,13 @@ class Resumption:
         if self.is_universal:
             source, tag = self._converted(source / tag), "universal"
         engine.load_checkpoint(source, tag=tag)
-        return self._step
+        return self.step
 
     def _converted(self, shards: Path) -> Path:
         """Convert ``shards`` to the universal format, as the folder `universal` of a directory."""
         from deepspeed.checkpoint import ds_to_universal
 
-        directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(dir=self._scratch)))
         with redirect_stdout(StringIO()):
             ds_to_universal.main(
                 Namespace(

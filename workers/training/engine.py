@@ -8,7 +8,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from transformers import AutoConfig, PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import AutoConfig, PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from deft.workers.common.compat import (
@@ -24,6 +24,9 @@ from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.modeling.self_check import settle_attention, unused_modules
 from deft.workers.spec import TrainingSpec
 from deft.workers.training.deepspeed_build import load_collectives
+
+REDUCE_BUCKET = 200_000_000
+"""Gradients that ZeRO reduces at once; by DeepSpeed's own 5e8 the buffers alone take 2 to 4 GB."""
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -58,7 +61,7 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
     config = AutoConfig.from_pretrained(model_dir)
     require_positions(config, spec.max_length)
     try:
-        attention = choose_attention(config, packing=spec.packing)
+        attention = choose_attention(config, packing=spec.packing, dtype=dtype)
     except ValueError:
         # What the message offers instead must be true.
         settle_attention(load_causal_lm(model_dir, dtype=dtype), packing=False)
@@ -87,6 +90,20 @@ def load_reference(model_dir: str, model: PreTrainedModel, device: torch.device)
     )
 
 
+def require_same_vocabulary(model: PreTrainedModel, reference: PreTrainedModel) -> None:
+    """Refuse a reference model whose tokens are not those of the model that is trained.
+
+    Raises:
+        ValueError: the vocabularies differ in size.
+    """
+    ours, theirs = (len(each.get_output_embeddings().weight) for each in (model, reference))
+    if ours != theirs:
+        raise ValueError(
+            f"training.reference: it has a vocabulary of {theirs:,} tokens, the model one of "
+            f"{ours:,}; give a model of the same tokenizer"
+        )
+
+
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile every decoder layer for any length; they share one compilation."""
     for module in model.modules():
@@ -104,19 +121,38 @@ def deepspeed_config(
         dtype: of the parameters.
         load_universal: whether the checkpoint to resume from is in DeepSpeed's universal format.
     """
-    zero: dict[str, Any] = {"stage": spec.resolved_zero_stage}
+    has_rounded_gradients = dtype.itemsize < 4
+    stage = spec.resolved_zero_stage
+    if has_rounded_gradients:
+        # DeepSpeed's stage 0 adds up gradients in the parameters' dtype only. Stage 1 computes the
+        # same in float32, and keeps no more on one worker and less on several.
+        stage = max(stage, 1)
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": REDUCE_BUCKET}
+    if stage == 2:
+        # Every micro-batch is reduced: while the backward pass of the next layers runs, where the
+        # device can do both.
+        zero["overlap_comm"] = torch.cuda.is_available()
     if spec.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if spec.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
+    keeps_bfloat16 = spec.master_dtype == "bfloat16"
     config = {
         # The loop marks the boundary of a step itself; these two only have to be valid.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": max(spec.batch_size // spec.num_workers, 1),
         "gradient_clipping": spec.max_grad_norm,
-        "bf16": {"enabled": dtype is torch.bfloat16, "check_grad_overflow": True},
+        "bf16": {
+            "enabled": dtype is torch.bfloat16,
+            "check_grad_overflow": True,
+            "bf16_master_weights_and_grads": keeps_bfloat16,
+            "bf16_optimizer_states": keeps_bfloat16,
+        },
         "fp16": {"enabled": dtype is torch.float16},
         "zero_optimization": zero,
+        # In 8 bits of precision 256 micro-batches would add up to an error of 2 %.
+        "data_types": {"grad_accum_dtype": "bf16" if keeps_bfloat16 else "fp32"},
+        "communication_data_type": "fp32",
         "checkpoint": {"use_node_local_storage": True, "load_universal": load_universal},
         "optimizer": {
             "type": "AdamW",
@@ -125,7 +161,9 @@ def deepspeed_config(
                 "betas": list(spec.betas),
                 "weight_decay": spec.weight_decay,
                 "torch_adam": True,
-                "fused": True,
+                # The fused kernel computes in float32 and rounds once; moments that are bfloat16
+                # are to be rounded as the optimizer of the paper rounds them.
+                "fused": not keeps_bfloat16,
             },
         },
         "steps_per_print": None,
@@ -133,18 +171,30 @@ def deepspeed_config(
     return deep_merge(config, spec.deepspeed)
 
 
+def learning_rate_schedule(
+    optimizer: torch.optim.Optimizer, spec: TrainingSpec, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the schedule of ``spec`` over ``num_steps`` steps, warm-up included."""
+    decay = int(spec.decay_ratio * num_steps)
+    kwargs = {"num_decay_steps": decay, "decay_type": "linear"} if spec.schedule == "wsd" else {}
+    names = {"wsd": "warmup_stable_decay", "constant": "constant_with_warmup"}
+    schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        names.get(spec.schedule, spec.schedule),
+        optimizer,
+        num_warmup_steps=int(spec.warmup_ratio * num_steps),
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs=kwargs,
+    )
+    return schedule
+
+
 def build_engine(
     model: ObjectiveModel, spec: TrainingSpec, num_steps: int, *, load_universal: bool = False
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap ``model``: AdamW, linear warm-up and cosine decay over ``num_steps`` steps."""
+    """Wrap ``model``: AdamW, and the schedule of ``spec`` over ``num_steps`` steps."""
 
     def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        cosine: torch.optim.lr_scheduler.LRScheduler = get_cosine_schedule_with_warmup(
-            optimizer,
-            num_warmup_steps=int(spec.warmup_ratio * num_steps),
-            num_training_steps=num_steps,
-        )
-        return cosine
+        return learning_rate_schedule(optimizer, spec, num_steps)
 
     load_collectives()
     engine, *_ = deepspeed.initialize(

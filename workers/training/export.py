@@ -117,7 +117,6 @@ def logp_in_memory(
         rows = [{"input_ids": ids, "labels": ids}]
         _, tokens = engine(**collate(rows, 0, device, packing=packing))
         parts.append(tokens["logp"].float().cpu())
-    engine.module.model.get_output_embeddings().problem = None
     engine.train(was_training)
     return torch.cat(parts)
 

@@ -26,6 +26,8 @@ class TrainJob:
     """Directory of the prepared training examples."""
     validation_dir: str
     """Directory of the prepared held-out examples."""
+    scratch_dir: str
+    """Directory for files on their way to storage: each node's own, or a shared one."""
     num_steps: int
     """Optimizer steps of the whole run."""
     seed: int

@@ -4,11 +4,16 @@ DeepSpeed is told not to divide by accumulation steps; it adds up the gradients 
 micro-batches and averages over the data-parallel ranks. The factors here undo that where a
 reduction asks for it, so that the gradient is the one that the reduction names, however the batch
 was cut.
+
+Weights of turns and records are in the token values; what is divided by is the number of tokens,
+whatever they weigh. So a weight of 2 doubles a token's gradient, in every batch.
 """
 
 from __future__ import annotations
 
 from typing import Literal
+
+import torch
 
 Reduction = Literal["global_tokens", "micro_batch", "micro_batch_sum"]
 
@@ -16,12 +21,14 @@ Reduction = Literal["global_tokens", "micro_batch", "micro_batch_sum"]
 def loss_factor(
     reduction: Reduction,
     *,
-    kept_in_step: int,
-    kept_in_micro_batch: int,
+    kept_in_step: torch.Tensor,
+    kept_in_micro_batch: torch.Tensor,
     num_micro_batches: int,
     world_size: int,
-) -> float:
-    """Return the factor of a micro-batch's summed token values before `backward`.
+) -> torch.Tensor:
+    """Return the factor of a micro-batch's summed token values before `backward`, float32.
+
+    Counts are tensors, so that nobody waits for the device to know them.
 
     Args:
         reduction: `global_tokens` is the mean over all kept tokens of the optimizer step;
@@ -34,6 +41,6 @@ def loss_factor(
         world_size: number of data-parallel ranks.
     """
     if reduction == "global_tokens":
-        return world_size / max(kept_in_step, 1)
-    mean = 1 / (kept_in_micro_batch + 1e-8)
-    return mean if reduction == "micro_batch_sum" else mean / num_micro_batches
+        return (world_size / kept_in_step.double().clamp(min=1)).float()
+    mean = 1 / (kept_in_micro_batch.double() + 1e-8)
+    return (mean if reduction == "micro_batch_sum" else mean / num_micro_batches).float()

@@ -4,36 +4,54 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import ray.train
 import ray.train.torch
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from deft.objectives import get_objective
+from deft.objectives import Objective, get_objective
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import training_example_ids
+from deft.workers.modeling.attention import describe_attention
+from deft.workers.modeling.known_logp import KnownLogp, stored_logp
 from deft.workers.modeling.loading import fill_token_id, require_exportable
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.training.batches import (
     MicroBatchPlan,
     collate,
     padding_share,
+    pinned,
     split_into_micro_batches,
     step_indices,
+    to_device,
     token_counts,
 )
-from deft.workers.training.checkpoints import Resumption, save_checkpoint
-from deft.workers.training.engine import build_engine, load_model, load_reference, resolve_dtype
+from deft.workers.training.checkpoints import Resumption, clear_scratch, save_checkpoint
+from deft.workers.training.engine import (
+    build_engine,
+    load_model,
+    load_reference,
+    require_same_vocabulary,
+    resolve_dtype,
+)
 from deft.workers.training.export import export_model
 from deft.workers.training.job import TrainJob
 from deft.workers.training.metrics import gather_targets, step_metrics
 from deft.workers.training.preemption import PreemptionNotice
-from deft.workers.training.step import MicroBatch, TokenColumns, find_problem, train_step
+from deft.workers.training.prefetch import prefetched
+from deft.workers.training.step import (
+    MicroBatch,
+    TokenColumns,
+    find_problem,
+    policy_logp,
+    train_step,
+)
 from deft.workers.training.validation import validate
 
 if TYPE_CHECKING:
@@ -47,23 +65,40 @@ loss scale by such steps."""
 def train(job: TrainJob) -> None:
     """Train as ``job`` says, from the last checkpoint if Ray Train has one.
 
-    The last checkpoint reported holds `model/`, the Hugging Face export, beside `engine/`.
+    The last checkpoint reported holds `model/`, the Hugging Face export.
 
     Raises:
         FloatingPointError: loss or gradient were not finite for several steps in a row.
     """
     worker = setup_worker(job)
     data = setup_data(job)
-    engine, first_step = setup_engine(job, worker, data)
+    clear_scratch(job.scratch_dir)
+
+    def report_damage(step: int, file: str) -> None:
+        worker.report("damaged_checkpoint", step, {"file": file})
+
+    with Resumption(worker.rank, worker.world_size, job.scratch_dir, report_damage) as resumption:
+        if resumption.step == job.num_steps:
+            return
+        engine, data = setup_engine(job, worker, data, load_universal=resumption.is_universal)
+        first_step = resumption.load(engine)
     notice = PreemptionNotice(worker.device)
     if first_step == 0:
         validate_if_due(job, worker, engine, data, step=0)
+    worker.report("attention", first_step, {"name": describe_attention(engine.module.model)})
 
+    steps = range(first_step, job.num_steps)
+    batches = prefetched(partial(fetch, job, worker, data), steps)
     skipped_in_a_row = 0
-    for step in range(first_step, job.num_steps):
+    old_logp: dict[int, list[torch.Tensor]] = {}
+    for step in steps:
         started = time.perf_counter()
         seed_dropout(job.seed, step, worker.rank)
-        batch = fetch(job, worker, data, step)
+        batch = next(batches).to(worker.device)
+        if "old_logp" in engine.module.objective.context:
+            old_logp = old_logp if step in old_logp else refresh(job, worker, engine, data, step)
+            for micro_batch, logp in zip(batch.micro_batches, old_logp[step], strict=True):
+                micro_batch["old_logp"] = logp
         learning_rate = engine.get_lr()[0]
         columns, grad_norm = train_step(
             engine, batch.micro_batches, job.training, worker.world_size
@@ -106,6 +141,10 @@ class Data:
     lengths: list[int]
     """Tokens of each of the rows."""
     tokenizer: PreTrainedTokenizerBase
+    known: KnownLogp | None = None
+    """Log-probabilities of the rows under other models, if the objective reads any."""
+    known_held_out: KnownLogp | None = None
+    """The same of the held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +156,10 @@ class Batch:
     plan: MicroBatchPlan
     micro_batches: list[MicroBatch]
     """This rank's part of the plan, as tensors."""
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same with its tensors on the device."""
+        return replace(self, micro_batches=[to_device(each, device) for each in self.micro_batches])
 
 
 def setup_worker(job: TrainJob) -> Worker:
@@ -136,26 +179,75 @@ def setup_data(job: TrainJob) -> Data:
 
 
 def setup_engine(
-    job: TrainJob, worker: Worker, data: Data
-) -> tuple[deepspeed.DeepSpeedEngine, int]:
-    """Build the engine and load the last whole checkpoint; returns it and the steps done."""
+    job: TrainJob, worker: Worker, data: Data, *, load_universal: bool
+) -> tuple[deepspeed.DeepSpeedEngine, Data]:
+    """Build the engine with the model as prepared.
+
+    Returns:
+        The engine, and the data with what the objective reads of other models.
+    """
     dtype, objective = resolve_dtype(job.training.dtype), get_objective(job.objective)
     model = load_model(job.model_dir, job.training, dtype)
     require_exportable(model, data.tokenizer)
-    needs_copy = objective.needs_reference and job.training.lora is None
-    reference = load_reference(job.model_dir, model, worker.device) if needs_copy else None
+    other_dir = job.training.reference
+    needs_copy = objective.needs_reference and (job.training.lora is None or other_dir is not None)
+    reads_other = other_dir is not None and "reference_logp" in objective.context
+    reference = None
+    if needs_copy or reads_other:
+        reference = load_reference(other_dir or job.model_dir, model, worker.device)
+        require_same_vocabulary(model, reference)
+    data = with_known_logp(job, worker, data, objective, model, reference)
+    engine = build_engine(
+        ObjectiveModel(model, objective, reference if needs_copy else None),
+        job.training,
+        job.num_steps,
+        load_universal=load_universal,
+    )
+    return engine, data
 
-    def report_damage(step: int, file: str) -> None:
-        worker.report("damaged_checkpoint", step, {"file": file})
 
-    with Resumption(worker.rank, worker.world_size, report_damage) as resumption:
-        engine = build_engine(
-            ObjectiveModel(model, objective, reference),
-            job.training,
-            job.num_steps,
-            load_universal=resumption.is_universal,
+def with_known_logp(
+    job: TrainJob,
+    worker: Worker,
+    data: Data,
+    objective: Objective,
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+) -> Data:
+    """Return the data with the log-probabilities that the objective reads of other models."""
+    sources = {"initial_logp": (model, job.model_dir)}
+    if reference is None:
+        sources["reference_logp"] = sources["initial_logp"]
+    else:
+        sources["reference_logp"] = (reference, job.training.reference or job.model_dir)
+    if not objective.context & set(sources):
+        return data
+
+    def compute(rows: Dataset, rows_dir: str, indices: list[int]) -> KnownLogp:
+        return KnownLogp(
+            {
+                name: stored_logp(
+                    *source,
+                    rows,
+                    rows_dir,
+                    indices,
+                    fill_token_id=fill_token_id(data.tokenizer),
+                    device=worker.device,
+                    packing=job.training.packing,
+                )
+                for name, source in sources.items()
+                if name in objective.context
+            }
         )
-        return engine, resumption.load(engine)
+
+    size = job.training.batch_size
+    steps = (step_indices(len(data.rows), size, s, job.seed) for s in range(job.num_steps))
+    trained = sorted({index for indices in steps for index in indices})
+    return replace(
+        data,
+        known=compute(data.rows, job.rows_dir, trained),
+        known_held_out=compute(data.held_out, job.validation_dir, list(range(len(data.held_out)))),
+    )
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
@@ -164,7 +256,7 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 
 def fetch(job: TrainJob, worker: Worker, data: Data, step: int) -> Batch:
-    """Choose the examples of a step and collate this rank's micro-batches."""
+    """Choose the examples of a step and collate this rank's micro-batches in the host's memory."""
     spec = job.training
     indices = step_indices(len(data.rows), spec.batch_size, step, job.seed)
     plan = split_into_micro_batches(indices, data.lengths, spec, worker.world_size)
@@ -172,12 +264,33 @@ def fetch(job: TrainJob, worker: Worker, data: Data, step: int) -> Batch:
         collate(
             [data.rows[index] for index in chosen],
             fill_token_id(data.tokenizer),
-            worker.device,
+            torch.device("cpu"),
             packing=spec.packing,
         )
         for chosen in plan[worker.rank]
     ]
+    if data.known is not None:
+        for micro_batch, chosen in zip(micro_batches, plan[worker.rank], strict=True):
+            micro_batch |= data.known.of(chosen, torch.device("cpu"))
+    if worker.device.type == "cuda":
+        micro_batches = [pinned(micro_batch) for micro_batch in micro_batches]
     return Batch(indices, plan, micro_batches)
+
+
+def refresh(
+    job: TrainJob, worker: Worker, engine: deepspeed.DeepSpeedEngine, data: Data, step: int
+) -> dict[int, list[torch.Tensor]]:
+    """Compute the old policy's log-probabilities for the steps from ``step`` to the next refresh.
+
+    Returns:
+        By step, those of the target tokens of each of this rank's micro-batches.
+    """
+    every = job.training.old_policy_every
+    last = min(step - step % every + every, job.num_steps)
+    return {
+        later: policy_logp(engine, fetch(job, worker, data, later).to(worker.device).micro_batches)
+        for later in range(step, last)
+    }
 
 
 def measure_step(
@@ -218,7 +331,12 @@ def validate_if_due(
     if not (len(data.held_out) and job.training.is_validated(step, job.num_steps)):
         return {}
     metrics = validate(
-        engine, data.held_out, job.training, fill_token_id(data.tokenizer), worker.device
+        engine,
+        data.held_out,
+        job.training,
+        fill_token_id(data.tokenizer),
+        worker.device,
+        data.known_held_out,
     )
     worker.report("validation", step, metrics)
     return {f"validation/{name}": value for name, value in metrics.items()}
@@ -249,4 +367,11 @@ def save_if_due(
             packing=job.training.packing,
             keep_adapter=lora is not None and lora.keep_adapter,
         )
-        save_checkpoint(engine, export if is_exported else None, step, metrics)
+        save_checkpoint(
+            engine,
+            export if is_exported else None,
+            step,
+            metrics,
+            Path(job.scratch_dir),
+            job.training.keeps_optimizer(step, job.num_steps),
+        )

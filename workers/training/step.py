@@ -35,6 +35,7 @@ def train_step(
         clipping, which is inf or NaN if the step was skipped.
     """
     engine.train()
+    engine.module.model.get_output_embeddings().checks.clear()
     kept_in_step, mean_p = look_ahead(engine, micro_batches, spec)
     columns = []
     for index, micro_batch in enumerate(micro_batches):
@@ -43,7 +44,7 @@ def train_step(
         factor = loss_factor(
             spec.reduction,
             kept_in_step=kept_in_step,
-            kept_in_micro_batch=int(tokens["kept"].sum()),
+            kept_in_micro_batch=tokens["kept"].sum(),
             num_micro_batches=len(micro_batches),
             world_size=world_size,
         )
@@ -52,9 +53,20 @@ def train_step(
     return columns, take_step(engine)
 
 
+@torch.no_grad()
+def policy_logp(
+    engine: deepspeed.DeepSpeedEngine, micro_batches: Sequence[MicroBatch]
+) -> list[torch.Tensor]:
+    """Compute the log-probabilities of target tokens under the model as it is, [T] each."""
+    engine.eval()
+    columns = [engine(**micro_batch)[1] for micro_batch in micro_batches]
+    engine.train()
+    return [tokens["logp"][tokens["target"]] for tokens in columns]
+
+
 def look_ahead(
     engine: deepspeed.DeepSpeedEngine, micro_batches: Sequence[MicroBatch], spec: TrainingSpec
-) -> tuple[int, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute what the first backward pass needs to know about all tokens of the step.
 
     Both results may take a pass without gradients: only the objective can say which tokens it drops
@@ -67,11 +79,11 @@ def look_ahead(
     objective = engine.module.objective
     wants_mean_p = spec.floor_scope == "step" and not objective.token_local
     if not (objective.drops_tokens or wants_mean_p):
-        num_targets = sum(
-            (micro_batch["labels"][:, 1:] != IGNORE_INDEX).sum() for micro_batch in micro_batches
-        )
+        num_targets = torch.stack(
+            [(micro_batch["labels"][:, 1:] != IGNORE_INDEX).sum() for micro_batch in micro_batches]
+        ).sum()
         torch.distributed.all_reduce(num_targets)
-        return int(num_targets), None
+        return num_targets, None
     with torch.no_grad():
         columns = [engine(**micro_batch)[1] for micro_batch in micro_batches]
     sums = torch.stack(
@@ -82,7 +94,7 @@ def look_ahead(
     ).sum(0)
     torch.distributed.all_reduce(sums)
     kept, targets, p = sums
-    return int(kept), (p / targets.clamp(min=1)).float() if wants_mean_p else None
+    return kept, (p / targets.clamp(min=1)).float() if wants_mean_p else None
 
 
 def find_problem(engine: deepspeed.DeepSpeedEngine, grad_norm: float) -> str | None:
@@ -91,7 +103,6 @@ def find_problem(engine: deepspeed.DeepSpeedEngine, grad_norm: float) -> str | N
         return None
     head = engine.module.model.get_output_embeddings()
     problems: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, head.problem)
-    head.problem = None
+    torch.distributed.all_gather_object(problems, head.problem())
     by_rank = (f"on rank {rank} {problem}" for rank, problem in enumerate(problems) if problem)
     return next(by_rank, f"the gradient norm is {grad_norm}")

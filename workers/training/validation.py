@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import datasets
     import deepspeed
 
+    from deft.workers.modeling.known_logp import KnownLogp
     from deft.workers.spec import TrainingSpec
 
 
@@ -23,6 +24,7 @@ def validate(
     spec: TrainingSpec,
     fill_token_id: int,
     device: torch.device,
+    known: KnownLogp | None = None,
 ) -> dict[str, float]:
     """Evaluate the model on ``rows``, every rank a share of them; every rank must call this.
 
@@ -32,12 +34,13 @@ def validate(
         spec: how examples are cut into micro-batches.
         fill_token_id: token of padding and of empty micro-batches.
         device: where the model is.
+        known: log-probabilities of the rows under other models, if the objective reads any.
 
     Returns:
         `objective` is the mean value over kept tokens; `nll` (nats) and `token_accuracy`, the share
         of tokens that are the most probable, are means over target tokens; `bits_per_byte` is the
         NLL in bits per UTF-8 byte of the responses, comparable across tokenizers. All but the
-        accuracy are infinite if some logits are not finite.
+        accuracy are infinite if some logits are not finite. Weights multiply values alone.
     """
     engine.eval()
     lengths = token_counts(rows)
@@ -49,8 +52,9 @@ def validate(
     indices = range(len(rows) if spec.splits_by_tokens else even)
     totals = torch.zeros(5, dtype=torch.float64, device=device)
     for chosen in split_into_micro_batches(indices, padded, spec, world_size)[rank]:
-        real = [rows[index] for index in chosen if index < len(rows)]
-        _, tokens = engine(**collate(real, fill_token_id, device, packing=spec.packing))
+        real = [index for index in chosen if index < len(rows)]
+        batch = collate([rows[i] for i in real], fill_token_id, device, packing=spec.packing)
+        _, tokens = engine(**batch, **({} if known is None else known.of(real, device)))
         target = tokens["target"]
         totals += torch.stack(
             [
@@ -62,8 +66,6 @@ def validate(
             ]
         )
     torch.distributed.all_reduce(totals)
-    # A problem met here does not explain a step that training skips later.
-    engine.module.model.get_output_embeddings().problem = None
     engine.train()
     value, kept, nll, correct, targets = totals.tolist()
     return {

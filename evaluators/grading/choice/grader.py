@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deft.evaluators.grading.brackets import read_group
+from deft.evaluators.grading.choice.option_matching import LETTERED
 from deft.evaluators.grading.choice.option_text import (
     folded,
     number_set,
@@ -22,6 +23,7 @@ from deft.evaluators.grading.choice.option_text import (
     stems_of,
     value_of,
 )
+from deft.evaluators.grading.choice.paper import choose_as_the_paper
 from deft.evaluators.grading.choice.prose import abridged, concluded
 from deft.evaluators.grading.choice.statements import (
     BAD_AHEAD,
@@ -36,7 +38,12 @@ from deft.evaluators.grading.choice.statements import (
     TRAILS,
 )
 from deft.evaluators.grading.final_answer import announced
-from deft.evaluators.grading.responses import answer_part, before_next_problem, no_answer
+from deft.evaluators.grading.responses import (
+    answer_part,
+    before_next_problem,
+    no_answer,
+    without_marks,
+)
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
 MAX_VERBS = 3
@@ -59,7 +66,8 @@ def grade(record: Mapping[str, Any]) -> Grade:
     """Grade ``response`` against the letter ``gold`` of ``options`` (letter to text).
 
     ``extracted`` is the letter of the chosen option. A response that was cut off is graded if it
-    had made its choice explicit by then, else it is ``truncated``.
+    had made its choice explicit by then, else it is ``truncated``. The score ``accuracy_paper`` is
+    1 where the paper's rules choose ``gold``.
     """
     options = {letter.upper(): text for letter, text in record["options"].items()}
     finish_reason = record.get("finish_reason")
@@ -71,12 +79,18 @@ def grade(record: Mapping[str, Any]) -> Grade:
     letter = None
     for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
         letter = letter or chooser.explicit(part)
-        if letter is None and finish_reason != "length":
+        # What a next problem follows was complete, wherever that one was cut off.
+        if letter is None and (finish_reason != "length" or part != text):
             letter = chooser.implied(part)
+    if letter is None and finish_reason == "length":
+        letter = chooser.opening(text)
+    as_the_paper = choose_as_the_paper(without_marks(record["response"]), options)
+    gold = record["gold"].strip().upper()
+    scores = {"accuracy_paper": float(as_the_paper == gold)}
     if not letter:
-        return no_answer(finish_reason)
-    correct = letter == record["gold"].strip().upper()
-    return Grade(Verdict.correct if correct else Verdict.wrong, letter)
+        return replace(no_answer(finish_reason), scores=scores)
+    correct = letter == gold
+    return Grade(Verdict.correct if correct else Verdict.wrong, letter, scores)
 
 
 _SECTION = re.compile(
@@ -165,9 +179,11 @@ class Chooser:
         lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
         copy = folded(" ".join(f"{letter} {said}" for letter, said in self.options.items()))
         lines = [line for line in lines if folded(line) != copy]
-        if not lines:
+        if not lines or (
+            len(lines) == 1
+            and (_OBSERVATION.fullmatch(lines[0]) or _SEVERAL.fullmatch(lines[0].rstrip(" .!")))
+        ):
             return None
-        whole = [self._whole_line(line) for line in lines]
         marked = self._marked(lines)
         if marked:
             return marked
@@ -206,6 +222,14 @@ class Chooser:
             or self._true_or_false(lines[-1])
             or self._all_statements(lines[-1])
         )
+
+    def opening(self, text: str) -> str | None:
+        """Return the option that the first line is, where others are neither listed nor named."""
+        lines = [line.strip() for line in text.split("\n") if line.strip(" *_#->`\t")]
+        whole = [self._whole_line(line) for line in lines]
+        if len(lines) < 2 or _ITEM_LETTER.match(lines[1]) or len(set(whole) - {None}) != 1:
+            return None
+        return whole[0]
 
     def _ranked(self, lines: list[str]) -> str | None:
         """Return the first of options that are ranked: ``D > B > C``, or a numbered list."""
@@ -334,7 +358,7 @@ class Chooser:
                 continue  # "D (its text) is tempting, but B is correct"
             position = match.end()
             before = text[max(0, match.start() - 30) : match.start()].rstrip("(*_ ")
-            if BAD_AHEAD.search(before):
+            if BAD_AHEAD.search(before) or before.split(" ")[-1].lower() in LETTERED:
                 continue
             shared = SHARED.search(before)
             yield Statement(match.start(), "" if shared else letter)
@@ -473,6 +497,8 @@ _SET_ASIDE = re.compile(
     r"|(?:less|least) \w+|differential(?: diagnos[ie]s)?|runner-up|not|rule out|avoid)\s*:",
     re.IGNORECASE,
 )
+_OBSERVATION = re.compile(r"\W*(?:[A-Za-z]+ ){1,3}(?:falls|rises|drops|climbs)\W*")
+"""A finding, not an option: "Cardiac output falls", where options speak of a decreased output."""
 _CROSSED = re.compile("[❌✗✘]")
 _RANKING = re.compile(
     r"\b(?:rank\w*|most to least|in order of|order of likelihood)\b", re.IGNORECASE
@@ -484,7 +510,7 @@ _BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|
 """Ahead of a number: it is the end of a range, or a bound."""
 _MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
 _ITEM_LETTER = re.compile(
-    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b)"
+    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b|\s*\|)"
 )
 _ITEMS_APART = re.compile(r"[;,.]\s{0,3}(?=\W{0,8}[A-Z](?:\s+is\b|\W{0,2}:))")
 _VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
@@ -504,7 +530,7 @@ _NONE_OF = re.compile(
 _LETTER = re.compile(
     r"\W{0,20}?(?P<label>(?:option|choice|letter|"
     r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]{1,3}\s{0,3})?(?P<letter>[A-Za-z])"
-    r"(?P<close>\s{0,3}[)\]】]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
+    r"(?P<close>\s{0,3}[)\]】>]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(

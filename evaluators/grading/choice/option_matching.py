@@ -114,7 +114,7 @@ class OptionMatcher:
         for match in _BY_LETTER.finditer(sentence):
             group = match.lastindex or 0
             ahead = sentence[: match.start(group)].split()[-1:]
-            if match[group] in self.options and not _LETTERED & {w.lower() for w in ahead}:
+            if match[group] in self.options and not LETTERED & {w.lower() for w in ahead}:
                 yield match[group], *match.span(group)
         for letter, pattern in self.collective.items():
             for match in pattern.finditer(sentence):
@@ -131,7 +131,7 @@ _LETTERED_TEXT = (
     "category schedule hemophilia haemophilia hemoglobin haemoglobin immunoglobulin complement "
     "coenzyme cytochrome bipolar angiotensin"
 )
-_LETTERED = frozenset(_LETTERED_TEXT.split())
+LETTERED = frozenset(_LETTERED_TEXT.split())
 """What is itself told apart by letters: vitamin C is not option C."""
 _ALL_OR_NONE = re.compile(r"\W*(all|none)(?:\s+of)?\s+(?:the\s+)?(?:above|these)\b", re.IGNORECASE)
 _COLLECTIVE = {

@@ -203,9 +203,8 @@ _REFUSAL = re.compile(
 )
 _DECLINED = re.compile(
     r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't(?! be\b)|unable|not able|not sure"
-    r"|do not know|"
-    r"don't know"
-    r"|could not|would need)\b|\b(?:not enough|insufficient) information\b",
+    r"|not certain|do not know|don't know|could not|would need)\b"
+    r"|\b(?:not enough|insufficient) information\b",
     re.IGNORECASE,
 )
 _DEPENDS = re.compile(

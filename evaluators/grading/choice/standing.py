@@ -71,6 +71,7 @@ _CLAUSE = any_of(
 _CONCEDING = any_of(
     r"while|whereas|although|even though|though|despite|unlike|in contrast to",
     r"compared (?:to|with)|other than|apart from|besides|if|unless",
+    r"had (?:it|this|he|she|there|the \w+) been|were (?:it|this|there)",
 )
 _TURNED_DOWN = any_of(
     r"(?:favou?r|prefer|choos|suggest)\w*\b[^,;]*\bover|rather than|instead of",
@@ -134,19 +135,17 @@ _CUE = any_of(
 )
 _ODD_ONE = any_of(
     r"least likely|exception|except|odd one out|cannot be used",
-    r"(?:is|are|would|does|do|has|have|can|should|was|were)\s*n[o'’]t\s+"
-    r"(?:(?:be|have|directly|specifically|typically|usually|generally|considered|expected|an?|part"
-    r"|one|appear\s+to)\s+)*"
-    r"(?:associat\w+|cause\w*|align\w*|contribut\w+|includ\w+|feature|characteristic|known|among"
-    r"|of|risk|indicat\w+|effective|used|recommended|belong|form|increase\w*|elevate\w*|seen|given"
-    r"|occur|true|typical\w*|component|expected|needed|necessary|contraindicat\w+|related|involved"
-    r"|supply|done|constitute|require\w*)",
+    r"(?:is|are|would|does|do|has|have|can|should|was|were)\s*n[o'’]t\s+(?:(?:be|have|directly"
+    r"|specifically|typically|usually|generally|considered|expected|an?|part|one"
+    r"|appear\s+to)\s+)*(?:associat\w+|cause\w*|align\w*|contribut\w+|includ\w+|feature"
+    r"|characteristic|known|among|of|risk|indicat\w+|effective|used|recommended|belong|form"
+    r"|increase\w*|elevate\w*|seen|given|occur|true|typical\w*|component|expected|needed|necessary"
+    r"|contraindicat\w+|related|involved|supply|done|constitute|require\w*)",
 )
 ODD_FRAME = re.compile(
-    r"\b(?:that|which|who|one)\s+(?:is|are|does|do|would|can|should|has|have|was)\s*n[o'’]t\b[^.]*?"
-    r"\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable|appropriate|effective|"
-    r"associated)\b"
-    r"[^.]*?\b(?:is|are|would be)\b",
+    r"\b(?:that|which|who|one)\s+(?:is|are|does|do|would|can|should|has|have"
+    r"|was)\s*n[o'’]t\b[^.]*?\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable"
+    r"|appropriate|effective|associated)\b[^.]*?\b(?:is|are|would be)\b",
     re.IGNORECASE,
 )
 _APPENDED = re.compile(
@@ -167,8 +166,7 @@ _PICKED_OUT = re.compile(
 )
 _PARENTHESIS = re.compile(
     r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,"
-    r"|\s*\([^()]{0,200}\)"
-    r"|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
+    r"|\s*\([^()]{0,200}\)|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
     re.IGNORECASE,
 )
 _CONTRASTED = re.compile(r"\s*,\s*(?:in|by)\s+contrast\s*,", re.IGNORECASE)
@@ -279,7 +277,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         return Standing.rejected, bool(
             re.search(r"\bleast\b|\bexcept", place.before, re.IGNORECASE)
         )
-    if _TURNED_DOWN_BEHIND.search(place.behind):
+    if _TURNED_DOWN_BEHIND.search(place.behind) or _NOT_HERE.match(place.rest):
         return Standing.rejected, bool(_ODD_ONE.search(place.behind))
     if _is_left_open(place):
         return Standing.aside, False
@@ -355,4 +353,12 @@ _DENIED = re.compile(
 _UNSURE = any_of(r"whether|if|unclear|not clear|(?<!little )(?<!no )doubt\w*")
 _QUALIFIES = re.compile(r"\b(?:of|for|in|to|with|behind|causing|that|which)\b")
 _ENUMERATED = re.compile(r"\s*,[^.;:]*?\s(?:and|or)\s")
-_OFFERED = re.compile(r"\b(?:options|choices) (?:are|include)\b", re.IGNORECASE)
+_OFFERED = re.compile(
+    r"\b(?:options|choices) (?:are|include)\b|\b(?:so|nor|neither) (?:is|are|does|would)\s+$",
+    re.IGNORECASE,
+)
+_NOT_HERE = re.compile(
+    r"[^.;]*?\b(?:but|though) not "
+    r"(?:here|(?:in |for )?this|in (?:her|his)|appropriate|indicated)\b",
+    re.IGNORECASE,
+)

@@ -54,9 +54,8 @@ TRAILS = re.compile(
     re.VERBOSE,
 )
 BAD_AHEAD = re.compile(
-    r"(?:n't|\b(?:not|never|if|whether|why|would\s+have\s+been|unless|could|might|may|cannot|suppose"
-    r"|which|neither)\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*)"
-    r"\s*(?:\w+\s+){0,2}$",
+    r"(?:n't|\b(?:not|never|if|whether|why|would\s+have\s+been|unless|could|might|may|cannot"
+    r"|suppose|which|neither)\b|\bassum\w+|\bno\s+(?:single\s+)?\w*|\bask\w*)\s*(?:\w+\s+){0,2}$",
     re.IGNORECASE,
 )
 SECOND = re.compile(

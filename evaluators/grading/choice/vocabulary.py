@@ -59,8 +59,7 @@ _NUMERALS |= {numeral: str(number) for number, numeral in enumerate(_ROMAN.split
 _GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kappa", "μ": "mu"}
 _SUFFIX = re.compile(
     r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|[ae]nc|c|tic|sis|ary|y|gram?"
-    r"|graphy)$"
-    r"|(?<=block)ade?$|(?<=drain)ag$"
+    r"|graphy)$|(?<=block)ade?$|(?<=drain)ag$"
 )
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
 _SYNONYMS = {

@@ -22,9 +22,8 @@ class Found:
 
 # Dollars around a formula touch it from within, and no digit follows the second: else it is money.
 FORMULA = re.compile(
-    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
-    r"|(?<![\\\d$])\$(?![\s$])((?:\\.|[^$\\\n])*?(?:\\.|[^$\\\n\s]))\$(?!\d)"
-    r"|(?<![\\\d$])\$ +([^$\n]{0,300}?\\[a-zA-Z][^$\n]{0,600}?"
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\\d$])\$(?![\s$])((?:\\.|[^$\\\n])*?(?:\\."
+    r"|[^$\\\n\s]))\$(?!\d)|(?<![\\\d$])\$ +([^$\n]{0,300}?\\[a-zA-Z][^$\n]{0,600}?"
     r"|[-\d.,/a-zA-Z=+^()<>]{1,40}) +\$(?!\d)",
     re.DOTALL,
 )
@@ -73,19 +72,19 @@ def joined_formulas(text: str) -> str:
 
 
 _PLANNING = re.compile(
-    r"^\W*(?:problem|question|find|compute|evaluate|calculate|determine|solve|simplify|prove|"
-    r"show)\b|"
-    r"^(?:the (?:question|problem) is|let|now,? (?:let|we need)|next|first|suppose|assume|"
-    r"consider|step|recall|note that|"
-    r"remember|"
-    r"we (?:need|want|must|have) to|i (?:will|need|would))\b|\b(?:let me|let's|let us|we will|i'll|"
-    r"maybe|perhaps|might|we should|we could|to go on|to proceed|then we (?:can|need)|"
-    r"the (?:question|problem) (?:asks|says)(?![^.]*\bwhich (?:is|equals)\b))\b",
+    r"^\W*(?:problem|question|find|compute|evaluate|calculate|determine|solve|simplify|prove"
+    r"|show)\b|^(?:the (?:question|problem) is|let|now,? (?:let|we need)|next|first|suppose|assume"
+    r"|consider|step|recall|note that|remember|we (?:need|want|must|have) to|i (?:will|need"
+    r"|would))\b|\b(?:let me|let's|let us|we will|i'll|maybe|perhaps|might|we should|we could"
+    r"|to go on|to proceed|then we (?:can|need)|the (?:question|problem) (?:asks"
+    r"|says)(?![^.]*\bwhich (?:is|equals)\b))\b",
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
     r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these|"
-    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$",
+    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$"
+    r"|\bto\s+(?!about|approx|exactly|roughly|nearly|only|be\b|get|equal|reach|total|around|just)"
+    r"[a-z]+\s+(?:(?:the|all|her|his|their|these)\s+)?$",
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(
@@ -134,14 +133,13 @@ def _listed_solutions(lines: list[str]) -> str | None:
 
 
 _REMARK = re.compile(
-    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)"
-    r"|to (?:check|verify)"
-    r"|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)|confidence|time(?: taken)?|notes?|remarks?"
-    r"|explanation|justification|reason(?:ing)?|done|qed|q\.e\.d|that's it|indeed"
-    r"|as (?:required|desired)"
-    r"|(?:this|that|it|which) (?:is (?:less|more|greater|smaller|within|valid|consistent"
-    r"|correct|in)\b"
-    r"|(?:matches|agrees|satisfies|checks|confirms|makes sense)))\b(?!\s*(?:=|≈))",
+    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|(?:to"
+    r"|let me|let's|let us|just to) (?:quickly )?(?:double[- ]?)?(?:check|verify|confirm)|i(?:'m"
+    r"| am) (?:\w+ )?(?:confident|sure|certain)|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)"
+    r"|confidence|time(?: taken)?|notes?|remarks?|explanation|justification|reason(?:ing)?|done|qed"
+    r"|q\.e\.d|that's it|indeed|as (?:required|desired)|(?:this|that|it|which) (?:is (?:less|more"
+    r"|greater|smaller|within|valid|consistent|correct|in)\b|(?:matches|agrees|satisfies|checks"
+    r"|confirms|makes sense)))\b(?!\s*(?:=|≈))",
     re.IGNORECASE,
 )
 """What speaks about the answer after it was given."""
@@ -204,9 +202,12 @@ def _last_step(display: str) -> str:
     return steps[-1].replace("&", "").strip() if steps else ""
 
 
+_TWO_CLAUSES = re.compile(r"\b[Ss]o\b|\d[.!?]\s+[A-Z][a-z]")
+
+
 def is_bare_value(line: str) -> bool:
     """Check that a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
-    if not line or len(line) > 200 or OTHER_SCRIPT.search(line):
+    if not line or len(line) > 200 or OTHER_SCRIPT.search(line) or _TWO_CLAUSES.search(line):
         return False
     if FORMULA.search(line):
         return FORMULA.fullmatch(line.rstrip(".,")) is not None
@@ -226,10 +227,9 @@ _WHERE = re.compile(
 
 _ASIDE = re.compile(r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)[^()]*?[a-zA-Z]{3,}[^()]*\)")
 _TRAILING_REMARK = re.compile(
-    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,"
-    r"|and not\b|not\b|done\b"
-    r"|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
-    r"|which is (?:\S+ )?(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
+    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,|and not\b|not\b"
+    r"|done\b|while\b|whereas\b|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
+    r"|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
     r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$",
     re.IGNORECASE,

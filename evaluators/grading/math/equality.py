@@ -36,11 +36,12 @@ from deft.evaluators.grading.math.nodes import (
     Scalar,
     Union,
     Words,
+    pair_off,
 )
 from deft.evaluators.grading.math.reading import readings
 from deft.evaluators.grading.math.real_sets import as_real_sets, same_real_sets
 from deft.evaluators.grading.math.scalars import expression_text, same_scalars
-from deft.evaluators.grading.math.words import NEGATIONS, is_name, plain_words
+from deft.evaluators.grading.math.words import MONTHS, NEGATIONS, is_name, plain_words
 
 MAX_UNORDERED = 60
 """Items that are matched in any order; more must be in the gold answer's order."""
@@ -148,7 +149,7 @@ def same(gold: Node, answer: Node) -> bool:
         case (Ratio(items=items), Scalar() as other) | (Scalar() as other, Ratio(items=items)):
             return len(items) == 2 and same_scalars(quotient(items), other)
         case (Cases(rows=left), Cases(rows=right)):
-            return _same_cases(left, right)
+            return pair_off(left, right, _same_piece)
         case (Scalar(), Group() | Matrix()) if vector := _in_unit_vectors(gold):
             return same(vector, answer)
         case (Group() | Matrix(), Scalar()) if vector := _in_unit_vectors(answer):
@@ -172,8 +173,7 @@ def same(gold: Node, answer: Node) -> bool:
     return False
 
 
-_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
-_DATE = re.compile(rf"(?:(\d{{1,2}}) (?:of )?)?({_MONTHS})(?: (\d{{1,2}})(?!\d))?(?:,? (\d{{4}}))?")
+_DATE = re.compile(rf"(?:(\d{{1,2}}) (?:of )?)?({MONTHS})(?: (\d{{1,2}})(?!\d))?(?:,? (\d{{4}}))?")
 
 
 def _same_date(gold: str, answer: str) -> bool:
@@ -403,14 +403,7 @@ def _same_unordered(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
     gold, answer = _distinct(gold), _distinct(answer)
     if len(gold) != len(answer):
         return False
-    # Each answer may stand for one gold answer only, or 1, 1 would be 1, 2.
-    unmatched = list(answer)
-    for item in gold:
-        match = next((other for other in unmatched if same(item, other)), None)
-        if match is None:
-            return False
-        unmatched.remove(match)
-    return True
+    return pair_off(gold, answer, same)
 
 
 def _distinct(items: Sequence[Node]) -> list[Node]:
@@ -486,23 +479,10 @@ def _in_unit_vectors(scalar: Scalar) -> Group | None:
     return Group("vector", tuple(Scalar(sympy.latex(c)) for c in coefficients))
 
 
-def _same_cases(gold: Sequence[Sequence[Node]], answer: Sequence[Sequence[Node]]) -> bool:
-    """Compare functions in pieces, in any order; ``otherwise`` is whatever is left."""
-    unmatched = list(answer)
-    for value, condition in gold:
-        match = next(
-            (
-                row
-                for row in unmatched
-                if same(value, row[0])
-                and (same(condition, row[1]) or _OTHERWISE in (condition, row[1]))
-            ),
-            None,
-        )
-        if match is None:
-            return False
-        unmatched.remove(match)
-    return not unmatched
+def _same_piece(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
+    """Compare a value and its condition; ``otherwise`` is whatever is left."""
+    conditions = (gold[1], answer[1])
+    return same(gold[0], answer[0]) and (same(*conditions) or _OTHERWISE in conditions)
 
 
 _OTHERWISE = Words("otherwise")

@@ -17,7 +17,7 @@ A response that was cut off has a final answer only by 1 or 2, in full.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deft.evaluators.grading.brackets import read_group
 from deft.evaluators.grading.final_answer import announced, without_emoji
@@ -68,9 +68,10 @@ def find_answer(
     """
     response = _without_bold(without_emoji(announced(response)))
     first = before_next_problem(response)
+    if first != response and (found := _explicit_answer(first, parts) or conclusion(first)):
+        return replace(found, explicit=True)  # it was complete, wherever the rest was cut off
     return (
-        (_explicit_answer(first, parts) if first != response else None)
-        or _explicit_answer(response, parts)
+        _explicit_answer(response, parts)
         or (_chosen_letter(response) if lettered else None)
         or (concluded_word(response) if worded else None)
         or conclusion(response)
@@ -238,10 +239,9 @@ def _says_a_value(content: str) -> bool:
 
 _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
 _LEAD = re.compile(
-    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|"
-    r"probably|approximately|"
-    r"about|"
-    r"exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*|[~≈])[\s:]*)+",
+    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|probably"
+    r"|approximately|about|exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*"
+    r"|[~≈])[\s:]*)+",
     re.IGNORECASE,
 )
 
@@ -307,9 +307,8 @@ def _first_sentence(content: str) -> str:
 
 
 _COMMENT = re.compile(
-    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|"
-    r"from|by|"
-    r"using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
+    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from"
+    r"|by|using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
     r"|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
     re.IGNORECASE | re.DOTALL,
 )

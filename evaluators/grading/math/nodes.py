@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,16 @@ Node = (
     | Cases
 )
 FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
+
+
+def pair_off(
+    gold: Sequence[Item], answer: Sequence[Item], test: Callable[[Item, Item], bool]
+) -> bool:
+    """Check that each answer passes with one gold answer only, or 1, 1 would be 1, 2."""
+    unmatched = list(answer)
+    for item in gold:
+        match = next((other for other in unmatched if test(item, other)), None)
+        if match is None:
+            return False
+        unmatched.remove(match)
+    return not unmatched

@@ -78,7 +78,9 @@ _TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
 _ONES, _TENS = _ONES_TEXT.split(), _TENS_TEXT.split()
 
 
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+SCALES = {
+    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+}  # fmt: skip
 _PARTS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
     "eighth": 8, "ninth": 9, "tenth": 10,
@@ -104,8 +106,8 @@ def number_word(words: str) -> Fraction | None:
             current = 1
         elif part == "hundred":
             current = (current or 1) * 100
-        elif part in _SCALES:
-            total, current = total + (current or 1) * _SCALES[part], 0
+        elif part in SCALES:
+            total, current = total + (current or 1) * SCALES[part], 0
         else:
             return None
     return Fraction(total + current)

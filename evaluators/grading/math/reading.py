@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import chain
 
 from deft.evaluators.grading.brackets import (
     is_balanced,
@@ -18,6 +20,7 @@ from deft.evaluators.grading.brackets import (
 )
 from deft.evaluators.grading.math.latex import MAX_ANSWER, normalize_latex
 from deft.evaluators.grading.math.nodes import (
+    FLIPPED,
     Cases,
     Choice,
     Group,
@@ -40,12 +43,13 @@ from deft.evaluators.grading.math.phrases import (
 from deft.evaluators.grading.math.quantities import (
     NUMERIC,
     POWER,
+    SCALES,
     canonical_unit,
     is_unit,
     number,
     number_word,
 )
-from deft.evaluators.grading.math.words import NEGATIONS, mark_words, plain_words
+from deft.evaluators.grading.math.words import MONTHS, NEGATIONS, mark_words, plain_words
 
 MAX_ITEMS = 200
 """Items of a list that are compared; longer ones are compared as text alone."""
@@ -274,10 +278,7 @@ def _split_list(text: str) -> tuple[list[str], str]:
     return [re.sub(r"^\s*;|;\s*$", "", part) for part in parts], word
 
 
-_MONTH = re.compile(
-    r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b",
-    re.IGNORECASE,
-)
+_MONTH = re.compile(rf"\b(?:{MONTHS})\b", re.IGNORECASE)
 
 
 def _split_text(match: re.Match[str]) -> str:
@@ -304,17 +305,19 @@ def _read_list(parts: list[str], word: str, level: int) -> Node:
         and not any(isinstance(item, Relation) for item in items[1:])
     ):
         items = (first.sides[-1], *items[1:])
-    flat: list[Node] = []
-    for item in items:
-        flat.extend(item.items if isinstance(item, Group) and item.kind == "list" else [item])
-    return Group("list", tuple(flat))
+    return Group("list", _flat(items))
+
+
+def _flat(items: Sequence[Node]) -> tuple[Node, ...]:
+    """Put the items of a list in the place of a list among ``items``."""
+    nested = (i.items if isinstance(i, Group) and i.kind == "list" else (i,) for i in items)
+    return tuple(chain.from_iterable(nested))
 
 
 def _is_inequality(relation: Relation) -> bool:
-    return all(sign in _ORDER or sign == r"\neq" for sign in relation.signs)
+    return all(sign in (*FLIPPED, r"\neq") for sign in relation.signs)
 
 
-_ORDER = ("<", ">", r"\leq", r"\geq")
 _SIGNS = (r"\leq", r"\geq", r"\neq", r"\approx", r"\in", r"\to", "<", ">", "=")
 
 
@@ -389,11 +392,7 @@ def _read_group(text: str, level: int) -> Node | None:
         parts = _without_ellipsis(parts)
         items = tuple(read_node(part, level + 1) for part in parts if part.strip())
         if opening == r"\{":
-            flat: list[Node] = []
-            for item in items:
-                nested = isinstance(item, Group) and item.kind == "list"
-                flat.extend(item.items if nested and isinstance(item, Group) else [item])
-            return Group("set", tuple(flat))
+            return Group("set", _flat(items))
         if opening == r"\langle":
             return Group("vector", items)
         return Group(opening + closing, items)
@@ -453,9 +452,6 @@ _TRAILING_TEXT = re.compile(
     rf"^(.*?)((?:[/\s]*\\text\{{[^{{}}]*\}}{POWER}(?:\s*(?:\\cdot)?\s*)?)+)$", re.DOTALL
 )
 _TRAILING_UNIT = re.compile(rf"^({NUMERIC})\s?((?:[a-zA-Z]+{POWER}[/\s]?)+)$")
-_MULTIPLIERS = {
-    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-}  # fmt: skip
 
 
 def _read_scalar(text: str) -> Node:
@@ -514,8 +510,8 @@ def _take_unit(formula: str, words: str) -> tuple[str, bool, str]:
     """Split the words behind a formula into formula, percent sign and unit."""
     percent = False
     parts = words.lower().split()
-    if parts and parts[0] in _MULTIPLIERS:
-        formula = rf"{formula}\cdot {_MULTIPLIERS[parts[0]]}"
+    if parts and parts[0] in SCALES:
+        formula = rf"{formula}\cdot {SCALES[parts[0]]}"
         parts = parts[1:]
         words = " ".join(parts)
     if parts and parts[0] in ("percent", "percentage", "pct"):

@@ -20,6 +20,7 @@ from deft.evaluators.grading.math.nodes import (
     Scalar,
     SetDifference,
     Union,
+    pair_off,
 )
 from deft.evaluators.grading.math.quantities import number
 from deft.evaluators.grading.math.scalars import expression_text, latex_key, same_scalars
@@ -249,15 +250,7 @@ def same_real_sets(gold: list[RealInterval], answer: list[RealInterval]) -> bool
     with suppress(NotComputedError):
         # [0, 1] ∪ [1, 2] is [0, 2], but [0, 1) ∪ (1, 2] has a hole: merging looks at the ends.
         gold, answer = _merged(gold), _merged(answer)
-    if len(gold) != len(answer):
-        return False
-    unmatched = list(answer)
-    for piece in gold:
-        match = next((other for other in unmatched if _same_interval(piece, other)), None)
-        if match is None:
-            return False
-        unmatched.remove(match)
-    return True
+    return pair_off(gold, answer, _same_interval)
 
 
 def _merged(pieces: list[RealInterval]) -> list[RealInterval]:

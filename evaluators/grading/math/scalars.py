@@ -138,21 +138,7 @@ def _same_latex(gold: str, answer: str) -> bool:
                 return True
     except NotParsedError:
         return False
-    if left is not None and left.decimals is not None:
-        return _is_rounded_value(left, parsed_answer)
-    rounded = number_with_factor(gold)
-    return (
-        rounded is not None
-        and rounded.decimals is not None
-        and right is None
-        and (_is_rounded_value(rounded, parsed_answer))
-    )
-
-
-def number_with_factor(latex: str) -> Number | None:
-    """Read a decimal in scientific notation; None for anything else."""
-    written = number(latex)
-    return written if written is not None and written.scientific else None
+    return left is not None and left.decimals is not None and _is_rounded_value(left, parsed_answer)
 
 
 def latex_key(latex: str) -> str:

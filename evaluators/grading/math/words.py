@@ -96,16 +96,15 @@ def _is_wordy(words: list[str], *, loose: bool, joined: bool) -> bool:
     return longest >= 3 if loose else longest >= 5
 
 
+MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
 NEGATIONS = re.compile(
-    r"\b(?:not|no|never|none|except|unless|least|most|more|less|than|greater|neither|if|when|"
-    r"n't|other|minus|negative|plus|times|divided|over|half|twice|double|below|above|between)\b"
-    r"|n't\b",
+    r"\b(?:not|no|never|none|except|unless|least|most|more|less|than|greater|neither|if|when|n't"
+    r"|other|minus|negative|plus|times|divided|over|half|twice|double|below|above|between)\b|n't\b",
     re.IGNORECASE,
 )
 _NAME = re.compile(
-    r"\|?(?:m?\\angle\s?)?"
-    r"(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*|\\Delta [a-z])"
-    r"(?:_\{[^{}]*\})?'*(?:\^\{-1\})?(?:\(-?[^()+*/-]*\))?\|?"
+    r"\|?(?:m?\\angle\s?)?(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*"
+    r"|\\Delta [a-z])(?:_\{[^{}]*\})?'*(?:\^\{-1\})?(?:\(-?[^()+*/-]*\))?\|?"
 )
 
 

@@ -15,8 +15,10 @@ from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.items import prepare_items, read_items
 from deft.evaluators.generation.actor import Evaluator
 from deft.evaluators.generation.job import EvaluationJob
+from deft.evaluators.generation.journal import Response, ResponseJournal
 from deft.evaluators.generation.prompts import encode_item
 from deft.evaluators.scores.comparison import different_conditions, read_predictions
+from deft.evaluators.scores.second_opinions import read_second_opinions
 from deft.evaluators.spec import BenchmarkSpec, EngineSpec
 
 BENCHMARK = """
@@ -86,6 +88,31 @@ def test_tables_hold_what_a_comparison_must_know(
     assert first.digests == [item.digest for item in read_items(Path(jobs[0].items))]
     assert len(set(first.digests)) == 3
     assert different_conditions(first.conditions, second.conditions) == ["max_tokens (2 / 3)"]
+
+
+def test_math_is_graded_by_a_second_grader_as_well(
+    evaluator: Evaluator, model_paths: dict[str, str], tmp_path: Path
+) -> None:
+    """Responses that the journal holds are graded without being generated again."""
+    rows = [{"question": f"1 + {n}?", "answer": f"#### {n + 1}"} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = str(tmp_path / "rows.jsonl")
+    one = job(model_paths["first"], tmp_path, name="gsm8k", file=file)
+    texts = ["It is $\\boxed{1}$.", "$x = 2$\n\nCheck: $2 + 8 = 10$", "No idea."]
+    with ResponseJournal(one.responses) as journal:
+        for item, text in zip(read_items(Path(one.items)), texts, strict=True):
+            journal.append(Response(item.id, 0, text, item.gold, None, "stop", 3, item.question))
+    result = evaluator.run(one)
+    assert (result.num_generated, result.num_resumed) == (0, 3)
+    table = pq.read_table(one.predictions).to_pydict()
+    assert table["verdict"] == ["correct", "correct", "no_answer"]
+    assert table["second_verdict"] == ["correct", "wrong", "no_answer"]
+    assert result.metrics["disagreement_rate"] == pytest.approx(1 / 3)
+    opinions = read_second_opinions(one.predictions)
+    assert opinions.num_compared == 3
+    assert [(d.gold, d.verdict, d.second_verdict) for d in opinions.disagreements] == [
+        ("2", "correct", "wrong")
+    ]
 
 
 def test_grader_that_fails_on_all_responses_ends_the_evaluation(

@@ -13,6 +13,7 @@ import ray
 from ray.util import placement_group_table
 
 from deft.evaluators.benchmarks.items import prepare_items
+from deft.evaluators.generation.actor import Evaluator
 from deft.evaluators.generation.job import EvaluationJob
 from deft.evaluators.generation.shared_pool import SharedPool
 from deft.evaluators.spec import BenchmarkSpec, EngineSpec
@@ -66,3 +67,25 @@ def test_runs_share_one_engine_which_takes_no_devices(
     while evaluators() > 0:
         assert time.monotonic() < deadline, "an engine is left over"
         time.sleep(0.1)
+
+
+def test_idle_engines_share_a_benchmark(
+    ray_cluster: None, model_paths: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {"name": "figfont", "size": 16, "samples": 8, "max_tokens": 2}
+    benchmark = BenchmarkSpec.model_validate(settings)
+    items = prepare_items(benchmark, None, tmp_path / "cache")
+    spec = EngineSpec(type="transformers", cpus=1, batch_invariant=True)
+    cut, uncut = (
+        EvaluationJob("eval", model_paths["first"], benchmark, str(items), "chat", str(out))
+        for out in (tmp_path / "cut", tmp_path / "uncut")
+    )
+    with SharedPool(spec, 2, use_gpu=False, reserve=False) as pool:
+        ((done, result),) = pool.run([cut])
+        assert evaluators() == 2
+    assert done == cut
+    assert result.num_generated == 128
+    assert result.metrics == Evaluator(spec).run(uncut).metrics
+    rows, expected = (pq.read_table(job.predictions).to_pylist() for job in (cut, uncut))
+    assert [row for row in rows if row not in expected] == []
+    assert cut.predictions.read_bytes() == uncut.predictions.read_bytes()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from deft.evaluators.generation.actor import create_engine
 from deft.evaluators.generation.engine import Decoding, Generation, Request
-from deft.evaluators.generation.engines import create_engine
 from deft.evaluators.generation.model_dir import Architecture, read_architecture
 from deft.evaluators.generation.transformers_engine import GumbelNoise, TransformersEngine
 from deft.evaluators.spec import EngineSpec

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deft.evaluators.grading import GRADERS, grader_version, math_verify
+from deft.evaluators.grading import math_verify
 from deft.evaluators.grading.sandbox.pool import GraderPool
 
 
@@ -26,19 +26,6 @@ def test_math_verify_runs_in_a_pool() -> None:
     with GraderPool("math_verify", workers=1, timeout=10) as pool:
         graded = pool.submit({"response": "So $x = 4$.", "gold": "4"}).result()
     assert graded.verdict == "correct"
-
-
-def test_a_version_changes_with_the_code_of_a_grader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert len({grader_version(name) for name in GRADERS}) == 1
-    monkeypatch.syspath_prepend(tmp_path)
-    module = tmp_path / "own_grader_for_versions.py"
-    module.write_text("def grade(record): ...\n")
-    before = grader_version("own_grader_for_versions:grade")
-    assert before == grader_version("own_grader_for_versions:grade") != grader_version("math")
-    module.write_text("def grade(record): pass\n")
-    assert grader_version("own_grader_for_versions:grade") != before
 
 
 def test_a_grader_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from deft.evaluators.scores.metrics import (
     by_source,
     majority,
     mean_over_benchmarks,
+    paper_accuracy,
     pass_at_k,
     score_means,
 )
@@ -46,6 +49,17 @@ def test_pass_and_majority_are_given_for_powers_of_two() -> None:
     assert pass_at_k(outcomes("c", "w")) == majority(outcomes("c", "w")) == {}
 
 
+def test_paper_accuracy_has_a_mean_over_sources() -> None:
+    graded = replace(
+        outcomes("n", "w", "c", sources=("A", "A", "B")),
+        scores={"accuracy_paper": np.array([[1.0], [0.0], [1.0]])},
+    )
+    found = paper_accuracy(graded)
+    assert found["accuracy_paper"] == pytest.approx(2 / 3)
+    assert found["macro_accuracy_paper"] == pytest.approx(3 / 4)
+    assert paper_accuracy(outcomes("n")) == {}
+
+
 def test_sources_are_kept_apart() -> None:
     metrics = by_source(outcomes("c", "c", "w", "w", sources=("A", "A", "A", "NEJM 'AI'")))
     assert metrics["A/avg_at_1"] == pytest.approx(2 / 3)
@@ -58,11 +72,14 @@ def test_scores_are_averaged() -> None:
     assert score_means(outcomes("cw", "ww"))["similarity"] == 0.5
 
 
-def test_mean_over_benchmarks_is_plain_and_of_equal_samples_only() -> None:
+def test_mean_over_benchmarks_is_plain_and_leaves_none_out() -> None:
     results = {
         "aime24": {"avg_at_16": 0.2, "avg_at_16_stderr": 9.0, "pass_at_2": 1.0, "num_items": 30.0},
         "math500": {"avg_at_16": 0.6, "num_items": 500.0},
         "figfont": {"avg_at_1": 0.9},
     }
+    mean = {"avg": pytest.approx(1.7 / 3), "num_benchmarks": 3}
+    assert mean_over_benchmarks(results) == mean
+    del results["figfont"]
     assert mean_over_benchmarks(results) == {"avg_at_16": pytest.approx(0.4), "num_benchmarks": 2}
     assert mean_over_benchmarks({"figfont": {"avg_at_1": 0.9}}) == {}

@@ -11,6 +11,7 @@ import pytest
 from deft.evaluators.benchmarks.catalog import BENCHMARKS
 from deft.evaluators.scores.predictions import (
     Prediction,
+    rates,
     read_conditions,
     summarize_predictions,
     write_predictions,
@@ -18,7 +19,12 @@ from deft.evaluators.scores.predictions import (
 
 
 def prediction(
-    item: str, sample: int, verdict: str, finish_reason: str = "stop", response: str = "MAD"
+    item: str,
+    sample: int,
+    verdict: str,
+    finish_reason: str = "stop",
+    response: str = "MAD",
+    second_verdict: str | None = None,
 ) -> Prediction:
     return Prediction(
         id=item,
@@ -34,7 +40,26 @@ def prediction(
         verdict=verdict,
         extracted=response,
         scores={} if finish_reason == "prompt_too_long" else {"jaro_winkler": 0.5},
+        second_verdict=second_verdict,
     )
+
+
+def test_disagreement_is_the_share_of_second_opinions_that_differ() -> None:
+    pairs = [
+        ("correct", "correct"),
+        ("correct", "wrong"),
+        ("no_answer", "correct"),
+        # Neither is correct, and what ran out of time contradicts nothing.
+        ("no_answer", "wrong"),
+        ("correct", "grader_error"),
+        ("correct", None),
+    ]
+    rows = [
+        prediction(str(number), 0, verdict, second_verdict=second)
+        for number, (verdict, second) in enumerate(pairs)
+    ]
+    assert rates(rows)["disagreement_rate"] == 2 / 5
+    assert "disagreement_rate" not in rates(rows[-1:])
 
 
 def test_every_way_to_fail_has_its_rate_and_counts_as_wrong() -> None:
@@ -102,6 +127,7 @@ def test_table_has_a_row_per_response_and_replaces_the_former_one(tmp_path: Path
         "n_tokens": 4,
         "verdict": "correct",
         "extracted": "ΩX",
+        "second_verdict": None,
         "scores": [("jaro_winkler", 0.5)],
     }
     assert list(path.parent.iterdir()) == [path]

@@ -25,8 +25,13 @@ def stats_of(logp: Tensor) -> TokenStats:
         mask=torch.ones_like(logp, dtype=torch.bool),
         concentration=torch.linspace(0.05, 0.95, len(logp), dtype=logp.dtype),
         entropy=torch.linspace(3.0, 0.1, len(logp), dtype=logp.dtype),
-        entropy_top20=torch.linspace(2.9, 0.0, len(logp), dtype=logp.dtype),
+        entropy_top=torch.linspace(2.9, 0.0, len(logp), dtype=logp.dtype),
         divergence=torch.linspace(0.1, 2.0, len(logp), dtype=logp.dtype),
+        example=torch.tensor([0, 0, 0, 1, 1, 2, 2])[: len(logp)],
+        position=torch.tensor([0, 1, 2, 0, 1, 0, 1])[: len(logp)],
+        reference_logp=logp - torch.linspace(-0.6, 0.9, len(logp), dtype=logp.dtype),
+        initial_logp=logp + torch.linspace(0.4, -0.4, len(logp), dtype=logp.dtype) ** 2,
+        old_logp=logp - torch.linspace(-0.5, 0.5, len(logp), dtype=logp.dtype),
     )
 
 
@@ -52,8 +57,22 @@ def deformed(alpha: Tensor | float, epsilon: float) -> Callable[[Tensor, Tensor]
     return lambda logp, _: -((alpha * logp).exp() - 1) / (alpha + epsilon)
 
 
+def polylog_exponent(logp: Tensor, beta: float, least: float, most: float) -> Tensor:
+    return (-(logp + STATS.require("entropy")) / beta).exp().clamp(least, most)
+
+
+def example_means(column: Tensor) -> Tensor:
+    """Means over the examples of tokens 0 to 2, 3 and 4, 5 and 6."""
+    return torch.cat([part.mean().expand(len(part)) for part in column.split([3, 2, 2])])
+
+
+def median_loss(logp: Tensor) -> Tensor:
+    return torch.stack([-part.mean() for part in logp.split([3, 2, 2])]).median()
+
+
 STATS = stats_of(LOGP)
-C, H20, D = (STATS.require(name) for name in ("concentration", "entropy_top20", "divergence"))
+REFERENCE, OLD = STATS.require("reference_logp"), STATS.require("old_logp")
+C, H20, D = (STATS.require(name) for name in ("concentration", "entropy_top", "divergence"))
 # The defining expression of every objective, as its paper has it: (logp, sg(logp)) → value.
 DEFINITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "original": lambda logp, _: -logp,
@@ -76,6 +95,22 @@ DEFINITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "EAFT": lambda logp, _: -(H20 / 3.0) * logp,
     "EAFT-2": lambda logp, _: -((H20 / 3.0) ** 2) * logp,
     "EAFT_axolotl": lambda logp, _: -H20 * logp,
+    "EAFT_axolotl(a=2,k=7)": lambda logp, _: -(H20**2) * logp,
+    "IDFT": lambda logp, sg: -((logp.exp() ** polylog_exponent(sg, 1.0, 0.1, 2.0)) * logp),
+    "IDFT(beta=0.5,gamma_max=3)": lambda logp, sg: (
+        -((logp.exp() ** polylog_exponent(sg, 0.5, 0.1, 3.0)) * logp)
+    ),
+    "ProFit": lambda logp, sg: -logp * (sg.exp() >= 0.3),
+    "ProFit(q=0.01,most=0.8)": lambda logp, sg: -logp * ((sg.exp() >= 0.01) & (sg.exp() <= 0.8)),
+    "TALR": lambda logp, sg: -(sg.exp() ** (1 / median_loss(sg))).clamp(min=0.01) * logp,
+    "iwSFT": lambda logp, sg: -example_means(sg - REFERENCE).exp().clamp(0, 16) * logp,
+    "iwSFT(temperature=2,high=1.5)": lambda logp, sg: (
+        -(2 * example_means(sg - REFERENCE)).exp().clamp(0, 1.5) * logp
+    ),
+    "iwSFT_token": lambda logp, sg: -(sg - REFERENCE).exp().clamp(0.2, 1.8) * logp,
+    "PSFT": lambda logp, _: -torch.minimum((logp - OLD).exp(), (logp - OLD).exp().clamp(0.8, 1.28)),
+    "TokenCleaning": lambda logp, _: -logp * torch.tensor([1, 0, 0, 1, 0, 1, 0]),
+    "TokenCleaning-1": lambda logp, _: -logp,
     "CHORD": lambda logp, sg: -sg.exp() * (1 - sg.exp()) * logp,
     "Focal": lambda logp, _: -((1 - logp.exp()) ** 2) * logp,
     "Focal-0.5": lambda logp, _: -((1 - logp.exp()) ** 0.5) * logp,
@@ -120,7 +155,7 @@ def test_catalog_schema_and_implementation_agree(name: str) -> None:
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_an_objective_reads_only_the_statistics_it_declares(name: str) -> None:
     objective = get_objective(name)
-    needed = {key: getattr(STATS, key) for key in objective.needs}
+    needed = {key: getattr(STATS, key) for key in objective.needs | objective.context}
     if objective.target is not None:
         needed["divergence"] = D
     bare = TokenStats(logp=LOGP, p=LOGP.exp(), mask=torch.ones(7, dtype=torch.bool), **needed)

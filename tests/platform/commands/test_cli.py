@@ -14,7 +14,7 @@ from deft.objectives.catalog import CATALOG
 from deft.platform.config.loading import load_spec
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.catalogs.models import MODELS
-from helpers import free_port
+from helpers import ROOT, free_port
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -204,3 +204,28 @@ def test_ui_says_that_its_port_is_taken_and_that_a_server_is_not_there(deft: Def
     done = deft("ui", "--tracking-uri", nobody)
     assert done.returncode == 2
     assert f"tracking URI {nobody}: no answer (ConnectionError); start the server" in done.stderr
+
+
+def test_options_of_the_original_are_answered_by_what_to_use_here(deft: Deft) -> None:
+    from deft.platform.commands.original_options import ANSWERS, PAGE
+
+    page = (ROOT / PAGE).read_text()
+    assert all(option in page for option in ANSWERS if option != "--use_vllm")
+    done = deft("run", "--dataset", "math", "--model_save_name", "qwen-2.5-math-1.5b")
+    assert done.returncode == 2
+    assert "No such option: --model_save_name; here, give --model" in done.stderr
+    done = deft("run", "trainer.objective_trans=DEFT")
+    assert done.returncode == 2
+    assert PAGE in done.stderr
+
+
+def test_runs_of_opposite_parameters_have_names_apart() -> None:
+    names = [
+        load_spec(None, {"dataset": "figfont", "model": "tiny", "objective": objective}).name
+        for objective in ("GeneralFamily--1", "GeneralFamily-1", "m:f(beta=-0.5)")
+    ]
+    assert names == [
+        "figfont-tiny-GeneralFamily--1",
+        "figfont-tiny-GeneralFamily-1",
+        "figfont-tiny-f-beta--0.5",
+    ]

@@ -15,13 +15,23 @@ from transformers import (
     Qwen3Config,
 )
 
+from deft.objectives import CATALOG, get_objective
+from deft.objectives.head import chunked, matmul
 from deft.platform.commands.cost_model import (
     BUCKET,
     CARDS,
+    CHUNK_BYTES,
+    CHUNK_ROWS,
     GIB,
     HEAD_BLOCK,
+    HEADS,
+    LEAST_CHUNK_ROWS,
     MAX_LIVE,
+    PRODUCT_COLUMNS,
+    SCRATCH_ROWS,
+    TILES,
     DataSize,
+    HeadKind,
     activation_bytes,
     gpu_hours,
     memory_per_device,
@@ -29,9 +39,9 @@ from deft.platform.commands.cost_model import (
     trained_tokens,
     training_flops,
 )
-from deft.platform.commands.dry_run import read_dimensions
-from deft.workers.catalogs.models import MODELS, ModelDimensions
+from deft.workers.catalogs.models import MODELS, ModelDimensions, read_dimensions
 from deft.workers.spec import LoraSpec, TrainingSpec
+from deft.workers.training.engine import deepspeed_config
 
 
 def config_of(model: ModelDimensions) -> PreTrainedConfig:
@@ -98,17 +108,20 @@ def test_memory_by_stage_worked_out_by_hand() -> None:
         for stage in range(4)
     ]
     assert [memory.weights for memory in by_stage] == [2 * n, 2 * n, 2 * n, n]
-    assert [memory.gradients for memory in by_stage] == [2 * n, 2 * n, n, n]
-    assert [memory.optimizer for memory in by_stage] == [12 * n, 6 * n, 6 * n, 6 * n]
-    # Without ZeRO the float32 gradients of the update, 4 n; else its half and a bucket, 2 n each.
-    assert [memory.buffers for memory in by_stage] == [4 * n, 2 * n, 2 * n, 2 * n]
+    # A micro-batch's gradients in 16 bits and their sums in 32, or the half of the sums.
+    assert [memory.gradients for memory in by_stage] == [6 * n, 6 * n, 2 * n, 2 * n]
+    # Stage 0 is computed as stage 1.
+    assert [memory.optimizer for memory in by_stage] == [6 * n, 6 * n, 6 * n, 6 * n]
+    # Two buckets and a float32 copy; one in float32, and the gathered weights or half the sums.
+    assert [memory.buffers for memory in by_stage] == [0, 0, 8 * BUCKET, 4 * BUCKET + 2 * n]
     # 20 tokens of 2 bytes; a layer keeps 4·8 + 2·8 + 2·4 + 3·16 = 104 numbers of each.
     assert {memory.activations for memory in by_stage} == {20 * 2 * 2 * 104}
-    assert {memory.head for memory in by_stage} == {HEAD_BLOCK + 4 * 32 * 8 + 8 * 20 * 8}
+    assert {memory.head for memory in by_stage} == {HEAD_BLOCK + 2 * 32 * 8 + 8 * 20 * 8}
+    assert {memory.reference for memory in by_stage} == {0}
     again = memory_per_device(SMALL, SPEC, stage=0, checkpointed=True, itemsize=2)
     assert again.activations == 20 * 2 * (2 * 8 + 104)
     first = by_stage[0]
-    assert first.total == 20 * n + first.activations + first.head
+    assert first.total == 14 * n + first.activations + first.head
 
 
 def test_float32_has_no_master_weights_without_zero() -> None:
@@ -122,9 +135,37 @@ def test_float32_has_no_master_weights_without_zero() -> None:
 def test_buffers_of_large_models_are_deepspeeds() -> None:
     model = MODELS["qwen-2.5-math-7b"].dimensions
     spec = TrainingSpec(num_workers=64)
-    for stage, size in ((2, BUCKET), (3, MAX_LIVE)):
+    for stage, size in ((2, 8 * BUCKET), (3, 4 * BUCKET + 2 * MAX_LIVE)):
         memory = memory_per_device(model, spec, stage=stage, checkpointed=True, itemsize=2)
-        assert memory.buffers == 2 * size
+        assert memory.buffers == size
+    options = deepspeed_config(spec, torch.bfloat16)["zero_optimization"]
+    assert options["reduce_bucket_size"] == BUCKET
+
+
+def test_every_objective_is_planned_with_the_head_that_a_gpu_runs() -> None:
+    for name, info in CATALOG.items():
+        given = {info.parameter: 0.5} if info.parameter else {}
+        objective = get_objective({"name": name, **given})
+        target = objective.target
+        in_tiles = target is None and "entropy_top" not in objective.needs
+        chunks = 1 + (target is not None and target.kind != "uniform")
+        expected = HeadKind(0 if in_tiles else chunks, objective.needs_reference)
+        assert HEADS.get(name, TILES) == expected, name
+    assert (CHUNK_BYTES, LEAST_CHUNK_ROWS) == (chunked._CHUNK_BYTES, chunked._LEAST_CHUNK_ROWS)
+    assert chunked._CHUNK_ROWS["cuda"] == CHUNK_ROWS
+    assert (SCRATCH_ROWS, PRODUCT_COLUMNS) == (chunked._GPU_TILE_ROWS, matmul._GPU_ROWS)
+
+
+def test_an_anchored_objective_keeps_a_frozen_model_and_chunks_of_two_distributions() -> None:
+    n, kind = SMALL.num_parameters, HEADS["ASFT"]
+    memory = memory_per_device(SMALL, SPEC, stage=1, checkpointed=False, itemsize=2, head=kind)
+    assert memory.reference == 2 * n
+    # 20 rows of 32 logits in float32, for two distributions and as scratch; a product's buffer.
+    chunks = 3 * 20 * 32 * 4 + 4 * PRODUCT_COLUMNS * 20
+    assert memory.head == chunks + 4 * 32 * 8 + 8 * 20 * 8
+    adapted = SPEC.model_copy(update={"lora": LoraSpec()})
+    memory = memory_per_device(SMALL, adapted, stage=1, checkpointed=False, itemsize=2, head=kind)
+    assert memory.reference == 0
 
 
 def test_offloaded_parts_are_not_on_the_device() -> None:

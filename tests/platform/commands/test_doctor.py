@@ -44,7 +44,16 @@ def test_a_service_that_does_not_answer_is_a_problem_with_a_remedy(
     assert "PROBLEM" in line
     assert "does not answer" in line
     assert "start it" in line
-    for name in ("Python", "packages", "GPUs", "collectives", "compiler", "memory", "hub"):
+    for name in (
+        "Python",
+        "packages",
+        "GPUs",
+        "collectives",
+        "compiler",
+        "Python.h",
+        "memory",
+        "hub",
+    ):
         assert f"│ {name} " in done.stdout
     assert not (tmp_path / "runs").exists()
 
@@ -108,3 +117,28 @@ def test_a_check_that_breaks_does_not_hide_the_others(
     findings = {finding.name: finding for finding in doctor.examine(tmp_path, "sqlite:///x.db")}
     assert "no such device" in findings["devices"].detail
     assert findings["cluster"].state is CheckState.ok
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "remedy"),
+    [
+        ("580.65.06", "13.0", ""),
+        ("570.124.06", "13.0", "needs a driver from 580 on"),
+        ("535.54.03", "12.8", ""),
+        ("580.65.06", None, "the CPU environment is installed"),
+        ("Failed to initialize NVML: Driver/library version mismatch", "13.0", "is not running"),
+    ],
+)
+def test_a_driver_is_held_to_the_cuda_release_of_pytorch(
+    driver: str, cuda: str | None, remedy: str
+) -> None:
+    (finding,) = doctor.check_driver(driver, cuda)
+    assert finding.state is (CheckState.problem if remedy else CheckState.ok)
+    assert remedy in finding.remedy
+
+
+def test_absent_headers_are_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor.sysconfig, "get_path", lambda _: str(tmp_path))
+    findings = {finding.name: finding for finding in doctor.check_compiler()}
+    assert findings["Python.h"].state is CheckState.problem
+    assert "-dev" in findings["Python.h"].remedy

@@ -275,6 +275,9 @@ def test_values_are_what_they_look_like(
             "training.betas=[-0.1, 0.9]",
             "training.betas.0: Input should be greater than or equal to 0",
         ),
+        ("training.betas=[0.9]", "training.betas.1: is missing; the list is too short"),
+        ("training.lora=8", "training.lora: expected settings (rank, alpha, dropout, targets"),
+        ("dataset.validation=5%", "give a number of examples, or a share such as 0.05, got '5%'"),
         ("training.dtype=off", "got False; YAML 1.1 reads off as false"),
         (
             "objective={name: GeneralFamily, alpha: on}",

@@ -23,6 +23,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from deft.platform.records.manifests import EvaluateManifest, PrepareManifest, require_manifest
+from deft.workers.data.figfont import figfont_examples
+from deft.workers.modeling.model_files import build_tiny
+
 BIN = Path(sys.executable).parent
 PREFIX, BRIDGE = "10.214.7", "deft-nodes"
 HEAD_PORT = 26379
@@ -65,6 +69,12 @@ class Machine:
         self.address = address
         self.prefix = prefix
         self.environment = environment
+
+    def with_home(self, home: Path, own: Path) -> Machine:
+        """Return this machine with its folder ``own`` in place of ``home``, for nobody else."""
+        # Every command in a network namespace has mounts of its own already.
+        bind = ("sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', str(own), str(home))
+        return Machine(self.address, (*self.prefix, *bind), self.environment)
 
     def popen(self, command: list[str | Path], **options: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -148,7 +158,7 @@ class Node:
         """All processes on the node, Ray's and those that it started."""
         if self.machine.prefix:
             listed = subprocess.run(
-                ["ip", "netns", "pids", self.machine.prefix[-1]], capture_output=True, check=True
+                ["ip", "netns", "pids", self.machine.prefix[3]], capture_output=True, check=True
             )
             pids = map(int, listed.stdout.split())
             return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
@@ -212,6 +222,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def seven() -> Iterator[tuple[str, list[Machine]]]:
+    """Machines for the tests that lose some of them."""
     with machines(7) as hosts:
         yield hosts
 
@@ -345,3 +356,58 @@ def test_a_notice_of_preemption_is_answered_by_a_checkpoint(
     )
     first.kill()
     third.kill()
+
+
+HUB_RUN_FILE = """
+name: hub
+dataset: {name: figfont, size: 60}
+model: org/small
+objective: DEFT
+training:
+  {num_workers: 2, zero_stage: 2, max_steps: 4, batch_size: 8, max_length: 256, dtype: float32}
+evaluation:
+  general: false
+  benchmarks: [{name: figfont, size: 4, max_tokens: 8}]
+  engine: {type: transformers, cpus: 1}
+"""
+
+
+@pytest.mark.slow
+def test_a_hub_model_that_one_machine_has_is_used_on_all(tmp_path: Path) -> None:
+    """Three machines without a home in common; one of the two with a CPU has the model."""
+    home, commit = tmp_path / "home", "0123456789abcdef" * 2 + "01234567"
+    environment = {"HOME": str(home), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}
+    own = [tmp_path / f"home-{index}" for index in range(3)]
+    for folder in (home, *own):
+        folder.mkdir()
+    repository = own[2] / "hf" / "hub" / "models--org--small"
+    build_tiny(repository / "snapshots" / commit, figfont_examples(0, 40), seed=0)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (tmp_path / "run.yaml").write_text(HUB_RUN_FILE)
+    with ExitStack() as stack:
+        _, hosts = stack.enter_context(machines(3))
+        if not hosts[0].prefix:
+            pytest.skip("needs network and mount namespaces: the right to make them")
+        for host in hosts:
+            host.environment |= environment
+        separate = [host.with_home(home, folder) for host, folder in zip(hosts, own, strict=True)]
+        cluster = Cluster(separate, stack)
+        cluster.start()
+        cluster.start()
+        output = Lines(cluster.popen(BIN / "deft", "run", "run.yaml", cwd=tmp_path))
+        try:
+            output.process.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            pytest.fail(output.text)
+        assert output.process.returncode == 0, output.text
+    (run,) = (tmp_path / "runs").glob("hub-*")
+    prepared = require_manifest(run, PrepareManifest).prepared
+    assert Path(prepared.model_dir).parent == tmp_path / "runs" / "cache" / "models"
+    results = require_manifest(run, EvaluateManifest).models
+    assert {label: result.heldout["num_items"] > 0 for label, result in results.items()} == {
+        "base": True,
+        "eval": True,
+    }
+    assert not any(home.iterdir())
+    assert not (own[0] / "hf" / "hub").exists()

@@ -240,8 +240,11 @@ def test_a_killed_worker_is_replaced(
     stage: int,
     fault: Callable[..., None],
 ) -> None:
+    left_by_an_earlier_attempt = Path(job.scratch_dir) / "checkpoint-left"
+    left_by_an_earlier_attempt.mkdir()
     events, result, restarts = run(job, tmp_path / "run", DEATH, zero_stage=stage)
     assert len(restarts) == 1
+    assert not left_by_an_earlier_attempt.exists()
     assert_same_curve(events, uninterrupted)
     fault(
         f"kill -9 of a training worker (ZeRO {stage})",
@@ -250,6 +253,16 @@ def test_a_killed_worker_is_replaced(
     )
     fetch_model(chosen_checkpoint(result, "last"), tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").exists()
+    # What training would go on from is not stored where nothing goes on.
+    assert {path.name for path in Path(result.checkpoint.path).iterdir()} == {
+        "model",
+        "progress.json",
+        "checksums",
+    }
+    if stage == 3:
+        events, again, _ = run(job, tmp_path / "run", DEATH, zero_stage=stage)
+        assert_same_curve(events, uninterrupted)
+        assert again.checkpoint.path == result.checkpoint.path
 
 
 @pytest.mark.parametrize(

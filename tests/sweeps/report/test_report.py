@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -39,10 +39,12 @@ from deft.sweeps.report.report_data import SweepReportData, gather_report_data
 from deft.sweeps.report.scores import Measure
 from deft.sweeps.report.section_results import (
     brief_table,
+    disagreements_table,
     forgetting_table,
     headline_sentences,
     main_table,
     rates_table,
+    second_opinions_table,
 )
 from deft.sweeps.report.write import write_report
 from helpers import (
@@ -416,6 +418,34 @@ def test_gain_forgetting_and_rates(trial: Disk) -> None:
     # What is not correct was cut off, in these cells.
     truncated = f"{1 - 42.5 / 60:.3f}"
     assert rows["DEFT", "figfont, avg@1"] == ["0.708", truncated, "0.000", "0.000", "0.000"]
+
+
+def test_responses_on_which_graders_differ_are_listed(disk: Disk) -> None:
+    run = disk.add_cell("original", 0)
+    finish_cell(run, {"math500": right(2)}, {"math500": right(1)}, nll=2.0)
+    for label, number in (("eval", 2), ("base", 1)):
+        rows = [
+            replace(row, response=f"So it is {row.id}.", second_verdict=second)
+            for row, second in zip(
+                predictions(right(number)), ["correct", "wrong", *["wrong"] * 58], strict=True
+            )
+        ]
+        write_predictions(rows, run / "predictions" / f"{label}-math500.parquet")
+    disk.write(axes=["objective", "seed"])
+    findings = findings_of(disk)
+    setting = findings.sweep.settings[0]
+    shares, items = (
+        make(findings, setting) for make in (second_opinions_table, disagreements_table)
+    )
+    assert shares is not None
+    assert [[entry.text for entry in row] for row in shares.entries] == [
+        ["base model", "math500", "60", "0", "0.000"],
+        ["original, seed 0", "math500", "60", "1", "0.017"],
+    ]
+    assert items is not None
+    (row,) = items.entries
+    assert [entry.text for entry in row[:3]] == ["item-1", "math500", "original, seed 0"]
+    assert [entry.text for entry in row[4:]] == ["So it is item-1.", "correct", "wrong"]
 
 
 def test_rate_is_chosen_by_the_rule(trial: Disk) -> None:

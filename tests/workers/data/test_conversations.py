@@ -71,12 +71,13 @@ def test_usual_records_are_read_without_a_mapping(tmp_path: Path, record: Any) -
 
 
 def test_input_follows_the_instruction_and_system_columns_have_two_names(tmp_path: Path) -> None:
-    record = {"instruction": "Add.", "input": "1 1", "output": "2", "system_prompt": "Be brief."}
-    example = read_one(tmp_path, record)
-    assert example.prompt == (
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Add.\n\n1 1"},
-    )
+    for key in ("input", "context"):
+        record = {"instruction": "Add.", key: "1 1", "output": "2", "system_prompt": "Be brief."}
+        example = read_one(tmp_path, record)
+        assert example.prompt == (
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Add.\n\n1 1"},
+        )
 
 
 def test_null_system_is_none_where_its_column_is_named(tmp_path: Path) -> None:
@@ -130,6 +131,23 @@ def test_sharegpts_calls_and_observations_are_tool_calls(tmp_path: Path) -> None
     )
 
 
+def test_openais_first_form_of_calls_and_empty_results_are_read(tmp_path: Path) -> None:
+    function = {"name": "get", "arguments": '{"x": "Oslo"}'}
+    turns = [
+        QUESTION,
+        {"role": "assistant", "content": None, "function_call": function},
+        {"role": "function", "name": "get", "content": ""},
+        ANSWER,
+    ]
+    example = read_one(tmp_path, {"messages": turns, "functions": [TOOL["function"]]})
+    call = {"type": "function", "function": CALL["function"]}
+    assert example.prompt[1:] == (
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "get", "content": ""},
+    )
+    assert example.tools == (TOOL,)
+
+
 def test_keys_that_a_table_adds_to_tool_calls_are_taken_out(tmp_path: Path) -> None:
     calls = [
         {"function": {"name": "get", "arguments": {"x": "Oslo"}}},
@@ -163,6 +181,18 @@ def test_turn_without_weight_is_marked(tmp_path: Path, mask: dict[str, Any]) -> 
     assert example.final == {}
 
 
+def test_weights_of_record_turn_and_train_multiply(tmp_path: Path) -> None:
+    turns = [QUESTION, {**ANSWER, "weight": 0.5}, QUESTION, {**ANSWER, "weight": 4, "train": True}]
+    (example,), said = read(tmp_path, {"messages": turns, "weight": "0.25"})
+    assert isinstance(example, Example)
+    assert example.prompt == (QUESTION, {**ANSWER, "weight": 0.125}, QUESTION)
+    assert example.final == {"weight": 1.0}
+    assert said == "records with weights other than 0 and 1: 1"
+    (example,), _ = read(tmp_path, {"prompt": [QUESTION], "completion": [ANSWER], "weight": 2})
+    assert isinstance(example, Example)
+    assert example.final == {"weight": 2}
+
+
 def test_turns_of_a_prompt_carry_no_loss(tmp_path: Path) -> None:
     record = {"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]}
     example = read_one(tmp_path, record)
@@ -180,11 +210,13 @@ def test_records_without_weight_are_left_out_and_counted(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("record", "kind", "expected"),
     [
-        ({"prompt": "a", "response": "b", "weight": 0.5}, "weight", "weight of the record is 0.5"),
+        ({"prompt": "a", "response": "b", "weight": -1}, "weight", "weight of the record is -1"),
+        ({"prompt": "a", "response": "b", "weight": 1e9}, "weight", "a number from 0 to 1,000"),
+        ({"prompt": "a", "response": "b", "train": "nan"}, "weight", "train of the record is"),
         (
             {"messages": [QUESTION, {**ANSWER, "weight": "x"}]},
             "weight",
-            "weight of turn 2 is 'x'; give 1, or 0",
+            "weight of turn 2 is 'x'; give what the loss is multiplied by",
         ),
         (
             {"messages": [{"role": "narrator", "content": "a"}, ANSWER]},

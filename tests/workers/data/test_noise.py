@@ -38,6 +38,7 @@ def exchanged(
         {
             "input_ids": [[*prompt, *response] for prompt, response in rows],
             "labels": [m + list(r) for m, (_, r) in zip(masked, rows, strict=True)],
+            "weights": [None] * len(rows),
             "example": range(len(rows)),
         }
     )
@@ -113,11 +114,13 @@ def test_only_the_last_turn_of_a_conversation_is_exchanged(tmp_path: Path) -> No
         {
             "input_ids": [[1, 5, 1, n, EOS] for n in (2, 3)],
             "labels": [[IGNORE_INDEX, 5, IGNORE_INDEX, n, EOS] for n in (2, 3)],
+            "weights": [None, [0.0, 2.0, 0.0, 0.5, 0.5]],
         }
     )
     got, _ = exchange(tmp_path, talks, share=1.0, max_length=9)
     assert got["input_ids"][:] == [[1, 5, 1, 3, EOS], [1, 5, 1, 2, EOS]]
     assert got["labels"][:] == [[IGNORE_INDEX, 5, IGNORE_INDEX, n, EOS] for n in (3, 2)]
+    assert got["weights"][:] == [[1.0, 1.0, 1.0, 0.5, 0.5], [0.0, 2.0, 0.0, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])

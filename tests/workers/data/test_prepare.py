@@ -92,6 +92,29 @@ def test_rows_are_the_encoded_examples(tmp_path: Path, tokenizer: PreTrainedToke
     assert rows["example"][:] == list(range(29))
 
 
+@pytest.mark.parametrize("style", ["chat", "qwen-boxed"])
+def test_rows_have_the_weights_of_their_turns(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, style: str
+) -> None:
+    examples = [ask("a?", "b"), ask("a?", "b", final={"weight": 0.5})]
+    if style == "chat":
+        talk = (*ask("a?").prompt, {**say("b"), "weight": 2.0}, *ask("c?").prompt)
+        examples.append(Example("3", (*talk, say("d"), *ask("e?").prompt), "f", "", {"weight": 0}))
+    rows, _ = run_tokenize(tmp_path, examples, tokenizer, style=style)
+    assert rows[0]["weights"] is None
+    for row, expected in zip(rows.select(range(1, len(rows))), ({0.5}, {1.0, 2.0}), strict=False):
+        tokens = list(zip(row["weights"], row["labels"], strict=True))
+        assert {weight for weight, label in tokens if label != IGNORE_INDEX} == expected
+        assert all(weight == 0 for weight, label in tokens if label == IGNORE_INDEX)
+    if style == "chat":
+        trained = [
+            (tokenizer.decode(label), weight)
+            for label, weight in zip(rows[2]["labels"], rows[2]["weights"], strict=True)
+            if label != IGNORE_INDEX
+        ]
+        assert trained == [("b", 2), ("<|im_end|>", 2), ("d", 1), ("<|im_end|>", 1)]
+
+
 @pytest.mark.parametrize("truncate", [False, True])
 def test_long_examples_are_dropped_or_cut_and_listed(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, truncate: bool

@@ -71,7 +71,7 @@ def test_weights_that_leave_a_data_set_without_rows_are_refused() -> None:
         ([100, 60], [1, None], 60),
         ([100, 60], [1, 99], 20),
     ):
-        with pytest.raises(ValueError, match=r"dataset\.mixture: by the weights"):
+        with pytest.raises(ValueError, match=r"dataset\.mixture: by the weights none of the \d+"):
             mixture_counts(np.array(num_rows), weights, size)
 
 
@@ -104,6 +104,15 @@ def test_mixture_is_drawn_by_the_seed_and_counted_by_data_set(tmp_path: Path) ->
     assert drawn[0] != drawn[1]
     # Rows and examples stand for each other across the data sets.
     assert [example.response for example in training_examples(first)] == texts
+
+
+def test_fewer_examples_than_asked_for_are_said(tmp_path: Path) -> None:
+    left, right = (write_sums(tmp_path, name, 50) for name in ("left", "right"))
+    got = prepare_mixture(tmp_path, {"name": left, "size": 70}, {"name": right}, validation=0)
+    assert got.passed_over == "left.jsonl: 20 fewer examples than its size asks for"
+    weighted = ({"name": left, "weight": 1}, {"name": right, "weight": 1})
+    got = prepare_mixture(tmp_path, *weighted, size=300)
+    assert got.passed_over == "the weights allow 100 of the 300 examples asked for"
 
 
 def test_question_of_two_data_sets_is_held_out_in_both(tmp_path: Path) -> None:

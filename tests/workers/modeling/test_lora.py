@@ -242,3 +242,6 @@ def test_what_cannot_be_adapted_is_refused() -> None:
         )
     with pytest.raises(ValueError, match=r"peft refuses: .*'out_proj' is incompatible"):
         add_adapters(small("mamba"), LoraSpec(targets=("out_proj",)))
+    # An embedding that works out positions from a mask is called otherwise than peft calls it.
+    with pytest.raises(ValueError, match="no module is called embed_positions"):
+        add_adapters(small("opt"), LoraSpec(targets=("embed_positions",)))

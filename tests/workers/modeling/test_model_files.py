@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deft.objectives import get_objective, linear_objective
 from deft.workers.data.chat import encode_example
 from deft.workers.data.figfont import figfont_examples
+from deft.workers.modeling.loading import require_trainable
 from deft.workers.modeling.model_files import (
     build_smollm2,
     build_tiny,
@@ -126,6 +127,33 @@ def test_pickles_beside_safetensors_are_left_alone(copy: Path, trace: Path) -> N
     (copy / "pytorch_model.bin").write_bytes(pickle.dumps(RunsOnLoading(trace)))
     AutoModelForCausalLM.from_pretrained(resolve_directory(str(copy)))
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", None])
+def test_damaged_weights_are_refused_by_name(copy: Path, content: bytes | None) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file .*"):
+        resolve_directory(str(copy))
+    weights.rename(copy / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00003-of-00003.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"00003\.safetensors: not a whole safetensors file"):
+        resolve_directory(str(copy))
+
+
+def test_adapters_are_no_models(copy: Path) -> None:
+    (copy / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match="there is an adapter in it"):
+        resolve_directory(str(copy))
+
+
+def test_quantized_weights_are_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"its weights are quantized \(gptq\)"):
+        require_trainable(copy, max_length=16)
 
 
 def bring_code(model: Path, file: str, trace: Path, **settings: Any) -> None:

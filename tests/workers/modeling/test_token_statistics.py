@@ -53,8 +53,9 @@ def test_statistics_are_those_of_the_models_own_logits(tmp_path: Path) -> None:
     ("objectives", "code", "said"),
     [
         ("original, DEFT", 0, "under 2 objectives"),
-        ("DEFT,DEFFT", 2, "Did you mean DEFT?"),
-        ("GEM", 2, "not described by a gate alone"),
+        ("DEFT,DEFFT", 2, "error: unknown objective 'DEFFT'. Did you mean DEFT?"),
+        ("GEM,iwSFT", 2, "GEM is not described by a gate alone"),
+        ("iwSFT", 2, "iwSFT is not described by a gate alone"),
     ],
 )
 def test_landscape_command(

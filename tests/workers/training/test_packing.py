@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from deft.objectives import get_objective
-from deft.workers.modeling.attention import PACKED_SDPA, require_packable, require_supported
+from deft.workers.modeling.attention import PACKED_ATTENTION, require_packable, require_supported
 from deft.workers.modeling.objective_model import ObjectiveModel
 from deft.workers.training.batches import collate, padding_share, split_by_tokens
 
@@ -73,7 +73,7 @@ def run(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[dict[st
 def test_statistics_and_gradients_are_those_of_padded_examples(name: str) -> None:
     rows = examples(9, 2, 14, 1, 6)
     padded = run(build(CONFIGS[name], "sdpa"), collate(rows, 0, CPU, packing=False))
-    packed = run(build(CONFIGS[name], PACKED_SDPA), collate(rows, 0, CPU, packing=True))
+    packed = run(build(CONFIGS[name], PACKED_ATTENTION), collate(rows, 0, CPU, packing=True))
     assert packed[0].keys() == padded[0].keys()
     assert (
         len(packed[0]["p"]) == sum(len(row["labels"]) - len(row["labels"]) // 2 for row in rows) - 1
@@ -89,7 +89,9 @@ def test_statistics_and_gradients_are_those_of_padded_examples(name: str) -> Non
 def test_an_example_does_not_see_its_neighbours() -> None:
     first, second, other = examples(8, 11, 8)
     with_first, with_other = (
-        run(build(CONFIGS["qwen2"], PACKED_SDPA), collate([one, second], 0, CPU, packing=True))[0]
+        run(
+            build(CONFIGS["qwen2"], PACKED_ATTENTION), collate([one, second], 0, CPU, packing=True)
+        )[0]
         for one in (first, other)
     )
     # Targets of the second example, which stand last in both.
@@ -107,7 +109,7 @@ def test_the_first_token_of_an_example_is_never_a_target() -> None:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_micro_batch_without_examples_has_a_zero_gradient(packing: bool) -> None:
-    model = build(CONFIGS["llama"], PACKED_SDPA if packing else "sdpa")
+    model = build(CONFIGS["llama"], PACKED_ATTENTION if packing else "sdpa")
     tokens, gradients = run(model, collate([], 0, CPU, packing=packing))
     assert len(tokens["p"]) == 0
     # Every parameter has a gradient, or DeepSpeed would wait for it on this rank.
@@ -118,7 +120,7 @@ def test_models_that_cannot_be_packed_are_refused() -> None:
     with pytest.raises(ValueError, match="qwen3_next has layers of kind linear_attention"):
         require_packable(Qwen3NextConfig())
     require_packable(CONFIGS["sliding window"])
-    capped = build(CONFIGS["llama"], PACKED_SDPA)
+    capped = build(CONFIGS["llama"], PACKED_ATTENTION)
     for layer in capped.model.layers:
         layer.self_attn.forward = _with_softcap(layer.self_attn.forward)
     with pytest.raises(ValueError, match="caps attention logits"):
@@ -132,7 +134,7 @@ def _with_softcap(forward: Any) -> Any:
 def test_attention_of_a_models_own_is_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=11))
     require_supported(model)
-    model.config._attn_implementation = PACKED_SDPA
+    model.config._attn_implementation = PACKED_ATTENTION
     model._supports_attention_backend = False
     with pytest.raises(ValueError, match="GPT2LMHeadModel has attention of its own"):
         require_supported(model)

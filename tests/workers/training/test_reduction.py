@@ -19,8 +19,8 @@ def deepspeed_loss(cut: list[list[torch.Tensor]], reduction: Reduction) -> float
             values.sum()
             * loss_factor(
                 reduction,
-                kept_in_step=len(VALUES),
-                kept_in_micro_batch=len(values),
+                kept_in_step=torch.tensor(len(VALUES)),
+                kept_in_micro_batch=torch.tensor(len(values)),
                 num_micro_batches=len(micro_batches),
                 world_size=len(cut),
             )
@@ -54,6 +54,10 @@ def test_micro_batch_is_the_mean_of_means() -> None:
 def test_no_kept_token_is_no_division_by_zero() -> None:
     for reduction in ("global_tokens", "micro_batch", "micro_batch_sum"):
         factor = loss_factor(
-            reduction, kept_in_step=0, kept_in_micro_batch=0, num_micro_batches=2, world_size=2
+            reduction,
+            kept_in_step=torch.tensor(0),
+            kept_in_micro_batch=torch.tensor(0),
+            num_micro_batches=2,
+            world_size=2,
         )
         assert factor * 0.0 == 0.0

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from deft.objectives import CATALOG, get_objective
-from deft.workers.data.example_store import open_rows
+from deft.platform.config.presets import PAPER_PROTOCOL
+from deft.workers.data.example_store import open_rows, write_table
+from deft.workers.data.tokenization import row_fields
 from deft.workers.spec import LoraSpec, TrainingSpec
 from deft.workers.training.batches import split_into_micro_batches, step_indices, token_counts
 from deft.workers.training.job import TrainJob
@@ -252,6 +255,102 @@ def test_parity_on_one_worker(ray_cluster: None, job: TrainJob, tmp_path: Path) 
     assert total == pytest.approx(SPEC.batch_size * mean, rel=1e-3)
 
 
+def with_weights(job: TrainJob, directory: Path, *weights: float) -> TrainJob:
+    """Give rows in turn a weight for all their tokens; none to a row whose turn is 1."""
+    directory.mkdir()
+    rows = open_rows(job.rows_dir)
+    drawn = [weights[i % len(weights)] for i in range(len(rows))]
+    columns = {
+        "input_ids": rows["input_ids"][:],
+        "labels": rows["labels"][:],
+        "weights": [
+            None if weight == 1 else [weight] * len(ids)
+            for weight, ids in zip(drawn, rows["input_ids"], strict=True)
+        ],
+    }
+    schema = pa.schema(row_fields())
+    batch = pa.RecordBatch.from_pydict(columns, schema=schema)
+    write_table([batch], schema, directory / "rows.arrow")
+    return replace(job, rows_dir=str(directory))
+
+
+def plain_first_step(job: TrainJob) -> tuple[float, float]:
+    """Mean of the weighted values of the first step, and the norm of the reduction's gradient."""
+    spec, rows, value = job.training, open_rows(job.rows_dir), PLAIN[job.objective]
+    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
+    indices = step_indices(len(rows), spec.batch_size, 0, job.seed)
+    plan = split_into_micro_batches(indices, token_counts(rows), spec, world_size=2)
+    sums, counts, loss = [], [], torch.zeros(())
+    for chosen in (micro_batch for rank in plan for micro_batch in rank):
+        values = []
+        for row in map(rows.__getitem__, chosen):
+            ids, labels = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])[1:]
+            log_probs = model(input_ids=ids[None]).logits[0, :-1][labels != -100].log_softmax(-1)
+            logp = log_probs.gather(1, labels[labels != -100][:, None])[:, 0]
+            weights = torch.tensor(row["weights"] or [1.0] * len(ids))[1:][labels != -100]
+            values.append(weights * value(logp, logp.exp(), log_probs.exp()))
+        sums.append(torch.cat(values).sum())
+        counts.append(len(torch.cat(values)))
+    if spec.reduction == "global_tokens":
+        loss = torch.stack(sums).sum() / sum(counts)
+    else:
+        loss = torch.stack([s / n for s, n in zip(sums, counts, strict=True)]).mean()
+        loss = loss * (len(plan[0]) if spec.reduction == "micro_batch_sum" else 1)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm(p.grad for p in model.parameters())
+    return torch.stack(sums).detach().sum().item() / sum(counts), float(norm)
+
+
+WEIGHTED: tuple[dict[str, Any], ...] = (
+    {"zero_stage": 2},
+    {"zero_stage": 3, "packing": False, "reduction": "micro_batch"},
+)
+MORE_WEIGHTED: tuple[dict[str, Any], ...] = (
+    {"zero_stage": 0, "reduction": "micro_batch_sum"},
+    {"zero_stage": 3, "reduction": "micro_batch", "micro_batch_order": "data"},
+    {"zero_stage": 1, "packing": False, "micro_batch_size": 1},
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cuts", [WEIGHTED, MORE_WEIGHTED], ids=["some", "more"])
+def test_weights_multiply_gradients_and_leave_the_number_of_tokens(
+    ray_cluster: None, job: TrainJob, tmp_path: Path, cuts: tuple[dict[str, Any], ...]
+) -> None:
+    one_step = replace(job, num_steps=1)
+    mixed = with_weights(one_step, tmp_path / "mixed", 0.5, 2.0, 1.0)
+    jobs = [one_step, with_weights(one_step, tmp_path / "doubled", 2.0)]
+    jobs += [
+        with_training(replace(mixed, objective=name), **changes)
+        for name, changes in zip(("original", "DEFT", "p"), cuts, strict=False)
+    ]
+    plain, doubled, *others = deepspeed_runs(jobs, tmp_path)
+    assert doubled["objective"][0] == pytest.approx(2 * plain["objective"][0], rel=1e-6)
+    assert doubled["grad_norm"][0] == pytest.approx(2 * plain["grad_norm"][0], rel=1e-5)
+    assert doubled["validation"][0] == plain["validation"][0]
+    for each, result in zip(jobs[2:], others, strict=True):
+        objective, norm = plain_first_step(each)
+        assert result["objective"][0] == pytest.approx(objective, rel=2e-4), each.training
+        assert result["grad_norm"][0] == pytest.approx(norm, rel=1e-3), each.training
+
+
+@pytest.mark.slow
+def test_weights_multiply_the_gradients_of_adapters(
+    ray_cluster: None, job: TrainJob, tmp_path: Path
+) -> None:
+    lora = LoraSpec(rank=4, alpha=8, targets=("q_proj", "down_proj"))
+    one_step = replace(job, num_steps=1, objective="SFT_KL-0.1")
+    doubled = with_weights(one_step, tmp_path / "doubled", 2.0)
+    jobs = [
+        with_training(each, lora=lora, zero_stage=stage)
+        for stage in (2, 3)
+        for each in (one_step, doubled)
+    ]
+    results = deepspeed_runs(jobs, tmp_path)
+    for plain, weighted in zip(results[::2], results[1::2], strict=True):
+        assert weighted["grad_norm"][0] == pytest.approx(2 * plain["grad_norm"][0], rel=1e-4)
+
+
 # An untrained model gives every token about 1/1024: thresholds there split the tokens.
 TOKEN_LOCAL = [
     info.example.replace("-0.5", "-0.00098") if info.name.startswith("Only") else info.example
@@ -313,3 +412,94 @@ def test_adapters_train_alone_and_are_merged_on_export(
 
 def first_nll(job: TrainJob) -> float:
     return plain_curve(replace(job, objective="original", num_steps=1))[0]
+
+
+PAPER = TrainingSpec(
+    **{**PAPER_PROTOCOL["training"], "learning_rate": 1e-3},
+    batch_size=8,
+    micro_batch_size=2,
+    max_length=256,
+)
+
+
+def original_trainer(job: TrainJob, world_size: int) -> tuple[list[float], list[float]]:
+    """Objective and gradient norm per step as the trainer of arXiv 2602.11424 is described.
+
+    The sampler deals examples out to the ranks; a rank's share of a step is cut in order into
+    micro-batches, each padded to `max_length`; the mean of a micro-batch is backpropagated, so a
+    step has the sum of their gradients, averaged over ranks in float32; it is clipped, and AdamW
+    updates the weights in their own dtype.
+    """
+    spec, value = job.training, PLAIN[job.objective]
+    rows = open_rows(job.rows_dir)
+    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[spec.dtype]
+    model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=dtype)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, spec.learning_rate, spec.betas, weight_decay=spec.weight_decay
+    )
+    warmup = int(spec.warmup_ratio * job.num_steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, job.num_steps)
+    curve, norms = [], []
+    for step in range(job.num_steps):
+        order = step_indices(len(rows), spec.batch_size, step, job.seed)
+        shares = [order[rank::world_size] for rank in range(world_size)]
+        total = [torch.zeros_like(p) for p in parameters]
+        values_of_step = []
+        for start in range(0, len(shares[0]), spec.micro_batch_size):
+            on_ranks = []
+            for share in shares:
+                chosen = share[start : start + spec.micro_batch_size]
+                ids = torch.zeros(len(chosen), spec.max_length, dtype=torch.long)
+                labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+                for place, index in enumerate(chosen):
+                    length = len(rows[index]["input_ids"])
+                    ids[place, :length] = torch.tensor(rows[index]["input_ids"])
+                    labels[place, :length] = torch.tensor(rows[index]["labels"])
+                    mask[place, :length] = 1
+                logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].flatten(0, 1)
+                targets = labels[:, 1:].flatten()
+                kept = targets != -100
+                log_probs = logits[kept].float().log_softmax(-1)
+                logp = log_probs.gather(1, targets[kept][:, None])[:, 0]
+                values = value(logp, logp.exp(), log_probs.exp())
+                (values.sum() / (kept.sum() + 1e-8)).backward()
+                on_ranks.append([p.grad.float() for p in parameters])  # type: ignore[union-attr]
+                optimizer.zero_grad()
+                values_of_step.append(values.detach())
+            for summed, *gradients in zip(total, *on_ranks, strict=True):
+                summed += torch.stack(gradients).mean(0).to(dtype)
+        for parameter, gradient in zip(parameters, total, strict=True):
+            parameter.grad = gradient
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, spec.max_grad_norm)))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        curve.append(float(torch.cat(values_of_step).mean()))
+    return curve, norms
+
+
+@pytest.mark.parametrize(
+    ("names", "num_steps"),
+    [
+        pytest.param(["Cayley_Trans"], 4, id="some"),
+        pytest.param(list(PLAIN), STEPS, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_protocol_of_the_paper_is_its_trainer(
+    ray_cluster: None,
+    make_job: Callable[..., TrainJob],
+    tmp_path: Path,
+    names: list[str],
+    num_steps: int,
+) -> None:
+    job = make_job(PAPER, objective="original", num_steps=num_steps)
+    rounded = [replace(job, objective=name) for name in names]
+    exact = [with_training(each, dtype="float32", master_dtype="float32") for each in rounded]
+    results = deepspeed_runs([*exact, *rounded], tmp_path)
+    for each, result in zip([*exact, *rounded], results, strict=True):
+        curve, norms = original_trainer(each, world_size=2)
+        is_exact = each in exact
+        name = f"{each.objective}, {each.training.dtype}"
+        assert result["objective"] == pytest.approx(curve, rel=2e-4 if is_exact else 1e-2), name
+        assert result["grad_norm"] == pytest.approx(norms, rel=2e-3 if is_exact else 5e-2), name
