@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -14,16 +12,24 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from deft.platform.cli_options import AsJson, Overrides, Root, TrackingUri, Verbose
+from deft.platform.cli_options import (
+    AsJson,
+    Overrides,
+    Root,
+    TrackingUri,
+    Verbose,
+    as_user_error,
+    context_of,
+)
 from deft.platform.cli_plot import plot_app, split_names
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe_os_error, print_error
-from deft.platform.records.find import require_root
 from deft.platform.signals import KEPT, end_by_signal, handle_signals, received_signal
+from deft.platform.tracking.links import UI_PORT
 from deft.workers.common.files import DamagedFileError
 
 if TYPE_CHECKING:
-    from deft.platform.run.context import RunContext
+    pass
 
 app = typer.Typer(
     help="Compare SFT objectives of language models: train on Ray, evaluate with vLLM, "
@@ -34,30 +40,6 @@ app = typer.Typer(
 )
 
 app.add_typer(plot_app, name="plot")
-
-
-def _context(
-    root: Path, console: RunConsole, tracking_uri: str | None, *, verbose: bool
-) -> RunContext:
-    from deft.platform.run.context import RunContext
-    from deft.platform.tracking.uri import default_tracking_uri
-
-    require_root(root)
-    return RunContext(
-        root=root.resolve(),
-        console=console,
-        tracking_uri=tracking_uri or default_tracking_uri(root),
-        verbose=verbose,
-    )
-
-
-@contextmanager
-def as_user_error() -> Iterator[None]:
-    """Re-raise any ValueError from the block as a UserError."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 @app.command()
@@ -113,7 +95,7 @@ def run(
     if note := preset_note(spec):
         console.print(note)
     console.stage("run", f"{spec.run_name} in {root}")
-    finished = run_experiment(spec, _context(root, console, tracking_uri, verbose=verbose))
+    finished = run_experiment(spec, context_of(root, console, tracking_uri, verbose=verbose))
     if as_json:
         print_json(results_of(finished))
         return
@@ -145,7 +127,7 @@ def sweep(
         return
     from deft.sweeps.run import run_sweep
 
-    directory = run_sweep(plan, _context(root, console, tracking_uri, verbose=verbose))
+    directory = run_sweep(plan, context_of(root, console, tracking_uri, verbose=verbose))
     failed = [cell.run for cell in plan.cells if directory.failure(cell.run)]
     if failed:
         raise StageError(
@@ -289,7 +271,7 @@ def evaluate(
 
     console = console_for(machine_readable=as_json)
     console.stage("run", f"{spec.run_name} in {root}")
-    run = run_evaluation(spec, _context(root, console, tracking_uri, verbose=verbose))
+    run = run_evaluation(spec, context_of(root, console, tracking_uri, verbose=verbose))
     if as_json:
         print_json(results_of(run))
         return
@@ -321,10 +303,11 @@ def compare(
     from deft.platform.commands.compare import compare_runs
     from deft.platform.commands.compare_table import show_comparison
     from deft.platform.commands.output import console_for, print_csv, print_json
+    from deft.sweeps.report.read_sweep import find_compared
 
     console = console_for(machine_readable=as_json or as_csv)
     with as_user_error():
-        comparison = compare_runs(_find_runs(runs or [], sweep, root, console))
+        comparison = compare_runs(find_compared(runs or [], sweep, root, console))
     if as_json:
         print_json(comparison)
     elif as_csv:
@@ -335,19 +318,32 @@ def compare(
         show_comparison(comparison, console)
 
 
-def _find_runs(names: list[str], sweep: str | None, root: Path, console: RunConsole) -> list[Path]:
-    """Find runs by name, in a sweep if one is given, and all of its finished ones without names."""
-    from deft.platform.records.find import find_newest_run
+@app.command()
+def view(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN…|SWEEP", help="Runs, or a sweep, of which all finished runs are shown."
+        ),
+    ],
+    root: Root = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; responses.html in the first run if not given.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a screen.")] = True,
+) -> None:
+    """Look at single responses, two models side by side, on a page that needs no server."""
+    from deft.platform.commands.ui import open_page
+    from deft.platform.viewer.page import write_view
+    from deft.sweeps.report.read_sweep import find_viewed
 
-    if sweep is None:
-        return [find_newest_run(name, root, console.print) for name in names]
-    from deft.sweeps.report.read_sweep import find_sweep, read_sweep
-
-    cells = read_sweep(find_sweep(sweep, root), root).cells
-    finished = [cell.run for cell in cells if cell.state == "finished"]
-    return [
-        find_newest_run(name, root, console.print, among=finished) for name in names or finished
-    ]
+    console = RunConsole()
+    runs, folder, title = find_viewed(names, root, console)
+    page = out or folder / "responses.html"
+    number = write_view(runs, title, page)
+    console.print(f"{number:,} items: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if browser:
+        open_page(page.resolve().as_uri())
 
 
 @app.command()
@@ -507,31 +503,22 @@ def register(
 def ui(
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
-    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = UI_PORT,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a screen.")] = True,
 ) -> None:
-    """Open the MLflow UI on the runs, those that are still training included."""
+    """Compare runs in MLflow's charts, those that are still training included."""
+    from deft.platform.commands.ui import find_store, open_ui
     from deft.platform.tracking.uri import default_tracking_uri, require_tracking_uri
 
-    if tracking_uri is None and not (root / "mlflow.db").exists():
-        raise UserError(f"{root}: no runs there yet; start one with `deft run`")
+    find_store(tracking_uri, root)
     uri = tracking_uri or default_tracking_uri(root)
     require_tracking_uri(uri)
-    console = RunConsole()
-    if uri.startswith("http"):
-        console.print(f"that server has the UI itself: {uri}")
-        return
-    from deft.platform.commands.doctor import why_taken
+    if not uri.startswith("http"):
+        from deft.platform.commands.doctor import why_taken
 
-    if problem := why_taken(port):
-        raise UserError(f"--port {port}: {problem}; give another port")
-    console.print(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    sys.stdout.flush()
-    arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
-    # One person looks at runs and curves: one worker instead of four, and none of the eight
-    # processes that judge traces of LLM calls.
-    arguments += ["--workers", "1"]
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+        if problem := why_taken(port):
+            raise UserError(f"--port {port}: {problem}; give another port")
+    open_ui(uri, port, RunConsole(), browser=browser)
 
 
 @app.command()

@@ -1,11 +1,20 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they are made into."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
+from deft.platform.records.find import require_root
+
+if TYPE_CHECKING:
+    from deft.platform.run.context import RunContext
 
 Root = Annotated[
     Path, typer.Option("--root", envvar="DEFT_ROOT", help="Where runs, cache and MLflow store are.")
@@ -33,3 +42,28 @@ AsJson = Annotated[
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
 ]
+
+
+def context_of(
+    root: Path, console: RunConsole, tracking_uri: str | None, *, verbose: bool
+) -> RunContext:
+    """Gather what a run shares; nothing heavy is imported before a command needs it."""
+    from deft.platform.run.context import RunContext
+    from deft.platform.tracking.uri import default_tracking_uri
+
+    require_root(root)
+    return RunContext(
+        root=root.resolve(),
+        console=console,
+        tracking_uri=tracking_uri or default_tracking_uri(root),
+        verbose=verbose,
+    )
+
+
+@contextmanager
+def as_user_error() -> Iterator[None]:
+    """Re-raise any ValueError from the block as a UserError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -21,8 +21,9 @@ from deft.platform.run.evaluation import require_engine
 from deft.platform.run.ray_train import STOP_GRACE
 from deft.platform.run.training_slots import TrainingSlots
 from deft.platform.signals import received_signal
+from deft.platform.tracking.links import run_link
 from deft.platform.tracking.sweep_recorder import SweepRecorder
-from deft.platform.tracking.uri import require_tracking_uri
+from deft.platform.tracking.uri import require_tracking_uri, warn_if_unreachable
 from deft.sweeps.asha import run_with_asha
 from deft.sweeps.cell_pool import run_on_actors
 from deft.sweeps.cells import Plan, PlannedCell
@@ -55,6 +56,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
     directory, console = SweepDirectory.of(plan, context.root), context.console
     name = directory.path.name
     with ray_cluster(verbose=context.verbose), directory.locked():
+        warn_if_unreachable(context.tracking_uri, console.print)
         placement = place_cells(plan)
         warn_of_shared_sqlite(context)
         directory.create(plan)
@@ -81,8 +83,11 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
             failed = sum(directory.failure(run) is not None for run in cells)
             recorder.log_metrics({"cells": len(cells), "failed_cells": failed})
             recorder.log_artifacts(report)
-            if recorder.finish() is None:
+            run_id = recorder.finish()
+            if run_id is None:
                 console.print("warning: MLflow does not answer; the same command delivers later")
+            else:
+                console.stage("record", run_link(context.tracking_uri, run_id))
     return directory
 
 

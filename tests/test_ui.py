@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from deft.platform.commands.ui import link_of
 from deft.platform.config.loading import load_spec
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.tracking.experiment_recorder import ExperimentRecorder
@@ -59,6 +60,16 @@ def record(root: Path, objective: str, seed: int) -> str:
 def test_objectives_are_compared_side_by_side(ui: ModuleType, tmp_path: Path) -> None:
     runs = {record(tmp_path, name, seed): (name, seed) for name in OBJECTIVES for seed in (0, 1)}
     with ui.mlflow_ui(tmp_path) as address, ui.browser_page() as page:
+        # The link that `deft ui` prints opens on charts of results and losses.
+        page.goto(link_of(default_tracking_uri(tmp_path), address))
+        ui.expect(page.get_by_text("results and losses").first).to_be_visible()
+        cards = page.get_by_test_id("experiment-view-compare-runs-card")
+        ui.expect(cards).to_have_count(3)
+        ui.expect(cards.nth(0)).to_contain_text("jaro_winkler")
+        ui.expect(cards.nth(1)).to_contain_text("train/nll")
+        for run in runs:
+            ui.expect(page.get_by_role("link", name=run)).to_be_visible()
+
         ui.open_runs(page, address)
         page.get_by_label("Select all runs").click()
         page.get_by_role("button", name="Compare", exact=True).click()

@@ -143,6 +143,8 @@ class RecordManifest(Manifest):
 
     stage = "record"
     mlflow_run_id: str
+    link: str = ""
+    """Address of the run in MLflow's pages."""
 
 
 CHECKSUM = "checksum"

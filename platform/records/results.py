@@ -52,9 +52,14 @@ def metric_rows(models: Mapping[str, ModelResult]) -> list[MetricRow]:
 
 def _rows(which: Which, benchmark: str, metrics: Mapping[str, float]) -> Iterator[MetricRow]:
     for name, value in metrics.items():
-        if not name.endswith(tuple(f"_{suffix}" for suffix in BOUNDS)):
+        if not is_bound(name):
             bounds = {suffix: metrics.get(f"{name}_{suffix}") for suffix in BOUNDS}
             yield MetricRow(which=which, benchmark=benchmark, metric=name, value=value, **bounds)
+
+
+def is_bound(metric: str) -> bool:
+    """Tell whether a metric says how exact another one is."""
+    return metric.endswith(tuple(f"_{suffix}" for suffix in BOUNDS))
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], file: TextIO) -> None:

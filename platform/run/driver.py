@@ -26,7 +26,7 @@ from deft.platform.run.prepare_stage import prepare_stage
 from deft.platform.run.recording import finish_record, record_failure, record_results
 from deft.platform.run.train_stage import OnValidation, train_stage
 from deft.platform.tracking.experiment_recorder import ExperimentRecorder
-from deft.platform.tracking.uri import require_tracking_uri
+from deft.platform.tracking.uri import require_tracking_uri, warn_if_unreachable
 
 STAGES: tuple[Stage, ...] = ("prepare", "train", "evaluate", "record")
 
@@ -60,6 +60,8 @@ def run_experiment(
         items = run.require_manifest(PrepareManifest).items
         warn_of_changed_benchmarks(items, run.path / "stages", console)
         return run
+    if sweep is None:
+        warn_if_unreachable(context.tracking_uri, console.print)
 
     def recorder() -> ExperimentRecorder:
         return ExperimentRecorder(run, context.tracking_uri, console.print, sweep=sweep)

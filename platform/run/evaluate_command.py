@@ -29,7 +29,7 @@ from deft.platform.run.evaluation import (
 )
 from deft.platform.run.recording import finish_record, record_failure, record_results
 from deft.platform.tracking.evaluation_recorder import EvaluationRecorder
-from deft.platform.tracking.uri import require_tracking_uri
+from deft.platform.tracking.uri import require_tracking_uri, warn_if_unreachable
 from deft.workers.data.prepare import prepare_model
 
 
@@ -49,6 +49,7 @@ def run_evaluation(
         items = run.require_manifest(EvaluateManifest).items
         warn_of_changed_benchmarks(items, run.path / "stages", console)
         return run
+    warn_if_unreachable(context.tracking_uri, console.print)
     if run.has_finished("evaluate"):
         with (
             run.locked(),

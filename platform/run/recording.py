@@ -10,6 +10,7 @@ from typing import Any
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe_error, root_cause
 from deft.platform.records.manifests import EvaluateManifest, RecordManifest
+from deft.platform.tracking.links import run_link
 from deft.platform.tracking.recorder import DELIVERY_TIMEOUT, MlflowQueue, Recorder
 
 
@@ -57,5 +58,7 @@ def finish_record(recorder: Recorder[Any], console: RunConsole) -> None:
             f"{recorder.run.path}, and the same command delivers them when MLflow is there"
         )
         return
-    recorder.run.finish(RecordManifest(mlflow_run_id=run_id))
-    console.stage("record", f"MLflow run {run_id} ({time.monotonic() - started:.0f} s)")
+    link = run_link(recorder.tracking_uri, run_id)
+    recorder.run.finish(RecordManifest(mlflow_run_id=run_id, link=link))
+    seconds = time.monotonic() - started
+    console.stage("record", f"{link} ({seconds:.0f} s)")

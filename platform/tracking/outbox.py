@@ -71,6 +71,7 @@ class Outbox:
             "events": directory / "events.jsonl",
             "entries": directory / "mlflow" / "outbox.jsonl",
         }
+        self._lock = threading.Lock()
         drop_torn_line(self._files["entries"])
         delivered_before = read_delivered(directory)
         self.delivered = delivered_before or Delivered(name)
@@ -85,7 +86,8 @@ class Outbox:
 
     def append(self, entry: QueueEntry) -> None:
         """Queue one entry, see `Destination.apply`."""
-        append_line(self._files["entries"], json.dumps(entry))
+        with self._lock:
+            append_line(self._files["entries"], json.dumps(entry))
 
     def waiting(self) -> Iterator[tuple[list[QueueEntry], dict[str, int]]]:
         """Yield undelivered entries in batches, each with the offsets to `mark` after delivery."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import io
 import json
 import logging
 import os
@@ -19,9 +20,11 @@ from typing import Any, Generic, Self
 
 from deft.platform.errors import describe_error
 from deft.platform.records.manifests import EvaluateManifest
+from deft.platform.records.results import is_bound, metric_rows, write_csv
 from deft.platform.records.run_directory import AnySpec, RunDirectory
 from deft.platform.tracking.outbox import DeliveryThread, Destination, Outbox
 from deft.platform.tracking.provenance import git_state, package_versions
+from deft.platform.tracking.system_metrics import SystemMetricsThread
 from deft.platform.tracking.uri import require_tracking_uri
 from deft.workers.common.clock import now_ms
 from deft.workers.common.files import write_atomic
@@ -55,6 +58,7 @@ class MlflowQueue:
         """
         require_tracking_uri(tracking_uri)
         _limit_client_retries()
+        self.tracking_uri = tracking_uri
         self._outbox = Outbox(directory, name)
 
         def connect() -> Destination:
@@ -123,6 +127,7 @@ class Recorder(MlflowQueue, ABC, Generic[AnySpec]):
         """Prepare to send, see `MlflowQueue`; the caller holds the lock of ``run``."""
         super().__init__(run.path, run.path.name, tracking_uri, notify)
         self.run = run
+        self._system = SystemMetricsThread(lambda step, use: self.log(step, use, now_ms()))
 
     def __enter__(self) -> Self:
         tags = {
@@ -133,7 +138,17 @@ class Recorder(MlflowQueue, ABC, Generic[AnySpec]):
             "mlflow.note.content": self.description(),
         }
         self._start(tags, self.params())
+        self._system.start()
         return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._system.stop()
+        super().__exit__(kind, error, traceback)
 
     @abstractmethod
     def description(self) -> str:
@@ -171,8 +186,15 @@ class Recorder(MlflowQueue, ABC, Generic[AnySpec]):
     def log_result(
         self, step: int, label: str, benchmark: str, metrics: Mapping[str, float], time: int
     ) -> None:
-        """Log ``<label>/<benchmark>/<metric>``, linked to the data and, if trained, the model."""
-        prefixed = {f"{label}/{benchmark}/{name}": value for name, value in metrics.items()}
+        """Log ``<label>/<benchmark>/<metric>``, linked to the data and, if trained, the model.
+
+        Intervals and counts would each get a chart of their own: they are in `results.csv`.
+        """
+        prefixed = {
+            f"{label}/{benchmark}/{name}": value
+            for name, value in metrics.items()
+            if not is_bound(name) and not name.startswith("num_")
+        }
         dataset = self.dataset_of(benchmark)
         self.log(step, prefixed, time, dataset=dataset, of_model=label == "eval")
 
@@ -190,11 +212,15 @@ class Recorder(MlflowQueue, ABC, Generic[AnySpec]):
         Returns:
             Id of the MLflow run; None if MLflow took nothing for `DELIVERY_TIMEOUT` seconds.
         """
-        for name in ("spec.json", "events.jsonl", "code.diff", "packages.txt"):
+        last = self.run.manifest(EvaluateManifest)
+        if last is not None:
+            text = io.StringIO(newline="")
+            write_csv([row.model_dump() for row in metric_rows(last.models)], text)
+            write_atomic(self.run.path / "results.csv", text.getvalue())
+        for name in ("spec.json", "events.jsonl", "results.csv", "code.diff", "packages.txt"):
             self._send_files(self.run.path / name)
         for name in ("figures", "predictions"):
             self._send_files(self.run.path / name)
-        last = self.run.manifest(EvaluateManifest)
         return self._finish(last.finished_at if last else None)
 
 

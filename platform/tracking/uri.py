@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from deft.platform.errors import UserError
 from deft.workers.common.names import unknown_name
 from deft.workers.common.secrets import has_secret, without_secrets
 
+if TYPE_CHECKING:
+    import requests
+
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 """URI schemes of the databases that MLflow can use."""
+
+ANSWER_TIMEOUT = 5.0
+"""Seconds that a server may take to answer at the start of a command."""
+
+
+def warn_if_unreachable(uri: str, notify: Callable[[str], None]) -> None:
+    """Say at the start if MLflow cannot be reached: no run waits for it, but a typo is for ever."""
+    if problem := why_unreachable(uri):
+        notify(f"warning: {problem}; results are queued and delivered when it answers")
 
 
 def default_tracking_uri(root: Path) -> str:
@@ -68,6 +83,46 @@ def require_tracking_uri(uri: str) -> None:
             ) from None
         except ValueError as error:
             raise UserError(f"tracking URI {shown}: {error}; {expected}") from None
+
+
+def why_unreachable(uri: str) -> str:
+    """Return why the MLflow server at ``uri`` cannot be used now; empty if it can, or is none."""
+    if urlsplit(uri).scheme not in ("http", "https"):
+        return ""
+    import requests
+
+    shown = without_secrets(uri)
+    # Any MLflow answers this in JSON, be the experiment there or not.
+    question = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?experiment_name=deft"
+    try:
+        answer = requests.get(question, timeout=ANSWER_TIMEOUT, auth=_credentials())
+        if answer.status_code in (401, 403):
+            return (
+                f"tracking URI {shown}: the server refuses access ({answer.status_code}); set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            )
+        answer.json()
+    except requests.exceptions.JSONDecodeError:
+        return f"tracking URI {shown}: a server answers, but it is not MLflow; check the address"
+    except requests.RequestException as error:
+        cause = type(error).__name__
+        return f"tracking URI {shown}: no answer ({cause}); start the server, or check the address"
+    return ""
+
+
+def _credentials() -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """Return what adds the credentials of MLflow's environment variables to a request."""
+    from requests.auth import HTTPBasicAuth
+
+    def add(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+            request.headers["Authorization"] = f"Bearer {token}"
+        elif user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
+            password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+            return HTTPBasicAuth(user, password)(request)
+        return request
+
+    return add
 
 
 def _import_driver(uri: str) -> None:

@@ -39,6 +39,13 @@ class TableEntry:
     change: str = ""
     """The difference that the conclusion is about."""
     strong: bool = False
+    link: str = ""
+    """Address that the text leads to; only those of web pages and of files beside the report."""
+
+    @property
+    def href(self) -> str:
+        """The link, if nothing but opening a page can come of it."""
+        return self.link if re.match(r"https?://|(\.\./)+[\w.-]", self.link) else ""
 
     @property
     def conclusion(self) -> str:

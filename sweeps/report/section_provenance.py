@@ -114,7 +114,8 @@ def unfinished(report: SweepReportData) -> list[Block]:
         return [Text("Every cell has finished.")]
     rows: list[list[str | TableEntry]] = [
         [
-            cell.run,
+            # From the report of a sweep to the run root.
+            TableEntry(cell.run, link=f"../../../{cell.run}/"),
             cell.objective,
             str(cell.seed),
             cell.setting.title,
@@ -205,9 +206,11 @@ def _data_of(report: SweepReportData, setting: Setting, cell: CellResult) -> Tab
     return Table(f"{caption} (of seed {cell.seed})", columns, rows, frozenset(columns[1:]))
 
 
-def _mlflow_run(cell: CellResult) -> str:
+def _mlflow_run(cell: CellResult) -> TableEntry:
     record = cell.manifest(RecordManifest)
-    return record.mlflow_run_id if record is not None else formatting.NONE
+    if record is None:
+        return TableEntry(formatting.NONE)
+    return TableEntry(record.mlflow_run_id, link=record.link)
 
 
 def _runs(report: SweepReportData) -> Table:
@@ -215,7 +218,8 @@ def _runs(report: SweepReportData) -> Table:
     chosen = {c.run for s in sweep.settings for o in sweep.objectives for c in sweep.chosen(s, o)}
     rows = [
         [
-            cell.run,
+            # From the report of a sweep to the run root.
+            TableEntry(cell.run, link=f"../../../{cell.run}/"),
             cell.objective,
             str(cell.seed),
             *([cell.choice] if sweep.over else []),

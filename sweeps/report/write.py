@@ -12,6 +12,7 @@ from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import EvaluateManifest
+from deft.platform.viewer.page import write_view
 from deft.sweeps.report import (
     section_figures,
     section_provenance,
@@ -29,7 +30,7 @@ FEW_ITEMS = 30
 
 
 def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
-    """Write `report.html`, `report.md`, `figures/` and `results.*`; print the main tables.
+    """Write `report.html`, `report.md`, figures, tables and responses; print the main tables.
 
     Unfinished sweeps are reported too: what failed or is missing is named.
 
@@ -53,10 +54,20 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     write_atomic(out / "report.html", document.to_html())
     write_atomic(out / "report.md", document.to_markdown())
     write_tables(result_rows(sweep), out)
+    write_view(_shown_runs(sweep), f"Responses of {sweep.name}", out / "responses.html")
     _show(report, console)
     console.print(f"report: {out / 'report.html'}, {out / 'report.md'}")
+    console.print(f"responses: {out / 'responses.html'}")
     console.print(f"numbers: {out / 'results.csv'}, {out / 'results.parquet'}")
     return out
+
+
+def _shown_runs(sweep: Sweep) -> list[Path]:
+    """Select one seed of each objective in each setting: pages of all cells grow too large."""
+    chosen = [
+        sweep.chosen(setting, name) for setting in sweep.settings for name in sweep.objectives
+    ]
+    return [cells[0].directory for cells in chosen if cells]
 
 
 def write_figures(sweep_dir: Path, root: Path, out: Path, console: RunConsole) -> None:

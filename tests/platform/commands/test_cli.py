@@ -14,7 +14,7 @@ from deft.objectives.catalog import CATALOG
 from deft.platform.config.loading import load_spec
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.catalogs.models import MODELS
-from helpers import ROOT
+from helpers import ROOT, free_port
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -191,7 +191,7 @@ def test_dropped_records_are_said_and_listed(
     assert json.loads(listed.read_text())["where"] == "sums.jsonl:7"
 
 
-def test_ui_says_that_its_port_is_taken_and_where_a_server_has_its_own(deft: Deft) -> None:
+def test_ui_says_that_its_port_is_taken_and_that_a_server_is_not_there(deft: Deft) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -200,9 +200,10 @@ def test_ui_says_that_its_port_is_taken_and_where_a_server_has_its_own(deft: Def
     assert done.returncode == 2
     assert f"--port {port}" in done.stderr
     assert "in use" in done.stderr
-    done = deft("ui", "--tracking-uri", "http://mlflow.example.org:5000")
-    assert done.returncode == 0
-    assert "http://mlflow.example.org:5000" in done.stdout
+    nobody = f"http://127.0.0.1:{free_port()}"
+    done = deft("ui", "--tracking-uri", nobody)
+    assert done.returncode == 2
+    assert f"tracking URI {nobody}: no answer (ConnectionError); start the server" in done.stderr
 
 
 def test_options_of_the_original_are_answered_by_what_to_use_here(deft: Deft) -> None:

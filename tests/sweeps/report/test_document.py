@@ -31,7 +31,7 @@ TAGS = {"script", "img", "iframe", "object", "embed", "link"}
 
 def document(text: str) -> Document:
     """``text`` wherever there is a text."""
-    entry = TableEntry(text, details=(text,), mark="better", change=text)
+    entry = TableEntry(text, details=(text,), mark="better", change=text, link=text)
     picture = Picture("figure", text, text, "<svg></svg>", b"")
     blocks = [
         Text(text, lead=text),

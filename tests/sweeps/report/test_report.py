@@ -531,12 +531,21 @@ def page_of(directory: Path) -> Page:
     return page
 
 
+def cells_of_trial() -> list[tuple[int, str]]:
+    """Return number and objective of every cell of `make_trial`."""
+    return [(n, ("DEFT", "original", "p")[n // 4 % 3]) for n in range(24)]
+
+
 def test_page_stands_alone_and_is_well_formed(written: Path) -> None:
     page = page_of(written)
     assert page.open == []
     assert not {"script", "link", "iframe", "img"} & set(page.tags)
     assert page.tags.count("svg") >= 4
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    files = {"responses.html", *(f"../../../run-{n:02d}-{o}/" for n, o in cells_of_trial())}
+    elsewhere = {
+        link for link in page.links if not link.startswith(("#", "data:image/png;base64,"))
+    }
+    assert elsewhere == files
     html = (written / "report.html").read_text()
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\"\s<]*", html)) <= namespaces

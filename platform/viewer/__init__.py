@@ -1,0 +1,1 @@
+"""Single responses of runs on a page of HTML."""
