@@ -92,7 +92,9 @@ def test_held_out_loss_of_the_export_is_that_in_memory(
         in_memory: list[float] = []
         for number, job in enumerate(config["jobs"]):
 
-            def save(engine: Any, export: Any, step: int, metrics: Any, n: int = number) -> None:
+            def save(
+                engine: Any, export: Any, step: int, metrics: Any, *_: Any, n: int = number
+            ) -> None:
                 export(Path(config["exports"], str(n)))
                 in_memory.append(metrics["validation/nll"])
 
