@@ -100,7 +100,7 @@ def test_rows_have_the_weights_of_their_turns(
     if style == "chat":
         talk = (*ask("a?").prompt, {**say("b"), "weight": 2.0}, *ask("c?").prompt)
         examples.append(Example("3", (*talk, say("d"), *ask("e?").prompt), "f", "", {"weight": 0}))
-    rows, _ = run_tokenize(tmp_path, examples, tokenizer, style=style)
+    rows, _ = run_tokenize(tmp_path, examples, tokenizer, style=style, max_length=1000)
     assert rows[0]["weights"] is None
     for row, expected in zip(rows.select(range(1, len(rows))), ({0.5}, {1.0, 2.0}), strict=False):
         tokens = list(zip(row["weights"], row["labels"], strict=True))
@@ -271,8 +271,8 @@ def test_prepared_rows_split_and_counts_agree(tmp_path: Path) -> None:
     assert (got.num_examples, got.num_validation_examples) == (117, 13)
     assert got.num_too_long == 1
     assert got.bad_records == {"missing field": 1}
-    assert set(train.column_names) == {"input_ids", "labels"}
-    assert set(validation.column_names) == {"input_ids", "labels", "target_bytes"}
+    assert set(train.column_names) == {"input_ids", "labels", "weights"}
+    assert set(validation.column_names) == {"input_ids", "labels", "weights", "target_bytes"}
     assert got.num_tokens == sum(map(len, train["input_ids"]))
     targets = [label for row in train["labels"] for label in row if label != IGNORE_INDEX]
     assert got.num_target_tokens == len(targets)
