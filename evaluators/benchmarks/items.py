@@ -29,7 +29,11 @@ def prepare_items(spec: BenchmarkSpec, data_dir: str | None, cache: Path) -> Pat
     Raises:
         ValueError: there is no data, or a row of it cannot be read; the message says what to do.
     """
-    items = load_items(spec, data_dir)
+    return write_items(spec, load_items(spec, data_dir), cache)
+
+
+def write_items(spec: BenchmarkSpec, items: Iterable[Item], cache: Path) -> Path:
+    """Write the items of ``spec``, as `load_items` returns them; see `prepare_items`."""
     text = "".join(json.dumps(asdict(item), ensure_ascii=True) + "\n" for item in items)
     name = items_file_name(get_benchmark(spec.name), hash_parts(text))
     path = cache / "items" / name

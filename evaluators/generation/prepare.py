@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from deft.evaluators.benchmarks.base import Item
 from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.benchmarks.items import prepare_items, read_items
+from deft.evaluators.benchmarks.items import load_items, prepare_items, read_items
 from deft.evaluators.generation.prompts import encode_item, resolve_style
-from deft.evaluators.spec import EvaluationSpec
+from deft.evaluators.spec import BenchmarkSpec, EvaluationSpec
 from deft.workers.modeling.tokenizer import load_tokenizer
 
 
@@ -25,6 +26,11 @@ def prepare_benchmarks(spec: EvaluationSpec, cache: Path) -> dict[str, str]:
         benchmark.name: str(prepare_items(benchmark, spec.data_dir, cache))
         for benchmark in spec.suite
     }
+
+
+def load_benchmarks(spec: EvaluationSpec) -> list[tuple[BenchmarkSpec, list[Item]]]:
+    """Read the items of every benchmark and write nothing; see `prepare_benchmarks`."""
+    return [(benchmark, load_items(benchmark, spec.data_dir)) for benchmark in spec.suite]
 
 
 def require_prompts(

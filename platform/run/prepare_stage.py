@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from deft.evaluators.benchmarks.definition import changed_benchmarks
-from deft.evaluators.benchmarks.items import is_whole_items_file
+from deft.evaluators.benchmarks.items import is_whole_items_file, write_items
 from deft.evaluators.generation.prepare import (
-    prepare_benchmarks,
+    load_benchmarks,
     require_prompts,
     with_absolute_paths,
 )
@@ -43,10 +43,12 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
     evaluation = with_absolute_paths(spec.evaluation)
 
     def work() -> PrepareManifest:
-        items = prepare_benchmarks(evaluation, cache)
+        # What is wrong with either is said before anything is written.
+        benchmarks = load_benchmarks(evaluation)
         prepared = prepare(
             dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
         )
+        items = {each.name: str(write_items(each, loaded, cache)) for each, loaded in benchmarks}
         require_prompts(evaluation, items, prepared.model_dir, prepared.prompt_style)
         overlap = overlap_with_benchmarks(prepared, items)
         return PrepareManifest(prepared=prepared, items=items, overlap=overlap)

@@ -18,7 +18,7 @@ from deft.platform.commands.compare import compare_runs
 from deft.platform.commands.compare_table import decimals, show_comparison
 from deft.platform.console import RunConsole
 from deft.platform.records.find import find_newest_run
-from deft.platform.records.manifests import EvaluateManifest
+from deft.platform.records.manifests import EvaluateManifest, load_manifest, save_manifest
 from helpers import make_prediction, write_finished_run
 
 Deft = Callable[..., CompletedProcess[str]]
@@ -95,8 +95,8 @@ def test_of_runs_of_one_name_the_newest_is_compared(tmp_path: Path) -> None:
     times = {run: number for number, run in enumerate([runs[2], runs[0], runs[1]], 1)}
     for run, time in times.items():
         file = run / "stages" / "evaluate.json"
-        manifest = EvaluateManifest.model_validate_json(file.read_text())
-        file.write_text(manifest.model_copy(update={"finished_at": time}).model_dump_json())
+        manifest = load_manifest(file, EvaluateManifest)
+        save_manifest(file, manifest.model_copy(update={"finished_at": time}))
     said: list[str] = []
     assert find_newest_run(name, tmp_path, said.append) == runs[1]
     assert said == [f"{name}: the newest of 3, {runs[1].name}"]

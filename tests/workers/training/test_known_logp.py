@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +166,11 @@ def deepspeed_curves(jobs: list[TrainJob], storage: Path) -> list[list[float]]:
             events = Events()
             sft_loop.train(replace(job, events=events))  # type: ignore[arg-type]
             curves.append(events.curve)
-        ray.train.report({"curves": curves})
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "curves.json").write_text(json.dumps(curves))
+            rank = ray.train.get_context().get_world_rank()
+            checkpoint = ray.train.Checkpoint.from_directory(directory) if rank == 0 else None
+            ray.train.report({}, checkpoint=checkpoint)
 
     result = TorchTrainer(
         run_all,
@@ -172,8 +178,8 @@ def deepspeed_curves(jobs: list[TrainJob], storage: Path) -> list[list[float]]:
         scaling_config=ray.train.ScalingConfig(num_workers=2),
         run_config=ray.train.RunConfig(storage_path=str(storage)),
     ).fit()
-    assert result.metrics is not None
-    curves: list[list[float]] = result.metrics["curves"]
+    assert result.checkpoint is not None
+    curves: list[list[float]] = json.loads(Path(result.checkpoint.path, "curves.json").read_text())
     return curves
 
 
