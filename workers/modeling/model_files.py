@@ -33,9 +33,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 MAX_JSON_BYTES = 256 * 2**20
 """Size of the largest configuration or tokenizer; those of the largest vocabularies have 40 MB."""
 
-MAX_HEADER_BYTES = 100 * 2**20
-"""Size of the largest header of a safetensors file, as in the format's own library."""
-
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -196,22 +193,10 @@ def require_data_only(directory: Path) -> None:
                 raise ValueError(f"{index}: {name!r} is not a file in the same directory")
             _require_whole(directory / name)
     for file in directory.glob("*.safetensors"):
-        _require_header(file)
-    if (directory / SINGLE_FILE).is_file():
-        _require_whole(directory / SINGLE_FILE)
+        _require_whole(file)
     for file in (directory / "config.json", directory / "tokenizer_config.json"):
         if file.is_file() and "auto_map" in _json_object(file):
             _require_known_to_transformers(directory, file)
-
-
-def _require_header(file: Path) -> None:
-    """Raise ValueError if the header of a safetensors file cannot be that of its content."""
-    with file.open("rb") as content:
-        length = int.from_bytes(content.read(8), "little")
-    if not 0 < length <= min(file.stat().st_size - 8, MAX_HEADER_BYTES):
-        raise ValueError(
-            f"{file}: damaged: its header would have {length:,} bytes; copy the file again"
-        )
 
 
 def _require_whole(file: Path) -> None:

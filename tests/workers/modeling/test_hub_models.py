@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import save
 
 from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.modeling.hub_models import prepare_hub_model
@@ -24,7 +26,8 @@ def test_hub_model_outlives_the_cache_of_the_node_that_had_it(
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "blob").write_bytes(b"weights")
+    weights = save({"weight": torch.zeros(1)})
+    (repository / "blob").write_bytes(weights)
     (snapshot / "model.safetensors").symlink_to("../../blob")
     (snapshot / "config.json").write_text("{}")
     (snapshot / "pytorch_model.bin").write_bytes(b"a pickle that nobody loads")
@@ -35,7 +38,7 @@ def test_hub_model_outlives_the_cache_of_the_node_that_had_it(
     shutil.rmtree(tmp_path / "hub")
     assert prepare_hub_model("org/small", COMMIT, cache) == directory
     content = {file.name: file.read_bytes() for file in directory.iterdir()}
-    assert content == {"model.safetensors": b"weights", "config.json": b"{}"}
+    assert content == {"model.safetensors": weights, "config.json": b"{}"}
     with pytest.raises(NotOnThisNodeError, match="'org/other' could not be downloaded"):
         prepare_hub_model("org/other", None, cache)
 

@@ -108,7 +108,7 @@ def test_a_header_that_is_larger_than_its_file_is_refused(copy: Path, length: in
     file = copy / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(length.to_bytes(8, "little") + content[8:])
-    with pytest.raises(ValueError, match=rf"model\.safetensors: damaged: its header .* {length:,}"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
         require_data_only(copy)
 
 
