@@ -20,7 +20,7 @@ SETTINGS = ["learning_rate", "warmup_ratio", "batch_size", "max_steps", "zero_st
         ("lerning_rate", SETTINGS, "learning_rate"),
         ("BatchSize", SETTINGS, "batch_size"),
         ("tinny", ["tiny", "smollm2-135m"], "tiny"),
-        ("TALR", OBJECTIVES, None),
+        ("CFT", OBJECTIVES, None),
         ("kl", OBJECTIVES, None),
         ("xyz", OBJECTIVES, None),
         ("optimizer", SETTINGS, None),
