@@ -270,7 +270,7 @@ def test_a_killed_worker_is_replaced(
     ("stage", "num_workers"),
     [
         (2, 2),
-        (3, 1),
+        pytest.param(3, 1, marks=pytest.mark.slow),
         pytest.param(1, 2, marks=pytest.mark.slow),
         pytest.param(2, 1, marks=pytest.mark.slow),
     ],
