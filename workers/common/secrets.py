@@ -34,6 +34,9 @@ OF_TEXT = frozenset({"eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "
 ABOUT = frozenset({"path", "file", "dir", "name", "id", "url", "uri", "type", "mode", "expiry"})
 """Last words of names of what is about a secret, and is none."""
 
+DIRECTORIES = frozenset({"PWD", "OLDPWD"})
+"""Environment variables in which a shell keeps directories, though ``pwd`` is short for password."""
+
 MIN_KNOWN_LENGTH = 6
 """Characters of the shortest value of an environment variable that is looked for everywhere."""
 
@@ -126,7 +129,11 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
 
 def _known_values() -> set[str]:
     """Return the secrets in this process's environment."""
-    values = {value for name, value in os.environ.items() if is_secret_name(name)}
+    values = {
+        value
+        for name, value in os.environ.items()
+        if name not in DIRECTORIES and is_secret_name(name)
+    }
     for value in os.environ.values():
         if "://" in value and "@" in value:
             values.add(_parts(value)[1].partition(":")[2])

@@ -145,6 +145,14 @@ def test_secrets_of_the_environment_are_known_by_value(monkeypatch: pytest.Monke
     assert has_secret("the correct horse it is")
 
 
+def test_directories_that_a_shell_keeps_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PWD", "/home/someone/experiments")
+    monkeypatch.setenv("OLDPWD", "/home/someone/before")
+    uri = "sqlite:////home/someone/experiments/runs/mlflow.db"
+    assert not has_secret(uri)
+    assert without_secrets(f"{uri} /home/someone/before") == f"{uri} /home/someone/before"
+
+
 def test_secrets_in_nested_settings_are_found() -> None:
     deepspeed = {"comet": {"enabled": True, "api_key": "abc"}}
     assert secret_setting({"training": {"deepspeed": deepspeed}}) == (
