@@ -35,7 +35,7 @@ ABOUT = frozenset({"path", "file", "dir", "name", "id", "url", "uri", "type", "m
 """Last words of names of what is about a secret, and is none."""
 
 DIRECTORIES = frozenset({"PWD", "OLDPWD"})
-"""Environment variables in which a shell keeps directories, though ``pwd`` is short for password."""
+"""Variables in which a shell keeps directories, though ``pwd`` is short for password as well."""
 
 MIN_KNOWN_LENGTH = 6
 """Characters of the shortest value of an environment variable that is looked for everywhere."""
