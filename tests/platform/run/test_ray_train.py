@@ -181,6 +181,7 @@ def assert_same_curve(
         assert points == pytest.approx([expected[step - 1]] * len(points), rel=2e-4), step
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_chosen(
     ray_cluster: None, job: TrainJob, tmp_path: Path
 ) -> None:

@@ -78,9 +78,8 @@ def accumulation_errors(rank: int, port: int, num_micro_batches: int, out: str) 
         torch.save(errors, out)
 
 
-@pytest.mark.parametrize(
-    "num_micro_batches", [16, pytest.param(256, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num_micro_batches", [16, 256])
 def test_a_step_of_bfloat16_micro_batches_is_summed_in_float32(
     tmp_path: Path, num_micro_batches: int
 ) -> None:
