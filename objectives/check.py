@@ -110,12 +110,12 @@ def _random_statistics(objective: Objective, step_mean_p: float | None) -> Token
     targets[::2] = logits[::2].argmax(-1)
     log_probs = logits.log_softmax(-1)
     probs = log_probs.exp()
-    top20 = logits.topk(min(objective.top_k, _VOCABULARY)).values.log_softmax(-1)
+    top = logits.topk(min(objective.top_k, _VOCABULARY)).values.log_softmax(-1)
     drawn = {
         "logp": log_probs.gather(1, targets[:, None]).squeeze(1),
         "concentration": probs.square().sum(-1),
         "entropy": -(probs * log_probs).sum(-1),
-        "entropy_top": -(top20.exp() * top20).sum(-1),
+        "entropy_top": -(top.exp() * top).sum(-1),
         "top_logp": log_probs.amax(-1),
     }
     # Certain and right, certain and wrong, hopeless, uniform over a large vocabulary.

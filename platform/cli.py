@@ -6,10 +6,9 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from typer.exceptions import TyperException
 
 from deft.platform.cli_options import (
@@ -27,9 +26,6 @@ from deft.platform.errors import StageError, UserError, describe_os_error, print
 from deft.platform.signals import KEPT, end_by_signal, handle_signals, received_signal
 from deft.platform.tracking.links import UI_PORT
 from deft.workers.common.files import DamagedFileError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Compare SFT objectives of language models: train on Ray, evaluate with vLLM, "
@@ -79,9 +75,10 @@ def run(
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
         from deft.platform.commands.dry_run import show_plan, show_protocols
+        from deft.platform.commands.output import console_for
 
         # The resolved spec alone goes to the output: it is a run file, and can be piped into one.
-        plan_console = RunConsole(Console(stderr=True, highlight=False))
+        plan_console = console_for(machine_readable=True)
         with as_user_error():
             show_plan(spec, root, plan_console)
         names["protocol"] = "fair" if spec.protocol == "paper" else "paper"

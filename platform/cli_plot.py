@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from deft.platform.cli_options import as_user_error
 from deft.platform.console import RunConsole
-from deft.platform.errors import UserError
 
 plot_app = typer.Typer(
     help="Draw figures for a paper: PDF and PNG, with their numbers as CSV.", no_args_is_help=True
@@ -31,7 +31,5 @@ def gate(
     """Draw gate and focus of objectives over the target's probability; needs no model."""
     from deft.platform.commands.plot import plot_gates
 
-    try:
+    with as_user_error():
         plot_gates(split_names(objectives), out, RunConsole())
-    except ValueError as error:
-        raise UserError(str(error)) from None

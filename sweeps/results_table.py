@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deft.platform.records.manifests import EvaluateManifest
-from deft.platform.records.results import columns_of, metric_rows, write_csv
+from deft.platform.records.results import columns_of, metric_rows, save_csv
 from deft.sweeps.report.read_sweep import CellResult, Sweep
-from deft.workers.common.files import atomic_file, write_atomic
+from deft.workers.common.files import atomic_file
 
 ResultRow = dict[str, Any]
 """One cell, model, benchmark and metric; the columns are those of `result_rows`."""
@@ -47,9 +46,7 @@ def _about(sweep: Sweep, cell: CellResult) -> ResultRow:
 
 def write_tables(rows: list[ResultRow], folder: Path) -> None:
     """Write `results.csv` and `results.parquet`, each whole or not at all."""
-    text = io.StringIO(newline="")
-    write_csv(rows, text)
-    write_atomic(folder / "results.csv", text.getvalue())
+    save_csv(rows, folder / "results.csv")
     columns = columns_of(rows)
     table = pa.table({name: [row.get(name) for row in rows] for name in columns})
     with atomic_file(folder / "results.parquet") as file:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -113,6 +114,17 @@ def ray_address(ray_cluster: None) -> str:
     import ray
 
     return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture
+def ui() -> ModuleType:
+    """Import the script that drives the browser; skip where there is no browser."""
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    import ui_screenshot
+
+    if ui_screenshot.find_browser() is None:
+        pytest.skip("no Chromium on this machine")
+    return ui_screenshot
 
 
 @pytest.fixture

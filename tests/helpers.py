@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deft.evaluators.generation.job import PromptRecord
 from deft.evaluators.generation.prompts import Stops
@@ -28,6 +28,9 @@ from deft.platform.records.manifests import (
 )
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.data.prepare import Prepared, SourceCounts
+
+if TYPE_CHECKING:
+    from deft.workers.training.job import TrainJob
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
@@ -185,3 +188,75 @@ def write_finished_run(
     run.finish(make_evaluate_manifest(models))
     run.finish(RecordManifest(mlflow_run_id=f"mlflow-{run.path.name}"))
     return run
+
+
+def deepspeed_runs(
+    jobs: list[TrainJob], storage: Path, num_workers: int = 2
+) -> list[dict[str, Any]]:
+    """Train several jobs in one group of workers; the last step of each exports the model.
+
+    Returns for each job its objective per step, its gradient norms, and its exported weights.
+    """
+    import ray.train
+    import torch
+    from ray.train.torch import TorchTrainer
+
+    def run_all(config: dict[str, Any]) -> None:
+        import tempfile
+
+        from transformers import AutoModelForCausalLM
+
+        from deft.workers.training.ray_entry import prepare_process
+
+        prepare_process()
+        from deft.workers.training import sft_loop
+
+        class Events:
+            def __init__(self) -> None:
+                self.seen: list[dict[str, Any]] = []
+
+            def put(self, event: dict[str, Any]) -> None:
+                self.seen.append(event)
+
+            def curve(self, kind: str, name: str) -> list[float]:
+                return [e["metrics"][name] for e in self.seen if e["event"] == kind]
+
+        results = []
+        for job in config["jobs"]:
+            events = Events()
+            with tempfile.TemporaryDirectory() as directory:
+
+                def save_checkpoint(
+                    engine: Any, export: Any, *_: Any, directory: str = directory
+                ) -> None:
+                    export(Path(directory))
+
+                # One Ray Train run stands for many here: none has a checkpoint.
+                sft_loop.save_checkpoint = save_checkpoint
+                sft_loop.train(replace(job, events=events))
+                if ray.train.get_context().get_world_rank() == 0:
+                    exported = AutoModelForCausalLM.from_pretrained(directory)
+                    results.append(
+                        {
+                            "objective": events.curve("train", "objective"),
+                            "grad_norm": events.curve("train", "grad_norm"),
+                            "validation": events.curve("validation", "nll"),
+                            "metrics": events.seen[-2]["metrics"],
+                            "weights": exported.state_dict(),
+                        }
+                    )
+        with tempfile.TemporaryDirectory() as directory:
+            torch.save(results, Path(directory, "results.pt"))
+            rank = ray.train.get_context().get_world_rank()
+            checkpoint = ray.train.Checkpoint.from_directory(directory) if rank == 0 else None
+            ray.train.report({}, checkpoint=checkpoint)
+
+    result = TorchTrainer(
+        run_all,
+        train_loop_config={"jobs": jobs},
+        scaling_config=ray.train.ScalingConfig(num_workers=num_workers),
+        run_config=ray.train.RunConfig(storage_path=str(storage)),
+    ).fit()
+    assert result.checkpoint is not None
+    loaded: list[dict[str, Any]] = torch.load(Path(result.checkpoint.path, "results.pt"))
+    return loaded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
@@ -17,21 +16,6 @@ from deft.platform.tracking.uri import default_tracking_uri
 
 OBJECTIVES = ("original", "p", "Cayley_Trans", "DEFT")
 STEPS = range(1, 41)
-
-
-@pytest.fixture
-def ui() -> ModuleType:
-    """Import the script that drives the browser."""
-    pytest.importorskip("playwright", reason="playwright is not installed")
-    file = Path(__file__).with_name("ui_screenshot.py")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if module.find_browser() is None:
-        pytest.skip("no Chromium on this machine")
-    return module
 
 
 def gate(objective: str, step: int) -> float:

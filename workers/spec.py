@@ -179,12 +179,12 @@ class SourceSpec(Settings):
 
     @property
     def label(self) -> str:
-        """What messages call the data: where they are from."""
+        """Name of the data in messages: where they are from."""
         return self.data_dir or self.name
 
     @property
     def title(self) -> str:
-        """What reports call the data: a file's or a hub dataset's name, and which part of it."""
+        """Name of the data in reports: a file's or a hub dataset's, and which part of it."""
         name = self.name if self.local_path is None else Path(self.label).name
         parts = [part for part in (self.config, self.split) if part and part != "train"]
         return f"{name} ({', '.join(parts)})" if parts else name

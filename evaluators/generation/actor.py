@@ -22,7 +22,7 @@ from deft.evaluators.generation.journal import (
     read_journals,
     write_journal,
 )
-from deft.evaluators.generation.model_dir import fingerprint, read_architecture
+from deft.evaluators.generation.model_dir import read_architecture
 from deft.evaluators.generation.prompts import request_seed
 from deft.evaluators.grading import SECOND_OPINIONS
 from deft.evaluators.grading.sandbox.pool import GraderPool
@@ -34,6 +34,7 @@ from deft.evaluators.scores.predictions import (
     write_predictions,
 )
 from deft.evaluators.spec import EngineSpec
+from deft.workers.modeling.model_identity import fingerprint
 
 GRADING_WORKERS = 2
 """Grading processes beside each engine."""

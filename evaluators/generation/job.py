@@ -9,10 +9,10 @@ from pathlib import Path
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import content_in
-from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.generation.prompts import PromptFormat, Stops
 from deft.evaluators.spec import BenchmarkSpec
 from deft.workers.common.checksums import hash_parts
+from deft.workers.modeling.model_identity import fingerprint
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from deft.workers.common.checksums import hash_files, hash_parts
 
 _NO_ARCHITECTURE = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Keys of config.json that differ between checkpoints of one architecture."""
@@ -56,40 +53,6 @@ def read_stop_token_ids(model_path: Path, eos_token_id: int | None) -> list[int]
     declared = _read_json(source).get("eos_token_id")
     token_ids = declared if isinstance(declared, list) else [declared]
     return sorted({token_id for token_id in [*token_ids, eos_token_id] if token_id is not None})
-
-
-def fingerprint(model_path: Path) -> str:
-    """Hash names, sizes and times of a model's files to 12 hexadecimal digits.
-
-    It changes when the model in a directory is written anew. Weights are too large to be read.
-
-    Raises:
-        FileNotFoundError: there is no such directory.
-    """
-    stats = [(file.name, file.stat()) for file in _model_files(model_path)]
-    return hash_parts(*(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats))
-
-
-def model_digest(model_path: Path) -> str:
-    """Hash names and contents of a model's files (SHA-256); the same for every copy.
-
-    Reads all weights, once per process.
-
-    Raises:
-        FileNotFoundError: there is no such directory.
-    """
-    return _model_digest(model_path, fingerprint(model_path))
-
-
-@lru_cache
-def _model_digest(model_path: Path, fingerprint: str) -> str:
-    return hash_files((file.name, file) for file in _model_files(model_path))
-
-
-def _model_files(model_path: Path) -> list[Path]:
-    """List weights, configuration and tokenizer files, sorted."""
-    suffixes = (".safetensors", ".json", ".model", ".txt", ".jinja")
-    return sorted(file for file in model_path.iterdir() if file.suffix in suffixes)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

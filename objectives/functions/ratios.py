@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from deft.objectives.base import ObjectiveOutput, TokenStats, objective
+from deft.objectives.functions.weighted import weighted_nll
 
 
 @objective(needs={"reference_logp", "example"}, token_local=False)
@@ -23,14 +24,14 @@ def iw_sft(stats: TokenStats, *, temperature: float, high: float) -> ObjectiveOu
     """
     ratio = stats.logp.detach() - stats.require("reference_logp")
     weight = torch.exp((temperature * _by_example(ratio, stats)).clamp(max=math.log(high)))
-    return _weighted(stats, weight)
+    return weighted_nll(stats, weight)
 
 
 @objective(needs={"reference_logp"})
 def iw_sft_token(stats: TokenStats, *, low: float, high: float) -> ObjectiveOutput:
     """−sg(w)·ℓ; gate sg(w), w = clip(p/p_R, low, high). Every target token (arXiv 2507.12856)."""
     ratio = stats.logp.detach() - stats.require("reference_logp")
-    return _weighted(stats, torch.exp(ratio.clamp(max=math.log(high))).clamp(min=low))
+    return weighted_nll(stats, torch.exp(ratio.clamp(max=math.log(high))).clamp(min=low))
 
 
 @objective(needs={"old_logp"})
@@ -77,12 +78,12 @@ def talr(stats: TokenStats, *, floor: float) -> ObjectiveOutput:
     published no code; the floor and the mean over all target tokens are others' re-implementation.
     """
     if not bool(stats.mask.any()):
-        return _weighted(stats, torch.ones_like(stats.logp))
+        return weighted_nll(stats, torch.ones_like(stats.logp))
     logp, example = stats.logp.detach(), stats.require("example")
     # One value an example: its first token's.
     is_first = torch.cat([example.new_ones(1), example.diff()]) != 0
     temperature = -_by_example(logp, stats)[is_first].median()
-    return _weighted(stats, torch.exp(logp / temperature.clamp(min=1e-6)).clamp(min=floor))
+    return weighted_nll(stats, torch.exp(logp / temperature.clamp(min=1e-6)).clamp(min=floor))
 
 
 def _by_example(column: Tensor, stats: TokenStats) -> Tensor:
@@ -94,8 +95,3 @@ def _by_example(column: Tensor, stats: TokenStats) -> Tensor:
     sums = column.new_zeros(number).index_add_(0, example, column * stats.mask)
     counts = column.new_zeros(number).index_add_(0, example, stats.mask.to(column.dtype))
     return (sums / counts.clamp(min=1))[example]
-
-
-def _weighted(stats: TokenStats, weight: Tensor) -> ObjectiveOutput:
-    """Weigh the NLL by a weight that is held fixed."""
-    return ObjectiveOutput(value=-weight * stats.logp, gate=weight)

@@ -17,7 +17,7 @@ def dft(stats: TokenStats) -> ObjectiveOutput:
 
     Its gradient is that of `p`; only the logged value differs.
     """
-    return _weighted(stats, stats.p)
+    return weighted_nll(stats, stats.p)
 
 
 @objective()
@@ -27,7 +27,7 @@ def dft_floor(stats: TokenStats, *, floor: float) -> ObjectiveOutput:
     The DFT author's suggestion for data that the model does not know yet
     (github.com/yongliang-wu/DFT/issues/1).
     """
-    return _weighted(stats, stats.p.clamp(min=floor))
+    return weighted_nll(stats, stats.p.clamp(min=floor))
 
 
 @objective(needs={"entropy_top"})
@@ -37,7 +37,7 @@ def eaft(stats: TokenStats, *, a: float) -> ObjectiveOutput:
     H̃ is the entropy in nats of the 20 largest logits renormalised among themselves, divided by
     3.0 (about ln 20), as in LLaMA-Factory.
     """
-    return _weighted(stats, (stats.require("entropy_top") / 3.0).clamp(min=0) ** a)
+    return weighted_nll(stats, (stats.require("entropy_top") / 3.0).clamp(min=0) ** a)
 
 
 @objective(needs={"entropy_top"}, top_k=lambda a, k: k)
@@ -47,7 +47,7 @@ def eaft_unscaled(stats: TokenStats, *, a: float, k: int) -> ObjectiveOutput:
     EAFT (arXiv 2601.02151) as Axolotl has it: the entropy of the top k (its `eaft_k`) is not
     divided, which at a = 1 and k = 20 makes every gate three times that of `EAFT`.
     """
-    return _weighted(stats, stats.require("entropy_top").clamp(min=0) ** a)
+    return weighted_nll(stats, stats.require("entropy_top").clamp(min=0) ** a)
 
 
 @objective(needs={"entropy"})
@@ -70,7 +70,7 @@ def chord_phi(stats: TokenStats) -> ObjectiveOutput:
 
     The weight φ of the paper's SFT term, detached; the paper runs it beside an RL term.
     """
-    return _weighted(stats, stats.p * -torch.expm1(stats.logp))
+    return weighted_nll(stats, stats.p * -torch.expm1(stats.logp))
 
 
 @objective()
@@ -88,7 +88,7 @@ def focal(stats: TokenStats, *, gamma: float) -> ObjectiveOutput:
     )
 
 
-def _weighted(stats: TokenStats, weight: Tensor) -> ObjectiveOutput:
+def weighted_nll(stats: TokenStats, weight: Tensor) -> ObjectiveOutput:
     """Weigh the NLL by sg(weight)."""
     weight = weight.detach()
     return ObjectiveOutput(value=-weight * stats.logp, gate=weight)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from deft.evaluators.generation.model_dir import fingerprint, model_digest
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
 from deft.workers.catalogs.datasets import SUFFIXES
@@ -18,6 +17,7 @@ from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.names import unknown_name
 from deft.workers.common.settings import Settings
 from deft.workers.data.datasets import digest_files
+from deft.workers.modeling.model_identity import fingerprint, model_digest
 from deft.workers.spec import (
     DatasetField,
     ModelField,

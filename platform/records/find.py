@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Callable, Collection
@@ -74,7 +75,7 @@ def find_newest_run(
     """
     same_name = [
         run
-        for run in root.glob(f"{_literal(name)}-*")
+        for run in root.glob(f"{glob.escape(name)}-*")
         if re.fullmatch(re.escape(Path(name).name) + HASH, run.name)
         and (among is None or run.name in among)
     ]
@@ -92,11 +93,6 @@ def find_newest_run(
     if len(finished) > 1:
         notify(f"{name}: the newest of {len(finished)}, {newest.name}")
     return newest
-
-
-def _literal(name: str) -> str:
-    """Return a glob pattern that matches ``name`` alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 MAX_BELOW_ROOT = 400

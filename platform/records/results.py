@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
 from deft.platform.records.manifests import ModelResult
+from deft.workers.common.files import write_atomic
 
 MEAN = "mean"
 """The benchmark name of the means over benchmarks."""
@@ -67,6 +70,13 @@ def write_csv(rows: Sequence[Mapping[str, Any]], file: TextIO) -> None:
     writer = csv.DictWriter(file, columns_of(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+
+
+def save_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows to a file, see `write_csv`; it appears whole or not at all."""
+    text = StringIO(newline="")
+    write_csv(rows, text)
+    write_atomic(path, text.getvalue())
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -13,7 +13,6 @@ from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import content_in, definition_in
-from deft.evaluators.generation.model_dir import fingerprint
 from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
@@ -43,6 +42,7 @@ from deft.workers.common.checksums import (
 )
 from deft.workers.common.files import exclusive
 from deft.workers.data.prepare import Prepared
+from deft.workers.modeling.model_identity import fingerprint
 
 
 def evaluate_stage(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import io
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Any, Generic, Self
 
 from deft.platform.errors import describe_error
 from deft.platform.records.manifests import EvaluateManifest
-from deft.platform.records.results import is_bound, metric_rows, write_csv
+from deft.platform.records.results import is_bound, metric_rows, save_csv
 from deft.platform.records.run_directory import AnySpec, RunDirectory
 from deft.platform.tracking.outbox import DeliveryThread, Destination, Outbox
 from deft.platform.tracking.provenance import git_state, package_versions
@@ -141,14 +140,9 @@ class Recorder(MlflowQueue, ABC, Generic[AnySpec]):
         self._system.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._system.stop()
-        super().__exit__(kind, error, traceback)
+        super().__exit__(*error)
 
     @abstractmethod
     def description(self) -> str:
@@ -214,9 +208,8 @@ class Recorder(MlflowQueue, ABC, Generic[AnySpec]):
         """
         last = self.run.manifest(EvaluateManifest)
         if last is not None:
-            text = io.StringIO(newline="")
-            write_csv([row.model_dump() for row in metric_rows(last.models)], text)
-            write_atomic(self.run.path / "results.csv", text.getvalue())
+            rows = [row.model_dump() for row in metric_rows(last.models)]
+            save_csv(rows, self.run.path / "results.csv")
         for name in ("spec.json", "events.jsonl", "results.csv", "code.diff", "packages.txt"):
             self._send_files(self.run.path / name)
         for name in ("figures", "predictions"):

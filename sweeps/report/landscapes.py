@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from deft.evaluators.generation.model_dir import fingerprint
 from deft.platform.errors import StageError, UserError
 from deft.platform.records.manifests import PrepareManifest
 from deft.sweeps.report.read_sweep import CellResult
 from deft.workers.common.files import atomic_file
+from deft.workers.modeling.model_identity import fingerprint
 
 NUM_ROWS = 48
 """Number of examples whose tokens are drawn."""

@@ -328,13 +328,13 @@ def prepare_source(source: SourceSpec, bad_records: BadRecords, cache: Path) -> 
         write_atomic(aside / PASSED_OVER_FILE, describe_notes(notes))
         write_atomic(aside / COUNTS_FILE, json.dumps(log.counts))
 
-    if not directory.is_dir():
-        entry = DATASETS.get(source.name)
-        if entry is None or entry.generate is None:  # in generated data nothing can be bad
-            require_usable(source, bad_records)
-        return cached_directory(directory, build)
+    entry = DATASETS.get(source.name)
+    was_read = directory.is_dir()
+    # In generated data nothing can be bad.
+    if not was_read and (entry is None or entry.generate is None):
+        require_usable(source, bad_records)
     cached_directory(directory, build)
-    if bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
+    if was_read and bad_records == "refuse" and json.loads((directory / COUNTS_FILE).read_text()):
         require_usable(source, bad_records)
     return directory
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from deft.workers.common.checksums import hash_files, hash_parts
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.files import atomic_file
 from deft.workers.modeling.logit_transform import logit_transform
+from deft.workers.modeling.model_identity import model_digest
 from deft.workers.modeling.objective_model import target_statistics
 from deft.workers.training.batches import collate
 
@@ -29,8 +30,6 @@ BATCH_SIZE = 4
 """Rows of a forward pass."""
 FOLDER = "known_logp"
 """Where it is kept, in the directory of the prepared rows."""
-WEIGHTS = ("*.safetensors", "config.json")
-"""Files that decide what a model predicts."""
 
 LogpByRow = Mapping[int, np.ndarray]
 """float32 [T] of the T target tokens of each row, by the row's index."""
@@ -97,8 +96,7 @@ def _key(model: PreTrainedModel, model_dir: str, rows_dir: str, indices: Sequenc
     """Name the result after all that decides it, on every rank the same."""
     key = [""]
     if torch.distributed.get_rank() == 0:
-        files = sorted(file for pattern in WEIGHTS for file in Path(model_dir).glob(pattern))
-        content = hash_files((file.name, file) for file in files)
+        content = model_digest(Path(model_dir))
         chosen = np.array(indices, dtype=np.int64).tobytes()
         key = [hash_parts(content, str(model.dtype), Path(rows_dir).name, chosen)]
     torch.distributed.broadcast_object_list(key, src=0)

@@ -187,12 +187,13 @@ def require_data_only(directory: Path) -> None:
                 f"{file}: {file.stat().st_size:,} bytes, and no configuration or tokenizer has "
                 f"more than {MAX_JSON_BYTES:,}; is this the directory of a model?"
             )
+    weights = []
     for index in directory.glob("*.safetensors.index.json"):
         for name in set(_json_object(index).get("weight_map", {}).values()):
             if not isinstance(name, str) or Path(name).name != name:
                 raise ValueError(f"{index}: {name!r} is not a file in the same directory")
-            _require_whole(directory / name)
-    for file in directory.glob("*.safetensors"):
+            weights.append(directory / name)
+    for file in dict.fromkeys([*weights, *directory.glob("*.safetensors")]):
         _require_whole(file)
     for file in (directory / "config.json", directory / "tokenizer_config.json"):
         if file.is_file() and "auto_map" in _json_object(file):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from deft.platform.viewer.page import render, write_view
-from helpers import ROOT, make_prediction, write_finished_run
+from helpers import make_prediction, write_finished_run
 
 NUM_ITEMS = 5000
 HOSTILE = (
@@ -26,22 +25,6 @@ HOSTILE = (
     "\ud800 half a pair",
     "javascript:document.title='owned'",
 )
-
-
-@pytest.fixture
-def ui() -> ModuleType:
-    """Load the script that drives the browser."""
-    pytest.importorskip("playwright", reason="playwright is not installed")
-    spec = importlib.util.spec_from_file_location(
-        "ui_screenshot", ROOT / "tests" / "ui_screenshot.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if module.find_browser() is None:
-        pytest.skip("no Chromium on this machine")
-    return module
 
 
 @pytest.fixture

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,6 +18,7 @@ from deft.workers.modeling.objective_model import example_and_position
 from deft.workers.spec import TrainingSpec
 from deft.workers.training.batches import collate, step_indices
 from deft.workers.training.job import TrainJob
+from helpers import deepspeed_runs
 
 SPEC = TrainingSpec(
     batch_size=8,
@@ -141,48 +138,6 @@ def plain_curve(job: TrainJob) -> list[float]:
     return curve
 
 
-def deepspeed_curves(jobs: list[TrainJob], storage: Path) -> list[list[float]]:
-    """Train several jobs in one group of two workers; returns the objective per step of each."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    def run_all(config: dict[str, Any]) -> None:
-        from deft.workers.training.ray_entry import prepare_process
-
-        prepare_process()
-        from deft.workers.training import sft_loop
-
-        class Events:
-            def __init__(self) -> None:
-                self.curve: list[float] = []
-
-            def put(self, event: dict[str, Any]) -> None:
-                if event["event"] == "train":
-                    self.curve.append(event["metrics"]["objective"])
-
-        sft_loop.save_checkpoint = lambda *_: None  # type: ignore[assignment]
-        curves = []
-        for job in config["jobs"]:
-            events = Events()
-            sft_loop.train(replace(job, events=events))  # type: ignore[arg-type]
-            curves.append(events.curve)
-        with tempfile.TemporaryDirectory() as directory:
-            Path(directory, "curves.json").write_text(json.dumps(curves))
-            rank = ray.train.get_context().get_world_rank()
-            checkpoint = ray.train.Checkpoint.from_directory(directory) if rank == 0 else None
-            ray.train.report({}, checkpoint=checkpoint)
-
-    result = TorchTrainer(
-        run_all,
-        train_loop_config={"jobs": jobs},
-        scaling_config=ray.train.ScalingConfig(num_workers=2),
-        run_config=ray.train.RunConfig(storage_path=str(storage)),
-    ).fit()
-    assert result.checkpoint is not None
-    curves: list[list[float]] = json.loads(Path(result.checkpoint.path, "curves.json").read_text())
-    return curves
-
-
 @pytest.fixture(scope="module")
 def other_model(make_job: Callable[..., TrainJob], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Make a model of the same tokenizer with other weights."""
@@ -223,7 +178,8 @@ def test_curves_are_those_of_a_plain_trainer(
         }
         training = TrainingSpec(**{**dict(SPEC), **changes})
         jobs.append(make_job(training, objective=name, num_steps=NUM_STEPS))
-    for job, curve in zip(jobs, deepspeed_curves(jobs, tmp_path), strict=True):
+    for job, result in zip(jobs, deepspeed_runs(jobs, tmp_path), strict=True):
+        curve = result["objective"]
         assert curve == pytest.approx(plain_curve(job), rel=5e-4), job.objective
     stored = list((Path(jobs[0].rows_dir).parent / FOLDER).glob("*/*-of-2.npz"))
     assert len(stored) % 2 == 0

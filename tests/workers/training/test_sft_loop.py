@@ -21,6 +21,7 @@ from deft.workers.data.tokenization import row_fields
 from deft.workers.spec import LoraSpec, TrainingSpec
 from deft.workers.training.batches import split_into_micro_batches, step_indices, token_counts
 from deft.workers.training.job import TrainJob
+from helpers import deepspeed_runs
 
 STEPS = 20
 SPEC = TrainingSpec(
@@ -102,75 +103,6 @@ def plain_curve(job: TrainJob) -> list[float]:
         optimizer.zero_grad()
         curve.append(loss.item())
     return curve
-
-
-def deepspeed_runs(
-    jobs: list[TrainJob], storage: Path, num_workers: int = 2
-) -> list[dict[str, Any]]:
-    """Train several jobs in one group of workers; the last step of each exports the model.
-
-    Returns for each job its objective per step, its gradient norms, and its exported weights.
-    """
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    def run_all(config: dict[str, Any]) -> None:
-        import tempfile
-
-        from deft.workers.training.ray_entry import prepare_process
-
-        prepare_process()
-        from deft.workers.training import sft_loop
-
-        class Events:
-            def __init__(self) -> None:
-                self.seen: list[dict[str, Any]] = []
-
-            def put(self, event: dict[str, Any]) -> None:
-                self.seen.append(event)
-
-            def curve(self, kind: str, name: str) -> list[float]:
-                return [e["metrics"][name] for e in self.seen if e["event"] == kind]
-
-        results = []
-        for job in config["jobs"]:
-            events = Events()
-            with tempfile.TemporaryDirectory() as directory:
-
-                def save_checkpoint(
-                    engine: Any, export: Any, *_: Any, directory: str = directory
-                ) -> None:
-                    export(Path(directory))
-
-                # One Ray Train run stands for many here: none has a checkpoint.
-                sft_loop.save_checkpoint = save_checkpoint
-                sft_loop.train(replace(job, events=events))
-                if ray.train.get_context().get_world_rank() == 0:
-                    exported = AutoModelForCausalLM.from_pretrained(directory)
-                    results.append(
-                        {
-                            "objective": events.curve("train", "objective"),
-                            "grad_norm": events.curve("train", "grad_norm"),
-                            "validation": events.curve("validation", "nll"),
-                            "metrics": events.seen[-2]["metrics"],
-                            "weights": exported.state_dict(),
-                        }
-                    )
-        with tempfile.TemporaryDirectory() as directory:
-            torch.save(results, Path(directory, "results.pt"))
-            rank = ray.train.get_context().get_world_rank()
-            checkpoint = ray.train.Checkpoint.from_directory(directory) if rank == 0 else None
-            ray.train.report({}, checkpoint=checkpoint)
-
-    result = TorchTrainer(
-        run_all,
-        train_loop_config={"jobs": jobs},
-        scaling_config=ray.train.ScalingConfig(num_workers=num_workers),
-        run_config=ray.train.RunConfig(storage_path=str(storage)),
-    ).fit()
-    assert result.checkpoint is not None
-    loaded: list[dict[str, Any]] = torch.load(Path(result.checkpoint.path, "results.pt"))
-    return loaded
 
 
 CUTS: tuple[dict[str, Any], ...] = (
