@@ -7,7 +7,7 @@ import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
-from deft.workers.common.files import atomic_directory
+from deft.workers.common.checksums import cached_directory, replace_damaged
 from deft.workers.common.hub import COMMIT
 from deft.workers.modeling.model_files import HUB_FILES, resolve_directory
 
@@ -29,17 +29,17 @@ def prepare_hub_model(name: str, revision: str | None, cache: Path) -> Path:
     """
     if revision is not None and COMMIT.fullmatch(revision):
         directory = _directory(name, revision, cache)
-        if directory.is_dir():
+        if directory.is_dir() and not replace_damaged(directory):
             return directory
     snapshot = resolve_directory(name, revision)
-    directory = _directory(name, snapshot.name, cache)
-    if not directory.is_dir():
-        with atomic_directory(directory) as aside:
-            for file in snapshot.rglob("*"):
-                path = file.relative_to(snapshot)
-                if file.is_file() and any(fnmatch(str(path), kind) for kind in HUB_FILES):
-                    _link_or_copy(file.resolve(), aside / path)
-    return directory
+
+    def build(aside: Path) -> None:
+        for file in snapshot.rglob("*"):
+            path = file.relative_to(snapshot)
+            if file.is_file() and any(fnmatch(str(path), kind) for kind in HUB_FILES):
+                _link_or_copy(file.resolve(), aside / path)
+
+    return cached_directory(_directory(name, snapshot.name, cache), build)
 
 
 def _directory(name: str, commit: str, cache: Path) -> Path:

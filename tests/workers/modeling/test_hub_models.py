@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save
 
+from deft.workers.common.checksums import damaged_file_of
 from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.modeling.hub_models import prepare_hub_model
 
@@ -35,9 +36,11 @@ def test_hub_model_outlives_the_cache_of_the_node_that_had_it(
     cache = tmp_path / "runs" / "cache"
     directory = prepare_hub_model("org/small", None, cache)
     assert directory == cache / "org--small-0123456789ab"
+    # What a later start of the run asks before it takes the directory as it is.
+    assert damaged_file_of(directory, 0) is None
     shutil.rmtree(tmp_path / "hub")
     assert prepare_hub_model("org/small", COMMIT, cache) == directory
-    content = {file.name: file.read_bytes() for file in directory.iterdir()}
+    content = {file.name: file.read_bytes() for file in directory.iterdir() if file.is_file()}
     assert content == {"model.safetensors": weights, "config.json": b"{}"}
     with pytest.raises(NotOnThisNodeError, match="'org/other' could not be downloaded"):
         prepare_hub_model("org/other", None, cache)
