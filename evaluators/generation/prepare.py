@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from deft.evaluators.benchmarks.base import Item
 from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.benchmarks.items import load_items, prepare_items, read_items
+from deft.evaluators.benchmarks.items import load_items, read_items, write_items
 from deft.evaluators.generation.prompts import encode_item, resolve_style
 from deft.evaluators.spec import BenchmarkSpec, EvaluationSpec
 from deft.workers.modeling.tokenizer import load_tokenizer
@@ -22,15 +22,19 @@ def prepare_benchmarks(spec: EvaluationSpec, cache: Path) -> dict[str, str]:
     Raises:
         ValueError: data is missing or bad; the message says what to do.
     """
-    return {
-        benchmark.name: str(prepare_items(benchmark, spec.data_dir, cache))
-        for benchmark in spec.suite
-    }
+    return write_benchmarks(load_benchmarks(spec), cache)
 
 
 def load_benchmarks(spec: EvaluationSpec) -> list[tuple[BenchmarkSpec, list[Item]]]:
     """Read the items of every benchmark and write nothing; see `prepare_benchmarks`."""
     return [(benchmark, load_items(benchmark, spec.data_dir)) for benchmark in spec.suite]
+
+
+def write_benchmarks(
+    benchmarks: Iterable[tuple[BenchmarkSpec, list[Item]]], cache: Path
+) -> dict[str, str]:
+    """Write the items that `load_benchmarks` has read; see `prepare_benchmarks`."""
+    return {each.name: str(write_items(each, items, cache)) for each, items in benchmarks}
 
 
 def require_prompts(

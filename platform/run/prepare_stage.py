@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 from deft.evaluators.benchmarks.definition import changed_benchmarks
-from deft.evaluators.benchmarks.items import is_whole_items_file, write_items
+from deft.evaluators.benchmarks.items import is_whole_items_file
 from deft.evaluators.generation.prepare import (
     load_benchmarks,
     require_prompts,
     with_absolute_paths,
+    write_benchmarks,
 )
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
@@ -48,7 +49,7 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
         prepared = prepare(
             dataset, model, max_length=spec.training.max_length, seed=spec.seed, cache=cache
         )
-        items = {each.name: str(write_items(each, loaded, cache)) for each, loaded in benchmarks}
+        items = write_benchmarks(benchmarks, cache)
         require_prompts(evaluation, items, prepared.model_dir, prepared.prompt_style)
         overlap = overlap_with_benchmarks(prepared, items)
         return PrepareManifest(prepared=prepared, items=items, overlap=overlap)
