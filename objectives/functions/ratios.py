@@ -82,7 +82,8 @@ def talr(stats: TokenStats, *, floor: float) -> ObjectiveOutput:
     logp, example = stats.logp.detach(), stats.require("example")
     # One value an example: its first token's.
     is_first = torch.cat([example.new_ones(1), example.diff()]) != 0
-    temperature = -_by_example(logp, stats)[is_first].median()
+    # Of an even number the lower loss is the median, as `torch.median` has it.
+    temperature = (-_by_example(logp, stats)[is_first]).median()
     return weighted_nll(stats, torch.exp(logp / temperature.clamp(min=1e-6)).clamp(min=floor))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -195,6 +196,12 @@ def test_token_local_means_what_it_says(name: str) -> None:
 def test_limits(name: str, limit: str, tolerance: float) -> None:
     assert_close(apply(name).value, apply(limit).value, rtol=tolerance, atol=tolerance)
     assert_close(apply(name).gate, apply(limit).gate, rtol=tolerance, atol=tolerance)
+
+
+def test_talr_takes_the_lower_of_two_middle_losses() -> None:
+    logp = torch.tensor([-3.0, -1.0, -2.0, -4.0], dtype=torch.float64)
+    stats = dataclasses.replace(stats_of(logp), example=torch.arange(4))
+    assert_close(get_objective("TALR")(stats).gate, (logp / 2).exp())
 
 
 def test_small_exponents_keep_their_digits_in_float32() -> None:
