@@ -52,6 +52,19 @@ def resolve_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def agreed_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return `resolve_dtype(name)` of all workers: with auto, bfloat16 only if all compute in it.
+
+    Every rank must call this.
+    """
+    dtype = resolve_dtype(name)
+    if name != "auto":
+        return dtype
+    is_rounded = torch.tensor(dtype is torch.bfloat16, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(is_rounded, torch.distributed.ReduceOp.MIN)
+    return torch.bfloat16 if is_rounded else torch.float32
+
+
 def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTrainedModel:
     """Load the model to train, with attention, kernels and adapters as ``spec`` says.
 
@@ -197,15 +210,32 @@ def build_engine(
         return learning_rate_schedule(optimizer, spec, num_steps)
 
     load_collectives()
+    config = deepspeed_config(spec, model.model.dtype, load_universal=load_universal)
+    if config["zero_optimization"]["stage"] == 3:
+        partition_parameters(model, config)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=deepspeed_config(spec, model.model.dtype, load_universal=load_universal),
+        config=config,
         lr_scheduler=schedule,
     )
     if engine.zero_optimization_stage() == 3:
         skip_steps_without_finite_gradient(engine.optimizer)
     return engine
+
+
+def partition_parameters(model: ObjectiveModel, config: dict[str, Any]) -> None:
+    """Move the model to the device by ZeRO-3: parameter by parameter, each worker keeps its part.
+
+    `deepspeed.initialize` alone would move the whole model to every device before it parts it. In
+    the host's memory the weights are pages of the model's files, which the workers of a node share
+    as long as training has the dtype of the files.
+    """
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    device = deepspeed.get_accelerator().current_device_name()
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
 
 
 def take_step(engine: deepspeed.DeepSpeedEngine) -> float:
