@@ -1,4 +1,4 @@
-"""Commands for authors of run files, objectives and benchmarks: `deft list`, `show`, `grade`."""
+"""Commands for authors of run files, objectives and benchmarks: `deft list`, `new`, `check`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deft.platform.cli.options import AsJson, Dataset, Model, Overrides, Root
+from deft.platform.cli.options import AsJson, Dataset, Model, Overrides, Root, names_in
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 
@@ -37,6 +37,55 @@ def list_(
         print_json(catalog_entries(kind.value))
     else:
         show_catalog(kind.value, RunConsole())
+
+
+@app.command(epilog="Example: deft check 'my_objectives:doubt(floor=0.2)'")
+def check(
+    objective: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:OBJECTIVE",
+            help="An import path from the current folder, or a name of the catalog.",
+            autocompletion=names_in("objectives"),
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Check an objective before it trains: form, gate, behavior from p = 0 to 1, and time."""
+    from deft.platform.commands.authoring.check import check as check_objective
+    from deft.platform.commands.authoring.check import show_check
+    from deft.platform.commands.output import print_json
+
+    report = check_objective(objective)
+    if not as_json:
+        show_check(report, RunConsole())
+        return
+    print_json(report)
+    if report.problems:
+        raise typer.Exit(2)
+
+
+class NewFile(StrEnum):
+    """Files that `deft new` writes."""
+
+    objective = "objective"
+    benchmark = "benchmark"
+    sweep = "sweep"
+
+
+@app.command(epilog="Example: deft new objective my_objectives.py")
+def new(
+    kind: Annotated[NewFile, typer.Argument(help="What to write.")],
+    file: Annotated[Path, typer.Argument(help="The file: .py, or .yaml for a sweep.")],
+) -> None:
+    """Write a commented file to start from, which works as it is."""
+    from deft.platform.commands.authoring.new import write_new
+
+    steps = write_new(kind.value, file)
+    console = RunConsole()
+    console.print(f"{file}")
+    for step in steps:
+        console.print(f"try it: {step}")
 
 
 class SettingsFile(StrEnum):
