@@ -1,4 +1,4 @@
-.PHONY: install run test check format readme lock gpu-wheels
+.PHONY: install run test check format readme schema lock gpu-wheels
 
 install:  ## set up .venv from the lock
 	bash requirements/install.sh
@@ -24,6 +24,10 @@ readme: install  ## write the table of objectives from the catalog
 		readme = pathlib.Path('README.md'); \
 		parts = re.split('(<!-- /?objectives -->\n)', readme.read_text()); \
 		readme.write_text(''.join([*parts[:2], table(), '\n', *parts[3:]]))"
+
+schema: install  ## write the JSON Schemas of run and sweep files from the settings
+	.venv/bin/deft schema run > docs/schema/run.json
+	.venv/bin/deft schema sweep > docs/schema/sweep.json
 
 lock:  ## resolve requirements/*.in anew; needs uv, and UV_FIND_LINKS or an index with CPU torch
 	cd requirements && uv pip compile cpu.in --override cpu.overrides --python-version 3.11 \

@@ -7,10 +7,8 @@ backend), of shape [N], and detached: the head turns gates into gradients, autog
 from __future__ import annotations
 
 import importlib
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from deft.objectives.catalog import CATALOG
 from deft.objectives.spec import ObjectiveSpec
+from deft.workers.common.names import describe_import_error
 
 STATISTICS = ("concentration", "entropy", "entropy_top", "top_logp", "divergence")
 """What the head computes of the prediction where an objective reads it."""
@@ -281,18 +280,3 @@ def _load(spec: ObjectiveSpec) -> ObjectiveFunction:
 
 def _is_declared(item: Any) -> bool:
     return hasattr(item, "__deft_objective__")
-
-
-def describe_import_error(error: BaseException) -> str:
-    """Name an error of an author's code, and the line of that code which raised it."""
-    described = f"{type(error).__name__}: {error}".splitlines()[0]
-    if isinstance(error, SyntaxError):
-        return described
-    libraries = ("<frozen", "site-packages", str(Path(importlib.__file__).parent))
-    lines = [
-        f"{Path(frame.filename).name}, line {frame.lineno}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).parent != Path(__file__).parent
-        and not any(library in frame.filename for library in libraries)
-    ]
-    return f"{described} ({lines[-1]})" if lines else described

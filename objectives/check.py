@@ -15,6 +15,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -27,10 +28,10 @@ from deft.objectives.base import (
     Objective,
     ObjectiveOutput,
     TokenStats,
-    describe_import_error,
     get_objective,
 )
 from deft.objectives.spec import ObjectiveSpec
+from deft.workers.common.names import describe_import_error
 
 _TOKENS = 96
 _VOCABULARY = 97
@@ -70,16 +71,57 @@ def check_objective(objective: Objective) -> None:
             or mix is not the derivative of its value; one sentence says which, where, and what was
             expected.
     """
-    _check_signature(objective)
-    for step_mean_p in _STEP_MEANS:
-        stats = _random_statistics(objective, step_mean_p)
-        output = _evaluate(objective, stats)
-        _check_finite(objective, stats, output)
-        _check_token_local(objective, stats, output)
-        _check_gate(objective, stats, output)
-        _check_mix(objective, stats, output)
-        # A rank may have no target token in a micro-batch.
-        _evaluate(objective, stats.rows(slice(0, 0)), situation="without target tokens, ")
+    if problems := find_problems(objective):
+        raise ValueError(problems[0])
+
+
+def find_problems(objective: Objective) -> list[str]:
+    """Return what is wrong with an objective, one sentence each; see `check_objective`.
+
+    An output of a wrong form is the only problem then: nothing else can be said of it.
+    """
+    problems: list[str] = []
+    checks = [_check_finite, _check_token_local, _check_gate, _check_mix]
+    try:
+        _check_signature(objective)
+        for step_mean_p in _STEP_MEANS:
+            stats = random_statistics(objective, step_mean_p)
+            output = _evaluate(objective, stats)
+            for check in checks.copy():
+                try:
+                    check(objective, stats, output)
+                except _RefusalError as refusal:
+                    problems.append(str(refusal))
+                    checks.remove(check)
+            # A rank may have no target token in a micro-batch.
+            _evaluate(objective, stats.rows(slice(0, 0)), situation="without target tokens, ")
+    except _RefusalError as refusal:
+        problems.append(str(refusal))
+    return problems
+
+
+def unread_statistics(objective: Objective) -> list[str]:
+    """Return what an objective declares and does not read: its output is the same without it."""
+    stats = random_statistics(objective, _STEP_MEANS[-1])
+    output = _evaluate(objective, stats)
+    unread = []
+    for name in sorted((objective.needs | objective.context) - {"divergence", "weight"}):
+        with suppress(Exception):
+            without: dict[str, Any] = {name: None}
+            others = objective(replace(stats, **without))
+            if all(map(_is_same, output, others)):
+                unread.append(name)
+    return unread
+
+
+def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+class _RefusalError(ValueError):
+    """An objective cannot be used; the message is one sentence."""
 
 
 def _check_signature(objective: Objective) -> None:
@@ -96,8 +138,10 @@ def _check_signature(objective: Objective) -> None:
         ) from None
 
 
-def _random_statistics(objective: Objective, step_mean_p: float | None) -> TokenStats:
-    """Draw float64 statistics [N] of random predictions, from open to certain, and of extremes."""
+def random_statistics(
+    objective: Objective, step_mean_p: float | None, dtype: torch.dtype = torch.float64
+) -> TokenStats:
+    """Draw statistics [N] of random predictions, from open to certain, and of extremes."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:
@@ -132,7 +176,7 @@ def _random_statistics(objective: Objective, step_mean_p: float | None) -> Token
         for name, column in drawn.items()
     }
     logp = columns.pop("logp")
-    return TokenStats(
+    stats = TokenStats(
         logp=logp,
         p=logp.exp(),
         mask=torch.ones_like(logp, dtype=torch.bool),
@@ -142,6 +186,7 @@ def _random_statistics(objective: Objective, step_mean_p: float | None) -> Token
         divergence=None if objective.target is None else 5 * uniform(len(logp)),
         step_mean_p=None if step_mean_p is None else logp.new_tensor(step_mean_p),
     )
+    return _cast(stats, dtype)
 
 
 def _random_context(
@@ -206,7 +251,7 @@ def _check_declaration(objective: Objective, output: ObjectiveOutput) -> None:
 
 def _check_finite(objective: Objective, stats: TokenStats, exact: ObjectiveOutput) -> None:
     """Check that value, gate and mix are finite wherever they can be, in float32 as in float64."""
-    single = _map(stats, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+    single = _cast(stats, torch.float32)
     rounded = _evaluate(objective, single)
     # A thousandth of the range is left to what is computed on the way.
     largest = torch.finfo(torch.float32).max / 1000
@@ -347,6 +392,10 @@ def _map(stats: TokenStats, function: Callable[[Tensor], Tensor]) -> TokenStats:
     return TokenStats(**columns)
 
 
+def _cast(stats: TokenStats, dtype: torch.dtype) -> TokenStats:
+    return _map(stats, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
 def _factor(found: Tensor, expected: Tensor, rows: Tensor) -> str:
     """Say by which factor the gate is off, if it is one and the same everywhere."""
     telling = rows & (expected.abs() > 1e-3) & found.isfinite()
@@ -373,5 +422,5 @@ def _at(stats: TokenStats, row: int) -> str:
     return f"at a token with {values}"
 
 
-def _refusal(objective: Objective, problem: str) -> ValueError:
-    return ValueError(f"{objective.spec}: {problem}")
+def _refusal(objective: Objective, problem: str) -> _RefusalError:
+    return _RefusalError(f"{objective.spec}: {problem}")

@@ -62,16 +62,16 @@ def gate_curves(objectives: Sequence[Objective]) -> list[GateCurve]:
                 f"{objective.spec} is not described by its gate over p alone; leave it out"
             )
         for rest in (CONFLICT, OPEN):
-            stats = _statistics(objective, rest)
+            p = torch.linspace(LEAST_P, 1, POINTS, dtype=torch.float64)
+            stats = statistics_at(objective, p, rest)
             output = objective(stats)
             gate = output.gate if output.keep is None else output.gate * output.keep
             curves.append(GateCurve(str(objective.spec), rest, stats.p, gate, output.focus))
     return curves
 
 
-def _statistics(objective: Objective, rest: str) -> TokenStats:
-    """Make the statistics of predictions with every probability of the target."""
-    p = torch.linspace(LEAST_P, 1, POINTS, dtype=torch.float64)
+def statistics_at(objective: Objective, p: Tensor, rest: str) -> TokenStats:
+    """Make the statistics of predictions that give the target the probabilities ``p`` [P]."""
     others = 1 if rest == CONFLICT else ALTERNATIVES
     each = (1 - p) / others
     # The largest logits of all: the target is among them where the others are not larger.

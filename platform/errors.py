@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from functools import cache
+from typing import NoReturn
 
 from deft.workers.common.secrets import without_secrets
 from deft.workers.common.text import printable
@@ -101,3 +102,9 @@ def warn_once(message: str) -> None:
 def print_error(message: str) -> None:
     """Print why a command ends; control characters and passwords in the message are masked."""
     print(f"error: {printable(without_secrets(message))}", file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print why a command ends, and exit."""
+    print_error(message)
+    sys.exit(code)

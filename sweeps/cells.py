@@ -74,6 +74,11 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
         UserError: naming file, line, key, expectation and nearest valid name.
     """
     data, origins = read_yaml(file)
+    if "grid" not in data and data.keys() & ExperimentSpec.model_fields.keys() - {"name"}:
+        raise UserError(
+            f"{file}: a run file, not a sweep; run it by `deft run {file}`, or make it the base of "
+            "a sweep file with a grid"
+        )
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip(".-_")[:60]
     data = {"name": stem or "sweep", **data}
     spec = validate_spec(SweepSpec, data, str(file), origins)

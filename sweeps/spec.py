@@ -7,6 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from deft.platform.config.schema import (
+    Schema,
+    dotted_settings,
+    partial_schema,
+    run_schema,
+    settings_schema,
+)
 from deft.workers.common.names import nearest_name
 from deft.workers.common.settings import Settings
 
@@ -140,3 +147,35 @@ def label(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(label, value))
     return str(value)
+
+
+def sweep_schema() -> Schema:
+    """Return the JSON Schema of a sweep file; axes and overrides are settings of a run file."""
+    run = run_schema()
+    schema = settings_schema(
+        SweepSpec, "Sweep file of deft", "A grid of experiments: deft sweep FILE."
+    )
+    schema["required"].remove("name")
+    definitions, properties = schema["$defs"] | run["$defs"], schema["properties"]
+    definitions["RunSettings"] = partial_schema(run)
+    settings = dotted_settings(run)
+    definitions["Settings"] = {
+        "type": "object",
+        "properties": {key: {"description": text} for key, text in settings.items()},
+    }
+    some_run, some_settings = ({"$ref": f"#/$defs/{name}"} for name in ("RunSettings", "Settings"))
+    properties["base"]["anyOf"][1] = some_run
+    properties["models"]["additionalProperties"] = some_run
+    properties["grid"]["properties"] = {
+        key: {"type": "array", "description": text} for key, text in settings.items()
+    }
+    for rules in ("exclude", "include"):
+        properties[rules]["items"] = some_settings
+    for part in ("match", "set"):
+        field = definitions["OverrideSpec"]["properties"][part]
+        definitions["OverrideSpec"]["properties"][part] = {
+            "description": field["description"],
+            **some_settings,
+        }
+    schema["$defs"] = definitions
+    return schema

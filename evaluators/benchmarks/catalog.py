@@ -18,7 +18,7 @@ from deft.evaluators.benchmarks.math import (
     OLYMPIADBENCH,
 )
 from deft.evaluators.benchmarks.medical import MEDICAL, MEDICAL_LIKELIHOOD
-from deft.workers.common.names import unknown_name
+from deft.workers.common.names import describe_import_error, unknown_name
 
 BENCHMARKS: dict[str, Benchmark] = {
     "math500": MATH500,
@@ -49,8 +49,11 @@ def get_benchmark(name: str) -> Benchmark:
         raise ValueError(unknown_name("benchmark", name, BENCHMARKS))
     try:
         benchmark = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"benchmark {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        # A module of the user's may raise anything while it is imported.
+        raise ValueError(
+            f"benchmark {name!r} cannot be imported: {describe_import_error(error)}"
+        ) from error
     if not isinstance(benchmark, Benchmark):
         raise ValueError(f"benchmark {name!r} is no Benchmark: {benchmark!r:.80}")
     return benchmark

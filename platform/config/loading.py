@@ -23,6 +23,9 @@ from deft.workers.spec import name_or_mixture
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
+OPTIONS = {("dataset",), ("model",), ("objective",), ("protocol",)}
+"""Settings that are options of commands as well."""
+
 
 def load_spec(
     file: Path | None,
@@ -40,6 +43,9 @@ def load_spec(
         UserError: naming file, line, key, expectation and nearest valid name.
     """
     data, origins = read_yaml(file) if file else ({}, {})
+    if "grid" in data:
+        place = place_of(("grid",), origins, None)
+        raise UserError(f"{place}: grid makes this a sweep file; run it by `deft sweep {file}`")
     for key, name in (names or {}).items():
         if name is not None:
             set_value(data, origins, (key,), name, Origin(f"--{key}"))
@@ -210,7 +216,8 @@ def _explain(
         case "missing" if isinstance(key[-1], int):
             message = "is missing; the list is too short"
         case "missing":
-            message = f"is missing; give it in the file or as --{key[-1]}"
+            option = f"--{key[0]}" if key in OPTIONS else f"--set {_dotted(key)}=…"
+            message = f"is missing; give it in the file or as {option}"
         case "model_type":
             names = list(fields_at(spec, key))
             is_text = "name" in names
@@ -224,7 +231,10 @@ def _explain(
             message = f"{detail['msg']}, got {detail['input']!r:.80}"
     if key in origins:
         message += _as_yaml_reads(detail["input"], origins[key].text, is_text=is_text)
-    return ": ".join(filter(None, [place_of(key, origins, file), _dotted(key), message]))
+    place, dotted = place_of(key, origins, file), _dotted(key)
+    if place == f"--{dotted}":
+        dotted = ""
+    return ": ".join(filter(None, [place, dotted, message]))
 
 
 def place_of(key: KeyPath, origins: Mapping[KeyPath, Origin], file: str | None) -> str | None:

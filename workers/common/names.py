@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 
@@ -51,3 +53,24 @@ def import_attribute(path: str) -> Any:
     """
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def describe_import_error(error: BaseException) -> str:
+    """Name an error of an author's code, and the line of that code which raised it."""
+    described = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, SyntaxError):
+        return described
+    libraries = ("<frozen", "site-packages", str(Path(importlib.__file__).parent))
+    lines = [
+        f"{Path(frame.filename).name}, line {frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not _is_of_platform(Path(frame.filename))
+        and not any(library in frame.filename for library in libraries)
+    ]
+    return f"{described} ({lines[-1]})" if lines else described
+
+
+def _is_of_platform(file: Path) -> bool:
+    checkout = Path(__file__).resolve().parents[2]
+    folders = ("objectives", "workers", "evaluators", "platform", "sweeps")
+    return any(file.resolve().is_relative_to(checkout / folder) for folder in folders)

@@ -14,7 +14,9 @@ NUMBERS = frozenset({int, float})
 class Settings(BaseModel):
     """Frozen settings that refuse unknown keys, inf and NaN, and truth values for numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -325,9 +325,12 @@ def stop_training(
 ) -> NoReturn:
     """Raise FloatingPointError with the examples of the step that could not be taken."""
     names = training_example_ids(job.examples_dir, job.rows_dir, batch.indices)
+    advice = "a lower learning rate may help"
+    if f"of {job.objective} is" in problem:
+        advice = f"the logits are finite, so it is the objective: deft check '{job.objective}'"
     raise FloatingPointError(
         f"{problem} at step {step + 1}, and so in each of the {skipped_in_a_row} steps up to it; "
-        f"a lower learning rate may help. The examples of this step: {', '.join(sorted(names))}"
+        f"{advice}. The examples of this step: {', '.join(sorted(names))}"
     )
 
 

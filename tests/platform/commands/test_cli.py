@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
+import typer
 
 from deft.objectives.catalog import CATALOG
+from deft.platform.cli import app
 from deft.platform.config.loading import load_spec
 from deft.platform.records.run_directory import RunDirectory
 from deft.workers.catalogs.models import MODELS
@@ -74,6 +79,15 @@ def refused(deft: Deft, tmp_path: Path) -> Callable[..., str]:
             "--set evaluation.engine.cpu=2: evaluation.engine.cpu: unknown key; did you mean cpus?",
         ),
         (["compare", "nowhere"], "nowhere: no such run in "),
+        (["list", "foo"], "for 'kind': 'foo' is not one of"),
+        (
+            ["run", str(ROOT / "sweeps" / "quickstart.yaml")],
+            f"quickstart.yaml:13: grid makes this a sweep file; run it by `deft sweep {ROOT}",
+        ),
+        (
+            ["sweep", str(ROOT / "examples" / "quickstart.yaml")],
+            "quickstart.yaml: a run file, not a sweep; run it by `deft run ",
+        ),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(
@@ -217,6 +231,49 @@ def test_options_of_the_original_are_answered_by_what_to_use_here(deft: Deft) ->
     done = deft("run", "trainer.objective_trans=DEFT")
     assert done.returncode == 2
     assert PAGE in done.stderr
+
+
+def test_every_command_has_a_panel_and_an_example_that_names_it() -> None:
+    def commands(group: typer.Typer, prefix: str) -> Iterator[tuple[str, Any]]:
+        for info in group.registered_commands:
+            assert info.callback is not None
+            yield f"{prefix}{info.name or info.callback.__name__}", info
+        for nested in group.registered_groups:
+            assert nested.typer_instance is not None
+            name = nested.name if isinstance(nested.name, str) else ""
+            yield from commands(nested.typer_instance, f"{prefix}{name} " if name else prefix)
+
+    all_commands = dict(commands(app, ""))
+    assert len(all_commands) > 15
+    for name, info in all_commands.items():
+        assert info.epilog.startswith(f"Example: deft {name} "), name
+        assert " " in name or isinstance(info.rich_help_panel, str), name
+
+
+def test_version_and_short_help(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["--version"], standalone_mode=False)
+    assert capsys.readouterr().out == f"deft {version('deft-platform')}\n"
+    app(["run", "-h"], standalone_mode=False)
+    assert "Example: deft run examples/quickstart.yaml" in capsys.readouterr().out
+
+
+def test_shells_complete_commands_names_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def completed(words: str) -> list[str]:
+        monkeypatch.setenv("_DEFT_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", f"deft {words}")
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" "))))
+        with suppress(SystemExit):
+            app(prog_name="deft", standalone_mode=False)
+        return capsys.readouterr().out.split()
+
+    (tmp_path / "mine-0123456789").mkdir()
+    (tmp_path / "mine-0123456789" / "spec.json").touch()
+    monkeypatch.setenv("DEFT_ROOT", str(tmp_path))
+    assert completed("eval") == ["evaluate"]
+    assert completed("run --objective DEFT") == ["DEFT", "DEFT_exact"]
+    assert completed("compare m") == ["mine-0123456789"]
 
 
 def test_runs_of_opposite_parameters_have_names_apart() -> None:

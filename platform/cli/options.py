@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +18,48 @@ from deft.platform.records.find import require_root
 if TYPE_CHECKING:
     from deft.platform.run.context import RunContext
 
+
+def names_in(catalog: str) -> Callable[[str], list[str]]:
+    """Return what completes the names of a catalog in a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        from deft.platform.commands.show_results import catalog_entries
+
+        names = [entry["name"] for entry in catalog_entries(catalog)]
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+def names_of(*patterns: str) -> Callable[[str], list[str]]:
+    """Return what completes names of directories with a file of ``patterns`` in the run root."""
+
+    def complete(incomplete: str) -> list[str]:
+        root = Path(os.environ.get("DEFT_ROOT", "runs"))
+        files = (file for pattern in patterns for file in root.glob(pattern))
+        names = sorted(file.parent.name for file in files)
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+names_of_runs = names_of("*/spec.json")
+names_of_sweeps = names_of("sweeps/*/sweep.json")
+names_of_both = names_of("*/spec.json", "sweeps/*/sweep.json")
+
+
+def names_of_models(incomplete: str) -> list[str]:
+    """Complete what `deft evaluate` takes for a model."""
+    return [*names_in("models")(incomplete), *names_of_runs(incomplete)]
+
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(help="See `deft list datasets`.", autocompletion=names_in("datasets")),
+]
+Model = Annotated[
+    str | None, typer.Option(help="See `deft list models`.", autocompletion=names_in("models"))
+]
 Root = Annotated[
     Path, typer.Option("--root", envvar="DEFT_ROOT", help="Where runs, cache and MLflow store are.")
 ]
@@ -67,3 +111,8 @@ def as_user_error() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def split_names(text: str) -> list[str]:
+    """Split names at commas outside parentheses, as in `DEFT,my.mod:own(a=1,b=2)`."""
+    return [name.strip() for name in re.split(r",(?![^()]*\))", text) if name.strip()]

@@ -1,0 +1,229 @@
+"""Commands that look at results: `deft compare`, `view`, `report`, `ui`, `plot` and others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deft.platform.cli.options import (
+    AsJson,
+    Overrides,
+    Root,
+    TrackingUri,
+    as_user_error,
+    names_of_both,
+    names_of_runs,
+    names_of_sweeps,
+    split_names,
+)
+from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
+from deft.platform.tracking.links import UI_PORT
+
+app = typer.Typer()
+plot_app = typer.Typer(
+    help="Draw figures for a paper: PDF and PNG, with their numbers as CSV.", no_args_is_help=True
+)
+app.add_typer(plot_app, name="plot")
+
+
+@app.command(epilog="Example: deft compare --sweep quickstart --csv > quickstart.csv")
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN RUN…",
+            help="Run directories, or names in the root; of several runs of one name the newest.",
+            autocompletion=names_of_runs,
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Look for the runs among this sweep's; without names, compare all.",
+            autocompletion=names_of_sweeps,
+        ),
+    ] = None,
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print a line of CSV for each model and benchmark.")
+    ] = False,
+) -> None:
+    """Compare runs on the items they share: intervals, differences to the first, significance."""
+    from deft.platform.commands.compare import compare_runs
+    from deft.platform.commands.compare_table import show_comparison
+    from deft.platform.commands.output import console_for, print_csv, print_json
+    from deft.sweeps.report.read_sweep import find_compared
+
+    console = console_for(machine_readable=as_json or as_csv)
+    with as_user_error():
+        comparison = compare_runs(find_compared(runs or [], sweep, root, console))
+    if as_json:
+        print_json(comparison)
+    elif as_csv:
+        for warning in comparison.warnings:
+            console.print(f"warning: {warning}")
+        print_csv(comparison.rows)
+    else:
+        show_comparison(comparison, console)
+
+
+@app.command(epilog="Example: deft view figfont-tiny-original figfont-tiny-DEFT")
+def view(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN…|SWEEP",
+            help="Runs, or a sweep, of which all finished runs are shown.",
+            autocompletion=names_of_both,
+        ),
+    ],
+    root: Root = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; responses.html in the first run if not given.")
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a screen.")] = True,
+) -> None:
+    """Look at single responses, two models side by side, on a page that needs no server."""
+    from deft.platform.commands.ui import open_page
+    from deft.platform.viewer.page import write_view
+    from deft.sweeps.report.read_sweep import find_viewed
+
+    console = RunConsole()
+    runs, folder, title = find_viewed(names, root, console)
+    page = out or folder / "responses.html"
+    number = write_view(runs, title, page)
+    console.print(f"{number:,} items: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if browser:
+        open_page(page.resolve().as_uri())
+
+
+@app.command(epilog="Example: deft report quickstart")
+def report(
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            help="A sweep's directory, or its name or the beginning of it.",
+            autocompletion=names_of_sweeps,
+        ),
+    ],
+    root: Root = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Write what a sweep has found so far, as a web page and as Markdown, into its directory."""
+    from deft.sweeps.report.read_sweep import find_sweep
+
+    directory = find_sweep(sweep, root)
+    from deft.platform.commands.output import console_for, print_json
+    from deft.sweeps.report.read_sweep import read_sweep
+    from deft.sweeps.report.write import write_report
+    from deft.sweeps.results_table import result_rows
+
+    out = write_report(directory, root, console_for(machine_readable=as_json))
+    if as_json:
+        read = read_sweep(directory, root)
+        states = {cell.run: cell.state for cell in read.cells}
+        print_json({"report": str(out), "cells": states, "results": result_rows(read)})
+
+
+@app.command(
+    epilog="Example: deft landscape --model tiny --dataset figfont --objectives original,DEFT"
+)
+def landscape(
+    dataset: Annotated[str, typer.Option(help="See `deft list datasets`.")],
+    model: Annotated[str, typer.Option(help="See `deft list models`.")],
+    objectives: Annotated[str, typer.Option(help="Names, separated by commas.")],
+    size: Annotated[int, typer.Option(help="Examples to look at.")] = 64,
+    out: Annotated[Path, typer.Option(help="Image file (PNG, SVG or PDF).")] = Path(
+        "landscape.png"
+    ),
+    settings: Overrides = None,
+    root: Root = Path("runs"),
+) -> None:
+    """Draw how hard each objective pulls at a model's tokens, without training it."""
+    from deft.platform.config.loading import load_spec
+
+    chosen = split_names(objectives)
+    if not chosen:
+        raise UserError("give --objectives, such as original,DEFT")
+    names = {"dataset": dataset, "model": model, "objective": chosen[0]}
+    own = [f"dataset.size={size}", "dataset.validation=0"]
+    spec = load_spec(None, names, [*own, *(settings or ())])
+    from deft.platform.commands.landscape import draw_landscape
+
+    draw_landscape(spec, chosen, root, out, RunConsole())
+
+
+@plot_app.command(epilog="Example: deft plot gate --objectives original,p,DEFT")
+def gate(
+    objectives: Annotated[str, typer.Option(help="Names, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="Figure; .pdf, .png and .csv are written.")] = Path(
+        "gate"
+    ),
+) -> None:
+    """Draw gate and focus of objectives over the target's probability; needs no model."""
+    from deft.platform.commands.plot import plot_gates
+
+    with as_user_error():
+        plot_gates(split_names(objectives), out, RunConsole())
+
+
+@plot_app.command("sweep", epilog="Example: deft plot sweep quickstart --out figures")
+def plot_sweep(
+    sweep: Annotated[
+        str, typer.Argument(help="A sweep's directory or name.", autocompletion=names_of_sweeps)
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for the figures.")] = Path("figures"),
+    root: Root = Path("runs"),
+) -> None:
+    """Draw the figures of a sweep's report: landscapes, focus, entropy, gain by prior strength."""
+    from deft.sweeps.report.read_sweep import find_sweep
+    from deft.sweeps.report.write import write_figures
+
+    write_figures(find_sweep(sweep, root), root, out, RunConsole())
+
+
+@app.command(epilog="Example: deft register figfont-tiny-DEFT reader")
+def register(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, or its name in the root.", autocompletion=names_of_runs
+        ),
+    ],
+    name: Annotated[str, typer.Argument(help="What the model is called in MLflow's registry.")],
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Upload the model that a run trained to MLflow, and register it under a name."""
+    from deft.platform.records.find import find_run
+    from deft.platform.tracking.model_registry import register_model
+    from deft.platform.tracking.uri import default_tracking_uri
+
+    uri = tracking_uri or default_tracking_uri(root)
+    register_model(find_run(run, root), name, uri, RunConsole())
+
+
+@app.command(epilog="Example: deft ui --port 5001")
+def ui(
+    root: Root = Path("runs"),
+    tracking_uri: TrackingUri = None,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = UI_PORT,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is a screen.")] = True,
+) -> None:
+    """Compare runs in MLflow's charts, those that are still training included."""
+    from deft.platform.commands.ui import find_store, open_ui
+    from deft.platform.tracking.uri import default_tracking_uri, require_tracking_uri
+
+    find_store(tracking_uri, root)
+    uri = tracking_uri or default_tracking_uri(root)
+    require_tracking_uri(uri)
+    if not uri.startswith("http"):
+        from deft.platform.commands.doctor import why_taken
+
+        if problem := why_taken(port):
+            raise UserError(f"--port {port}: {problem}; give another port")
+    open_ui(uri, port, RunConsole(), browser=browser)

@@ -1,0 +1,1 @@
+"""Commands for authors: what is wrong with an objective, and files to start from."""

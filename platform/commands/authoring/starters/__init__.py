@@ -1,0 +1,1 @@
+"""Files that `deft new` copies, each of which works as it is."""
