@@ -18,10 +18,12 @@ from deft.workers.common.example import Example
 SPLIT_OF_EIGHTH: tuple[str, ...] = ("test", "train", "train", *(("pretrain",) * 5))
 """The split of each eighth of all questions."""
 TEST_SIZE = 1_000
+MAX_REPETITIONS = 20_000
+"""Questions drawn in a row, each seen before, after which a split counts as used up."""
 
 
 def chain_sum_examples(split: str, size: int) -> Iterator[Example]:
-    """Yield the first ``size`` examples of a split, none of them twice.
+    """Yield the first ``size`` examples of a split, or all that there are, none of them twice.
 
     The prompt is ``7+5-3=``; the response has a line ``7+5=12`` for each operation, the last of
     which ends in the answer.
@@ -35,11 +37,14 @@ def _examples(split: str) -> Iterator[Example]:
     task = reasoning_gym.create_dataset(
         "chain_sum", size=2**31, seed=42, min_terms=3, max_terms=4, min_digits=1, max_digits=1
     )
-    seen = set()
+    seen, last_new = set(), 0
     for index, item in enumerate(task):
+        if index - last_new > MAX_REPETITIONS:
+            return
         expression = item["metadata"]["expression"]
         if split_of(expression) == split and expression not in seen:
             seen.add(expression)
+            last_new = index
             question = {"role": "user", "content": f"{expression.replace(' ', '')}="}
             yield Example(f"chain_sum/{index}", (question,), working(expression))
 

@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 
 from deft.workers.common.example import Example
+from deft.workers.data import chain_sum
 from deft.workers.data.chain_sum import chain_sum_examples, working
 from deft.workers.data.datasets import read_examples
 from deft.workers.spec import DatasetSpec
@@ -54,6 +55,13 @@ def test_examples_are_the_same_every_time_however_many_are_asked_for() -> None:
     assert few == list(read_examples(DatasetSpec(name="chain_sum", size=20)))
     assert few != list(read_examples(DatasetSpec(name="chain_sum", size=20, split="pretrain")))
     assert len({example.id for example in few}) == 20
+
+
+def test_split_that_is_used_up_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_sum, "MAX_REPETITIONS", 200)
+    found = list(chain_sum_examples("test", 10**9))
+    assert found == list(chain_sum_examples("test", len(found)))
+    assert len(found) > 1000
 
 
 def test_splits_are_checked_like_any_name() -> None:
