@@ -221,9 +221,10 @@ class DatasetSpec(SourceSpec):
     bad_records: BadRecords = "refuse"
     """What to do about records that cannot be used: say which, and stop; or list and leave them
     out."""
-    too_long: Literal["drop", "truncate", "refuse"] = "drop"
-    """What to do about examples of more than `training.max_length` tokens; truncating cuts on the
-    right and drops an example of which no target is left."""
+    too_long: Literal["drop", "truncate", "truncate_left", "refuse"] = "drop"
+    """What to do about examples of more than `training.max_length` tokens: leave them out, cut on
+    the right or on the left (the response stays, the beginning of the prompt goes), or refuse. An
+    example of which no target is left is left out."""
     validation: int | float | None = Field(default=None, ge=0)
     """Held-out examples: a number, or a share below 1 such as 0.05; if not given, 5 % and at most
     128. Examples with the same question are never on both sides."""
@@ -395,12 +396,17 @@ class TrainingSpec(Settings):
     seeing each other. If false, they are padded to the longest of them."""
     max_length: int = Field(default=1024, ge=2)
     """Longest example in tokens, prompt and response together; longer ones are left out."""
+    optimizer: Literal["adamw", "nadamw", "muon"] = "adamw"
+    """AdamW; AdamW with Nesterov momentum; or Muon (Jordan et al. 2024) for the matrices of the
+    layers, with AdamW for embeddings, head and vectors. Muon takes a learning rate of its own size,
+    about 0.001 to 0.02 in full training; AdamW's part has the same unless
+    `deepspeed: {optimizer: {params: {adam_lr: …}}}` gives it another."""
     learning_rate: float = Field(default=5e-5, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)
     """AdamW's moment decay rates."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly at first."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
@@ -409,7 +415,7 @@ class TrainingSpec(Settings):
     decay_ratio: float = Field(default=0.1, gt=0, le=1)
     """Share of the steps over which the schedule `wsd` decays, the last ones."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this global norm."""
+    """Gradients are clipped to this global norm, but for Muon's."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more
     computation."""
@@ -544,6 +550,14 @@ class TrainingSpec(Settings):
                 self.resolved_zero_stage,
                 offloads=self.offload_optimizer or self.offload_parameters,
                 is_elastic=self.min_workers is not None,
+            )
+        return self
+
+    @model_validator(mode="after")
+    def require_float32_masters_for_muon(self) -> TrainingSpec:
+        if self.optimizer == "muon" and self.master_dtype == "bfloat16":
+            raise ValueError(
+                "optimizer: DeepSpeed's muon needs master_dtype float32; or give adamw"
             )
         return self
 

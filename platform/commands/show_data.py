@@ -152,10 +152,17 @@ def show_example(
         facts.append("noise: the response of another example")
     limit = spec.training.max_length
     if len(input_ids) > limit:
-        treatment = {"drop": "left out", "truncate": "cut here", "refuse": "refused"}
-        facts.append(f"longer than {limit:,}: {treatment[spec.dataset.too_long]}")
-        if spec.dataset.too_long == "truncate":
-            input_ids, labels = input_ids[:limit], labels[:limit]
+        too_long = spec.dataset.too_long
+        treatment = {
+            "drop": "left out",
+            "truncate": "cut here",
+            "truncate_left": "cut on the left",
+            "refuse": "refused",
+        }
+        facts.append(f"longer than {limit:,}: {treatment[too_long]}")
+        if too_long in ("truncate", "truncate_left"):
+            kept = slice(limit) if too_long == "truncate" else slice(-limit, None)
+            input_ids, labels = input_ids[kept], labels[kept]
     console.console.print(Text(" · ".join(facts), "bold"), soft_wrap=True)
     text = Text()
     for piece, is_trained in spans(tokenizer, input_ids, labels):

@@ -67,6 +67,8 @@ class TrainManifest(Manifest):
     seconds: float
     step: int
     """The last optimizer step."""
+    dtype: str | None = None
+    """Of the parameters in training; None where the last start found all steps taken."""
     metrics: dict[str, float]
     """The last ones of training and, as ``validation/<metric>``, of validation."""
 

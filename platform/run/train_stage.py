@@ -66,7 +66,11 @@ def train_stage(
     fetch_model(chosen_checkpoint(result, training.keep), run.path / "model")
     seconds, metrics = time.monotonic() - started, dict(result.metrics or {})
     step = metrics.pop("step")
-    run.finish(TrainManifest(model="model", seconds=seconds, step=step, metrics=metrics))
+    run.finish(
+        TrainManifest(
+            model="model", seconds=seconds, step=step, dtype=progress.dtype, metrics=metrics
+        )
+    )
     shutil.rmtree(scratch_directory(run), ignore_errors=True)
     if training.keep_checkpoints is None:
         shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
@@ -96,6 +100,8 @@ class TrainingProgress:
         self._on_validation = on_validation
         self.has_begun = False
         """Whether a worker has taken a step since this process was started."""
+        self.dtype: str | None = None
+        """Of the parameters, once the workers have loaded them."""
         # A resumed run repeats the steps since its checkpoint.
         self._recorded = {(next(iter(e.metrics)).split("/")[0], e.step) for e in run.events()}
 
@@ -123,8 +129,9 @@ class TrainingProgress:
             self._console.print(f"          held out, after {step} steps  {shown}")
             if self._on_validation is not None:
                 self._on_validation(step, metrics)
-        elif kind == "attention":
-            self._console.print(f"          attention  {metrics['name']}")
+        elif kind == "numerics":
+            self.dtype = metrics["dtype"].removeprefix("torch.")
+            self._console.print(f"          {self.dtype} · attention {metrics['attention']}")
         elif kind == "damaged_checkpoint":
             self._console.print(
                 f"warning: the checkpoint of step {step} is damaged ({metrics['file']}) "

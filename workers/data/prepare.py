@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.catalogs.models import MODELS
@@ -412,7 +412,10 @@ def require_accepted(dataset: DatasetSpec, label: str, bad_records_file: Path) -
         remedy = "dataset.bad_records=drop leaves them out and lists them in a file"
         raise ValueError(bad.message(label, remedy))
     if long.counts and dataset.too_long == "refuse":
-        remedy = "training.max_length allows more; dataset.too_long may be drop or truncate"
+        remedy = (
+            "training.max_length allows more; dataset.too_long may be drop, truncate or "
+            "truncate_left"
+        )
         raise ValueError(long.message(label, remedy))
 
 
@@ -433,7 +436,8 @@ def prepare_rows(
     from deft.workers.data.splits import write_splits
     from deft.workers.data.tokenization import RowEncoder, RowFormat
 
-    row_format = RowFormat(dataset.prompt_style, max_length, dataset.too_long == "truncate")
+    sides: dict[str, Literal["left", "right"]] = {"truncate": "right", "truncate_left": "left"}
+    row_format = RowFormat(dataset.prompt_style, max_length, sides.get(dataset.too_long))
     encoder = RowEncoder.build(tokenizer, row_format)
     tokenized = [prepare_tokenized(each, encoder, cache / "tokenized") for each in examples_dirs]
     for source, directory in zip(dataset.sources, tokenized, strict=True):

@@ -14,7 +14,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.data.chat import (
@@ -53,8 +53,8 @@ class RowFormat:
     """Prompt style."""
     max_length: int
     """Most tokens of a row."""
-    truncate: bool
-    """Whether longer examples are cut on the right rather than left out."""
+    truncate: Literal["left", "right"] | None
+    """Side on which longer examples are cut; None leaves them out."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ class RowEncoder:
         if len(encoded.input_ids) <= limit:
             return encoded, None
         message = f"{len(encoded.input_ids):,} tokens, at most {limit:,} fit; "
-        if self.row_format.truncate and any(
-            label != IGNORE_INDEX for label in encoded.labels[:limit]
-        ):
-            cut = Encoded._make(None if part is None else part[:limit] for part in encoded)
-            return cut, BadRecord(name, TRUNCATED, message + "cut on the right")
+        side = self.row_format.truncate
+        kept = slice(limit) if side == "right" else slice(-limit, None)
+        if side is not None and any(label != IGNORE_INDEX for label in encoded.labels[kept]):
+            cut = Encoded._make(None if part is None else part[kept] for part in encoded)
+            return cut, BadRecord(name, TRUNCATED, f"{message}cut on the {side}")
         return None, BadRecord(name, TOO_LONG, message + "left out")
 
 

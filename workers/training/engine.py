@@ -52,6 +52,19 @@ def resolve_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def agreed_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return `resolve_dtype(name)` of all workers: with auto, bfloat16 only if all compute in it.
+
+    Every rank must call this.
+    """
+    dtype = resolve_dtype(name)
+    if name != "auto":
+        return dtype
+    is_rounded = torch.tensor(dtype is torch.bfloat16, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(is_rounded, torch.distributed.ReduceOp.MIN)
+    return torch.bfloat16 if is_rounded else torch.float32
+
+
 def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTrainedModel:
     """Load the model to train, with attention, kernels and adapters as ``spec`` says.
 
@@ -70,6 +83,8 @@ def load_model(model_dir: str, spec: TrainingSpec, dtype: torch.dtype) -> PreTra
     settle_attention(model, packing=spec.packing)
     if torch.cuda.is_available() and find_spec("liger_kernel") is not None:
         apply_liger_kernels(model)
+    if spec.optimizer == "muon":
+        require_recognized_embeddings(model)
     if spec.lora is not None:
         unused = unused_modules(model, packing=spec.packing)
         add_adapters(model, spec.lora, zero_stage=spec.resolved_zero_stage, unused=unused)
@@ -137,11 +152,12 @@ def deepspeed_config(
     if spec.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
     keeps_bfloat16 = spec.master_dtype == "bfloat16"
-    config = {
+    config: dict[str, Any] = {
         # The loop marks the boundary of a step itself; these two only have to be valid.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": max(spec.batch_size // spec.num_workers, 1),
-        "gradient_clipping": spec.max_grad_norm,
+        # Muon makes the norm of each matrix' update a constant, and DeepSpeed would clip that.
+        "gradient_clipping": 0.0 if spec.optimizer == "muon" else spec.max_grad_norm,
         "bf16": {
             "enabled": dtype is torch.bfloat16,
             "check_grad_overflow": True,
@@ -154,21 +170,43 @@ def deepspeed_config(
         "data_types": {"grad_accum_dtype": "bf16" if keeps_bfloat16 else "fp32"},
         "communication_data_type": "fp32",
         "checkpoint": {"use_node_local_storage": True, "load_universal": load_universal},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": spec.learning_rate,
-                "betas": list(spec.betas),
-                "weight_decay": spec.weight_decay,
-                "torch_adam": True,
-                # The fused kernel computes in float32 and rounds once; moments that are bfloat16
-                # are to be rounded as the optimizer of the paper rounds them.
-                "fused": not keeps_bfloat16,
-            },
-        },
+        "optimizer": optimizer_config(spec),
+        "zero_allow_untested_optimizer": spec.optimizer == "nadamw",
         "steps_per_print": None,
     }
+    if stage == 3 and spec.optimizer == "muon":
+        zero["reduce_scatter"] = False  # Muon needs whole matrices
     return deep_merge(config, spec.deepspeed)
+
+
+def optimizer_config(spec: TrainingSpec) -> dict[str, Any]:
+    """Build the part of DeepSpeed's configuration that describes the optimizer."""
+    params = {
+        "lr": spec.learning_rate,
+        "betas": list(spec.betas),
+        "weight_decay": spec.weight_decay,
+    }
+    if spec.optimizer == "nadamw":
+        return {"type": "NAdam", "params": params | {"decoupled_weight_decay": True}}
+    # The fused kernel computes in float32 and rounds once; moments that are bfloat16 are to be
+    # rounded as the optimizer of the paper rounds them.
+    params |= {"torch_adam": True, "fused": spec.master_dtype != "bfloat16"}
+    return {"type": "Muon" if spec.optimizer == "muon" else "AdamW", "params": params}
+
+
+def require_recognized_embeddings(model: PreTrainedModel) -> None:
+    """Raise ValueError if DeepSpeed's Muon would take an embedding or the head for a layer.
+
+    It tells them by their names.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        name = names[module.weight]
+        if "embed" not in name and "lm_head" not in name:
+            raise ValueError(
+                f"training.optimizer: muon is for layers, and DeepSpeed does not recognize {name} "
+                f"of {model.config.model_type} as an embedding; give adamw or nadamw"
+            )
 
 
 def learning_rate_schedule(
@@ -191,21 +229,38 @@ def learning_rate_schedule(
 def build_engine(
     model: ObjectiveModel, spec: TrainingSpec, num_steps: int, *, load_universal: bool = False
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap ``model``: AdamW, and the schedule of ``spec`` over ``num_steps`` steps."""
+    """Wrap ``model``: optimizer and schedule of ``spec``, the latter over ``num_steps`` steps."""
 
     def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return learning_rate_schedule(optimizer, spec, num_steps)
 
     load_collectives()
+    config = deepspeed_config(spec, model.model.dtype, load_universal=load_universal)
+    if config["zero_optimization"]["stage"] == 3:
+        partition_parameters(model, config)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=deepspeed_config(spec, model.model.dtype, load_universal=load_universal),
+        config=config,
         lr_scheduler=schedule,
     )
     if engine.zero_optimization_stage() == 3:
         skip_steps_without_finite_gradient(engine.optimizer)
     return engine
+
+
+def partition_parameters(model: ObjectiveModel, config: dict[str, Any]) -> None:
+    """Move the model to the device by ZeRO-3: parameter by parameter, each worker keeps its part.
+
+    `deepspeed.initialize` alone would move the whole model to every device before it parts it. In
+    the host's memory the weights are pages of the model's files, which the workers of a node share
+    as long as training has the dtype of the files.
+    """
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    device = deepspeed.get_accelerator().current_device_name()
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
 
 
 def take_step(engine: deepspeed.DeepSpeedEngine) -> float:

@@ -34,11 +34,11 @@ from deft.workers.training.batches import (
 )
 from deft.workers.training.checkpoints import Resumption, clear_scratch, save_checkpoint
 from deft.workers.training.engine import (
+    agreed_dtype,
     build_engine,
     load_model,
     load_reference,
     require_same_vocabulary,
-    resolve_dtype,
 )
 from deft.workers.training.export import export_model
 from deft.workers.training.job import TrainJob
@@ -87,7 +87,9 @@ def train(job: TrainJob) -> None:
     notice = EndNotice(worker.device)
     if first_step == 0:
         validate_if_due(job, worker, engine, data, step=0)
-    worker.report("attention", first_step, {"name": describe_attention(engine.module.model)})
+    model = engine.module.model
+    numerics = {"attention": describe_attention(model), "dtype": str(model.dtype)}
+    worker.report("numerics", first_step, numerics)
 
     steps = range(first_step, job.num_steps)
     batches = prefetched(partial(fetch, job, worker, data), steps)
@@ -190,7 +192,8 @@ def setup_engine(
     Returns:
         The engine, and the data with what the objective reads of other models.
     """
-    dtype, objective = resolve_dtype(job.training.dtype), get_objective(job.objective)
+    dtype = agreed_dtype(job.training.dtype, worker.device)
+    objective = get_objective(job.objective)
     model = load_model(job.model_dir, job.training, dtype)
     require_exportable(model, data.tokenizer)
     other_dir = job.training.reference

@@ -28,9 +28,10 @@ from deft.workers.data.figfont import figfont_examples
 from deft.workers.modeling.model_files import build_tiny
 
 BIN = Path(sys.executable).parent
-PREFIX, BRIDGE = "10.214.7", "deft-nodes"
 HEAD_PORT = 26379
 STEPS = 300
+LONG = 900
+"""Steps of a run that is not over before the node that it was given notice of is lost."""
 NOTICE = 30
 """Seconds between the notice and the loss; clouds give 30 to 120."""
 ACCESS = {
@@ -95,25 +96,27 @@ def ip(*arguments: str) -> None:
 
 
 @contextmanager
-def machines(number: int) -> Iterator[tuple[str, list[Machine]]]:
+def machines(number: int, subnet: int) -> Iterator[tuple[str, list[Machine]]]:
     """Namespaces on a bridge that leads nowhere else, or the loopback address for all.
 
     Yields an address that all of them reach this process at, and the machines.
     """
+    prefix, bridge = f"10.214.{subnet}", f"deft-nodes-{subnet}"
     with ExitStack() as stack:
         try:
-            ip("link", "add", BRIDGE, "type", "bridge")
-            stack.callback(ip, "link", "del", BRIDGE)
-            ip("addr", "add", f"{PREFIX}.1/24", "dev", BRIDGE)
-            ip("link", "set", BRIDGE, "up")
-            outside, hosts = f"{PREFIX}.1", []
+            ip("link", "add", bridge, "type", "bridge")
+            stack.callback(ip, "link", "del", bridge)
+            ip("addr", "add", f"{prefix}.1/24", "dev", bridge)
+            ip("link", "set", bridge, "up")
+            outside, hosts = f"{prefix}.1", []
             for index in range(2, number + 2):
-                name, address = f"deft-node-{index}", f"{PREFIX}.{index}"
+                name, address = f"deft-node-{subnet}-{index}", f"{prefix}.{index}"
                 inside = ("ip", "netns", "exec", name)
                 ip("netns", "add", name)
                 stack.callback(ip, "netns", "del", name)
-                ip("link", "add", f"veth{index}", "type", "veth", "peer", "eth0", "netns", name)
-                ip("link", "set", f"veth{index}", "master", BRIDGE, "up")
+                link = f"veth{subnet}-{index}"
+                ip("link", "add", link, "type", "veth", "peer", "eth0", "netns", name)
+                ip("link", "set", link, "master", bridge, "up")
                 ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
                 ip("-n", name, "link", "set", "eth0", "up")
                 ip("-n", name, "link", "set", "lo", "up")
@@ -223,7 +226,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def seven() -> Iterator[tuple[str, list[Machine]]]:
     """Machines for the tests that lose some of them."""
-    with machines(7) as hosts:
+    with machines(7, subnet=7) as hosts:
         yield hosts
 
 
@@ -280,24 +283,28 @@ def workers_of(node: Node) -> list[psutil.Process]:
     return processes
 
 
-def start_run(cluster: Cluster, tmp_path: Path, storage: str, checkpoint_every: int) -> Lines:
+def start_run(
+    cluster: Cluster, tmp_path: Path, storage: str, checkpoint_every: int, num_steps: int = STEPS
+) -> Lines:
     (tmp_path / "run.yaml").write_text(
-        RUN_FILE.format(steps=STEPS, checkpoint_every=checkpoint_every, storage=storage)
+        RUN_FILE.format(steps=num_steps, checkpoint_every=checkpoint_every, storage=storage)
     )
     return Lines(cluster.popen(BIN / "deft", "run", "run.yaml", cwd=tmp_path))
 
 
-def assert_ended_well(output: Lines, tmp_path: Path, steps: Callable[[], list[int]]) -> None:
+def assert_ended_well(
+    output: Lines, tmp_path: Path, steps: Callable[[], list[int]], num_steps: int = STEPS
+) -> None:
     output.process.wait(timeout=400)
     assert output.process.returncode == 0, output.text
     assert "Traceback" not in output.text
-    assert steps() == list(range(1, STEPS + 1))
+    assert steps() == list(range(1, num_steps + 1))
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("deft")
     assert experiment is not None
     (recorded,) = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(recorded.info.run_id, "train/nll")
-    assert [point.step for point in history] == list(range(1, STEPS + 1))
+    assert [point.step for point in history] == list(range(1, num_steps + 1))
 
 
 @pytest.mark.slow
@@ -335,7 +342,7 @@ def test_a_notice_of_preemption_is_answered_by_a_checkpoint(
 ) -> None:
     """Nothing is stored before the notice, which names a time; the node is gone at that time."""
     first, second = cluster.start(), cluster.start()
-    output = start_run(cluster, tmp_path, storage, checkpoint_every=STEPS)
+    output = start_run(cluster, tmp_path, storage, checkpoint_every=LONG, num_steps=LONG)
     output.wait_until(lambda: len(steps()) > 20, "step")
     third = cluster.start()
     cluster.drain(second, seconds=NOTICE)
@@ -346,7 +353,7 @@ def test_a_notice_of_preemption_is_answered_by_a_checkpoint(
     reached = len(steps())
     seconds = output.wait_until(lambda: len(steps()) > reached + 1, "further step")
     assert len(workers_of(third)) == 1
-    assert_ended_well(output, tmp_path, steps)
+    assert_ended_well(output, tmp_path, steps, LONG)
     # The first step was taken once: training went on from what was stored upon the notice.
     assert output.text.count("held out, after 0 steps") == 1
     fault(
@@ -386,7 +393,7 @@ def test_a_hub_model_that_one_machine_has_is_used_on_all(tmp_path: Path) -> None
     (repository / "refs" / "main").write_text(commit)
     (tmp_path / "run.yaml").write_text(HUB_RUN_FILE)
     with ExitStack() as stack:
-        _, hosts = stack.enter_context(machines(3))
+        _, hosts = stack.enter_context(machines(3, subnet=8))
         if not hosts[0].prefix:
             pytest.skip("needs network and mount namespaces: the right to make them")
         for host in hosts:

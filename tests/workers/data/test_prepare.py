@@ -59,7 +59,7 @@ def run_tokenize(
     for name in ("examples", "rows"):
         (tmp_path / name).mkdir()
     write_examples([examples], tmp_path / "examples" / "all.arrow")
-    row_format = RowFormat(**{"style": "chat", "max_length": 100, "truncate": False, **options})
+    row_format = RowFormat(**{"style": "chat", "max_length": 100, "truncate": None, **options})
     tokenize(tmp_path / "examples", RowEncoder.build(tokenizer, row_format), tmp_path / "rows")
     bad_records = list(read_bad_records(tmp_path / "rows" / "bad_records.jsonl"))
     return open_tables(tmp_path / "rows"), bad_records
@@ -115,9 +115,9 @@ def test_rows_have_the_weights_of_their_turns(
         assert trained == [("b", 2), ("<|im_end|>", 2), ("d", 1), ("<|im_end|>", 1)]
 
 
-@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("truncate", [None, "left", "right"])
 def test_long_examples_are_dropped_or_cut_and_listed(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, truncate: bool
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, truncate: str | None
 ) -> None:
     fits, cut, prompt_alone = ask("a?", "b"), ask("a?", "no " * 50), ask("no " * 50, "b")
     length = len(encode_example(tokenizer, fits)[0])
@@ -126,7 +126,13 @@ def test_long_examples_are_dropped_or_cut_and_listed(
     )
     input_ids, labels = encode_example(tokenizer, cut)
     kinds = [(bad.where, bad.kind) for bad in bad_records]
-    if truncate:
+    if truncate == "left":
+        assert kinds == [(cut.id, "truncated"), (prompt_alone.id, "truncated")]
+        prompt_ids, prompt_labels = encode_example(tokenizer, prompt_alone)
+        assert rows[2]["input_ids"] == prompt_ids[-length:]
+        assert rows[2]["labels"] == prompt_labels[-length:]
+        assert rows[1]["input_ids"] == input_ids[-length:]
+    elif truncate == "right":
         assert kinds == [(cut.id, "truncated"), (prompt_alone.id, "too long")]
         assert rows[1]["input_ids"] == input_ids[:length]
         assert rows[1]["labels"] == labels[:length]

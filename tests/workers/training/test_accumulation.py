@@ -1,10 +1,11 @@
-"""Gradients of many bfloat16 micro-batches add up as if in float64, at every ZeRO stage."""
+"""Engines of every ZeRO stage: gradients add up as in float64, and stage 3 holds its part only."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ def accumulation_errors(rank: int, port: int, num_micro_batches: int, out: str) 
     from deft.workers.training.ray_entry import prepare_process
 
     prepare_process()
+    import deepspeed
     from deepspeed.utils import safe_get_full_grad
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -47,7 +49,14 @@ def accumulation_errors(rank: int, port: int, num_micro_batches: int, out: str) 
         num_attention_heads=2,
         tie_word_embeddings=True,
     )
-    errors = []
+    errors, held_whole = [], []
+    initialize = deepspeed.initialize
+
+    def recording(**arguments: Any) -> Any:
+        held_whole.append(sum(p.numel() for p in arguments["model"].parameters()))
+        return initialize(**arguments)
+
+    deepspeed.initialize = recording
     for stage in range(4):
         spec = TrainingSpec(num_workers=2, batch_size=8, zero_stage=stage, dtype="bfloat16")
         torch.manual_seed(0)
@@ -75,7 +84,7 @@ def accumulation_errors(rank: int, port: int, num_micro_batches: int, out: str) 
             size = size + (total / 2).square().sum()
         errors.append(float((difference / size).sqrt()))
     if rank == 0:
-        torch.save(errors, out)
+        torch.save((errors, held_whole), out)
 
 
 @pytest.mark.slow
@@ -87,6 +96,8 @@ def test_a_step_of_bfloat16_micro_batches_is_summed_in_float32(
     torch.multiprocessing.spawn(
         accumulation_errors, (free_port(), num_micro_batches, str(out)), nprocs=2
     )
-    errors = torch.load(out)
+    errors, held_whole = torch.load(out)
     assert len(errors) == 4
     assert max(errors) <= BOUND, errors
+    # At stage 3 DeepSpeed's own `initialize` would find, and move, the whole model.
+    assert [elements > 0 for elements in held_whole] == [True, True, True, False]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+from transformers import AutoModelForCausalLM, PreTrainedModel, get_cosine_schedule_with_warmup
 
 from deft.objectives import CATALOG, get_objective
 from deft.platform.config.presets import PAPER_PROTOCOL
@@ -80,9 +80,7 @@ def plain_curve(job: TrainJob) -> list[float]:
     spec, value = job.training, PLAIN[job.objective]
     rows = open_rows(job.rows_dir)
     model = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), spec.learning_rate, spec.betas, weight_decay=spec.weight_decay
-    )
+    optimizer = plain_optimizer(model, spec)
     warmup = int(spec.warmup_ratio * job.num_steps)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, job.num_steps)
     curve = []
@@ -97,7 +95,8 @@ def plain_curve(job: TrainJob) -> list[float]:
         logp = log_probs.gather(1, torch.cat(targets)[:, None])[:, 0]
         loss = value(logp, logp.exp(), log_probs.exp()).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm)
+        if spec.optimizer != "muon":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -105,12 +104,49 @@ def plain_curve(job: TrainJob) -> list[float]:
     return curve
 
 
+def plain_optimizer(model: PreTrainedModel, spec: TrainingSpec) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {
+        "lr": spec.learning_rate,
+        "betas": spec.betas,
+        "weight_decay": spec.weight_decay,
+    }
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), **settings)
+    if spec.optimizer == "nadamw":
+        return torch.optim.NAdam(model.parameters(), decoupled_weight_decay=True, **settings)
+    from deepspeed.runtime.zero.muon.original_muon import SingleDeviceMuonWithAuxAdam
+
+    matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
+    common = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    groups = [
+        {"params": matrices, "use_muon": True, "momentum": 0.95, **common},
+        {"params": others, "use_muon": False, "betas": spec.betas, "eps": 1e-8, **common},
+    ]
+    optimizer: torch.optim.Optimizer = SingleDeviceMuonWithAuxAdam(groups)
+    return optimizer
+
+
+@pytest.mark.slow
+def test_optimizers_are_those_of_their_names(
+    ray_cluster: None, job: TrainJob, tmp_path: Path
+) -> None:
+    jobs = [
+        with_training(job, optimizer=name, zero_stage=stage)
+        for name, stages in (("nadamw", (0, 2)), ("muon", (1, 2, 3)))
+        for stage in stages
+    ]
+    for each, result in zip(jobs, deepspeed_runs(jobs, tmp_path), strict=True):
+        assert result["objective"] == pytest.approx(plain_curve(each), rel=1e-3), each.training
+        assert result["objective"][-1] < 0.99 * result["objective"][0]
+
+
 CUTS: tuple[dict[str, Any], ...] = (
     {"zero_stage": 0},
     {"zero_stage": 1, "micro_batch_size": 1},
     {"zero_stage": 3, "packing": False, "micro_batch_size": 1},
     {"zero_stage": 2, "packing": False, "offload_optimizer": True},
-    {"zero_stage": 3, "compile": True, "gradient_checkpointing": True},
+    {"zero_stage": 3, "gradient_checkpointing": True},
 )
 MORE_CUTS: tuple[dict[str, Any], ...] = (
     {"zero_stage": 3},
@@ -119,6 +155,7 @@ MORE_CUTS: tuple[dict[str, Any], ...] = (
     {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
     {"zero_stage": 2, "micro_batch_size": 4, "gradient_checkpointing": True},
     {"zero_stage": 2, "compile": True},
+    {"zero_stage": 3, "compile": True, "gradient_checkpointing": True},
 )
 
 
