@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -21,6 +24,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from deft.workers.common.clock import now_ms
+from deft.workers.common.files import append_line
+from deft.workers.common.secrets import without_secrets
 from deft.workers.common.text import printable
 
 MIN_NAME_WIDTH = 12
@@ -30,11 +36,20 @@ PLAIN_LINES = 10
 """Number of lines per bar where there is no terminal."""
 
 
+LOG = "log.txt"
+"""File of a run's directory that has what the run said, with times."""
+
+MAX_UNLOGGED = 1000
+"""Lines from before there was a log that are kept for it."""
+
+
 class RunConsole:
-    """Prints stages, progress and results."""
+    """Prints stages, progress and results, and keeps all but tables in a run's log."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        self._log: Path | None = None
+        self._unlogged: deque[str] = deque(maxlen=MAX_UNLOGGED)
 
     def __reduce__(self) -> tuple[Callable[[], RunConsole], tuple[()]]:
         """Become the console of the process that it is sent to: a terminal cannot be pickled."""
@@ -42,12 +57,41 @@ class RunConsole:
 
     def print(self, text: str) -> None:
         """Print ``text`` literally; control characters are escaped."""
+        self.note(text)
         self.console.print(Text(printable(text)), soft_wrap=True)
 
     def stage(self, name: str, text: str) -> None:
         """Print one line about a stage."""
+        self.note(f"{name:<9} {text}")
         line = Text.assemble((f"{printable(name):<9}", "bold"), " ", printable(text))
         self.console.print(line, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Keep a line in the log, with the time and without passwords, but do not print it."""
+        time_now = datetime.fromtimestamp(now_ms() / 1000).isoformat(" ", "seconds")
+        line = f"{time_now}  {printable(without_secrets(text))}"
+        if self._log is None:
+            self._unlogged.append(line)
+            return
+        with suppress(OSError):  # what goes on is more than what is said of it
+            append_line(self._log, line)
+
+    @contextmanager
+    def kept_in(self, directory: Path) -> Iterator[None]:
+        """Append what was said before, and is said during a block, to the log in ``directory``."""
+        self._log = directory / LOG
+        try:
+            with suppress(OSError):
+                for line in self._unlogged:
+                    append_line(self._log, line)
+            yield
+        except BaseException as error:
+            text = " ".join(str(error).split())
+            self.note(f"ended by {type(error).__name__}{f': {text}' if text else ''}")
+            raise
+        finally:
+            self._log = None
+            self._unlogged.clear()
 
     @contextmanager
     def progress(self, unit: str) -> Iterator[ProgressView]:
@@ -122,18 +166,27 @@ class ProgressView:
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """Show that ``done`` of ``total`` units of ``name`` are finished."""
-        if self.bars is not None:
-            if name not in self.tasks:
-                self.tasks[name] = self.bars.add_task(printable(name), total=total, note="")
-            self.bars.update(self.tasks[name], completed=done, total=total, note=printable(note))
+        line = self.due_line(name, done, total, note)
+        if self.bars is None:
+            if line is not None:
+                self.owner.print(line)
             return
+        if line is not None:
+            self.owner.note(line)
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(printable(name), total=total, note="")
+        self.bars.update(self.tasks[name], completed=done, total=total, note=printable(note))
+
+    def due_line(self, name: str, done: int, total: int, note: str) -> str | None:
+        """Return a line about the progress of ``name`` if another tenth of it is done."""
         began, first = self.started.setdefault(name, (time.monotonic(), done))
         part = done * PLAIN_LINES // total
-        if self.printed.get(name) != part:
-            self.printed[name] = part
-            seconds_each = (time.monotonic() - began) / max(done - first, 1)
-            left = f", {seconds_each * (total - done):.0f} s left" if first < done < total else ""
-            self.owner.print(f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip())
+        if self.printed.get(name) == part:
+            return None
+        self.printed[name] = part
+        seconds_each = (time.monotonic() - began) / max(done - first, 1)
+        left = f", {seconds_each * (total - done):.0f} s left" if first < done < total else ""
+        return f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip()
 
     def remove(self, name: str) -> None:
         """Remove a bar."""

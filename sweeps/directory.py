@@ -118,6 +118,19 @@ class SweepDirectory:
         return str(record["cause"]) if record else None
 
 
+def read_cells(sweep: Path) -> list[str]:
+    """Return the names of all runs of the sweep in directory ``sweep``, its own models first."""
+    with reading(sweep / INDEX, "run the command of this sweep again"):
+        lines = (sweep / INDEX).read_text().splitlines()
+        return [line.split(" ")[0] for line in lines if line]
+
+
+def read_cause(sweep: Path, run: str) -> str:
+    """Return why a run of the sweep in directory ``sweep`` failed; empty if it did not."""
+    record = read_failure(sweep, run)
+    return str(record["cause"]) if record else ""
+
+
 def read_failure(sweep: Path, run: str) -> dict[str, Any] | None:
     """Read cause, attempts and time of a failed run of the sweep in directory ``sweep``."""
     file = _failure_file(sweep, run)

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from deft.evaluators.generation.shared_pool import SharedPool
+from deft.platform.records.root_use import using
 from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
 from deft.platform.run.context import RunContext
 from deft.platform.run.driver import require_importable
@@ -55,7 +56,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
     require_tracking_uri(context.tracking_uri)
     directory, console = SweepDirectory.of(plan, context.root), context.console
     name = directory.path.name
-    with ray_cluster(verbose=context.verbose), directory.locked():
+    with using(context.root), ray_cluster(verbose=context.verbose), directory.locked():
         warn_if_unreachable(context.tracking_uri, console.print)
         placement = place_cells(plan)
         warn_of_shared_sqlite(context)

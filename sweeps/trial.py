@@ -83,10 +83,12 @@ class CellConsole(RunConsole):
         self.events = events
 
     def print(self, text: str) -> None:
+        self.note(text)
         if text.startswith("warning:"):
             self._send("warning", text=text.removeprefix("warning: "))
 
     def stage(self, name: str, text: str) -> None:
+        self.note(f"{name:<9} {text}")
         self._send("stage", stage=name)
 
     @contextmanager
@@ -107,6 +109,8 @@ class _CellProgress(ProgressView):
         self._sent = 0.0
 
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        if (line := self.due_line(name, done, total, note)) is not None:
+            self._cell.note(line)
         if done == total or time.monotonic() - self._sent > PROGRESS_INTERVAL:
             self._sent = time.monotonic()
             self._cell._send("progress", name=name, done=done, total=total)

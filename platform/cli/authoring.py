@@ -128,8 +128,10 @@ def show_data_(
     names = {"dataset": dataset, "model": model, "objective": None if file else "original"}
     spec = load_spec(file, names, settings or ())
     from deft.platform.commands.show_data import show_data
+    from deft.platform.records.root_use import using
 
-    show_data(spec, root, number, RunConsole())
+    with using(root):
+        show_data(spec, root, number, RunConsole())
 
 
 @app.command(epilog="Example: deft grade math responses.jsonl --out graded.jsonl")

@@ -118,11 +118,13 @@ def report(
 
     directory = find_sweep(sweep, root)
     from deft.platform.commands.output import console_for, print_json
+    from deft.platform.records.root_use import using
     from deft.sweeps.report.read_sweep import read_sweep
     from deft.sweeps.report.write import write_report
     from deft.sweeps.results_table import result_rows
 
-    out = write_report(directory, root, console_for(machine_readable=as_json))
+    with using(root):
+        out = write_report(directory, root, console_for(machine_readable=as_json))
     if as_json:
         read = read_sweep(directory, root)
         states = {cell.run: cell.state for cell in read.cells}
@@ -153,8 +155,10 @@ def landscape(
     own = [f"dataset.size={size}", "dataset.validation=0"]
     spec = load_spec(None, names, [*own, *(settings or ())])
     from deft.platform.commands.landscape import draw_landscape
+    from deft.platform.records.root_use import using
 
-    draw_landscape(spec, chosen, root, out, RunConsole())
+    with using(root):
+        draw_landscape(spec, chosen, root, out, RunConsole())
 
 
 @plot_app.command(epilog="Example: deft plot gate --objectives original,p,DEFT")

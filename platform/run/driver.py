@@ -17,6 +17,7 @@ from deft.platform.records.manifests import (
     Stage,
     TrainManifest,
 )
+from deft.platform.records.root_use import using
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.cluster import ray_cluster
 from deft.platform.run.context import RunContext
@@ -67,10 +68,10 @@ def run_experiment(
         return ExperimentRecorder(run, context.tracking_uri, console.print, sweep=sweep)
 
     if all(run.has_finished(stage) for stage in STAGES if stage != "record"):
-        with run.locked(lock_patience), recorder() as mlflow_run:
+        with run.locked(lock_patience), console.kept_in(run.path), recorder() as mlflow_run:
             record_stage(mlflow_run, console)
         return run
-    with ray_cluster(verbose=context.verbose):
+    with using(context.root), ray_cluster(verbose=context.verbose):
         context = context.on_cluster(spec.training.min_workers or spec.training.num_workers)
         if context.pool is None:
             require_engine(spec.evaluation, use_gpu=context.use_gpu)
@@ -79,7 +80,7 @@ def run_experiment(
             run.create()
             if run.manifest(PrepareManifest) != manifest:
                 run.finish(manifest)
-            with recorder() as mlflow_run:
+            with console.kept_in(run.path), recorder() as mlflow_run:
                 mlflow_run.describe_code()
                 mlflow_run.describe_data()
                 run_recorded(manifest, context, mlflow_run, on_validation)

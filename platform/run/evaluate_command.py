@@ -15,6 +15,7 @@ from deft.platform.config.spec import ModelEvaluationSpec
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import EvaluateManifest
+from deft.platform.records.root_use import using
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.cluster import ray_cluster, run_task
 from deft.platform.run.context import RunContext
@@ -53,17 +54,21 @@ def run_evaluation(
     if run.has_finished("evaluate"):
         with (
             run.locked(),
+            console.kept_in(run.path),
             EvaluationRecorder(run, context.tracking_uri, console.print) as recorder,
         ):
             record_evaluation(recorder, console)
         return run
-    with ray_cluster(verbose=context.verbose):
+    with using(context.root), ray_cluster(verbose=context.verbose):
         context = context.on_cluster()
         require_engine(spec.evaluation, use_gpu=context.use_gpu)
         model_dir, items = prepare_evaluation(spec, context.cache)
         with run.locked():
             run.create()
-            with EvaluationRecorder(run, context.tracking_uri, console.print) as recorder:
+            with (
+                console.kept_in(run.path),
+                EvaluationRecorder(run, context.tracking_uri, console.print) as recorder,
+            ):
                 recorder.describe_code()
                 recorder.describe_evaluation(model_dir, items)
                 with record_failure(recorder, "evaluate"):
