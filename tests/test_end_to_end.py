@@ -126,6 +126,12 @@ def test_two_objectives_from_yaml_to_mlflow(
         assert (prompt.hash, prompt.num_bos) == (prepared.format_hash, prepared.num_bos)
         spec = json.loads(Path(client.download_artifacts(run.info.run_id, "spec.json")).read_text())
         assert spec["objective"] == run.data.params["objective"]
+        directory = root / run.info.run_name
+        card = (directory / "model" / "README.md").read_text()
+        assert f"| figfont | jaro_winkler | {metrics['base/figfont/jaro_winkler']:.3f} [" in card
+        log = (directory / "log.txt").read_text()
+        assert f"train {len(nll)}/{len(nll)} steps" in log
+        assert "record    http" in log
 
     # −log p weighs every token alike, and is the NLL; DEFT's gate α/(α + 1e-6) · p^α with
     # α = Σ p² is near 1 while the model knows nothing, and falls as it commits itself.

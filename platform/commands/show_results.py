@@ -8,7 +8,7 @@ from typing import Any
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import EvaluateManifest, ModelResult, TrainManifest
-from deft.platform.records.results import metric_rows
+from deft.platform.records.results import metric_rows, with_interval
 from deft.platform.records.run_directory import RunDirectory
 
 SHOWN = (
@@ -70,27 +70,17 @@ def show_evaluation(
         measured = [results[label].get(benchmark, {}) for label in shown]
         names = [name for name in measured[-1] if not name.endswith(("_stderr", "_low", "_high"))]
         rows = [
-            [name.replace("_at_", "@"), *(_with_interval(metrics, name) for metrics in measured)]
+            [name.replace("_at_", "@"), *(with_interval(metrics, name) for metrics in measured)]
             for name in names
         ]
         console.table(benchmark, ["", *(labels[label] for label in shown)], rows)
     means = {label: model.means for label, model in models.items() if model.means}
     if means:
         rows = [
-            [name.replace("_at_", "@"), *(_with_interval(means[label], name) for label in means)]
+            [name.replace("_at_", "@"), *(with_interval(means[label], name) for label in means)]
             for name in next(iter(means.values()))
         ]
         console.table("mean over benchmarks", ["", *(labels[label] for label in means)], rows)
-
-
-def _with_interval(metrics: Mapping[str, float], name: str) -> str:
-    if name not in metrics:
-        return ""
-    if name.startswith("num_"):
-        return f"{metrics[name]:.0f}"
-    low, high = metrics.get(f"{name}_ci_low"), metrics.get(f"{name}_ci_high")
-    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{metrics[name]:.3f}{interval}"
 
 
 def results_of(run: RunDirectory[Any]) -> dict[str, Any]:

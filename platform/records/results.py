@@ -82,3 +82,14 @@ def save_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the columns that any of the rows has, in order of appearance."""
     return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def with_interval(metrics: Mapping[str, float], name: str) -> str:
+    """Format a metric and its 95 % interval; empty if it was not measured."""
+    if name not in metrics:
+        return ""
+    if name.startswith("num_"):
+        return f"{metrics[name]:.0f}"
+    low, high = metrics.get(f"{name}_ci_low"), metrics.get(f"{name}_ci_high")
+    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{metrics[name]:.3f}{interval}"

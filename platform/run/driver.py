@@ -23,6 +23,7 @@ from deft.platform.run.cluster import ray_cluster
 from deft.platform.run.context import RunContext
 from deft.platform.run.evaluate_stage import evaluate_stage
 from deft.platform.run.evaluation import require_engine, warn_of_changed_benchmarks
+from deft.platform.run.model_card import write_card
 from deft.platform.run.prepare_stage import prepare_stage
 from deft.platform.run.recording import finish_record, record_failure, record_results
 from deft.platform.run.train_stage import OnValidation, train_stage
@@ -124,6 +125,7 @@ def record_stage(recorder: ExperimentRecorder, console: RunConsole) -> None:
     results = run.require_manifest(EvaluateManifest)
     record_results(recorder, results, {"base": 0, "eval": last_step})
     draw_dynamics(run)
+    write_card(run)
     finish_record(recorder, console)
 
 

@@ -66,6 +66,7 @@ def export_model(
     problem: list[str | None] = [None]
     if torch.distributed.get_rank() == 0:
         model.save_pretrained(directory, state_dict=dict(state))
+        limit_length(tokenizer, model)
         tokenizer.save_pretrained(directory)
         if keep_adapter:
             save_adapter(model, adapter, directory / ADAPTER_FOLDER)
@@ -79,6 +80,13 @@ def export_model(
         raise RuntimeError(
             f"the exported model is not the trained one: {problem[0]}; this is a defect"
         )
+
+
+def limit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Let the tokenizer know the model's context where it would take any length (1e30)."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and tokenizer.model_max_length > positions:
+        tokenizer.model_max_length = positions
 
 
 def gather(

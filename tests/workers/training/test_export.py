@@ -130,6 +130,8 @@ def test_held_out_loss_of_the_export_is_that_in_memory(
         assert "model.layers.1.mlp.gate.e_score_correction_bias" in problem
     for number, (kind, changes) in enumerate(RUNS):
         directory = tmp_path / "exports" / str(number)
+        tokenizer = json.loads((directory / "tokenizer_config.json").read_text())
+        assert tokenizer["model_max_length"] == 256  # the model's positions
         nll = held_out_nll(load_causal_lm(directory), jobs[number])
         assert nll == pytest.approx(results["in_memory"][number], rel=1e-5), kind
         assert nll != pytest.approx(held_out_nll(build(kind), jobs[number]), rel=1e-3), kind
