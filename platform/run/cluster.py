@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import ray
@@ -28,6 +28,7 @@ from deft.platform.errors import (
     root_cause,
     warn_once,
 )
+from deft.platform.private_ray import close_token_file, session_directory
 from deft.platform.signals import kept_signal_handlers
 from deft.workers.common.files import DamageWarning
 from deft.workers.common.hub import NotOnThisNodeError
@@ -78,29 +79,34 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
                 f"RAY_ADDRESS={address}: no Ray cluster there ({describe_error(error)}); without "
                 "RAY_ADDRESS, one starts here"
             ) from None
-    try:
-        with kept_signal_handlers():
-            ray.init(
-                # Without one, Ray takes what cluster was last started on this machine, dead or
-                # alive.
-                address=address,
-                include_dashboard=False,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-            )
-    except SystemExit:  # Ray's handler of SIGTERM while it starts
-        signal.raise_signal(signal.SIGTERM)
-        raise
-    except ConnectionError:
-        raise UserError(
-            f"RAY_ADDRESS={address}: what listens there is not a Ray cluster, or one that wants a "
-            "token: set RAY_AUTH_MODE=token"
-        ) from None
-    try:
-        with _watched_head(endpoint[1] if endpoint else ray.get_runtime_context().gcs_address):
-            yield
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        private: dict[str, Any] = {}
+        if address == "local":
+            private = {"_temp_dir": str(stack.enter_context(session_directory()))}
+        try:
+            with kept_signal_handlers():
+                ray.init(
+                    # Without one, Ray takes what cluster was last started on this machine, dead or
+                    # alive.
+                    address=address,
+                    include_dashboard=False,
+                    log_to_driver=verbose,
+                    logging_level=logging.INFO if verbose else logging.ERROR,
+                    **private,
+                )
+        except SystemExit:  # Ray's handler of SIGTERM while it starts
+            signal.raise_signal(signal.SIGTERM)
+            raise
+        except ConnectionError:
+            raise UserError(
+                f"RAY_ADDRESS={address}: what listens there is not a Ray cluster, or one that "
+                "wants a token: set RAY_AUTH_MODE=token"
+            ) from None
+        stack.callback(ray.shutdown)
+        close_token_file()
+        gcs_address = ray.get_runtime_context().gcs_address
+        stack.enter_context(_watched_head(endpoint[1] if endpoint else gcs_address))
+        yield
 
 
 def probe_port(address: str) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 
 import pyarrow.fs
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from deft.platform.errors import describe_error, lost_worker
 from deft.platform.signals import received_signal
 from deft.workers.common.checksums import FOLDER, damaged_file
 from deft.workers.common.files import atomic_directory
+from deft.workers.common.loopback import bind_stores_to_loopback
 from deft.workers.common.ray_placement import give_back_placement_group
 from deft.workers.common.stop_request import is_stop_requested, request_stop
 from deft.workers.training.job import TrainJob
@@ -66,6 +67,7 @@ def fit(
     trainer = TorchTrainer(
         run_job,
         train_loop_config={"job": job, "run": run},
+        torch_config=ProcessGroupConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=elastic,
             use_gpu=use_gpu,
@@ -92,6 +94,24 @@ def fit(
             on_restart(describe_error(cause))
         finally:
             give_back_placement_group(run)
+
+
+class ProcessGroupBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Ray's own, with stores that only this machine reaches where the cluster is this machine."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Set up the process group."""
+        worker_group.execute(bind_stores_to_loopback)
+        super().on_start(worker_group, backend_config)
+
+
+class ProcessGroupConfig(TorchConfig):
+    """Configuration of `ProcessGroupBackend`."""
+
+    @property
+    def backend_cls(self) -> type[ProcessGroupBackend]:
+        """The class that sets up process groups."""
+        return ProcessGroupBackend
 
 
 def _fit(trainer: TorchTrainer, is_training: Callable[[], bool]) -> ray.train.Result:
