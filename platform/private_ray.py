@@ -14,6 +14,9 @@ from deft.workers.common.files import exclusive
 PREFIX = "deft-ray-"
 """Beginning of the directories' names."""
 
+SESSION = "r"
+"""Ray's part of a directory, which it opens to all users; they cannot get to it."""
+
 MAX_FOLDER = 22
 """Characters of the folder that they lie in: a socket's path has 107, and Ray's part 70."""
 
@@ -31,9 +34,9 @@ def session_directory() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
     try:
         with exclusive(directory / ".lock", patience=0):
-            yield directory / "r"  # Ray opens it to all users, who cannot get there
+            yield directory / SESSION
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -44,7 +47,14 @@ def remove_leftovers(folder: Path) -> None:
         with suppress(OSError):
             if lock.exists() and directory.stat().st_uid == os.getuid():
                 with exclusive(lock, patience=0):
-                    shutil.rmtree(directory, ignore_errors=True)
+                    _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory; what Ray's processes still write to as they end is left to the next."""
+    shutil.rmtree(directory / SESSION, ignore_errors=True)
+    if not (directory / SESSION).exists():
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def close_token_file() -> None:

@@ -45,6 +45,9 @@ HEAD_INTERVAL = 5.0
 HEAD_SILENCE = 40.0
 """Seconds without an answer after which the head is given up; Ray waits for 60."""
 
+OWN_HEAD_SILENCE = 10.0
+"""The same for a cluster on this machine that a command started: nobody starts its head again."""
+
 
 @contextmanager
 def ray_cluster(*, verbose: bool) -> Iterator[None]:
@@ -104,8 +107,9 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
             ) from None
         stack.callback(ray.shutdown)
         close_token_file()
-        gcs_address = ray.get_runtime_context().gcs_address
-        stack.enter_context(_watched_head(endpoint[1] if endpoint else gcs_address))
+        head = endpoint[1] if endpoint else ray.get_runtime_context().gcs_address
+        silence = OWN_HEAD_SILENCE if address == "local" else HEAD_SILENCE
+        stack.enter_context(_watched_head(head, silence))
         yield
 
 
@@ -116,8 +120,8 @@ def probe_port(address: str) -> None:
 
 
 @contextmanager
-def _watched_head(address: str) -> Iterator[None]:
-    """End this process with a message when the cluster's head has been silent for `HEAD_SILENCE`.
+def _watched_head(address: str, silence: float) -> Iterator[None]:
+    """End this process with a message when the cluster's head has been silent for ``silence`` s.
 
     Ray itself ends the process later, without a message at this log level; until then a thread that
     waits for Ray cannot be interrupted.
@@ -131,10 +135,10 @@ def _watched_head(address: str) -> Iterator[None]:
                 probe_port(address)
                 heard_at = time.monotonic()
             except OSError as error:
-                if time.monotonic() > heard_at + HEAD_SILENCE:
+                if time.monotonic() > heard_at + silence:
                     print_error(
                         f"the head of the Ray cluster ({address}) has not answered for "
-                        f"{HEAD_SILENCE:.0f} s ({describe_error(error)}); what was finished is "
+                        f"{silence:.0f} s ({describe_error(error)}); what was finished is "
                         "kept, and the same command goes on from there"
                     )
                     Console(stderr=True).show_cursor()  # which a progress bar has hidden

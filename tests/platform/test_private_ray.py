@@ -31,7 +31,7 @@ def test_what_killed_commands_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     for name in ("deft-ray-dead", "deft-ray-alive", "other"):
         (tmp_path / name / ".lock").touch()
-    (tmp_path / "deft-ray-dead" / "session").mkdir()
+    (tmp_path / "deft-ray-dead" / "r").mkdir()
     with exclusive(tmp_path / "deft-ray-alive" / ".lock", patience=0):
         remove_leftovers(tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir())
