@@ -18,6 +18,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from deft.platform.errors import describe_error, lost_worker
+from deft.platform.run.memory import count_kernel_kills, describe_shortage
 from deft.platform.signals import received_signal
 from deft.workers.common.checksums import FOLDER, damaged_file
 from deft.workers.common.files import atomic_directory
@@ -58,6 +59,7 @@ def fit(
 
     Raises:
         KeyboardInterrupt: the driver was asked to end.
+        MemoryError: workers were killed for memory again and again.
         Exception: what a worker raised, wrapped by Ray; see `deft.platform.errors.root_cause`.
     """
     spec, run = job.training, uuid.uuid4().hex
@@ -84,14 +86,20 @@ def fit(
     )
     restarts = 0
     while True:
+        kills_before = count_kernel_kills()
         try:
             return _fit(trainer, is_training)
         except Exception as error:
             cause = lost_worker(error)
-            restarts += 1
-            if cause is None or restarts > MAX_RESTARTS:
+            if cause is None:
                 raise
-            on_restart(describe_error(cause))
+            shortage = describe_shortage(cause, job, kills_before)
+            restarts += 1
+            if restarts > MAX_RESTARTS:
+                if shortage is not None:
+                    raise MemoryError(shortage) from error
+                raise
+            on_restart(shortage or describe_error(cause))
         finally:
             give_back_placement_group(run)
 
