@@ -28,6 +28,7 @@ from deft.evaluators.grading.math.conclusion import (
     REFUSAL,
     WAVERING,
     Found,
+    bold_as_formula,
     concluded_value,
     concluded_word,
     conclusion,
@@ -66,7 +67,8 @@ def find_answer(
         worded: whether the gold answer is a word, as against a number or a formula.
         lettered: whether it is the letter of a choice.
     """
-    response = _without_bold(without_emoji(announced(response)))
+    marked = without_emoji(announced(response))
+    response = _without_bold(marked)
     first = before_next_problem(response)
     if first != response and (found := _explicit_answer(first, parts) or conclusion(first)):
         return replace(found, explicit=True)  # it was complete, wherever the rest was cut off
@@ -74,7 +76,7 @@ def find_answer(
         _explicit_answer(response, parts)
         or (_chosen_letter(response) if lettered else None)
         or (concluded_word(response) if worded else None)
-        or conclusion(response)
+        or conclusion(_without_bold("\n".join(map(bold_as_formula, marked.split("\n")))))
     )
 
 
