@@ -88,7 +88,8 @@ _PLANNING = re.compile(
 )
 _CIRCUMSTANCE = re.compile(
     r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these|"
-    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$"
+    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*"
+    r"(?:(?!gives?\b|makes?\b|needs?\b|is\b|are\b|has\b|gets?\b|costs?\b)\w+\s+)?$"
     r"|\bto\s+(?!about|approx|exactly|roughly|nearly|only|be\b|get|equal|reach|total|around|just)"
     r"[a-z]+\s+(?:(?:the|all|her|his|their|these)\s+)?$",
     re.IGNORECASE,
@@ -183,12 +184,15 @@ def _is_bold_value(text: str) -> bool:
 _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])|(?<=[a-z][.!?])(?<!\.[a-z]\.)\s+(?=\d)")
 
 
-def conclusion(response: str) -> Found | None:
-    """Return the last formula or number of the last line that concludes."""
+def conclusion(response: str, *, listed: bool = False) -> Found | None:
+    """Return the last formula or number of the last line that concludes.
+
+    Where the gold answer is no list (``listed``), what is counted may be listed behind its number.
+    """
     lines = [line.strip() for line in response.split("\n") if line.strip(" *_-#`>\t")]
-    listed = _listed_solutions(lines)
-    if listed:
-        return Found(listed, explicit=False)
+    solutions = _listed_solutions(lines)
+    if solutions:
+        return Found(solutions, explicit=False)
     lines = _without_remarks(lines)
     if not lines:
         return None
@@ -205,7 +209,8 @@ def conclusion(response: str) -> Found | None:
     for sentence in reversed(_SENTENCE_GAP.split(last)):
         if _REMARK.match(sentence) and sentence != last:
             continue
-        value = concluded_value(sentence)
+        counted = None if listed else _HOW_MANY.search(sentence)
+        value = concluded_value(counted[1] if counted else sentence)
         if value is not None:
             return Found(value, explicit=False)
         if re.search(r"\d", sentence) or WAVERING.search(sentence) or _PLANNING.search(sentence):
@@ -257,7 +262,9 @@ _WHERE = re.compile(
 )
 
 
-_ASIDE = re.compile(r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)[^()]*?[a-zA-Z]{3,}[^()]*\)")
+_ASIDE = re.compile(
+    r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈)[^()]*\)"
+)
 _TRAILING_REMARK = re.compile(
     r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|including|as (?:the|we|it|\d)|i\.e\."
     r"|that is,|and not\b|not\b"
@@ -265,7 +272,8 @@ _TRAILING_REMARK = re.compile(
     r"|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger|smaller"
     r"|the (?:number|same|sum|total|product|difference|result|amount))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
-    r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$",
+    r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$"
+    r"|,\s+(?:bringing|with (?:each|every))\b.*$",
     re.IGNORECASE,
 )
 _RESTATED = re.compile(r"(?:,|\s[–—-]+)\s*i\.e\.,?\s+(\S[^;]*?)\.?$", re.IGNORECASE)
@@ -274,6 +282,10 @@ _CONDITION = re.compile(
 )
 _THERE_ARE = re.compile(
     rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
+)
+_HOW_MANY = re.compile(
+    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):.*$",
+    re.IGNORECASE,
 )
 _SYMBOL_SAID = re.compile(r"\b(?:is|are|equals)\s+\$([a-zA-Z]|\\[a-z]+)\$\W*$")
 _CORRECTED = re.compile(
@@ -353,21 +365,14 @@ def concluded_value(sentence: str) -> str | None:
         behind = behind.strip().rstrip(".")
         if is_bare_value(behind):
             return behind
-        formula = _PLAIN_FORMULA.match(behind)
-        if formula and _is_formula(formula.group()):
-            return formula.group()
-        leading = re.compile(r"[\s$€£]*").match(behind)
-        number = NUMBER.match(behind, leading.end()) if leading else None
-        return number.group().strip() if number else None
-    ratio = _RATIO.search(sentence)
-    if ratio:
-        return ratio[1]
-    point = _POINT.search(sentence)
-    if point:
-        return point[1]
-    listed = _NUMBERS_LISTED.search(sentence)
-    if listed:
-        return listed[1]
+        plain = _PLAIN_FORMULA.match(behind)
+        if plain and _is_formula(plain.group()):
+            return plain.group()
+        leading = NUMBER.match(behind.lstrip("$€£ "))
+        return leading.group().strip() if leading else None
+    for several in (_RATIO, _POINT, _NUMBERS_LISTED):
+        if values := several.search(sentence):
+            return values[1]
     predicate = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
     if predicate and is_bare_value(predicate[1]):
         number = NUMBER.match(predicate[1])
@@ -387,13 +392,15 @@ def concluded_value(sentence: str) -> str | None:
         return str(spelled[0]) if spelled and not WAVERING.search(sentence) else None
     if WAVERING.search(sentence[: numbers[-1].start()]):
         return None
-    if formula := _formula_around(sentence, numbers[-1].start()):
-        return formula
-    return numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
+    start = numbers[-1].start()
+    if around := _formula_around(sentence, start):
+        return around
+    money = r"\$" if sentence[start - 1 : start] == "$" else ""
+    return money + numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
 
 
 _CHUNK = (
-    r"(?:\d+(?:,\d{3})*(?:\.\d+)?|[π∞√∛²³⁴⁰¹½¼¾ⁿθ°()\[\]^!|]|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log"
+    r"(?:\d+(?:,\d{3})*(?:\.\d+)?|[π∞√∛⁰¹²³⁴-⁹ⁿ½¼¾θ°()\[\]^!|]|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log"
     r"|ln|pi|exp)(?![a-zA-Z])|(?<![a-zA-Z'’])[a-zA-Z](?![a-zA-Z'’])"
     r"|(?!and|or)(?<![a-zA-Z])[a-zA-Z]{2,3}(?=[/^*(])|(?<=[/*(])[a-zA-Z]{2,3}(?![a-zA-Z]))+"
 )
@@ -455,8 +462,9 @@ _ASSIGNMENTS = re.compile(
     rf"(?<![a-zA-Z\d])((?:[a-zA-Z]\s*=\s*{NUMBER.pattern}\s*(?:,\s*(?:and\s+)?|\band\s+))+"
     rf"[a-zA-Z]\s*=\s*{NUMBER.pattern})\s*\.?$"
 )
+_END = rf"(?:{NUMBER.pattern}|[-−+]?∞)"
 _POINT = re.compile(
-    rf"(?<![a-zA-Z])([(\[]\s*{NUMBER.pattern}(?:\s*,\s*{NUMBER.pattern}){{1,10}}\s*[)\]])\W*$"
+    rf"(?<![a-zA-Z])([(\[]\s*{_END}(?:\s*,\s*{_END}){{1,10}}\s*[)\]])(?:\s[a-z]+){{0,3}}\W*$"
 )
 _NUMBERS_LISTED = re.compile(
     rf"(?:\b(?:is|are|be|namely)|:)\s+"

@@ -76,7 +76,9 @@ def find_answer(
         _explicit_answer(response, parts)
         or (_chosen_letter(response) if lettered else None)
         or (concluded_word(response) if worded else None)
-        or conclusion(_without_bold("\n".join(map(bold_as_formula, marked.split("\n")))))
+        or conclusion(
+            _without_bold("\n".join(map(bold_as_formula, marked.split("\n")))), listed=parts > 1
+        )
     )
 
 
