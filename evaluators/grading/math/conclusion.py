@@ -284,7 +284,7 @@ _THERE_ARE = re.compile(
     rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
 )
 _HOW_MANY = re.compile(
-    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):.*$",
+    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):[^=]*$",
     re.IGNORECASE,
 )
 _SYMBOL_SAID = re.compile(r"\b(?:is|are|equals)\s+\$([a-zA-Z]|\\[a-z]+)\$\W*$")
