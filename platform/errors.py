@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from functools import cache
 from typing import NoReturn
@@ -52,16 +53,31 @@ def is_secondary_failure(cause: BaseException) -> bool:
 
 def lost_worker(error: BaseException) -> BaseException | None:
     """Return why a training worker died or hung; None if it raised an error of its own."""
-    from ray.exceptions import RayActorError
+    from ray.exceptions import OutOfMemoryError, RayActorError
     from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
     cause = root_cause(error)
-    is_lost = isinstance(cause, (RayActorError, WorkerHealthCheckTimeoutError))
-    return cause if is_lost or is_secondary_failure(cause) else None
+    lost = (RayActorError, OutOfMemoryError, WorkerHealthCheckTimeoutError)
+    return cause if isinstance(cause, lost) or is_secondary_failure(cause) else None
+
+
+MEMORY_USE = re.compile(r"Memory on the node .{,200}? was ([\d.]+)GB used / ([\d.]+)GB limit")
+"""What Ray's memory monitor says of a node, in a text of a page."""
+
+
+def describe_memory_use(error: BaseException) -> str | None:
+    """Say how full a node was when Ray's memory monitor ended a process; None if it did not."""
+    use = MEMORY_USE.search(str(error))
+    return f"the node's use was {use[1]} GB of {use[2]} GB" if use else None
 
 
 def describe_error(error: BaseException) -> str:
     """Format ``error`` as one paragraph without traceback and without passwords in addresses."""
+    if use := describe_memory_use(error):
+        return (
+            f"out of memory: Ray ended a process when {use}; let less run on it at a time, or "
+            "give it more memory"
+        )
     text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

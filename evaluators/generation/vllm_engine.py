@@ -20,6 +20,7 @@ from vllm.usage.usage_lib import UsageContext
 from deft.evaluators.generation.engine import Decoding, Generation, Request, Start
 from deft.evaluators.generation.model_dir import Architecture
 from deft.evaluators.spec import EngineSpec
+from deft.workers.common.loopback import bind_stores_to_loopback
 
 QUEUED_REQUESTS = 256
 """Requests inside the engine beyond those being generated; the others are added later."""
@@ -118,6 +119,7 @@ class VllmEngine:
     def _start(self, model_path: Path) -> None:
         self._engine = None
         cleanup_dist_env_and_memory()
+        bind_stores_to_loopback()
         on_cpu = current_platform.is_cpu()
         dtype = self._spec.dtype
         if dtype == "auto":

@@ -96,6 +96,9 @@ def context_of(
     from deft.platform.tracking.uri import default_tracking_uri
 
     require_root(root)
+    if not root.exists():
+        # A run root is its owner's, with all that is in it; who wants another one makes it before.
+        os.umask(0o077)
     return RunContext(
         root=root.resolve(),
         console=console,

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 import ray
@@ -28,6 +28,7 @@ from deft.platform.errors import (
     root_cause,
     warn_once,
 )
+from deft.platform.private_ray import close_token_file, session_directory
 from deft.platform.signals import kept_signal_handlers
 from deft.workers.common.files import DamageWarning
 from deft.workers.common.hub import NotOnThisNodeError
@@ -43,6 +44,9 @@ HEAD_INTERVAL = 5.0
 
 HEAD_SILENCE = 40.0
 """Seconds without an answer after which the head is given up; Ray waits for 60."""
+
+OWN_HEAD_SILENCE = 10.0
+"""The same for a cluster on this machine that a command started: nobody starts its head again."""
 
 
 @contextmanager
@@ -78,29 +82,35 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
                 f"RAY_ADDRESS={address}: no Ray cluster there ({describe_error(error)}); without "
                 "RAY_ADDRESS, one starts here"
             ) from None
-    try:
-        with kept_signal_handlers():
-            ray.init(
-                # Without one, Ray takes what cluster was last started on this machine, dead or
-                # alive.
-                address=address,
-                include_dashboard=False,
-                log_to_driver=verbose,
-                logging_level=logging.INFO if verbose else logging.ERROR,
-            )
-    except SystemExit:  # Ray's handler of SIGTERM while it starts
-        signal.raise_signal(signal.SIGTERM)
-        raise
-    except ConnectionError:
-        raise UserError(
-            f"RAY_ADDRESS={address}: what listens there is not a Ray cluster, or one that wants a "
-            "token: set RAY_AUTH_MODE=token"
-        ) from None
-    try:
-        with _watched_head(endpoint[1] if endpoint else ray.get_runtime_context().gcs_address):
-            yield
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        private: dict[str, Any] = {}
+        if address == "local":
+            private = {"_temp_dir": str(stack.enter_context(session_directory()))}
+        try:
+            with kept_signal_handlers():
+                ray.init(
+                    # Without one, Ray takes what cluster was last started on this machine, dead or
+                    # alive.
+                    address=address,
+                    include_dashboard=False,
+                    log_to_driver=verbose,
+                    logging_level=logging.INFO if verbose else logging.ERROR,
+                    **private,
+                )
+        except SystemExit:  # Ray's handler of SIGTERM while it starts
+            signal.raise_signal(signal.SIGTERM)
+            raise
+        except ConnectionError:
+            raise UserError(
+                f"RAY_ADDRESS={address}: what listens there is not a Ray cluster, or one that "
+                "wants a token: set RAY_AUTH_MODE=token"
+            ) from None
+        stack.callback(ray.shutdown)
+        close_token_file()
+        head = endpoint[1] if endpoint else ray.get_runtime_context().gcs_address
+        silence = OWN_HEAD_SILENCE if address == "local" else HEAD_SILENCE
+        stack.enter_context(_watched_head(head, silence))
+        yield
 
 
 def probe_port(address: str) -> None:
@@ -110,8 +120,8 @@ def probe_port(address: str) -> None:
 
 
 @contextmanager
-def _watched_head(address: str) -> Iterator[None]:
-    """End this process with a message when the cluster's head has been silent for `HEAD_SILENCE`.
+def _watched_head(address: str, silence: float) -> Iterator[None]:
+    """End this process with a message when the cluster's head has been silent for ``silence`` s.
 
     Ray itself ends the process later, without a message at this log level; until then a thread that
     waits for Ray cannot be interrupted.
@@ -125,10 +135,10 @@ def _watched_head(address: str) -> Iterator[None]:
                 probe_port(address)
                 heard_at = time.monotonic()
             except OSError as error:
-                if time.monotonic() > heard_at + HEAD_SILENCE:
+                if time.monotonic() > heard_at + silence:
                     print_error(
                         f"the head of the Ray cluster ({address}) has not answered for "
-                        f"{HEAD_SILENCE:.0f} s ({describe_error(error)}); what was finished is "
+                        f"{silence:.0f} s ({describe_error(error)}); what was finished is "
                         "kept, and the same command goes on from there"
                     )
                     Console(stderr=True).show_cursor()  # which a progress bar has hidden

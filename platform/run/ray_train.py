@@ -15,12 +15,14 @@ from typing import Any
 
 import pyarrow.fs
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from deft.platform.errors import describe_error, lost_worker
+from deft.platform.run.memory import count_kernel_kills, describe_shortage
 from deft.platform.signals import received_signal
 from deft.workers.common.checksums import FOLDER, damaged_file
 from deft.workers.common.files import atomic_directory
+from deft.workers.common.loopback import bind_stores_to_loopback
 from deft.workers.common.ray_placement import give_back_placement_group
 from deft.workers.common.stop_request import is_stop_requested, request_stop
 from deft.workers.training.job import TrainJob
@@ -57,6 +59,7 @@ def fit(
 
     Raises:
         KeyboardInterrupt: the driver was asked to end.
+        MemoryError: workers were killed for memory again and again.
         Exception: what a worker raised, wrapped by Ray; see `deft.platform.errors.root_cause`.
     """
     spec, run = job.training, uuid.uuid4().hex
@@ -66,6 +69,7 @@ def fit(
     trainer = TorchTrainer(
         run_job,
         train_loop_config={"job": job, "run": run},
+        torch_config=ProcessGroupConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=elastic,
             use_gpu=use_gpu,
@@ -82,16 +86,40 @@ def fit(
     )
     restarts = 0
     while True:
+        kills_before = count_kernel_kills()
         try:
             return _fit(trainer, is_training)
         except Exception as error:
             cause = lost_worker(error)
-            restarts += 1
-            if cause is None or restarts > MAX_RESTARTS:
+            if cause is None:
                 raise
-            on_restart(describe_error(cause))
+            shortage = describe_shortage(cause, job, kills_before)
+            restarts += 1
+            if restarts > MAX_RESTARTS:
+                if shortage is not None:
+                    raise MemoryError(shortage) from error
+                raise
+            on_restart(shortage or describe_error(cause))
         finally:
             give_back_placement_group(run)
+
+
+class ProcessGroupBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Ray's own, with stores that only this machine reaches where the cluster is this machine."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Set up the process group."""
+        worker_group.execute(bind_stores_to_loopback)
+        super().on_start(worker_group, backend_config)
+
+
+class ProcessGroupConfig(TorchConfig):
+    """Configuration of `ProcessGroupBackend`."""
+
+    @property
+    def backend_cls(self) -> type[ProcessGroupBackend]:
+        """The class that sets up process groups."""
+        return ProcessGroupBackend
 
 
 def _fit(trainer: TorchTrainer, is_training: Callable[[], bool]) -> ray.train.Result:

@@ -116,8 +116,9 @@ def test_sigterm_stores_a_checkpoint_and_marks_the_run_killed(
 ) -> None:
     """What docker stop, Kubernetes, SLURM and `timeout` send."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    process = start(tmp_path, "run", "run.yaml", RAY_ADDRESS=ray_address)
-    wait_until(lambda: has_steps(tmp_path / "runs"), seconds=300, process=process)
+    root = tmp_path / "läufe von heute, 日本"
+    process = start(tmp_path, "run", "run.yaml", "--root", str(root), RAY_ADDRESS=ray_address)
+    wait_until(lambda: has_steps(root), seconds=300, process=process)
     output, errors, seconds, _ = end(process, signal.SIGTERM)
     assert process.returncode == 143, output + errors
     assert errors == (
@@ -127,10 +128,10 @@ def test_sigterm_stores_a_checkpoint_and_marks_the_run_killed(
     stored = re.search(r"asked to end; step (\d+) is stored", output)
     assert stored is not None, output
     assert seconds < 20
-    (run,) = (tmp_path / "runs").glob("ended-*")
+    (run,) = root.glob("ended-*")
     (progress,) = run.glob("checkpoints/*/checkpoint_*/progress.json")
     assert json.loads(progress.read_text())["step"] == int(stored[1])
-    assert mlflow_status(tmp_path / "runs") == ["KILLED"]
+    assert mlflow_status(root) == ["KILLED"]
     fault(
         "SIGTERM (`docker stop`, Kubernetes, SLURM, `timeout`) while a run trains",
         f"a checkpoint is stored, MLflow says KILLED, the command ends with code 143 after "

@@ -90,10 +90,24 @@ def data_suffix(file: Path) -> str:
 
 
 def local_files(path: Path) -> list[Path]:
-    """Return the data files at ``path``: itself, or those in and below the directory, sorted."""
+    """Return the data files at ``path``: itself, or those in and below the directory, sorted.
+
+    Raises:
+        ValueError: one of them is a link out of the directory.
+    """
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if data_suffix(file) and file.is_file())
+    files = sorted(file for file in path.rglob("*") if data_suffix(file) and file.is_file())
+    # The hub's cache has links to `blobs`, which lies beside `snapshots`.
+    own = path.resolve()
+    allowed = own.parents[1] if own.parent.name == "snapshots" else own
+    for file in files:
+        if not file.resolve().is_relative_to(allowed):
+            raise ValueError(
+                f"{file}: a link to {file.resolve()}, which lies outside of the directory; give "
+                "that file itself, or copy it"
+            )
+    return files
 
 
 def record_name(file: Path, path: Path) -> str:

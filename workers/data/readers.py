@@ -26,6 +26,10 @@ SHOWN_PER_KIND = 3
 """Bad records of each kind that a message names."""
 MAX_CSV_FIELD = 2**30
 """Longest value of CSV in characters."""
+MAX_UNPACKED = 200
+"""Times its size on disk that a file of data may have unpacked; texts have 2 to 20."""
+UNPACKED_ANYWAY = 2**28
+"""Bytes that any file may have unpacked."""
 PARQUET_BATCH = 1000
 """Rows of Parquet that are read at a time."""
 INDEX_COLUMN = re.compile(r"Unnamed: \d+(\.\d+)?|__index_level_\d+__")
@@ -116,8 +120,44 @@ def read_records(path: Path, name: str, columns: Collection[str]) -> Iterator[Re
 
 def _open(path: Path) -> IO[bytes]:
     """Open a file for reading, unpacked if it is gzipped."""
-    is_gzipped = path.suffix.lower() == ".gz"
-    return cast("IO[bytes]", gzip.open(path)) if is_gzipped else path.open("rb")
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    return cast("IO[bytes]", io.BufferedReader(_Unpacked(path), 2**20))
+
+
+class _Unpacked(io.RawIOBase):
+    """Content of a gzipped file, as much of it as `require_measure` allows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = gzip.GzipFile(path)
+        self._num_read = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        length = self._file.readinto(buffer)
+        self._num_read += length
+        require_measure(self._path, self._num_read)
+        return length
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class TooLargeError(ValueError):
+    """A file unpacks to more than it may."""
+
+
+def require_measure(path: Path, unpacked: int) -> None:
+    """Raise TooLargeError if ``unpacked`` bytes are more than a file of its size may unpack to."""
+    if unpacked > max(UNPACKED_ANYWAY, MAX_UNPACKED * path.stat().st_size):
+        raise TooLargeError(
+            f"{path}: unpacks to more than {MAX_UNPACKED} times its size; if it shall, unpack it "
+            "and give the unpacked file"
+        )
 
 
 def _read_json_lines(path: Path, name: str) -> Iterator[Record | BadRecord]:
@@ -255,7 +295,7 @@ def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[R
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    skipped: tuple[str, ...] = field(default=(), compare=False)
+    skipped: tuple[str, ...] = ()
 
     def batches() -> Iterator[pa.RecordBatch]:
         """Yield every batch; a file may turn out damaged far from its beginning."""
@@ -265,8 +305,10 @@ def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[R
             names = file.schema_arrow.names
             selected = list(columns) if columns and set(columns) <= set(names) else None
             skipped = tuple(name for name in names if selected and name not in selected)
+            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+            require_measure(path, sum(group.total_byte_size for group in groups))
             yield from file.iter_batches(batch_size=PARQUET_BATCH, columns=selected)
-        except FileNotFoundError:
+        except (FileNotFoundError, TooLargeError):
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{path}: not a Parquet file, or damaged: {error}") from None

@@ -516,7 +516,7 @@ _ITEMS_APART = re.compile(r"[;,.]\s{0,3}(?=\W{0,8}[A-Z](?:\s+is\b|\W{0,2}:))")
 _VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
 _MARKED_CORRECT = re.compile(
     r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
-    r"[✓✔✅]|(?:\bis|:|\s[–—-])[\s*]*(?:yes|true)\b",
+    r"[✓✔✅←]|(?:\bis|:|\s[–—-])[\s*]*(?:yes|true)\b",
     re.IGNORECASE,
 )
 _NOT_BUT = re.compile(

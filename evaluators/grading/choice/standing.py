@@ -119,7 +119,7 @@ _CONCLUSION = any_of(
     r"should (?:receive|undergo|start|begin|get|have)|recommend\w*|is indicated",
     r"first[- ]line|choice|to choose|le(?:aves?|aving|ft)|remaining|better",
     r"term (?:used|for)|final|leads? to the conclusion|gold standard|priority|favou?red",
-    r"preferable|superior|chosen|selected|warranted|greatest|highest",
+    r"preferable|definitive|superior|chosen|selected|warranted|greatest|highest",
     r"key (?:player|enzyme|factor)|likely",
 )
 _CUE = any_of(
@@ -208,9 +208,15 @@ def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[M
         and not _CONCEDING.search(sentence, max(0, first - 20), first)
         for place in (first, second)
     }
-    places = [
-        (c, s, e, min(x, Standing.aside) if s in listed else x, o) for c, s, e, x, o in places
-    ]
+    shared = Standing.aside
+    for at in range(len(places) - 1, -1, -1):
+        letter, start, end, standing, odd = places[at]
+        if start not in listed:
+            shared = Standing.aside
+            continue
+        # "A, B and C will not work" turns all of them down.
+        shared = min(standing, shared)
+        places[at] = (letter, start, end, shared, odd)
     for level in (Standing.concluded, Standing.suggested):
         letters = {letter for letter, _, _, standing, _ in places if standing == level}
         if len(letters) > 1:  # two at once: neither is chosen, but for what the sentence ends in

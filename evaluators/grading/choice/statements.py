@@ -48,7 +48,7 @@ TRAILS = re.compile(
     \s*[,—–-]?\s+(?:is|would\s+be|remains|must\s+be|should\s+be|appears\s+to\s+be)\s+
     (?:(?:therefore|thus|clearly|indeed|definitely)\s+)*(?:the\s+)?(?:single\s+)?
     (?:(?:correct|best|right|most\s+(?:likely|appropriate|accurate|probable|suitable))\b
-         (?!\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
+         (?!(?:\s+(?:answer|option|choice))?\s+(?:when|if|only|in\s+patients|for\s+patients|that|about|but))
        |(?:only|ideal|preferred|proper|appropriate)\s+(?:option|choice|answer|one|correct)\b)
     """,
     re.VERBOSE,

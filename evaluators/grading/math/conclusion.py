@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from deft.evaluators.grading.brackets import is_balanced
 from deft.evaluators.grading.math.quantities import is_unit, number_word
 
 MAX_SENTENCE = 1000
@@ -28,9 +29,14 @@ FORMULA = re.compile(
     re.DOTALL,
 )
 NUMBER = re.compile(
-    r"(?<![\w.\\])[-−+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+    r"(?<![\w.\\])(?:\d{1,2}:\d\d(?![\d:])(?:\s?[ap]\.?m\b\.?)?|\d{1,2}\s[ap]\.?m\b\.?"
+    r"|[-−+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?: \d{3})+(?![\d.,]\d|\d)"
+    r"|\d{1,4} \d{1,2}/\d{1,3}(?![\d/])|\d+(?:\.\d+)?|\.\d+)"
     r"(?:\s*[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d*(?:/|\.\d)))?(?:\s*(?:\\?%|°|percent\b))?"
+    r"(?!\d*(?:st|nd|rd|th)\b))",
+    re.IGNORECASE,
 )
+"""A time of day, or a number with its groups of digits, as a mixed number, a fraction, a share."""
 OTHER_SCRIPT = re.compile("[\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
 WAVERING = re.compile(
     r"\b(?:not|n't|isn't|cannot|can't|unless|if|whether|unknown|unclear|incorrect|wrong|close to|"
@@ -82,7 +88,8 @@ _PLANNING = re.compile(
 )
 _CIRCUMSTANCE = re.compile(
     r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these|"
-    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:\w+\s+)?$"
+    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*"
+    r"(?:(?!gives?\b|makes?\b|needs?\b|is\b|are\b|has\b|gets?\b|costs?\b)\w+\s+)?$"
     r"|\bto\s+(?!about|approx|exactly|roughly|nearly|only|be\b|get|equal|reach|total|around|just)"
     r"[a-z]+\s+(?:(?:the|all|her|his|their|these)\s+)?$",
     re.IGNORECASE,
@@ -94,13 +101,13 @@ _UNFINISHED = re.compile(
 )
 """It was about to go on, or asks."""
 _YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?=\W*[*,.:])", re.IGNORECASE)
-_BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)\W*$")
+_BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)(?: [a-z]+)?\W*$")
 _PREDICATE = re.compile(
     r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
     r"the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
     re.IGNORECASE,
 )
-_DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+)\W*$")
+_DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+(?: \d{1,2})?)(?:st|nd|rd|th)?\W*$")
 
 
 def concluded_word(response: str) -> Found | None:
@@ -137,9 +144,10 @@ _REMARK = re.compile(
     r"|let me|let's|let us|just to) (?:quickly )?(?:double[- ]?)?(?:check|verify|confirm)|i(?:'m"
     r"| am) (?:\w+ )?(?:confident|sure|certain)|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)"
     r"|confidence|time(?: taken)?|notes?|remarks?|explanation|justification|reason(?:ing)?|done|qed"
-    r"|q\.e\.d|that's it|indeed|as (?:required|desired)|(?:this|that|it|which) (?:is (?:less|more"
-    r"|greater|smaller|within|valid|consistent|correct|in)\b|(?:matches|agrees|satisfies|checks"
-    r"|confirms|makes sense)))\b(?!\s*(?:=|≈))",
+    r"|step[- ]by[- ]step|(?:you|we|i) (?:can )?(?:get|got|find|found) (?:this|that|it) by"
+    r"|q\.e\.d|that's it|indeed|as (?:required|desired)"
+    r"|(?:this|that|it|which) (?:is (?:because|less|more|greater|smaller|within|valid|consistent"
+    r"|correct|in)\b|(?:matches|agrees|satisfies|checks|confirms|makes sense)))\b(?!\s*(?:=|≈))",
     re.IGNORECASE,
 )
 """What speaks about the answer after it was given."""
@@ -151,12 +159,40 @@ _OPENING_WORDS = re.compile(
 )
 
 
-def conclusion(response: str) -> Found | None:
-    """Return the last formula or number of the last line that concludes."""
+_BOLD_PHRASE = re.compile(r"\*\*([^*$\n]{1,60})\*\*(?!\s*[:=])")
+_BOLD_VALUE = re.compile(rf"\W*{NUMBER.pattern}(?: [a-zA-Z]+){{0,3}}\W*|\d+ to \d+", re.IGNORECASE)
+
+
+def bold_as_formula(line: str) -> str:
+    """Write the one value that a line sets in bold as a formula: ``**4.5 hours** in all``."""
+    values = [m for m in _BOLD_PHRASE.finditer(line) if _is_bold_value(m[1].strip())]
+    if len(values) != 1 or values[0].end() == values[0].start() + len(line):
+        return line
+    bold = values[0]
+    if "=" in line[bold.end() :] or FORMULA.search(line):
+        return line
+    return rf"{line[: bold.start()]}\({bold[1].strip().rstrip('.')}\){line[bold.end() :]}"
+
+
+def _is_bold_value(text: str) -> bool:
+    if re.fullmatch(r"\d+[.)]|.*:", text):
+        return False  # the number of a step
+    formula = _PLAIN_FORMULA.match(text)
+    return _BOLD_VALUE.fullmatch(text) is not None or bool(formula and _is_formula(formula.group()))
+
+
+_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])|(?<=[a-z][.!?])(?<!\.[a-z]\.)\s+(?=\d)")
+
+
+def conclusion(response: str, *, listed: bool = False) -> Found | None:
+    """Return the last formula or number of the last line that concludes.
+
+    Where the gold answer is no list (``listed``), what is counted may be listed behind its number.
+    """
     lines = [line.strip() for line in response.split("\n") if line.strip(" *_-#`>\t")]
-    listed = _listed_solutions(lines)
-    if listed:
-        return Found(listed, explicit=False)
+    solutions = _listed_solutions(lines)
+    if solutions:
+        return Found(solutions, explicit=False)
     lines = _without_remarks(lines)
     if not lines:
         return None
@@ -170,10 +206,11 @@ def conclusion(response: str) -> Found | None:
         display = FORMULA.fullmatch(last.rstrip(".,"))
         shown = display and display.group().startswith(("$$", r"\["))
         return Found(_last_step(formula_content(display)) if display and shown else last, False)
-    for sentence in reversed(re.split(r"(?<=[.!?])\s+(?=[A-Z\\$(])", last)):
+    for sentence in reversed(_SENTENCE_GAP.split(last)):
         if _REMARK.match(sentence) and sentence != last:
             continue
-        value = concluded_value(sentence)
+        counted = None if listed else _HOW_MANY.search(sentence)
+        value = concluded_value(counted[1] if counted else sentence)
         if value is not None:
             return Found(value, explicit=False)
         if re.search(r"\d", sentence) or WAVERING.search(sentence) or _PLANNING.search(sentence):
@@ -225,17 +262,30 @@ _WHERE = re.compile(
 )
 
 
-_ASIDE = re.compile(r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)[^()]*?[a-zA-Z]{3,}[^()]*\)")
+_ASIDE = re.compile(
+    r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈)[^()]*\)"
+)
 _TRAILING_REMARK = re.compile(
-    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|as (?:the|we|it)\b|i\.e\.|that is,|and not\b|not\b"
+    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|including|as (?:the|we|it|\d)|i\.e\."
+    r"|that is,|and not\b|not\b"
     r"|done\b|while\b|whereas\b|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
-    r"|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger|smaller|the (?:number|same))\b).*$"
+    r"|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger|smaller"
+    r"|the (?:number|same|sum|total|product|difference|result|amount))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
-    r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$",
+    r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$"
+    r"|,\s+(?:bringing|with (?:each|every))\b.*$",
     re.IGNORECASE,
+)
+_RESTATED = re.compile(r"(?:,|\s[–—-]+)\s*i\.e\.,?\s+(\S[^;]*?)\.?$", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"^(?:[Ii]f|[Ww]hen|[Ss]ince|[Bb]ecause|[Aa]s)\b[^,;]{1,120},\s+(?!.*\bwould\b)"
 )
 _THERE_ARE = re.compile(
     rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
+)
+_HOW_MANY = re.compile(
+    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):[^=]*$",
+    re.IGNORECASE,
 )
 _SYMBOL_SAID = re.compile(r"\b(?:is|are|equals)\s+\$([a-zA-Z]|\\[a-z]+)\$\W*$")
 _CORRECTED = re.compile(
@@ -253,6 +303,9 @@ def without_asides(sentence: str) -> str:
     def outside(position: int) -> bool:
         return not any(start < position < end for start, end in formulas)
 
+    restated = _RESTATED.search(sentence)
+    if restated and is_bare_value(restated[1]):
+        return restated[1]
     remark = next((m for m in _TRAILING_REMARK.finditer(sentence) if outside(m.start())), None)
     if remark:
         before = sentence[: remark.start()]
@@ -271,6 +324,8 @@ def concluded_value(sentence: str) -> str | None:
     ):
         return None
     sentence = without_asides(" ".join(sentence.split()))
+    claim = _CONDITION.sub("", sentence)
+    sentence = claim if re.search(r"\d|\\[a-z]", claim) else sentence
     corrected = _CORRECTED.search(sentence)
     if corrected:
         sentence = corrected[1]
@@ -310,17 +365,14 @@ def concluded_value(sentence: str) -> str | None:
         behind = behind.strip().rstrip(".")
         if is_bare_value(behind):
             return behind
-        leading = re.match(rf"[\s$€£]*({NUMBER.pattern})", behind)
-        return leading[1].strip() if leading else None
-    ratio = _RATIO.search(sentence)
-    if ratio:
-        return ratio[1]
-    point = _POINT.search(sentence)
-    if point:
-        return point[1]
-    listed = _NUMBERS_LISTED.search(sentence)
-    if listed:
-        return listed[1]
+        plain = _PLAIN_FORMULA.match(behind)
+        if plain and _is_formula(plain.group()):
+            return plain.group()
+        leading = NUMBER.match(behind.lstrip("$€£ "))
+        return leading.group().strip() if leading else None
+    for several in (_RATIO, _POINT, _NUMBERS_LISTED):
+        if values := several.search(sentence):
+            return values[1]
     predicate = re.search(r"\b(?:is|are|equals|gives|get|obtain|be)\s+([^,;]+?)\.?$", sentence)
     if predicate and is_bare_value(predicate[1]):
         number = NUMBER.match(predicate[1])
@@ -340,11 +392,45 @@ def concluded_value(sentence: str) -> str | None:
         return str(spelled[0]) if spelled and not WAVERING.search(sentence) else None
     if WAVERING.search(sentence[: numbers[-1].start()]):
         return None
-    return numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
+    start = numbers[-1].start()
+    if around := _formula_around(sentence, start):
+        return around
+    money = r"\$" if sentence[start - 1 : start] == "$" else ""
+    return money + numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
+
+
+_CHUNK = (
+    r"(?:\d+(?:,\d{3})*(?:\.\d+)?|[π∞√∛⁰¹²³⁴-⁹ⁿ½¼¾θ°()\[\]^!|]|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log"
+    r"|ln|pi|exp)(?![a-zA-Z])|(?<![a-zA-Z'’])[a-zA-Z](?![a-zA-Z'’])"
+    r"|(?!and|or)(?<![a-zA-Z])[a-zA-Z]{2,3}(?=[/^*(])|(?<=[/*(])[a-zA-Z]{2,3}(?![a-zA-Z]))+"
+)
+_PLAIN_FORMULA = re.compile(rf"[-−+±]?{_CHUNK}(?:\s?[-−+±*/×·÷=<>≤≥≈≠]\s?[-−+]?{_CHUNK}){{0,40}}")
+"""A formula that no delimiter marks: ``(7x - 5)``, ``3√13 ≈ 10.8``, ``mv/(qB)``."""
+
+
+def _is_formula(text: str) -> bool:
+    """Check that a text is more than numbers, and all its brackets are closed."""
+    return is_balanced(text) and re.search(r"[a-zA-Zπ√∛^²³<>≤≥∞]", text) is not None
+
+
+def _formula_around(sentence: str, position: int) -> str | None:
+    """Return the plain formula that a number is part of, and what "or" joins to it."""
+    formulas = [m for m in _PLAIN_FORMULA.finditer(sentence) if m.start() <= position + 1]
+    if not formulas or formulas[-1].end() <= position or not _is_formula(formulas[-1].group()):
+        return None
+    first = last = formulas.pop()
+    while formulas and re.fullmatch(
+        r"\s*(?:,|,?\s*(?:and|or))\s*", sentence[formulas[-1].end() : first.start()]
+    ):
+        first = formulas.pop()
+    if not all(re.search("[=<>≤≥]", m.group()) for m in (first, last)):
+        first = last
+    return sentence[first.start() : last.end()]
 
 
 _COUNTED = re.compile(
-    r"\bthere (?:are|is)\s+(?:exactly |only |a total of )?([a-z]+(?:-[a-z]+)?)\b", re.IGNORECASE
+    r"\b(?:there (?:are|is)|has)\s+(?:exactly |only |a total of )?([a-z]+(?:-[a-z]+)?)\b",
+    re.IGNORECASE,
 )
 _MEASURE = re.compile(
     r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
@@ -371,13 +457,14 @@ def _unit_behind(sentence: str, position: int) -> str:
 
 
 _NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
-_RATIO = re.compile(r"\bratio\b.*?(?<![\d:])(\d+(?:\s?:\s?\d+){1,2})\W*$")
+_RATIO = re.compile(r"\bratio\b.*?(?<![\d:])(\d+(?:(?:\s?:\s?| to )\d+){1,2})\W*$")
 _ASSIGNMENTS = re.compile(
     rf"(?<![a-zA-Z\d])((?:[a-zA-Z]\s*=\s*{NUMBER.pattern}\s*(?:,\s*(?:and\s+)?|\band\s+))+"
     rf"[a-zA-Z]\s*=\s*{NUMBER.pattern})\s*\.?$"
 )
+_END = rf"(?:{NUMBER.pattern}|[-−+]?∞)"
 _POINT = re.compile(
-    rf"(?<![a-zA-Z])([(\[]\s*{NUMBER.pattern}(?:\s*,\s*{NUMBER.pattern}){{1,10}}\s*[)\]])\W*$"
+    rf"(?<![a-zA-Z])([(\[]\s*{_END}(?:\s*,\s*{_END}){{1,10}}\s*[)\]])(?:\s[a-z]+){{0,3}}\W*$"
 )
 _NUMBERS_LISTED = re.compile(
     rf"(?:\b(?:is|are|be|namely)|:)\s+"

@@ -41,7 +41,7 @@ from deft.evaluators.grading.math.nodes import (
 from deft.evaluators.grading.math.reading import readings
 from deft.evaluators.grading.math.real_sets import as_real_sets, same_real_sets
 from deft.evaluators.grading.math.scalars import expression_text, same_scalars
-from deft.evaluators.grading.math.words import MONTHS, NEGATIONS, is_name, plain_words
+from deft.evaluators.grading.math.words import DATE, NEGATIONS, is_name, plain_words
 
 MAX_UNORDERED = 60
 """Items that are matched in any order; more must be in the gold answer's order."""
@@ -173,12 +173,9 @@ def same(gold: Node, answer: Node) -> bool:
     return False
 
 
-_DATE = re.compile(rf"(?:(\d{{1,2}}) (?:of )?)?({MONTHS})(?: (\d{{1,2}})(?!\d))?(?:,? (\d{{4}}))?")
-
-
 def _same_date(gold: str, answer: str) -> bool:
     """Compare ``14 March`` and ``March 14, 2024``; a year that only one names is forgiven."""
-    left, right = _DATE.fullmatch(gold), _DATE.fullmatch(answer)
+    left, right = DATE.fullmatch(gold), DATE.fullmatch(answer)
     if left is None or right is None:
         return False
     years = {left[4], right[4]} - {None}
@@ -208,8 +205,6 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
     if not set(answer.signs) <= {"=", r"\approx", r"\in"}:
         return []
     if len(answer.sides) == 2 and is_name(answer.names[1]) and not is_name(answer.names[0]):
-        if isinstance(gold, Scalar) and gold.latex == answer.names[1]:
-            return [answer.sides[1]]
         return [answer.sides[0]]
     # x^2 - 9 = 0 does not say that the answer is 0.
     if answer.names[-1] == "0" and not (is_name(answer.names[0]) or _is_sum(answer.names[-2])):

@@ -28,6 +28,7 @@ from deft.evaluators.grading.math.conclusion import (
     REFUSAL,
     WAVERING,
     Found,
+    bold_as_formula,
     concluded_value,
     concluded_word,
     conclusion,
@@ -66,7 +67,8 @@ def find_answer(
         worded: whether the gold answer is a word, as against a number or a formula.
         lettered: whether it is the letter of a choice.
     """
-    response = _without_bold(without_emoji(announced(response)))
+    marked = without_emoji(announced(response))
+    response = _without_bold(marked)
     first = before_next_problem(response)
     if first != response and (found := _explicit_answer(first, parts) or conclusion(first)):
         return replace(found, explicit=True)  # it was complete, wherever the rest was cut off
@@ -74,7 +76,9 @@ def find_answer(
         _explicit_answer(response, parts)
         or (_chosen_letter(response) if lettered else None)
         or (concluded_word(response) if worded else None)
-        or conclusion(response)
+        or conclusion(
+            _without_bold("\n".join(map(bold_as_formula, marked.split("\n")))), listed=parts > 1
+        )
     )
 
 
@@ -240,8 +244,8 @@ def _says_a_value(content: str) -> bool:
 _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
 _LEAD = re.compile(
     r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|probably"
-    r"|approximately|about|exactly|just|now|actually|indeed|equal to)(?![a-zA-Z])|:|\*\*"
-    r"|[~≈])[\s:]*)+",
+    r"|approximately|about|exactly|just|now|actually|indeed|equal to|an?(?=\s+\d))(?![a-zA-Z])"
+    r"|:|\*\*|[~≈])[\s:]*)+",
     re.IGNORECASE,
 )
 
@@ -267,7 +271,8 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
         inner = FORMULA.search(bare)
         return joined_formulas(bare[inner.start() :]) if inner else number and number.group()
     if re.match(r"[-−+(\[{\\.\d√π∞±]|[a-zA-Z](?:\s*\([a-z]\))?\s*=|[A-Za-z]\s*[-+*/^<>]", bare):
-        return _cut_comment(bare)
+        prose = _PROSE.search(bare) and not FORMULA.search(bare)
+        return (concluded_value(bare) if prose else None) or _cut_comment(bare)
     inner = FORMULA.search(sentence)
     if inner:
         # "The largest $n$ is 34" and "the pair $(x, y)$ is $(7, 6)$" end in their value.
@@ -280,9 +285,7 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     numbers = list(NUMBER.finditer(bare))
     words = bare.split()
     if numbers and len(words) > 3:
-        exact = re.search(r"\bexactly\s", bare)
-        ending = concluded_value(bare) if exact or re.search(r"[=:/]", bare) else None
-        return ending or (numbers[0] if len(numbers) == 1 else numbers[-1]).group()
+        return concluded_value(bare) or numbers[-1].group()
     if len(words) <= (8 if colon else 6):
         return (
             re.split(r"\s+(?:because|since|as|which)\b|,\s", bare)[0]
@@ -292,6 +295,8 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     return None
 
 
+_PROSE = re.compile(r"^\W*\d[\d.,]* [a-z]+ (?:for|to|of|from|who|that|with|if|when)\b")
+"""A number at the beginning of a clause: ``14 boxes for 84 eggs``."""
 _METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
 
 
@@ -299,9 +304,7 @@ def _first_sentence(content: str) -> str:
     for end in _SENTENCE_END.finditer(content):
         # A formula may hold full stops and line ends.
         opened = len(re.findall(r"(?<!\\)\$", content[: end.start()])) % 2
-        if not opened and content[: end.start()].count(r"\(") == content[: end.start()].count(
-            r"\)"
-        ):
+        if not opened:
             return content[: end.start()]
     return content
 

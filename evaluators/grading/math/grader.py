@@ -13,7 +13,7 @@ from typing import Any
 from deft.evaluators.grading.math.equality import same_answer
 from deft.evaluators.grading.math.expressions import warm_up as warm_up
 from deft.evaluators.grading.math.extraction import find_answer
-from deft.evaluators.grading.math.nodes import Group, Union, Words
+from deft.evaluators.grading.math.nodes import Group, Scalar, Union, Words
 from deft.evaluators.grading.math.reading import readings
 from deft.evaluators.grading.responses import answer_part, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
@@ -32,7 +32,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     final = find_answer(
         response,
         parts=_parts(gold),
-        worded=isinstance(readings(gold)[0], Words),
+        worded=isinstance(readings(gold)[0], Words) or readings(gold)[0] in _SAID_IN_WORDS,
         lettered=_LETTER.fullmatch(gold) is not None,
     )
     cut_off = finish_reason == "length"
@@ -46,6 +46,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     return Grade(Verdict.correct if correct else Verdict.wrong, final.text.strip())
 
 
+_SAID_IN_WORDS = (Scalar(r"\emptyset"), Scalar(r"\infty"), Scalar(r"\mathbb{R}"))
 _LETTER = re.compile(r"(?:\\text\{)?\(?[A-F]\)?\}?")
 _DOUBT = re.compile(r"[\s$}*.)\\\]]*(?:\?|(?:wait|hmm|hold on|but maybe)\b)", re.IGNORECASE)
 

@@ -49,7 +49,7 @@ from deft.evaluators.grading.math.quantities import (
     number,
     number_word,
 )
-from deft.evaluators.grading.math.words import MONTHS, NEGATIONS, mark_words, plain_words
+from deft.evaluators.grading.math.words import DATE, MONTHS, NEGATIONS, mark_words, plain_words
 
 MAX_ITEMS = 200
 """Items of a list that are compared; longer ones are compared as text alone."""
@@ -205,6 +205,8 @@ def _read_phrase(text: str, level: int) -> Node | None:
     words = plain_words(text)
     if words in _WHOLE_WORDS:
         return _WHOLE_WORDS[words]
+    if DATE.fullmatch(words):
+        return Words(words)
     answered = re.match(r"(yes|no|true|false)[,.;]", text.removeprefix(r"\text{").lower())
     if answered:
         return Words(answered[1])
@@ -297,14 +299,6 @@ def _read_list(parts: list[str], word: str, level: int) -> Node:
     related = all(isinstance(item, Relation) for item in items)
     if word == "or" and related and any(ordered):
         return Union(items)
-    # x = 1, 2 means x = 1, x = 2.
-    first = items[0]
-    if (
-        isinstance(first, Relation)
-        and first.signs == ("=",)
-        and not any(isinstance(item, Relation) for item in items[1:])
-    ):
-        items = (first.sides[-1], *items[1:])
     return Group("list", _flat(items))
 
 

@@ -97,6 +97,7 @@ def _is_wordy(words: list[str], *, loose: bool, joined: bool) -> bool:
 
 
 MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
+DATE = re.compile(rf"(?:(\d{{1,2}}) (?:of )?)?({MONTHS})(?: (\d{{1,2}})(?!\d))?(?:,? (\d{{4}}))?")
 NEGATIONS = re.compile(
     r"\b(?:not|no|never|none|except|unless|least|most|more|less|than|greater|neither|if|when|n't"
     r"|other|minus|negative|plus|times|divided|over|half|twice|double|below|above|between)\b|n't\b",
@@ -108,9 +109,14 @@ _NAME = re.compile(
 )
 
 
+_CONSTANT_OR_FUNCTION = re.compile(
+    r"\\(?:pi|infty|emptyset|mathbb|ln|log|exp|sin|cos|tan|arc[a-z]+)(?![a-zA-Z])"
+)
+
+
 def is_name(text: str) -> bool:
     """Check whether the left side of an equation only names the right side."""
-    if re.fullmatch(r"\\(?:pi|infty|emptyset|mathbb)", text):
+    if _CONSTANT_OR_FUNCTION.match(text):
         return False
     if re.fullmatch(
         r"\([a-zA-Z](?:,[a-zA-Z])*\)|\\frac\{d[a-z]?\}\{d[a-z]\}|[a-z],[a-z](?:,[a-z])*", text

@@ -232,3 +232,21 @@ def test_digest_follows_content_not_place(tmp_path: Path) -> None:
     assert digest == content_digest(DatasetSpec(name=same))
     lines(tmp_path, record, record, name="one/data.jsonl")
     assert digest != content_digest(DatasetSpec(name=one))
+
+
+def test_a_link_out_of_a_directory_of_data_is_refused(tmp_path: Path) -> None:
+    """But for those of the hub's cache, from a snapshot to the blobs beside it."""
+    line = '{"prompt": "1 + 1", "response": "2"}\n'
+    snapshot = tmp_path / "datasets--a" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "datasets--a" / "blobs").mkdir()
+    (tmp_path / "datasets--a" / "blobs" / "4567").write_text(line)
+    (snapshot / "train.jsonl").symlink_to("../../blobs/4567")
+    assert pairs(examples(name=str(snapshot))) == [("1 + 1", "2")]
+
+    (tmp_path / "elsewhere.jsonl").write_text(line)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").symlink_to("../elsewhere.jsonl")
+    refusal = rf"{tmp_path}/data/train.jsonl: a link to {tmp_path}/elsewhere.jsonl, which lies outs"
+    with pytest.raises(ValueError, match=refusal):
+        examples(name=str(tmp_path / "data"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deft.workers.common.text import printable
+from deft.workers.data import readers
 from deft.workers.data.readers import BadRecord, BadRecordLog, Record, read_records
 
 GOOD = b'{"prompt": "a", "response": "b"}'
@@ -128,6 +131,21 @@ def test_parquet_text_that_is_no_utf8_is_one_bad_row(tmp_path: Path) -> None:
 def test_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.parquet: not a Parquet file"):
         read(written(tmp_path, "a.parquet", b"prompt,response"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
+def test_files_that_unpack_without_measure_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "UNPACKED_ANYWAY", 2**16)
+    text = "a" * 2**20
+    if name == "a.parquet":
+        pq.write_table(pa.table({"prompt": [text]}), tmp_path / name, compression="zstd")
+    else:
+        with gzip.open(tmp_path / name, "wt") as file:
+            json.dump({"prompt": text}, file)
+    with pytest.raises(ValueError, match=rf"{name}: unpacks to more than 200 times its size; "):
+        read(tmp_path / name)
 
 
 def test_tally_names_the_first_of_each_kind_and_counts_the_rest() -> None:

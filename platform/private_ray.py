@@ -1,0 +1,65 @@
+"""The directory of the Ray that a command starts for itself; what a killed command left of one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deft.workers.common.files import exclusive
+
+PREFIX = "deft-ray-"
+"""Beginning of the directories' names."""
+
+SESSION = "r"
+"""Ray's part of a directory, which it opens to all users; they cannot get to it."""
+
+MAX_FOLDER = 22
+"""Characters of the folder that they lie in: a socket's path has 107, and Ray's part 70."""
+
+
+@contextmanager
+def session_directory() -> Iterator[Path]:
+    """Yield a path for Ray in a directory of this user's, which vanishes with the block.
+
+    Those of commands that were killed are removed first.
+    """
+    folder = Path(tempfile.gettempdir())
+    if len(str(folder)) > MAX_FOLDER:
+        folder = Path("/tmp")
+    remove_leftovers(folder)
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+    try:
+        with exclusive(directory / ".lock", patience=0):
+            yield directory / SESSION
+    finally:
+        _remove(directory)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the directories in ``folder`` whose command is no longer there."""
+    for directory in folder.glob(f"{PREFIX}*"):
+        lock = directory / ".lock"
+        # Without a lock, its command is about to make it.
+        with suppress(OSError):
+            if lock.exists() and directory.stat().st_uid == os.getuid():
+                with exclusive(lock, patience=0):
+                    _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory; what Ray's processes still write to as they end is left to the next."""
+    shutil.rmtree(directory / SESSION, ignore_errors=True)
+    if not (directory / SESSION).exists():
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def close_token_file() -> None:
+    """Let only its owner read the token of Ray's clusters: Ray makes it readable to all."""
+    file = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)

@@ -1,0 +1,49 @@
+"""The directory of a command's own Ray: gone with the command, even with one that was killed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from deft.platform.private_ray import close_token_file, remove_leftovers, session_directory
+from deft.workers.common.files import exclusive
+
+
+def test_a_session_is_its_owners_and_vanishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("deft.platform.private_ray.MAX_FOLDER", 1000)
+    with session_directory() as path:
+        directory = path.parent
+        assert directory.parent == tmp_path
+        assert directory.stat().st_mode & 0o777 == 0o700
+        with session_directory() as another:
+            assert another != path
+            assert directory.is_dir()  # it is in use
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_commands_left_is_removed(tmp_path: Path) -> None:
+    for name in ("deft-ray-dead", "deft-ray-alive", "deft-ray-new", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("deft-ray-dead", "deft-ray-alive", "other"):
+        (tmp_path / name / ".lock").touch()
+    (tmp_path / "deft-ray-dead" / "r").mkdir()
+    with exclusive(tmp_path / "deft-ray-alive" / ".lock", patience=0):
+        remove_leftovers(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["deft-ray-alive", "deft-ray-new", "other"]
+
+
+def test_the_token_is_its_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    close_token_file()  # there is none
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray" / "auth_token"
+    token.write_text("t")
+    token.chmod(0o644)
+    close_token_file()
+    assert token.stat().st_mode & 0o777 == 0o600
