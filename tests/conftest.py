@@ -80,7 +80,8 @@ def ray_cluster() -> Iterator[None]:
 def make_job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainJob]:
     """Training jobs of the tiny model on 57 figfont examples: (training, **fields) → job."""
     from deft.workers.data.prepare import prepare
-    from deft.workers.spec import DatasetSpec, ModelSpec
+    from deft.workers.dataset_spec import DatasetSpec
+    from deft.workers.spec import ModelSpec
     from deft.workers.training.job import TrainJob
 
     prepared = prepare(

@@ -26,11 +26,11 @@ from deft.workers.data.datasets import read_examples
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.readers import BadRecord
 from deft.workers.data.tokenization import target_bytes
+from deft.workers.dataset_spec import DatasetSpec
 from deft.workers.modeling.loading import load_causal_lm
 from deft.workers.modeling.logit_transform import LogitTransform, logit_transform
 from deft.workers.modeling.objective_model import target_statistics
 from deft.workers.modeling.tokenizer import load_tokenizer
-from deft.workers.spec import DatasetSpec
 from deft.workers.training.batches import collate
 from deft.workers.training.engine import resolve_dtype
 

@@ -78,7 +78,11 @@ def run(
         show_protocols(spec, lambda: load_spec(file, names, settings or ()), plan_console)
         return
     from deft.platform.commands.output import console_for, print_json
-    from deft.platform.commands.show_results import results_of, show_results
+    from deft.platform.commands.show_results import (
+        results_of,
+        show_next_commands,
+        show_results,
+    )
     from deft.platform.run.driver import run_experiment
 
     console = console_for(machine_readable=as_json)
@@ -89,8 +93,8 @@ def run(
     if as_json:
         print_json(results_of(finished))
         return
-    show_results(finished, console)
-    console.print(f"compare runs: deft ui{'' if root == Path('runs') else f' --root {root}'}")
+    show_results(finished, console, detailed=verbose)
+    show_next_commands(finished, root, console)
 
 
 @app.command(epilog="Example: deft sweep sweeps/quickstart.yaml --dry-run")

@@ -84,7 +84,10 @@ AsJson = Annotated[
     typer.Option("--json", help="Print the results as JSON, and all else to the error output."),
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show the output of Ray, DeepSpeed and vLLM.")
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Show every metric, and the output of Ray, DeepSpeed and vLLM."
+    ),
 ]
 
 

@@ -43,7 +43,8 @@ from deft.workers.common.example import Example
 from deft.workers.common.text import plural
 from deft.workers.data.datasets import read_examples
 from deft.workers.data.prepare import known_counts
-from deft.workers.spec import DatasetSpec, TrainingSpec
+from deft.workers.dataset_spec import DatasetSpec
+from deft.workers.spec import TrainingSpec
 
 SAMPLE = 2000
 """Records of a local file that are read to guess at all of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from deft.platform.config.spec import ExperimentSpec
@@ -27,8 +28,58 @@ SHOWN = (
 """Training metrics in the table at the end of a run; all of them are in MLflow."""
 
 
-def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
-    """Print the results of a finished run, base model beside trained model, and its directory."""
+def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole, *, detailed: bool) -> None:
+    """Print what training changed, and the run's directory.
+
+    Args:
+        run: a finished one.
+        console: where.
+        detailed: whether to print every metric instead of the main ones.
+    """
+    models = run.require_manifest(EvaluateManifest).models
+    warn_of_lost_steps(run, console)
+    if detailed:
+        show_training(run, console)
+        show_evaluation(models, console)
+    else:
+        show_summary(models, console)
+    console.print(f"everything of this run: {run.path}")
+
+
+def show_next_commands(run: RunDirectory[ExperimentSpec], root: Path, console: RunConsole) -> None:
+    """Print what can be done with a finished run; ``root`` as the user gave it."""
+    option = "" if root == Path("runs") else f" --root {root}"
+    commands = {
+        f"deft view {run.path.name}{option}": "its responses, one by one",
+        f"deft run … --objective original{option}": "another objective; then: deft compare",
+        f"deft ui{option}": "charts of all runs",
+    }
+    width = max(map(len, commands))
+    for number, (command, purpose) in enumerate(commands.items()):
+        console.print(f"{'next' if number == 0 else '':<10}{command:<{width}}  {purpose}")
+
+
+def show_summary(models: Mapping[str, ModelResult], console: RunConsole) -> None:
+    """Print the main metric of each benchmark before and after training, with 95 % intervals."""
+    before, after = models.get("base", ModelResult(directory="")), models["eval"]
+    measured = [("held-out nll", "nll", before.heldout, after.heldout)]
+    for name, result in after.benchmarks.items():
+        base = before.benchmarks[name].metrics if name in before.benchmarks else {}
+        metric = result.primary_metric_name
+        measured.append((f"{name} {metric}", metric.replace("@", "_at_"), base, result.metrics))
+    for metric in after.means:
+        label = f"mean {metric.replace('_at_', '@')}"
+        measured.append((label, metric, before.means, after.means))
+    rows = [
+        [label, _with_interval(base, metric), _with_interval(trained, metric)]
+        for label, metric, base, trained in measured
+        if metric in trained
+    ]
+    console.table("results", ["", "before", "after training"], rows)
+
+
+def show_training(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
+    """Print a table of metrics at the first and the last optimizer step."""
     events = run.train_events()
     if events:
         first, last = events[0].metrics, events[-1].metrics
@@ -41,14 +92,17 @@ def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None
                 if f"train/{name}" in first and f"train/{name}" in last
             ],
         )
+
+
+def warn_of_lost_steps(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
+    """Say it where fewer steps are on record than were taken."""
+    events = run.train_events()
     num_steps, recorded = run.require_manifest(TrainManifest).step, events[-1].step if events else 0
     if recorded < num_steps:
         console.print(
             f"warning: {run.events_file}: only {recorded} of {num_steps} steps are on record; "
             "MLflow has what was delivered before"
         )
-    show_evaluation(run.require_manifest(EvaluateManifest).models, console)
-    console.print(f"everything of this run: {run.path}")
 
 
 LABELS = {"base": "base", "eval": "trained"}

@@ -19,7 +19,7 @@ from deft.workers.common.files import reading
 from deft.workers.common.mappings import deep_merge
 from deft.workers.common.names import nearest_name
 from deft.workers.common.secrets import secret_setting
-from deft.workers.spec import name_or_mixture
+from deft.workers.dataset_spec import name_or_mixture
 
 Spec = TypeVar("Spec", bound=BaseModel)
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.catalogs.models import MODELS, read_dimensions
 from deft.workers.common.mappings import deep_merge
-from deft.workers.spec import name_of, name_or_mixture
+from deft.workers.dataset_spec import name_of, name_or_mixture
 
 STYLES = {
     "qwen": {"math": "chat-bare", "medical": "qwen-medical", "figfont": "qwen-figfont"},

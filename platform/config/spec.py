@@ -17,15 +17,9 @@ from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.names import unknown_name
 from deft.workers.common.settings import Settings
 from deft.workers.data.datasets import digest_files
+from deft.workers.dataset_spec import DatasetField, name_of, name_or_mixture
 from deft.workers.modeling.model_identity import fingerprint, model_digest
-from deft.workers.spec import (
-    DatasetField,
-    ModelField,
-    ModelSpec,
-    TrainingSpec,
-    name_of,
-    name_or_mixture,
-)
+from deft.workers.spec import ModelField, ModelSpec, TrainingSpec
 
 
 def _is_fair(protocol: Any) -> bool:

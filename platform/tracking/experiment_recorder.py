@@ -16,7 +16,7 @@ from deft.platform.records.run_directory import RunDirectory
 from deft.platform.tracking.recorder import Recorder, flatten, items_dataset, key_of_benchmark
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.data.prepare import Prepared
-from deft.workers.spec import SourceSpec
+from deft.workers.dataset_spec import SourceSpec
 
 
 class ExperimentRecorder(Recorder[ExperimentSpec]):

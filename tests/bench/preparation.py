@@ -65,7 +65,8 @@ def write_records(size: int, directory: Path) -> None:
 def build_model(directory: Path) -> str:
     """Build the tiny model, whose tokenizer both sides use; return its directory."""
     from deft.workers.data.prepare import prepare
-    from deft.workers.spec import DatasetSpec, ModelSpec
+    from deft.workers.dataset_spec import DatasetSpec
+    from deft.workers.spec import ModelSpec
 
     write_records(TOKENIZER_RECORDS, directory)
     dataset = DatasetSpec(name=str(directory / "ours.jsonl"))
@@ -93,7 +94,8 @@ def prepare_ours(directory: Path, model: str, seed: int) -> dict[str, float]:
 
     from deft.workers.data import splits, tokenization
     from deft.workers.data.prepare import prepare
-    from deft.workers.spec import DatasetSpec, ModelSpec
+    from deft.workers.dataset_spec import DatasetSpec
+    from deft.workers.spec import ModelSpec
 
     started = start_clock(splits, tokenization, transformers.Trainer)
     dataset = DatasetSpec(name=str(directory / "ours.jsonl"), validation=0)

@@ -74,7 +74,8 @@ def word_problems(size: int) -> Iterator[dict[str, str]]:
 def prepare_rows(options: argparse.Namespace, directory: Path) -> Any:
     """Model and exactly as many rows as the steps take."""
     from deft.workers.data.prepare import prepare
-    from deft.workers.spec import DatasetSpec, ModelSpec
+    from deft.workers.dataset_spec import DatasetSpec
+    from deft.workers.spec import ModelSpec
 
     size = options.steps * options.batch_size
     name = options.data

@@ -39,3 +39,13 @@ def _scalar_types(annotation: Any) -> set[Any]:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return set()
     return set().union(*map(_scalar_types, arguments)) if arguments else {annotation}
+
+
+def name_only(value: Any) -> Any:
+    """Spell out what a bare name stands for."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def is_none(value: Any) -> bool:
+    """Tell whether a setting is left out of a dump."""
+    return value is None

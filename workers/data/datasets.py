@@ -47,7 +47,7 @@ from deft.workers.data.conversations import (
 from deft.workers.data.readers import BadRecord, Record, is_index, read_records
 
 if TYPE_CHECKING:
-    from deft.workers.spec import ColumnsSpec, SourceSpec
+    from deft.workers.dataset_spec import ColumnsSpec, SourceSpec
 
 
 STORED_TURN = re.compile(

@@ -42,6 +42,7 @@ from deft.workers.data.example_store import (
     write_examples,
 )
 from deft.workers.data.readers import BadRecord, BadRecordLog
+from deft.workers.dataset_spec import BadRecords, DatasetSpec, SourceSpec
 from deft.workers.modeling.hub_models import prepare_hub_model
 from deft.workers.modeling.model_files import (
     build_smollm2,
@@ -49,7 +50,7 @@ from deft.workers.modeling.model_files import (
     resolve_directory,
     resolve_name,
 )
-from deft.workers.spec import BadRecords, DatasetSpec, ModelSpec, SourceSpec
+from deft.workers.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,7 +71,7 @@ class SourceCounts:
     """What one data set gave to the rows."""
 
     name: str
-    """What it is called, see `deft.workers.spec.SourceSpec.title`."""
+    """What it is called, see `deft.workers.dataset_spec.SourceSpec.title`."""
     revision: str | None
     """The commit that was read; None for what is not from the hub, and if the hub did not say."""
     format_hash: str

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from deft.workers.spec import DatasetSpec
+    from deft.workers.dataset_spec import DatasetSpec
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def draw_mixture(dataset: DatasetSpec, num_rows: NDArray[np.int64], seed: int) -
 def mixture_counts(
     num_rows: NDArray[np.int64], weights: Sequence[float | None], size: int | None
 ) -> NDArray[np.int64]:
-    """Return how many rows to draw of each source, see `deft.workers.spec.MixedSourceSpec`.
+    """Return how many rows to draw of each source, see `deft.workers.dataset_spec.MixedSourceSpec`.
 
     Args:
         num_rows: rows that each source has, int64 [S].

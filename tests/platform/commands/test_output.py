@@ -11,7 +11,8 @@ import pytest
 from deft.objectives.catalog import CATALOG
 from deft.platform.cli import app
 from deft.platform.commands.output import print_json
-from deft.platform.commands.show_results import results_of
+from deft.platform.commands.show_results import results_of, show_next_commands, show_results
+from deft.platform.console import RunConsole
 from helpers import make_prediction, write_finished_run
 
 
@@ -43,3 +44,22 @@ def test_results_of_a_run_are_rows_with_their_intervals(
     assert not [name for name in rows if name.endswith(("_ci_low", "_ci_high", "_stderr"))]
     print_json({"loss": float("nan"), "rows": (1, 2)})
     assert json.loads(capsys.readouterr().out) == {"loss": None, "rows": [1, 2]}
+
+
+def test_a_run_ends_with_its_main_metrics_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = {
+        label: {"figfont": [make_prediction(item, is_correct=item < count) for item in range(10)]}
+        for label, count in (("base", 1), ("eval", 6))
+    }
+    run, console = write_finished_run(tmp_path, tables, objective="DEFT"), RunConsole()
+    show_results(run, console, detailed=False)
+    show_next_commands(run, tmp_path, console)
+    short = capsys.readouterr().out
+    (row,) = [line for line in short.splitlines() if "figfont avg@1" in line]
+    assert row.index("0.100 [") < row.index("0.600 [")
+    assert "truncated_rate" not in short
+    assert f"deft view {run.path.name} --root {tmp_path}" in short
+    show_results(run, console, detailed=True)
+    assert "truncated_rate" in capsys.readouterr().out

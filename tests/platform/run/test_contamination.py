@@ -17,7 +17,8 @@ from deft.platform.run.contamination import (
 )
 from deft.workers.data.figfont import TEST_START, figfont_examples
 from deft.workers.data.prepare import prepare
-from deft.workers.spec import DatasetSpec, ModelSpec
+from deft.workers.dataset_spec import DatasetSpec
+from deft.workers.spec import ModelSpec
 
 
 @pytest.fixture

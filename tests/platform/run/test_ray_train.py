@@ -20,7 +20,8 @@ from deft.platform.run import ray_train as training
 from deft.platform.run.ray_train import chosen_checkpoint, fetch_model, fit
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import prepare
-from deft.workers.spec import DatasetSpec, ModelSpec, TrainingSpec
+from deft.workers.dataset_spec import DatasetSpec
+from deft.workers.spec import ModelSpec, TrainingSpec
 from deft.workers.training.job import TrainJob
 
 STEPS, CHECKPOINT_EVERY, DEATH = 10, 3, 5

@@ -695,7 +695,8 @@ def test_landscape_is_computed_once_from_what_was_prepared(
     disk: Disk, ray_cluster: None, tmp_path: Path
 ) -> None:
     from deft.workers.data.prepare import prepare
-    from deft.workers.spec import DatasetSpec, ModelSpec
+    from deft.workers.dataset_spec import DatasetSpec
+    from deft.workers.spec import ModelSpec
 
     prepared = prepare(
         DatasetSpec(name="figfont", size=60),

@@ -10,7 +10,7 @@ from deft.workers.common.example import Example
 from deft.workers.data import chain_sum
 from deft.workers.data.chain_sum import chain_sum_examples, working
 from deft.workers.data.datasets import read_examples
-from deft.workers.spec import DatasetSpec
+from deft.workers.dataset_spec import DatasetSpec
 
 
 def question(example: Example) -> str:

@@ -15,7 +15,7 @@ from deft.workers.common.example import REASONING_KEYS, Example
 from deft.workers.data.datasets import ReadingNotes, describe_notes, read_examples
 from deft.workers.data.example_store import iterate_examples, open_tables, write_examples
 from deft.workers.data.readers import BadRecord
-from deft.workers.spec import DatasetSpec
+from deft.workers.dataset_spec import DatasetSpec
 
 QUESTION = {"role": "user", "content": "6*7?"}
 ANSWER = {"role": "assistant", "content": "42"}

@@ -16,7 +16,7 @@ from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION, PROMPT_STYLES
 from deft.workers.common.example import Example
 from deft.workers.data.datasets import content_digest, read_examples, stored_question
 from deft.workers.data.readers import BadRecord
-from deft.workers.spec import DatasetSpec
+from deft.workers.dataset_spec import DatasetSpec
 
 
 def lines(tmp_path: Path, *records: Any, name: str = "data.jsonl") -> str:

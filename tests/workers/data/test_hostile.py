@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from deft.workers.common.example import Example
 from deft.workers.data.datasets import read_examples
 from deft.workers.data.readers import BadRecord, BadRecordLog
-from deft.workers.spec import ColumnsSpec, DatasetSpec
+from deft.workers.dataset_spec import ColumnsSpec, DatasetSpec
 
 GOOD = {
     "data.jsonl": '{"prompt": "1 + 1", "response": "2"}\n{"prompt": "é", "response": "\\u00e9"}\n',

@@ -36,8 +36,9 @@ from deft.workers.data.tokenization import (
     tokenize,
     write_with_target_bytes,
 )
+from deft.workers.dataset_spec import DatasetSpec
 from deft.workers.modeling.model_files import train_tokenizer
-from deft.workers.spec import DatasetSpec, ModelSpec
+from deft.workers.spec import ModelSpec
 
 
 def ask(text: str, answer: str = "yes", **more: Any) -> Example:

@@ -17,7 +17,8 @@ from deft.workers.common.example import IGNORE_INDEX
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import Prepared, prepare, training_examples
 from deft.workers.data.splits import count_tokens, mixture_counts
-from deft.workers.spec import DatasetSpec, MixedSourceSpec, ModelSpec
+from deft.workers.dataset_spec import DatasetSpec, MixedSourceSpec
+from deft.workers.spec import ModelSpec
 
 
 def write_sums(directory: Path, name: str, size: int, *, first: int = 0) -> str:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from deft.workers.data.figfont import figfont_examples
 from deft.workers.data.prepare import prepare
+from deft.workers.dataset_spec import DatasetSpec
 from deft.workers.modeling.loading import (
     fill_token_id,
     load_causal_lm,
@@ -23,7 +24,7 @@ from deft.workers.modeling.loading import (
     require_trainable,
 )
 from deft.workers.modeling.model_files import build_tiny
-from deft.workers.spec import DatasetSpec, ModelSpec
+from deft.workers.spec import ModelSpec
 from deft.workers.training.batches import collate
 
 

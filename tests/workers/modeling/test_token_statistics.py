@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from deft.workers.data.example_store import open_rows
 from deft.workers.data.prepare import prepare
+from deft.workers.dataset_spec import DatasetSpec
 from deft.workers.modeling.token_statistics import token_statistics
-from deft.workers.spec import DatasetSpec, ModelSpec
+from deft.workers.spec import ModelSpec
 
 
 def test_statistics_are_those_of_the_models_own_logits(tmp_path: Path) -> None:
