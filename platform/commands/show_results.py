@@ -71,7 +71,7 @@ def show_summary(models: Mapping[str, ModelResult], console: RunConsole) -> None
         label = f"mean {metric.replace('_at_', '@')}"
         measured.append((label, metric, before.means, after.means))
     rows = [
-        [label, _with_interval(base, metric), _with_interval(trained, metric)]
+        [label, with_interval(base, metric), with_interval(trained, metric)]
         for label, metric, base, trained in measured
         if metric in trained
     ]
