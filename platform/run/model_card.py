@@ -21,7 +21,8 @@ from deft.platform.records.run_directory import RunDirectory
 from deft.platform.tracking.provenance import git_state
 from deft.workers.catalogs.models import MODELS
 from deft.workers.common.files import write_atomic
-from deft.workers.spec import DatasetSpec, ModelSpec
+from deft.workers.dataset_spec import DatasetSpec
+from deft.workers.spec import ModelSpec
 
 CARD = "README.md"
 HELDOUT_METRICS = ("nll", "bits_per_byte")
