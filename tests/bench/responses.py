@@ -28,9 +28,9 @@ from deft.evaluators.benchmarks.math import after_hashes, box_of_solution
 from deft.evaluators.benchmarks.medical import read_choice
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
-MAX_TOKENS = 96
-"""Longest response in tokens."""
-BATCH_SIZE = 60
+MAX_TOKENS, MAX_EASY_TOKENS = 96, 48
+"""Longest response in tokens, to all questions and to easy ones."""
+BATCH_SIZE, EASY_BATCH_SIZE = 60, 20
 MAX_QUESTION = 600
 """Characters of the longest question; reading a prompt takes longer than answering it."""
 TEMPERATURES = (0.0, 0.7, 1.0)
@@ -194,12 +194,12 @@ def prompt(item: dict[str, Any], style: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(f"{solved}Question: {question}\nAnswer:")["input_ids"])
 
 
-def in_batches(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_batches(items: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
     """Order items so that batches are of similar length, and every part of them is of all kinds."""
     source = random.Random(0)
     source.shuffle(items)
     items = sorted(items, key=lambda item: len(item["question"]) // 50)
-    batches = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
     source.shuffle(batches)
     return [item for batch in batches for item in batch]
 
@@ -213,7 +213,8 @@ def generate(arguments: argparse.Namespace) -> None:
 
     made = easy_items() if arguments.easy else made_items()
     items = [*made, *(benchmark_items(arguments.items) if arguments.items else ())]
-    items = in_batches([item for item in items if len(item["question"]) <= MAX_QUESTION])
+    size = EASY_BATCH_SIZE if arguments.easy else BATCH_SIZE
+    items = in_batches([item for item in items if len(item["question"]) <= MAX_QUESTION], size)
     finished = len(arguments.out.read_text().splitlines()) if arguments.out.exists() else 0
     items = items[finished:]
     began = time.monotonic()
@@ -222,11 +223,11 @@ def generate(arguments: argparse.Namespace) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     tokenizer.pad_token = tokenizer.eos_token
-    for start in range(0, len(items), BATCH_SIZE):
+    for start in range(0, len(items), size):
         if time.monotonic() - began > arguments.seconds:
             break
-        batch = items[start : start + BATCH_SIZE]
-        number = (finished + start) // BATCH_SIZE
+        batch = items[start : start + size]
+        number = (finished + start) // size
         temperature = TEMPERATURES[number % len(TEMPERATURES)]
         styles = [STYLES[place % len(STYLES)] for place in range(len(batch))]
         prompts = [
@@ -239,7 +240,7 @@ def generate(arguments: argparse.Namespace) -> None:
             rows = model.generate(
                 **inputs,
                 **({"do_sample": False} | sampling),
-                max_new_tokens=MAX_TOKENS,
+                max_new_tokens=MAX_EASY_TOKENS if arguments.easy else MAX_TOKENS,
                 pad_token_id=tokenizer.pad_token_id,
             )[:, inputs["input_ids"].shape[1] :].tolist()
         with arguments.out.open("a") as file:
