@@ -137,8 +137,9 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "evaluation": {"benchmarks": [{"name": "figfont", "size": 500}]},
     },
     ("chain_sum", "tiny"): {
-        "dataset": {"size": 32_128, "validation": 128},
+        "dataset": {"size": 20_608, "validation": 128},
         "training": {
+            "epochs": 2,
             "batch_size": 32,
             "micro_batch_size": 16,
             "max_length": 64,
@@ -146,7 +147,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
             "learning_rate": 3e-3,
             "dtype": "float32",
         },
-        "evaluation": {"benchmarks": BENCHMARKS["chain_sum"]},
+        "evaluation": {"benchmarks": BENCHMARKS["chain_sum"], "general": False},
     },
     ("figfont", "smollm2-135m"): {
         "evaluation": {"benchmarks": [{"name": "figfont", "size": 200}]},

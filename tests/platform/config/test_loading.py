@@ -33,11 +33,14 @@ def test_every_example_is_valid(file: Path) -> None:
     assert load_spec(file).run_name
 
 
-def test_names_alone_mean_the_same_run_as_the_quickstart_file() -> None:
-    by_names = load_spec(None, {"dataset": "figfont", "model": "tiny", "objective": "deft"})
-    assert by_names == load_spec(EXAMPLES / "quickstart.yaml")
-    assert by_names.run_name == load_spec(EXAMPLES / "quickstart.yaml").run_name
-    assert by_names.name == "figfont-tiny-DEFT"
+@pytest.mark.parametrize(
+    ("file", "dataset"), [("quickstart.yaml", "chain_sum"), ("figfont.yaml", "figfont")]
+)
+def test_names_alone_mean_the_same_run_as_the_file(file: str, dataset: str) -> None:
+    by_names = load_spec(None, {"dataset": dataset, "model": "tiny", "objective": "deft"})
+    assert by_names == load_spec(EXAMPLES / file)
+    assert by_names.run_name == load_spec(EXAMPLES / file).run_name
+    assert by_names.name == f"{dataset}-tiny-DEFT"
 
 
 def test_names_override_the_file_and_settings_override_both(tmp_path: Path) -> None:
