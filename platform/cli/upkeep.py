@@ -55,7 +55,7 @@ def status(
         show_status(all_of_it, shown, RunConsole())
 
 
-@app.command(epilog="Example: deft logs figfont-tiny-DEFT --follow")
+@app.command(epilog="Example: deft logs chain_sum-tiny-DEFT --follow")
 def logs(
     run: Annotated[
         str,
