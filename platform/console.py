@@ -180,7 +180,7 @@ class ProgressView:
     def due_line(self, name: str, done: int, total: int, note: str) -> str | None:
         """Return a line about the progress of ``name`` if another tenth of it is done."""
         began, first = self.started.setdefault(name, (time.monotonic(), done))
-        part = done * PLAIN_LINES // total
+        part = done * PLAIN_LINES // max(total, 1)
         if self.printed.get(name) == part:
             return None
         self.printed[name] = part

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.heldout_table import read_losses, text_bits
-from deft.evaluators.scores.predictions import EVALUATE_AGAIN, read_conditions
+from deft.evaluators.scores.predictions import read_conditions, read_rows
 from deft.evaluators.scores.statistics import Difference, Floats, Interval
-from deft.workers.common.files import reading
 
 LEVEL = 0.05
 """Familywise error rate of a whole comparison."""
@@ -70,12 +68,7 @@ class Comparison:
 def read_predictions(path: Path, primary_metric: str) -> ItemScores:
     """Read the items of a predictions table; ``primary_metric`` as in `Benchmark`."""
     columns = ["id", "item_digest", "sample", "verdict", "finish_reason", "scores"]
-    # A sweep's report reads thousands of small tables; `read_table` takes four times as long.
-    with (
-        reading(path, EVALUATE_AGAIN),
-        pq.ParquetFile(path, page_checksum_verification=True) as table,
-    ):
-        rows = table.read(columns, use_threads=False).to_pylist()
+    rows = read_rows(path, columns)
     values: dict[str, list[float]] = {}
     for row in rows:
         score = dict(row["scores"] or []).get(primary_metric, 0.0)

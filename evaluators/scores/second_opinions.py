@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
-from deft.evaluators.scores.predictions import differs
+from deft.evaluators.scores.predictions import differs, read_rows
 
 TAIL = 160
 """Characters from the end of a response that are kept."""
@@ -38,7 +36,7 @@ class SecondOpinions:
 def read_second_opinions(path: Path) -> SecondOpinions:
     """Read what two graders said, from a table of predictions."""
     columns = ["id", "gold", "response", "verdict", "second_verdict"]
-    rows = [row for row in pq.read_table(path, columns=columns).to_pylist() if row[columns[-1]]]
+    rows = [row for row in read_rows(path, columns) if row[columns[-1]]]
     different = [row for row in rows if differs(row["verdict"], row["second_verdict"])]
     return SecondOpinions(
         len(rows),

@@ -71,7 +71,7 @@ def compare(
         show_comparison(comparison, console)
 
 
-@app.command(epilog="Example: deft view figfont-tiny-original figfont-tiny-DEFT")
+@app.command(epilog="Example: deft view chain_sum-tiny-original chain_sum-tiny-DEFT")
 def view(
     names: Annotated[
         list[str],
@@ -190,7 +190,7 @@ def plot_sweep(
     write_figures(find_sweep(sweep, root), root, out, RunConsole())
 
 
-@app.command(epilog="Example: deft register figfont-tiny-DEFT reader")
+@app.command(epilog="Example: deft register chain_sum-tiny-DEFT adder")
 def register(
     run: Annotated[
         str,

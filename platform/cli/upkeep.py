@@ -55,7 +55,7 @@ def status(
         show_status(all_of_it, shown, RunConsole())
 
 
-@app.command(epilog="Example: deft logs figfont-tiny-DEFT --follow")
+@app.command(epilog="Example: deft logs chain_sum-tiny-DEFT --follow")
 def logs(
     run: Annotated[
         str,
@@ -92,8 +92,8 @@ def clean(
     kinds: Annotated[
         list[Removed] | None,
         typer.Argument(
-            help="Checkpoints of finished runs, failed runs, or parts of the cache that no run "
-            "refers to; all three if not given."
+            help="Checkpoints of finished runs, runs that failed before they had a trained model, "
+            "or parts of the cache that no run refers to; all three if not given."
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,

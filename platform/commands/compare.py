@@ -91,7 +91,9 @@ def compare_runs(runs: Sequence[Path]) -> RunComparison:
             _add(measured, run, "base", f"base: {Path(base.directory).name}", base)
     everyone = {name for models in measured.values() for name in models}
     if len(everyone) < 2:
-        raise UserError("give at least two runs to compare")
+        raise UserError(
+            f"give at least two runs to compare; {', '.join(everyone) or 'none'} has results"
+        )
     first = labels[0]
     titles = {f"{benchmark}, {metric}": (benchmark, metric) for benchmark, metric in measured}
     comparisons = compare({title: measured[key] for title, key in titles.items()}, first)

@@ -128,7 +128,6 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("figfont", "tiny"): {
         "dataset": {"size": 8_000},
         "training": {
-            "epochs": 2,
             "batch_size": 32,
             "max_length": 384,
             "learning_rate": 1e-3,
@@ -139,7 +138,6 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("chain_sum", "tiny"): {
         "dataset": {"size": 20_608, "validation": 128},
         "training": {
-            "epochs": 2,
             "batch_size": 32,
             "micro_batch_size": 16,
             "max_length": 64,

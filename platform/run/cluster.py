@@ -105,6 +105,13 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
                 f"RAY_ADDRESS={address}: what listens there is not a Ray cluster, or one that "
                 "wants a token: set RAY_AUTH_MODE=token"
             ) from None
+        except Exception as error:  # Ray raises no class of its own where it does not start
+            if address != "local":
+                raise
+            raise StageError(
+                f"Ray did not start on this machine ({describe_error(error)}); the machine may be "
+                "overloaded, try again, or see what `--verbose` says"
+            ) from error
         stack.callback(ray.shutdown)
         close_token_file()
         head = endpoint[1] if endpoint else ray.get_runtime_context().gcs_address

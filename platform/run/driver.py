@@ -139,6 +139,8 @@ def draw_dynamics(run: RunDirectory[ExperimentSpec]) -> None:
         for name in ("gate", "focus", "p")
         if f"train/mean_{name}" in events[0].metrics
     }
+    if not history:
+        return
     (run.path / "figures").mkdir(exist_ok=True)
     figure = draw_gate_dynamics(
         {str(run.spec.objective): {"step": [event.step for event in events], **history}}

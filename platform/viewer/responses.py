@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from deft.evaluators.scores.predictions import read_rows
 from deft.platform.records.manifests import EvaluateManifest, ModelResult, require_manifest
 
 ItemKey = tuple[str, str, str, int]
@@ -76,7 +75,7 @@ def _models(run: Path) -> dict[str, ModelResult]:
 def _add_table(
     items: dict[ItemKey, AnsweredItem], number: int, benchmark: str, table: Path
 ) -> None:
-    for row in pq.read_table(table).to_pylist():
+    for row in read_rows(table):
         key = (benchmark, row["id"], row["item_digest"], row["sample"])
         if key not in items:
             items[key] = AnsweredItem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -71,14 +72,23 @@ def _statistics(model_dir: str, rows_dir: str, needs: Sequence[str], cache: Path
     except FileNotFoundError:
         raise LandscapeError(f"{model_dir} is gone") from None
     file = cache / "landscapes" / f"{hashlib.sha256(parts.encode()).hexdigest()[:12]}.npz"
-    if not file.is_file():
+    columns = _cached(file)
+    if columns is None:
         if not Path(rows_dir).is_dir():
             raise LandscapeError(f"{rows_dir} is gone")
         columns = _compute(model_dir, rows_dir, needs)
         with atomic_file(file) as out:
             np.savez(out, **columns)
-    with np.load(file) as kept:
-        return {name: torch.from_numpy(kept[name]) for name in kept.files}
+    return {name: torch.tensor(column) for name, column in columns.items()}
+
+
+def _cached(file: Path) -> dict[str, Any] | None:
+    """Read a file of columns, whose format has checksums; None if it is damaged or not there."""
+    try:
+        with np.load(file) as kept:
+            return {name: kept[name] for name in kept.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _compute(model_dir: str, rows_dir: str, needs: Sequence[str]) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from deft.evaluators.spec import heldout_table
 from deft.objectives.spec import ObjectiveSpec
 from deft.platform.console import RunConsole
-from deft.platform.errors import UserError
+from deft.platform.errors import UserError, warn_once
 from deft.platform.records.find import find_directory, find_newest_run
 from deft.platform.records.manifests import (
     AnyManifest,
     EvaluateManifest,
+    TrainManifest,
     read_manifest,
     require_manifest,
 )
@@ -83,9 +84,17 @@ class CellResult:
     def series(self, names: Iterable[str]) -> dict[str, NDArray[np.float64]]:
         """Read steps and values of event metrics, float64 [2, T], by name; only those logged."""
         points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        step = 0
         for event in read_events(self.directory):
+            step = max(step, event.step)
             for name in points.keys() & event.metrics.keys():
                 points[name].append((event.step, event.metrics[name]))
+        trained = self.manifest(TrainManifest)
+        if trained is not None and step < trained.step:
+            warn_once(
+                f"{self.directory / 'events.jsonl'}: damaged, it ends at step {step} of "
+                f"{trained.step}, and so do its curves"
+            )
         return {name: np.array(values, float).T for name, values in points.items() if values}
 
 
@@ -164,6 +173,8 @@ def find_compared(
         return [find_newest_run(name, root, console.print) for name in names]
     cells = read_sweep(find_sweep(sweep, root), root).cells
     finished = [cell.run for cell in cells if cell.state == "finished"]
+    if not finished:
+        raise UserError(f"{sweep}: no cell has finished; `deft report` says why")
     return [
         find_newest_run(name, root, console.print, among=finished) for name in names or finished
     ]
@@ -172,8 +183,10 @@ def find_compared(
 def find_viewed(names: list[str], root: Path, console: RunConsole) -> tuple[list[Path], Path, str]:
     """Return the runs that are shown, the folder for the page, and its title."""
     if len(names) == 1 and [*root.glob("sweeps/*/sweep.json")]:
+        sweep = None
         with suppress(UserError):
             sweep = find_sweep(names[0], root)
+        if sweep is not None:
             runs = find_compared([], names[0], root, console)
             return runs, sweep, f"Responses of {sweep.name}"
     runs = find_compared(names, None, root, console)
@@ -245,6 +258,10 @@ def _with_state(cell: CellResult, sweep: Path) -> CellResult:
         lost_table = _lost_table(cell.directory, manifest)
         if lost_table is None:
             return replace(cell, state="finished")
+        warn_once(
+            f"{lost_table}: gone, so its run is left out; delete stages/evaluate.json and "
+            "stages/record.json of the run, and run the sweep again"
+        )
         return replace(cell, state="failed", cause=f"{lost_table} is gone")
     if failure := read_failure(sweep, cell.run):
         cause, attempts = failure["cause"], failure["attempts"]

@@ -85,7 +85,7 @@ def write_figures(sweep_dir: Path, root: Path, out: Path, console: RunConsole) -
     report = gather_report_data(read_sweep(sweep_dir, root))
     pictures = compose(report, root.resolve() / "cache").pictures
     if not pictures:
-        raise UserError(f"{sweep_dir}: no cell has finished, so there is nothing to draw")
+        raise UserError(f"{sweep_dir}: no cell has finished; run the sweep first")
     save_pictures(pictures, out)
     for picture in pictures:
         console.print(f"{out / picture.name}.png{' .pdf .csv' if picture.csv else ''}")

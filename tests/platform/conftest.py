@@ -220,7 +220,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         with ResponseJournal(run.path / "responses" / f"{label}-figfont.jsonl") as journal:
             for item in range(4):
                 journal.append(Response(str(item), 0, label, "gold", None, "stop", 3))
-        result = make_benchmark_result({"avg_at_1": 0.5, "num_samples": 1.0}, table)
+        metrics = {"avg_at_1": 0.5, "num_items": 4.0, "num_samples": 1.0}
+        result = make_benchmark_result(metrics, table)
         models[label] = ModelResult(
             directory=f"/{label}", heldout={"nll": 3.0}, benchmarks={"figfont": result}
         )

@@ -11,9 +11,9 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from itertools import cycle
 from pathlib import Path
@@ -30,6 +30,7 @@ from deft.platform.records.manifests import PrepareManifest, require_manifest
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run import driver
 from deft.platform.run.evaluate_stage import _drop_damaged
+from deft.sweeps.report import landscapes
 from deft.workers.common.checksums import write_checksums
 from deft.workers.common.files import DamageWarning
 
@@ -101,8 +102,15 @@ def command(
         raise UserError("what is missing is made again")
         yield
 
+    def compute(model_dir: str, rows_dir: str, needs: Sequence[str]) -> dict[str, Any]:
+        from deft.workers.modeling.token_statistics import token_statistics
+
+        stats = vars(token_statistics(model_dir, rows_dir, needs, num_rows=4))
+        return {name: column.numpy() for name, column in stats.items() if column is not None}
+
     # A run with a stage to do starts Ray; that it goes on from there is tested elsewhere.
     monkeypatch.setattr(driver, "ray_cluster", no_cluster)
+    monkeypatch.setattr(landscapes, "_compute", compute)
     monkeypatch.setenv("DEFT_ROOT", str(finished.root))
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -120,10 +128,22 @@ def command(
 
 
 def commands_on(finished: Any) -> dict[str, tuple[str, ...]]:
+    """Every command that reads a finished run or its sweep."""
+    run, sweep, spec = finished.run.name, finished.sweep.name, str(finished.spec_file)
+    out = str(finished.root.parent / "written")
     return {
-        "run": ("run", str(finished.spec_file)),
-        "compare": ("compare", finished.run.name),
+        "run": ("run", spec),
+        "compare": ("compare", run),
         "evaluate": ("evaluate", "--model", str(finished.run), "--benchmarks", "figfont"),
+        "view": ("view", run, "--no-browser", "--out", f"{out}/view.html"),
+        "run --json": ("run", spec, "--json"),
+        "run --dry-run": ("run", spec, "--dry-run"),
+        "compare --sweep": ("compare", "--sweep", sweep, "--csv"),
+        "sweep --dry-run": ("sweep", str(finished.root.parent / "sweep.yaml"), "--dry-run"),
+        "view a sweep": ("view", sweep, "--no-browser", "--out", f"{out}/view.html"),
+        "report": ("report", sweep),
+        "report --json": ("report", sweep, "--json"),
+        "plot sweep": ("plot", "sweep", sweep, "--out", out),
     }
 
 
@@ -133,15 +153,18 @@ class Fuzzer:
 
     command: Command
     finished: Any
-    counts: Counter[str]
+    counts: Counter[str] = field(default_factory=Counter)
+    undamaged: dict[str, str] = field(default_factory=dict)
+    """What each command writes where nothing is damaged."""
 
     def expect(self, name: str, file: Path, damage: Callable[[Path], None]) -> None:
         """Check that a command says what is wrong in one message, or does as if it were not."""
-        arguments = commands_on(self.finished)[name]
-        if name == "evaluate":
-            arguments = (*arguments, "--dry-run")
+        if name not in self.undamaged:
+            code, output, errors = self.give(name)
+            assert code == 0, errors
+            self.undamaged[name] = output
         with damaged(file, damage):
-            code, output, errors = self.command(*arguments)
+            code, output, errors = self.give(name)
         what = f"{damage.__name__} {file.relative_to(self.finished.root)}, deft {name}: {errors}"
         assert "Traceback" not in output + errors, what
         messages = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -152,28 +175,61 @@ class Fuzzer:
             self.counts["refused"] += 1
         else:
             assert messages == [], what
-            if output != self.undamaged(name):
-                assert "warning: " in output + errors, what
-                assert file.name in output + errors, what
+            # A plan counts a stage without manifest among what is to be done.
+            if output != self.undamaged[name] and name != "sweep --dry-run":
+                assert "warning: " in output + errors, what + output
+                assert file.name in output + errors, what + output
             self.counts["did as ever"] += 1
 
-    def undamaged(self, name: str) -> str:
+    def give(self, name: str) -> tuple[int, str, str]:
+        """Give a command; what it wrote to files of text counts as its output."""
         arguments = commands_on(self.finished)[name]
         if name == "evaluate":
             arguments = (*arguments, "--dry-run")
-        return self.command(*arguments)[1]
+        written = [self.finished.sweep / "report", self.finished.root.parent / "written"]
+        code, output, errors = self.command(*arguments)
+        for folder in written:
+            texts = sorted(file for file in folder.rglob("*") if file.suffix in (".csv", ".md"))
+            output += "".join(file.read_text() for file in texts)
+            shutil.rmtree(folder, ignore_errors=True)
+        return code, output, errors
 
 
 CHEAP = ("run", "compare", "evaluate")
+DRAWING = ("view", "view a sweep", "report", "report --json", "plot sweep")
 
 
 def test_each_file_damaged_in_one_way(command: Command, finished: Any) -> None:
-    fuzzer = Fuzzer(command, finished, Counter())
+    fuzzer = Fuzzer(command, finished)
     for file, damage in zip(files_of(finished), cycle(DAMAGES), strict=False):
         for name in CHEAP:
             fuzzer.expect(name, file, damage)
     assert fuzzer.counts["refused"] > 5
     assert fuzzer.counts["did as ever"] > 5
+
+
+@pytest.mark.slow
+def test_each_file_damaged_in_every_way(
+    command: Command, finished: Any, fault: Callable[..., None]
+) -> None:
+    """Commands that draw and take seconds get each file damaged in one way."""
+    fuzzer, files, failures = Fuzzer(command, finished), files_of(finished), []
+    for file, one_damage in zip(files, cycle(DAMAGES), strict=False):
+        for name in commands_on(finished):
+            for damage in (one_damage,) if name in DRAWING else DAMAGES:
+                try:
+                    fuzzer.expect(name, file, damage)
+                except AssertionError as failure:
+                    failures.append(str(failure))
+    assert failures == []
+    fault(
+        f"a file of a finished run or sweep is cut off, emptied, changed, deleted, closed or "
+        f"replaced by a folder: {len(files)} files, {len(DAMAGES)} damages, "
+        f"{len(commands_on(finished))} commands",
+        f"{fuzzer.counts['refused']} of {fuzzer.counts.total()} times one message names it; else "
+        "the command does not need it, or warns of what it leaves out",
+        seconds="it is done",
+    )
 
 
 @pytest.mark.parametrize("root", ["file", "below-a-file", "read-only", "too-long"])

@@ -1,8 +1,8 @@
 """`deft clean`: what a run root can do without, and its removal.
 
-Checkpoints of finished runs, failed runs, and parts of the cache that no run refers to. What a
-command at work may need is left: a run is removed under its own lock, and failed runs and the
-cache only while no command uses the root.
+Checkpoints of finished runs, runs that failed before they had a trained model, and parts of the
+cache that no run refers to. What a command at work may need is left: a run is removed under its own
+lock, and failed runs and the cache only while no command uses the root.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def find_removable(
                 if path.is_dir():
                     reason = "the run is finished"
                     found.append(Removable("checkpoints", path, reason, size_of(path), directory))
-        elif run.state == "failed" and "failed" in kinds:
-            found.append(Removable("failed", directory, run.cause, run.size, directory))
+        elif run.state == "failed" and "failed" in kinds and not _is_trained(run):
+            reason = f"failed in {run.stage}{_steps(run)}: {run.cause}"
+            found.append(Removable("failed", directory, reason, run.size, directory))
     if "cache" in kinds:
         removed = {entry.path for entry in found if entry.kind == "failed"}
         kept = [root / run.name for run in runs if root / run.name not in removed]
@@ -71,6 +72,15 @@ def find_removable(
         for path in unreferenced(root / "cache", kept, is_done=is_done):
             found.append(Removable("cache", path, "no run refers to it", size_of(path), None))
     return found
+
+
+def _is_trained(run: RunStatus) -> bool:
+    """Tell whether a run has a trained model, which only its evaluation failed on."""
+    return run.kind == "run" and run.stage in ("evaluate", "record")
+
+
+def _steps(run: RunStatus) -> str:
+    return f" at {run.progress.done}/{run.progress.total} steps" if run.progress else ""
 
 
 def unreferenced(cache: Path, runs: Iterable[Path], *, is_done: bool) -> Iterator[Path]:

@@ -83,7 +83,7 @@ def survey(root: Path, cells_of: CellsOf, failure_of: FailuresOf) -> RootStatus:
     statuses = [_sweep_status(sweep, cells[sweep.name], by_name, failure_of) for sweep in sweeps]
     return RootStatus(
         root=str(root),
-        sweeps=sorted(statuses, key=lambda sweep: sweep.changed_at),
+        sweeps=sorted(statuses, key=lambda sweep: -sweep.changed_at),
         runs=[by_name[run.name] for run in runs],
         cells_of=cells,
         cache_size=size_of(root / "cache"),

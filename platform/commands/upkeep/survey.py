@@ -67,9 +67,9 @@ class RunStatus(BaseModel):
 
 
 def survey_runs(root: Path) -> list[RunStatus]:
-    """Return every run and evaluation in ``root``, the newest last."""
+    """Return every run and evaluation in ``root``, the newest first."""
     runs = [survey_run(file.parent) for file in root.glob("*/spec.json")]
-    return sorted(runs, key=lambda run: (run.changed_at, run.name))
+    return sorted(runs, key=lambda run: (-run.changed_at, run.name))
 
 
 def survey_run(run: Path) -> RunStatus:

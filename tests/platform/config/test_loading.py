@@ -34,13 +34,15 @@ def test_every_example_is_valid(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "dataset"), [("quickstart.yaml", "chain_sum"), ("figfont.yaml", "figfont")]
+    ("file", "dataset", "objective"),
+    [("quickstart.yaml", "chain_sum", "original"), ("figfont.yaml", "figfont", "DEFT")],
 )
-def test_names_alone_mean_the_same_run_as_the_file(file: str, dataset: str) -> None:
-    by_names = load_spec(None, {"dataset": dataset, "model": "tiny", "objective": "deft"})
+def test_names_alone_mean_the_same_run_as_the_file(file: str, dataset: str, objective: str) -> None:
+    names = {"dataset": dataset, "model": "tiny", "objective": objective.lower()}
+    by_names = load_spec(None, names)
     assert by_names == load_spec(EXAMPLES / file)
     assert by_names.run_name == load_spec(EXAMPLES / file).run_name
-    assert by_names.name == f"{dataset}-tiny-DEFT"
+    assert by_names.name == f"{dataset}-tiny-{objective}"
 
 
 def test_names_override_the_file_and_settings_override_both(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from deft.platform.cli import app
+from deft.platform.records.manifests import manifest_file, save_manifest
 from deft.platform.records.root_use import using
 from deft.platform.records.run_directory import held
+from helpers import make_train_manifest
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_what_is_removed_is_listed_first(
     assert files(root) == before
     for path in litter:
         assert path.name in printed
-    assert "RuntimeError: a failure" in printed
+    assert re.search(r"failed in train at 0/\d+ steps: RuntimeError: a failure", printed)
     assert re.search(r"8\.\d MB in 3 places; nothing was removed: add --yes", printed)
     assert "removed 5.0 MB in 1 place" in clean("cache", "--yes")
     assert "removed 3.0 MB" in clean("--yes")
@@ -81,8 +83,11 @@ def test_a_run_that_stopped_keeps_what_it_goes_on_from(
 ) -> None:
     run = add_run(4)
     (run / "checkpoints").mkdir()
+    trained = add_run(5, "RuntimeError: the evaluation failed")
+    save_manifest(manifest_file(trained, "train"), make_train_manifest(4))
     evaluation = root / "cache" / "evaluations" / "0123456789ab-0123456789ab"
     (evaluation / "responses").mkdir(parents=True)
     assert "nothing to remove" in clean("--yes")
     assert (run / "checkpoints").exists()
     assert evaluation.exists()
+    assert trained.exists()

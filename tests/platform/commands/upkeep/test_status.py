@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from deft.platform.cli import app
-from deft.platform.commands.upkeep.status import select, status_table, survey
+from deft.platform.commands.upkeep.status import RootStatus, select, status_table, survey, watch
 from deft.platform.commands.upkeep.survey import survey_run
+from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.records.run_directory import held
 from deft.sweeps.directory import read_cause, read_cells
@@ -86,6 +87,26 @@ def test_nothing_and_nowhere_are_said(
     ):
         with pytest.raises(UserError, match=message):
             app(["status", *arguments], standalone_mode=False)
+
+
+def test_watching_looks_again_and_ends_quietly(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def look() -> tuple[RootStatus, RootStatus]:
+        status = survey(root, read_cells, read_cause)
+        seen.append(status)
+        return status, status
+
+    def sleep(seconds: float) -> None:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("deft.platform.commands.upkeep.status.time.sleep", sleep)
+    out = StringIO()
+    with pytest.raises(SystemExit) as end:
+        watch(look, RunConsole(Console(file=out, force_terminal=True, width=80)))
+    assert end.value.code == 0
+    assert "Ctrl-C ends this" in out.getvalue()
 
 
 def test_a_damaged_manifest_does_not_hide_the_others(root: Path, finished: Any) -> None:
