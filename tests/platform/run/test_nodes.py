@@ -30,9 +30,9 @@ from deft.workers.modeling.model_files import build_tiny
 BIN = Path(sys.executable).parent
 HEAD_PORT = 26379
 STEPS = 300
-LONG = 900
+LONG = 600
 """Steps of a run that is not over before the node that it was given notice of is lost."""
-NOTICE = 30
+NOTICE = 20
 """Seconds between the notice and the loss; clouds give 30 to 120."""
 ACCESS = {
     "RAY_AUTH_MODE": "token",
@@ -295,7 +295,7 @@ def start_run(
 def assert_ended_well(
     output: Lines, tmp_path: Path, steps: Callable[[], list[int]], num_steps: int = STEPS
 ) -> None:
-    output.process.wait(timeout=400)
+    output.process.wait(timeout=600)
     assert output.process.returncode == 0, output.text
     assert "Traceback" not in output.text
     assert steps() == list(range(1, num_steps + 1))
