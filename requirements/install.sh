@@ -46,7 +46,8 @@ done
 echo "setting up .venv from $lock (several minutes the first time)"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-# The lock is complete. Without --no-deps pip would fetch CUDA builds for packages left out of it.
+# The lock is complete, and pip checks the hashes in it. Without --no-deps pip would fetch CUDA builds
+# for packages left out of it.
 install=(.venv/bin/python -m pip install --quiet --no-deps)
 if [ "$device" = gpu ]; then
     # `==2.13.0` takes 2.13.0+cpu as well, and first, if an index or folder of such builds is set.

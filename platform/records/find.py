@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import EvaluateManifest, manifest_file, read_manifest
+from deft.workers.common.names import nearest_name
 
 SHOWN_NAMES = 10
 """Names that a message lists at most."""
@@ -38,7 +39,9 @@ def find_directory(name: str, folder: Path, marker: str, kind: str) -> Path:
     if len(matching) > 1:
         raise UserError(f"{name}: several {kind}s start so: {_listed(matching)}; give more of it")
     if not matching:
-        choice = f"there are: {_listed(names)}" if names else "there is none yet"
+        nearest = nearest_name(name, (re.sub(rf"{HASH}$", "", known) for known in names))
+        hint = f"did you mean {nearest}? " if nearest else ""
+        choice = f"{hint}there are: {_listed(names)}" if names else "there is none yet"
         raise UserError(f"{name}: no such {kind} in {folder}; {choice}")
     return folder / matching[0]
 

@@ -205,6 +205,8 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
     if not set(answer.signs) <= {"=", r"\approx", r"\in"}:
         return []
     if len(answer.sides) == 2 and is_name(answer.names[1]) and not is_name(answer.names[0]):
+        if isinstance(gold, Scalar) and gold.latex == answer.names[1]:
+            return [answer.sides[1]]
         return [answer.sides[0]]
     # x^2 - 9 = 0 does not say that the answer is 0.
     if answer.names[-1] == "0" and not (is_name(answer.names[0]) or _is_sum(answer.names[-2])):

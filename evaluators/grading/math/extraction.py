@@ -304,7 +304,9 @@ def _first_sentence(content: str) -> str:
     for end in _SENTENCE_END.finditer(content):
         # A formula may hold full stops and line ends.
         opened = len(re.findall(r"(?<!\\)\$", content[: end.start()])) % 2
-        if not opened:
+        if not opened and content[: end.start()].count(r"\(") == content[: end.start()].count(
+            r"\)"
+        ):
             return content[: end.start()]
     return content
 

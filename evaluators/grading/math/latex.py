@@ -80,7 +80,8 @@ _SYNONYMS = [
         (r"\\(?:pounds|euro|texteuro)(?![a-zA-Z])|[£€₹¥]|\\£|\\€", ""),
         (r"\\\$", ""),
         (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
-        (r"\\([ij])math(?![a-zA-Z])", r"\1"),
+        (r"\\imath(?![a-zA-Z])", "i"),
+        (r"\\jmath(?![a-zA-Z])", "j"),
         (r"\\(?:prime)(?![a-zA-Z])", "'"),
         (r"\\(?:vec|overrightarrow|hat|widehat)(?![a-zA-Z])\s*\{([^{}]*)\}", r"\1"),
         (r"\\(?:overset|underset|stackrel)\s*\{[^{}]*\}\s*\{([^{}]*)\}", r"\1"),
@@ -146,6 +147,7 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}\s*(?:\\left)?(?:\((.*?)(?:\\right)?\)|(\\frac\{[^{}]*\}\{[^{}]*\}))",
          r"(\\cos(\1\2)+i\\sin(\1\2))"),
         (r"\\varphi(?![a-zA-Z])", r"\\phi"),
+        (r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset"),
         (r"([a-zA-Z])\s*\\(?:neq?|not\s*=)\s*\\pm\s*(\w+)\s*$", r"\1\\neq \2,\1\\neq -\2"),
         (r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\{?\s*(?:>\s*0|\+)\s*\}?)", r"(0,\\infty)"),
         (r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?-\}?|_\{?\s*<\s*0\s*\}?)", r"(-\\infty,0)"),
@@ -351,4 +353,11 @@ def _argument(text: str, position: int, *, parenthesis: bool) -> tuple[str, int]
     token = _TOKEN.match(text, position)
     if token is None:
         return "", position
+    if token[0] in (r"\frac", r"\sqrt"):
+        inner = _roots_and_fractions(text[position:])
+        count = 2 if token[0] == r"\frac" else 1
+        end = len(token[0])
+        for _ in range(count):
+            _, end = read_group(inner, end)
+        return inner[:end], position + len(text[position:]) - len(inner[end:])
     return token[0], token.end()

@@ -299,6 +299,14 @@ def _read_list(parts: list[str], word: str, level: int) -> Node:
     related = all(isinstance(item, Relation) for item in items)
     if word == "or" and related and any(ordered):
         return Union(items)
+    # x = 1, 2 means x = 1, x = 2.
+    first = items[0]
+    if (
+        isinstance(first, Relation)
+        and first.signs == ("=",)
+        and not any(isinstance(item, Relation) for item in items[1:])
+    ):
+        items = (first.sides[-1], *items[1:])
     return Group("list", _flat(items))
 
 

@@ -38,6 +38,12 @@ def same_scalars(gold: Scalar, answer: Scalar) -> bool:
         answer = replace(answer, unit=gold.unit, latex=_times(answer.latex, factor))
     elif not compatible(gold.unit, answer.unit):
         return False
+    if (
+        gold.unit == "dozen"
+        and not answer.unit
+        and _same_latex(_times(gold.latex, Fraction(12)), answer.latex)
+    ):
+        return True
     if gold.percent != answer.percent:
         return _same_percentage(gold, answer)
     if gold.degree != answer.degree:
@@ -123,6 +129,13 @@ def _same_latex(gold: str, answer: str) -> bool:
             *(expressions.parse(expression_text(side)) for side in mixed)
         ):
             return True
+        if BARE_LOG.search(gold + answer):  # some mean the common logarithm
+            common = [
+                expressions.parse(expression_text(BARE_LOG.sub(r"\\log_{10}", side)))
+                for side in (gold, answer)
+            ]
+            if expressions.equal(*common):
+                return True
     except NotParsedError:
         return False
     return left is not None and left.decimals is not None and _is_rounded_value(left, parsed_answer)

@@ -38,6 +38,9 @@ def test_unknown_run_is_answered_with_the_names_of_some(tmp_path: Path) -> None:
     make_runs(tmp_path, *(f"run-{number:02d}" for number in range(SHOWN_NAMES + 1)))
     with pytest.raises(UserError, match=r"there are: run-00, .*run-09, …$"):
         find_run("nothing", tmp_path)
+    make_runs(tmp_path, "figfont-tiny-DEFT-0123456789")
+    with pytest.raises(UserError, match=r"; did you mean figfont-tiny-DEFT\? there are: "):
+        find_run("figfnt-tiny-DEFT", tmp_path)
 
 
 def test_run_that_is_not_evaluated_is_refused(tmp_path: Path) -> None:
