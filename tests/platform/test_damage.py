@@ -175,8 +175,9 @@ class Fuzzer:
             self.counts["refused"] += 1
         else:
             assert messages == [], what
-            # A plan counts a stage without manifest among what is to be done.
-            if output != self.undamaged[name] and name != "sweep --dry-run":
+            # A stage without its manifest is done again, and a plan counts it.
+            is_undone = file.parent.name == "stages" and damage in (delete, become_a_folder)
+            if output != self.undamaged[name] and not is_undone:
                 assert "warning: " in output + errors, what + output
                 assert file.name in output + errors, what + output
             self.counts["did as ever"] += 1
