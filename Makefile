@@ -1,4 +1,4 @@
-.PHONY: install run test check format readme schema lock gpu-wheels
+.PHONY: install run test check format docs schema lock gpu-wheels
 
 install:  ## set up .venv from the lock
 	bash requirements/install.sh
@@ -18,12 +18,9 @@ format: install
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-readme: install  ## write the table of objectives from the catalog
-	.venv/bin/python -c "import re, pathlib; \
-		from deft.platform.commands.show_results import objectives_markdown as table; \
-		readme = pathlib.Path('README.md'); \
-		parts = re.split('(<!-- /?objectives -->\n)', readme.read_text()); \
-		readme.write_text(''.join([*parts[:2], table(), '\n', *parts[3:]]))"
+docs: install  ## write what the documents take from the code, and build them in .cache/site
+	.venv/bin/python docs/generate.py
+	.venv/bin/mkdocs build --strict
 
 schema: install  ## write the JSON Schemas of run and sweep files from the settings
 	.venv/bin/deft schema run > docs/schema/run.json

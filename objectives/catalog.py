@@ -5,8 +5,8 @@ one-hot target; c = Σ_v P_v²; H̃ an entropy; sg(·) is held fixed in differen
 what is summed into the loss. The gradient in the logits is gate · (P − e_y), for a few objectives
 plus mix · (P − T) with a target distribution T.
 
-This table is what `deft list objectives` and the README print, and what a spec is checked against.
-It needs pydantic and the standard library only.
+This table is what `deft list objectives` and `docs/objectives.md` print, and what a spec is checked
+against. It needs pydantic and the standard library only.
 """
 
 from __future__ import annotations

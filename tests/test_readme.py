@@ -1,15 +1,34 @@
-"""What the README says is what the code does."""
+"""The documents say what the code does."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from deft.platform.commands.show_results import objectives_markdown
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+)
+MAX_LINES = 200
+"""Lines of the README: what is longer is a document."""
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
@@ -18,15 +37,28 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert commands[1] == (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1]
 
 
-def test_table_of_objectives_is_the_catalog() -> None:
-    """`make readme` writes it anew."""
-    _, table, _ = re.split(r"<!-- /?objectives -->\n", README)
-    assert table.strip() == objectives_markdown()
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MAX_LINES
 
 
-@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
+def test_generated_parts_are_those_of_the_code(generate: ModuleType) -> None:
+    """`make docs` writes them anew."""
+    for page in generate.GENERATED:
+        assert (ROOT / "docs" / page).read_text() == generate.generated_page(page), page
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_file_it_names_exists(page: str) -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert (tmp_path / "index.html").is_file()

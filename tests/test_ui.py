@@ -75,7 +75,7 @@ def test_objectives_are_compared_side_by_side(ui: ModuleType, tmp_path: Path) ->
         for run, (name, seed) in runs.items():
             assert drawn[run] == pytest.approx([nll(name, seed, step) for step in STEPS])
 
-        # And of several, a curve for each objective: the picture of the README.
+        # And of several, a curve for each objective: the picture of docs/quickstart.md.
         ui.open_runs(page, address)
         ui.group_by_objective(page)
         ui.show_charts(page, ui.CHARTS)

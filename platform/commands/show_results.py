@@ -181,7 +181,7 @@ def catalog_entries(kind: str) -> list[dict[str, str]]:
 
 
 def objectives_markdown() -> str:
-    """Format the catalog of objectives as the Markdown table in the README."""
+    """Format the catalog of objectives as the Markdown table of `docs/objectives.md`."""
     from deft.objectives.catalog import CATALOG
 
     lines = ["| name | value | gate | what it does | source |", "|---|---|---|---|---|"]

@@ -97,14 +97,19 @@ def partial_schema(schema: Schema) -> Schema:
 
 def dotted_settings(schema: Mapping[str, Any]) -> dict[str, str]:
     """Return dotted key → description of all settings of ``schema``, from the outside in."""
-    return dict(_walk(schema, schema["$defs"], ""))
+    return {key: field.get("description", "") for key, field in setting_fields(schema)}
+
+
+def setting_fields(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the dotted key of every setting and its part of the schema, from the outside in."""
+    yield from _walk(schema, schema["$defs"], "")
 
 
 def _walk(
     schema: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, field in _properties(schema, definitions).items():
-        yield f"{prefix}{name}", field.get("description", "")
+        yield f"{prefix}{name}", field
         yield from _walk(field, definitions, f"{prefix}{name}.")
 
 
