@@ -49,9 +49,10 @@ def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole, *, deta
 def show_next_commands(run: RunDirectory[ExperimentSpec], root: Path, console: RunConsole) -> None:
     """Print what can be done with a finished run; ``root`` as the user gave it."""
     option = "" if root == Path("runs") else f" --root {root}"
+    other = "DEFT" if str(run.spec.objective) == "original" else "original"
     commands = {
         f"deft view {run.path.name}{option}": "its responses, one by one",
-        f"deft run … --objective original{option}": "another objective; then: deft compare",
+        f"deft run … --objective {other}{option}": "another objective; then: deft compare",
         f"deft ui{option}": "charts of all runs",
     }
     width = max(map(len, commands))
