@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import EvaluateManifest, ModelResult, TrainManifest
-from deft.platform.records.results import metric_rows, with_interval
+from deft.platform.records.results import is_bound, metric_rows, with_interval
 from deft.platform.records.run_directory import RunDirectory
 
 SHOWN = (
@@ -68,7 +69,7 @@ def show_summary(models: Mapping[str, ModelResult], console: RunConsole) -> None
         base = before.benchmarks[name].metrics if name in before.benchmarks else {}
         metric = result.primary_metric_name
         measured.append((f"{name} {metric}", metric.replace("@", "_at_"), base, result.metrics))
-    for metric in after.means:
+    for metric in filterfalse(is_bound, after.means):
         label = f"mean {metric.replace('_at_', '@')}"
         measured.append((label, metric, before.means, after.means))
     rows = [
