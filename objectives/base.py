@@ -57,14 +57,14 @@ class TokenStats:
     entropy: Tensor | None = None
     """Shannon entropy of P, in nats."""
     entropy_top: Tensor | None = None
-    """Shannon entropy, in nats, of the largest logits renormalised among themselves: of 20, or as
+    """Shannon entropy, in nats, of the largest logits renormalized among themselves: of 20, or as
     many as `@objective(top_k=…)` says."""
     top_logp: Tensor | None = None
     """Log-probability of the most probable token, in nats."""
     divergence: Tensor | None = None
     """D(T, P) of the objective's target distribution; see `Target`."""
     step_mean_p: Tensor | None = None
-    """Scalar: mean p over the whole optimiser step, where the caller knows it."""
+    """Scalar: mean p over the whole optimizer step, where the caller knows it."""
     example: Tensor | None = None
     """int64: number of the example that the token belongs to, within the micro-batch. All target
     tokens of an example are in one micro-batch."""
@@ -123,7 +123,7 @@ class ObjectiveOutput(NamedTuple):
     gate: Tensor
     """−∂value/∂logp with every detached quantity held fixed; see `deft.objectives.check`."""
     keep: Tensor | None = None
-    """bool: tokens that count at all; the others leave the loss and its normaliser."""
+    """bool: tokens that count at all; the others leave the loss and its normalizer."""
     focus: Tensor | None = None
     """The exponent α of a deformed-log objective, from 0 (cover) to 1 (sharpen)."""
     mix: Tensor | None = None
@@ -196,7 +196,7 @@ class Objective:
     token_local: bool
     """Whether each token's output depends on that token alone."""
     drops_tokens: bool
-    """Whether it may leave target tokens out of the loss and its normaliser."""
+    """Whether it may leave target tokens out of the loss and its normalizer."""
     target: Target | None
     """The second distribution of an objective that mixes one in."""
     top_k: int = TOP_K

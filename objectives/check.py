@@ -43,7 +43,7 @@ _AUTOGRAD_TOLERANCE = 1e-3
 _DIFFERENCES_TOLERANCE = 1e-2
 _ABSOLUTE_TOLERANCE = 1e-6
 _DIFFERENCE = 1e-4
-# Means of p over an optimiser step: unknown, and known.
+# Means of p over an optimizer step: unknown, and known.
 _STEP_MEANS = (None, 0.3)
 
 

@@ -1,7 +1,7 @@
 """Numbers and figures that show what an objective does to a model's tokens.
 
-Everything is read off the statistics of the head's first pass. Figures use one colour map of rising
-lightness and lines that differ in dash and marker, so they survive colour blindness and grey print.
+Everything is read off the statistics of the head's first pass. Figures use one color map of rising
+lightness and lines that differ in dash and marker, so they survive color blindness and gray print.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TokenLandscape:
     entropy: Tensor
     """Shannon entropy of the prediction, in nats."""
     gradient_norm: Tensor
-    """Norm of the token's logit gradient before normalisation: |gate| · ‖P − e_y‖."""
+    """Norm of the token's logit gradient before normalization: |gate| · ‖P − e_y‖."""
 
 
 def token_landscape(stats: TokenStats, gate: Tensor) -> TokenLandscape:
@@ -106,9 +106,9 @@ def summarize_tokens(
 
 
 def draw_landscapes(panels: Mapping[str, TokenLandscape]) -> Figure:
-    """Draw p against entropy, coloured by the norm of the logit gradient, a panel per objective.
+    """Draw p against entropy, colored by the norm of the logit gradient, a panel per objective.
 
-    All panels share one logarithmic colour scale; there are four in a row.
+    All panels share one logarithmic color scale; there are four in a row.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
@@ -177,7 +177,7 @@ def draw_gate_dynamics(histories: Mapping[str, Mapping[str, Sequence[float]]]) -
         for index, (name, history) in enumerate(histories.items()):
             if key in history:
                 _draw_line(axis, index, name, history["step"], history[key])
-        axis.set_xlabel("optimiser step")
+        axis.set_xlabel("optimizer step")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")

@@ -1,4 +1,4 @@
-"""Colors of objectives in figures; dash, marker and hatch tell them apart in grey print."""
+"""Colors of objectives in figures; dash, marker and hatch tell them apart in gray print."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class ObjectiveSpec(Settings):
     Validates from a string (`DEFT`, `deft`, `GeneralFamily-0.5`, `GeneralFamily--1`,
     `IDFT(beta=0.5,gamma_max=3)`, `my_pkg.my_mod:my_objective`,
     `my_pkg.my_mod:my_objective(beta=0.5)`) or from a mapping (`{name: GeneralFamily, alpha: 0.5}`),
-    whose parameters win over those in its name. Serialises to its canonical string, so that two
+    whose parameters win over those in its name. Serializes to its canonical string, so that two
     spellings of one objective hash alike.
     """
 

@@ -64,7 +64,7 @@ class AshaSpec(Settings):
     """
 
     grace_steps: int = Field(ge=1)
-    """Optimiser steps that every cell may take."""
+    """Optimizer steps that every cell may take."""
     reduction_factor: int = Field(default=3, ge=2)
     """One of so many goes on at each rung."""
 

@@ -1,6 +1,6 @@
 """Objectives that keep some tokens and drop the rest, by the target's probability.
 
-A dropped token leaves the loss and its normaliser. `Only*` compares p with a fixed threshold
+A dropped token leaves the loss and its normalizer. `Only*` compares p with a fixed threshold
 (arXiv 2510.00526); `*Quantile*` keeps a fixed share of the micro-batch's target tokens.
 """
 

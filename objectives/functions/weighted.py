@@ -34,7 +34,7 @@ def dft_floor(stats: TokenStats, *, floor: float) -> ObjectiveOutput:
 def eaft(stats: TokenStats, *, a: float) -> ObjectiveOutput:
     """−sg(H̃^a)·ℓ; gate sg(H̃^a). Every target token, open questions most (arXiv 2601.02151).
 
-    H̃ is the entropy in nats of the 20 largest logits renormalised among themselves, divided by
+    H̃ is the entropy in nats of the 20 largest logits renormalized among themselves, divided by
     3.0 (about ln 20), as in LLaMA-Factory.
     """
     return weighted_nll(stats, (stats.require("entropy_top") / 3.0).clamp(min=0) ** a)

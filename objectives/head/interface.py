@@ -46,7 +46,7 @@ class HeadInputs(NamedTuple):
     reference: ReferenceHead | None
     """Rows aligned with hidden; given exactly if the objective needs it."""
     step_mean_p: Tensor | None
-    """Scalar mean p of the optimiser step, where known."""
+    """Scalar mean p of the optimizer step, where known."""
     context: Mapping[str, Tensor | None] = {}
     """What the objective reads of `CONTEXT`, each [M], and `weight` where the data have any. None
     stands for the model's own logp, of a weight for 1."""

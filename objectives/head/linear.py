@@ -112,7 +112,7 @@ def linear_objective(
         normalizer: what the sum of values is divided by; the number of kept tokens if not given.
         softcap: logits are softcap · tanh(z / softcap).
         reference: the frozen model's last layer, for objectives that are anchored to one.
-        step_mean_p: mean p over the optimiser step, for objectives that read a batch mean
+        step_mean_p: mean p over the optimizer step, for objectives that read a batch mean
             (Cayley_Trans) and should not depend on how the step was cut.
         context: what the objective reads beside the prediction, [N] each, by its name in
             `TokenStats`; None for a log-probability stands for the model's own. `weight` multiplies
@@ -122,7 +122,7 @@ def linear_objective(
             range: otherwise the host waits for the device to find them.
         raises: whether to wait for the device and raise where something is not finite. If not, the
             loss and all gradients are NaN then, and `finite` says why.
-        backend: `reference` materialises the logits, `torch` works in chunks on any device,
+        backend: `reference` materializes the logits, `torch` works in chunks on any device,
             `triton` in tiles on CUDA; `auto` takes the best that the device has.
 
     Raises:

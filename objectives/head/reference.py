@@ -1,4 +1,4 @@
-"""The `reference` backend: materialised logits, formulas as they stand in the papers.
+"""The `reference` backend: materialized logits, formulas as they stand in the papers.
 
 Slow and large on purpose. With float64 inputs it is what every other backend is tested against.
 """

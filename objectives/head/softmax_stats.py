@@ -61,7 +61,7 @@ def softmax_with_statistics_(
 
     if "entropy" in statistics or target is not None:
         # Both P and log P are needed at once: P in the scratch, log P in place of the logits. The
-        # largest probability is e^0 / Σ e^(z−m), so that −log of it is the normaliser and no
+        # largest probability is e^0 / Σ e^(z−m), so that −log of it is the normalizer and no
         # further pass over the row has to sum exponentials.
         logits.sub_(largest)
         probs = torch.softmax(logits, dim=-1, out=scratch)

@@ -141,7 +141,7 @@ def placement(spec: ExperimentSpec) -> list[list[str]]:
     """Tabulate which process would run where."""
     workers, stage = spec.training.num_workers, spec.training.resolved_zero_stage
     rows = [
-        ["prepare", "1 Ray task; tokenising takes all CPUs of its node"],
+        ["prepare", "1 Ray task; tokenizing takes all CPUs of its node"],
         ["train", f"{plural(workers, 'Ray Train worker')}, a GPU or a CPU each · ZeRO-{stage}"],
     ]
     names = [benchmark.name for benchmark in spec.evaluation.suite]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MASKED, TRAINED, BAD = "dim", "bold green", "red"
 OPEN, CLOSE = "⟦", "⟧"
-"""Around trained tokens where there are no colours."""
+"""Around trained tokens where there are no colors."""
 
 
 def show_data(spec: ExperimentSpec, root: Path, number: int, console: RunConsole) -> None:
@@ -72,7 +72,7 @@ def find_noisy(
 ) -> dict[tuple[int, int], EncodedRow]:
     """Return the noisy ones among the first ``number`` examples of each data set.
 
-    Which they are is known once all examples have been tokenised.
+    Which they are is known once all examples have been tokenized.
 
     Returns:
         By the number of the data set and the position in it.

@@ -1,4 +1,4 @@
-"""The prepare stage of a run: model, tokenised data and benchmarks on disk."""
+"""The prepare stage of a run: model, tokenized data and benchmarks on disk."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/bench/grading.py [--workers 2] [--repeat 5] [--skip-peer]
 
-Throughput is measured through `GraderPool` on the labelled rows of the tests, after the processes
+Throughput is measured through `GraderPool` on the labeled rows of the tests, after the processes
 have started; the slowest case is the longest wall time among the hostile records, one at a time.
 The peer is math-verify's own ``parse`` and ``verify`` with their default settings, on the same
 rows, in this process.
@@ -28,17 +28,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeat", type=int, default=5, help="times each labelled row is graded")
+    parser.add_argument("--repeat", type=int, default=5, help="times each labeled row is graded")
     parser.add_argument("--skip-peer", action="store_true")
     arguments = parser.parse_args()
-    read_labelled = runpy.run_path(str(TESTS / "test_labelled.py"))["read_labelled"]
+    read_labeled = runpy.run_path(str(TESTS / "test_labeled.py"))["read_labeled"]
     for grader in ("math", "medical"):
-        rows = [(row.label, row.record) for row in read_labelled(grader)]
+        rows = [(row.label, row.record) for row in read_labeled(grader)]
         bench_pool(grader, rows, arguments.workers, arguments.repeat)
     bench_hostile()
     bench_repeated()
     if not arguments.skip_peer:
-        bench_peer([(row.label, row.record) for row in read_labelled("math")])
+        bench_peer([(row.label, row.record) for row in read_labeled("math")])
 
 
 def bench_pool(
@@ -136,7 +136,7 @@ def show(name: str, pairs: list[tuple[str, str]], per_second: float) -> None:
     agreed = sum((label == "correct") == (verdict == "correct") for label, verdict in pairs)
     false_positives = sum(label != "correct" and verdict == "correct" for label, verdict in pairs)
     print(
-        f"{name:<16} {per_second:6.0f} records/s, right or wrong as labelled "
+        f"{name:<16} {per_second:6.0f} records/s, right or wrong as labeled "
         f"{agreed / len(pairs):6.1%} of {len(pairs)}, false positives {false_positives}"
     )
 

@@ -51,12 +51,12 @@ SHAPES = {
 
 
 def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Materialised logits and cross-entropy in the model's dtype."""
+    """Materialized logits and cross-entropy in the model's dtype."""
     return F.cross_entropy(F.linear(hidden, weight), labels)
 
 
-def materialised(focus: Callable[[Tensor, Tensor], Tensor] | None, epsilon: float) -> Loss:
-    """Build the published formulas on materialised log-probabilities; no focus is objective p."""
+def materialized(focus: Callable[[Tensor, Tensor], Tensor] | None, epsilon: float) -> Loss:
+    """Build the published formulas on materialized log-probabilities; no focus is objective p."""
 
     def loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         log_probs = F.log_softmax(F.linear(hidden, weight), dim=-1)
@@ -131,9 +131,9 @@ def variants(device: str) -> dict[str, Loss]:
     """Name → loss, the plain one first."""
     named: dict[str, Loss] = {
         PLAIN: plain,
-        "materialised p": materialised(None, 0.0),
-        "materialised DEFT": materialised(concentration, 1e-6),
-        "materialised Cayley_Trans": materialised(transform, 1e-8),
+        "materialized p": materialized(None, 0.0),
+        "materialized DEFT": materialized(concentration, 1e-6),
+        "materialized Cayley_Trans": materialized(transform, 1e-8),
         "torch linear_cross_entropy NLL": torch_linear_cross_entropy,
         "cut-cross-entropy NLL": cut_cross_entropy,
     }

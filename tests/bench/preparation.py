@@ -8,7 +8,7 @@ prompts, with a process for each core, each in a fresh process that has imported
 the clock starts. TRL is what SFTTrainer does to a conversational prompt-completion dataset. Memory
 is the largest sum of the proportional set sizes of the process and its children, sampled; what is
 mapped from files and can be dropped at any time counts as well. A second row is another seed on
-what the first has left: it tokenises nothing.
+what the first has left: it tokenizes nothing.
 """
 
 from __future__ import annotations

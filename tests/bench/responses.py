@@ -1,4 +1,4 @@
-"""How right the graders are on what a real model writes, labelled by hand.
+"""How right the graders are on what a real model writes, labeled by hand.
 
     .venv/bin/python tests/bench/responses.py generate --out responses.jsonl [--items DIR]
     .venv/bin/python tests/bench/responses.py measure responses.jsonl labels.txt
@@ -228,7 +228,7 @@ def measure(arguments: argparse.Namespace) -> None:
         false = sum(label != "correct" == verdict for label, verdict, _ in verdicts)
         print(
             f"{name:<12} {len(part)} responses, {sum(label == 'correct' for label, _ in part)} "
-            f"correct: correct or not as labelled {right / len(part):.1%}, the very verdict "
+            f"correct: correct or not as labeled {right / len(part):.1%}, the very verdict "
             f"{exact / len(part):.1%}, false positives {false}"
         )
 

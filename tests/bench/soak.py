@@ -3,7 +3,7 @@
     python tests/bench/soak.py                       # 200 cells, well over half an hour on 2 cores
     python tests/bench/soak.py --cells 400 --plot soak.png
 
-Runs `deft sweep` on cells of four optimiser steps, each with training, a vLLM engine and MLflow,
+Runs `deft sweep` on cells of four optimizer steps, each with training, a vLLM engine and MLflow,
 under a run root of its own, and looks at all of its processes every few seconds. Growth is what a
 straight line through the samples gains per 100 cells, the first tenth of the cells left out.
 """

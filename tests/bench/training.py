@@ -4,13 +4,13 @@
     python tests/bench/training.py --data word-problems
     python tests/bench/training.py --data my.jsonl --model tiny --steps 4
 
-Every variant trains the same model on the same examples with the same number of optimiser steps,
+Every variant trains the same model on the same examples with the same number of optimizer steps,
 in a process of its own with all cores; the first steps are not counted. One table gives tokens that
 carry loss per second, as ratios to this trainer, and peak memory; a second says where this
 trainer's time goes.
 
 TRL is measured at several settings, of which the fastest counts. The original pads every row to
-`--padded-length` (800 in arXiv 2602.11424 for figfont, 3072 for math) and materialises all logits.
+`--padded-length` (800 in arXiv 2602.11424 for figfont, 3072 for math) and materializes all logits.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def run_ours(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
             (sft_loop, "collate", "data"),
             (head.ObjectiveHead, "forward", "head, forward and its backward"),
             (head.ObjectiveModel, "forward", "forward below the head"),
-            (sft_loop, "take_step", "optimiser"),
+            (sft_loop, "take_step", "optimizer"),
             (sft_loop, "gather_targets", "metrics"),
             (sft_loop, "step_metrics", "metrics"),
             (torch.distributed, "all_reduce", "communication"),
@@ -305,7 +305,7 @@ def run_trl(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_original(prepared: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Plain PyTorch on rows padded to full length, DEFT's formula on materialised logits."""
+    """Plain PyTorch on rows padded to full length, DEFT's formula on materialized logits."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

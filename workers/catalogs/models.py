@@ -27,7 +27,7 @@ class ModelDimensions:
     qkv_bias: bool
     """Whether query, key and value projections have a bias."""
     qk_norm: bool = False
-    """Whether queries and keys are normalised head by head."""
+    """Whether queries and keys are normalized head by head."""
 
     @property
     def num_parameters(self) -> int:

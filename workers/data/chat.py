@@ -3,7 +3,7 @@
 Training and evaluation both render here, so a model is asked exactly what it was taught. A prompt
 style says how: the tokenizer's own chat template, or one of the paper's fixed strings.
 
-The template has the last word: a conversation is rendered and tokenised as a whole, and is what
+The template has the last word: a conversation is rendered and tokenized as a whole, and is what
 `apply_chat_template` makes of it, up to the last token that carries loss. What a template would
 leave out, or write differently from what asks for it, is refused.
 """
@@ -87,7 +87,7 @@ def encode_example(
 def encode_examples(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, style: str = "chat"
 ) -> list[tuple[list[int], list[int]]]:
-    """Encode training examples, tokenised in one batch.
+    """Encode training examples, tokenized in one batch.
 
     A sequence is the whole conversation up to the last token that carries loss, and EOS if nothing
     in the template ends the last turn. Labels equal the ids on each assistant turn that has weight

@@ -33,7 +33,7 @@ EXAMPLES_OF_ROWS_FILE = "examples.npy"
 NOISY_FILE = "noisy.npy"
 """Which training rows have the response of another example, bool [N]."""
 BOOKKEEPING = ("group", "example")
-"""Columns of tokenised rows that only preparation reads."""
+"""Columns of tokenized rows that only preparation reads."""
 
 
 def write_examples(batches: Iterable[Sequence[Example]], file: Path) -> int:

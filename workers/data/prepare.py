@@ -100,7 +100,7 @@ class Prepared:
 
     model_dir: str
     examples_dir: str
-    """The examples before tokenisation, see `deft.workers.data.example_store`."""
+    """The examples before tokenization, see `deft.workers.data.example_store`."""
     rows_dir: str
     """Training rows, see `deft.workers.data.example_store.open_rows`: input_ids and labels, int32
     lists of equal length, and weights, float32 lists as long or null."""
@@ -143,7 +143,7 @@ class Prepared:
 def prepare(
     dataset: DatasetSpec, model: ModelSpec, *, max_length: int, seed: int, cache: Path
 ) -> Prepared:
-    """Build or find the model's directory and the tokenised rows under ``cache``.
+    """Build or find the model's directory and the tokenized rows under ``cache``.
 
     Raises:
         ValueError: the data or the model cannot be used; the message says why.
@@ -401,7 +401,7 @@ def prepare_tokenized(examples_dir: Path, encoder: RowEncoder, cache: Path) -> P
 
 
 def require_accepted(dataset: DatasetSpec, label: str, bad_records_file: Path) -> None:
-    """Refuse what tokenising left out or cut of the data called ``label``, if ``dataset`` does.
+    """Refuse what tokenizing left out or cut of the data called ``label``, if ``dataset`` does.
 
     Raises:
         ValueError: there are such examples; the message names some.

@@ -1,4 +1,4 @@
-"""Which tokenised rows are trained on and which are held out: selections from the same tables."""
+"""Which tokenized rows are trained on and which are held out: selections from the same tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokenised rows of one or several data sets, one data set after the other."""
+    """Tokenized rows of one or several data sets, one data set after the other."""
 
     table: Dataset
     """Columns of `deft.workers.data.tokenization.tokenize`."""

@@ -59,7 +59,7 @@ class RowFormat:
 
 @dataclass(frozen=True)
 class Row:
-    """A tokenised example."""
+    """A tokenized example."""
 
     input_ids: list[int]
     labels: list[int]

@@ -156,7 +156,7 @@ class ObjectiveHead(nn.Module):
         step_mean_p: torch.Tensor | None,
         context: Mapping[str, torch.Tensor | None],
     ) -> bool:
-        """Prove that ``output`` is the objective's, by recomputing it on materialised logits.
+        """Prove that ``output`` is the objective's, by recomputing it on materialized logits.
 
         Trainers elsewhere fall back to the plain NLL without a word when a kernel or a parallelism
         mode returns a loss of its own. The statistics of the first target rows are recomputed in

@@ -21,7 +21,7 @@ class TrainJob:
     model_dir: str
     """Directory of the prepared model and tokenizer."""
     examples_dir: str
-    """Directory of the examples before they were tokenised."""
+    """Directory of the examples before they were tokenized."""
     rows_dir: str
     """Directory of the prepared training examples."""
     validation_dir: str

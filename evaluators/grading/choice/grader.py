@@ -410,14 +410,14 @@ class Chooser:
         match = _LETTER.match(fragment)
         if match is None:
             return None
-        labelled, letter, rest = match["label"], match["letter"], fragment[match.end() :]
+        labeled, letter, rest = match["label"], match["letter"], fragment[match.end() :]
         bracketed = match["open"] and match["close"]
-        if not letter.isupper() and not (labelled or bracketed or not rest.strip(" .)*")):
+        if not letter.isupper() and not (labeled or bracketed or not rest.strip(" .)*")):
             return None
         if letter.upper() not in self.options:
-            alone = labelled or bracketed or not rest.strip() or match["close"] or match["stop"]
+            alone = labeled or bracketed or not rest.strip() or match["close"] or match["stop"]
             return "" if alone else None
-        if labelled or bracketed or match["close"] or match["stop"] or not rest.strip():
+        if labeled or bracketed or match["close"] or match["stop"] or not rest.strip():
             return letter.upper()
         follows = re.match(r"\s*([A-Za-z]+)?", rest)
         word = (follows[1] or "").lower() if follows else ""

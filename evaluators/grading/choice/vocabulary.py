@@ -13,7 +13,7 @@ MIN_INEXACT = 8
 
 @dataclass(frozen=True)
 class Token:
-    """A word, normalised, with its place in the sentence (characters)."""
+    """A word, normalized, with its place in the sentence (characters)."""
 
     word: str
     start: int

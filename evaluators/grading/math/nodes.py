@@ -14,7 +14,7 @@ class Scalar:
     """A number or an expression."""
 
     latex: str
-    """Normalised LaTeX without units, percent sign and words."""
+    """Normalized LaTeX without units, percent sign and words."""
     unit: str = ""
     """Canonical unit or counted thing; empty if none was given."""
     percent: bool = False
@@ -70,7 +70,7 @@ class Relation:
     sides: tuple[Node, ...]
     signs: tuple[str, ...]
     names: tuple[str, ...]
-    """The normalised LaTeX of each side."""
+    """The normalized LaTeX of each side."""
 
 
 @dataclass(frozen=True)

@@ -227,15 +227,15 @@ _CHOICE = re.compile(
     r"(?:\(([A-Za-z])\)|([A-Z])[.):](?!\d)|([A-Z])\}(?=\s*$))\s*[.:]?\s*\}?(.*)$",
     re.DOTALL | re.IGNORECASE,
 )
-_LABELLED_CHOICE = re.compile(
+_LABELED_CHOICE = re.compile(
     r"^\s*(?:\\text\{\s*)?(?:option|choice|answer)\s+\(?([A-Z])\)?\s*\}?$", re.IGNORECASE
 )
 
 
 def _read_choice(text: str, level: int) -> Choice | None:
-    labelled = _LABELLED_CHOICE.match(text)
-    if labelled:
-        return Choice(labelled[1].upper(), None)
+    labeled = _LABELED_CHOICE.match(text)
+    if labeled:
+        return Choice(labeled[1].upper(), None)
     match = _CHOICE.match(text)
     if match is None:
         return None

@@ -209,9 +209,9 @@ def _solution(relation: Relation) -> list[RealInterval] | None:
     return None
 
 
-def _within(sign: str, centre: str, radius: Scalar, relation: str) -> list[RealInterval]:
+def _within(sign: str, center: str, radius: Scalar, relation: str) -> list[RealInterval]:
     """Return the set of ``|x − center| < radius``, or what lies outside."""
-    middle = centre if sign == "-" else f"-{centre}"
+    middle = center if sign == "-" else f"-{center}"
     low, high = Scalar(f"{middle}-({radius.latex})"), Scalar(f"{middle}+({radius.latex})")
     strict = relation in "<>"
     if relation in ("<", r"\leq"):

@@ -50,7 +50,7 @@ def mark_words(text: str) -> str:
 
     marked = "".join(p if p.startswith(r"\text{") else mark(p) for p in split_texts(text))
     marked = _RATE.sub(lambda m: rf"\text{{{m[1]}/{m[2]}}}" if is_unit(m[2]) else m[0], marked)
-    # Neighbouring texts are one.
+    # Neighboring texts are one.
     return re.sub(r"\}\s*\\text\{", " ", marked) if marked.count(r"\text{") > 1 else marked
 
 

@@ -122,7 +122,7 @@ def test_most_hostile_answers_do_not_even_need_the_kill(pool: GraderPool) -> Non
     assert killed <= {"integral", "limit"}
 
 
-def test_a_hostile_record_leaves_its_neighbours_alone(pool: GraderPool) -> None:
+def test_a_hostile_record_leaves_its_neighbors_alone(pool: GraderPool) -> None:
     futures = []
     for answer in ANSWERS.values():
         futures.append(pool.submit({"response": rf"\boxed{{{answer}}}", "gold": "7"}))

@@ -1,4 +1,4 @@
-"""Held-out loss against materialised logits, one row at a time."""
+"""Held-out loss against materialized logits, one row at a time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_trained_turn_of_a_conversation_counts_its_bytes(tiny_tokenizer: A
     assert row["target_bytes"] == len("earlier Ω".encode()) + len(b"later")
 
 
-def test_every_number_is_that_of_the_materialised_logits(
+def test_every_number_is_that_of_the_materialized_logits(
     model_paths: dict[str, str],
     tiny_tokenizer: Any,
     rows: Any,

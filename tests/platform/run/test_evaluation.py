@@ -43,7 +43,7 @@ def read(record, number):
 
 sums = Benchmark(
     name="sums",
-    summary="sums of neighbours",
+    summary="sums of neighbors",
     source="made up",
     records=rows,
     read=read,

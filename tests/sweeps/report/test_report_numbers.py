@@ -122,7 +122,7 @@ def test_labels_are_pushed_apart_and_keep_their_order(values: list[float]) -> No
         assert places == pytest.approx(values)
 
 
-def test_objectives_look_different_without_colour() -> None:
+def test_objectives_look_different_without_color() -> None:
     names = [f"objective {i}" for i in range(12)]
     comparison = styles_for(names, names[3])
     assert comparison[names[3]].linestyle == "-"

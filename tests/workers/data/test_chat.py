@@ -219,7 +219,7 @@ def test_any_conversation_is_encoded_whole_and_trained_on_the_assistants_words_a
 
 
 def composed(text: str) -> str:
-    """``text`` in form NFC, piece by piece as it is tokenised."""
+    """``text`` in form NFC, piece by piece as it is tokenized."""
     pieces = re.split(r"(<\|.*?\|>\w*\n?)", text)
     return "".join(unicodedata.normalize("NFC", piece) for piece in pieces)
 

@@ -319,14 +319,14 @@ def test_the_same_is_made_once_and_anything_else_anew(tmp_path: Path) -> None:
     assert prepared(tmp_path, name).rows_dir != first.rows_dir
 
 
-def test_other_seeds_splits_and_noise_share_the_tokenised_rows(
+def test_other_seeds_splits_and_noise_share_the_tokenized_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = write_lines(tmp_path / "sums.jsonl", SUMS)
     first = prepared(tmp_path, name)
 
     def tokenize(*_: Any) -> None:
-        raise AssertionError("tokenised again")
+        raise AssertionError("tokenized again")
 
     with monkeypatch.context() as patched:
         patched.setattr(tokenization, "tokenize", tokenize)
@@ -334,7 +334,7 @@ def test_other_seeds_splits_and_noise_share_the_tokenised_rows(
             prepared(tmp_path, name, **kind)
             for kind in ({"seed": 1}, {"validation": 20}, {"noise": 0.5}, {"too_long": "refuse"})
         ]
-        with pytest.raises(AssertionError, match="tokenised again"):
+        with pytest.raises(AssertionError, match="tokenized again"):
             prepared(tmp_path, name, max_length=150)
     assert [other.num_validation_examples for other in others] == [5, 20, 5, 5]
     tables = {

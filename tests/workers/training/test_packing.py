@@ -86,7 +86,7 @@ def test_statistics_and_gradients_are_those_of_padded_examples(name: str) -> Non
         torch.testing.assert_close(gradient, padded[1][parameter], rtol=1e-3, atol=1e-5)
 
 
-def test_an_example_does_not_see_its_neighbours() -> None:
+def test_an_example_does_not_see_its_neighbors() -> None:
     first, second, other = examples(8, 11, 8)
     with_first, with_other = (
         run(

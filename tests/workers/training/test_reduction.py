@@ -8,7 +8,7 @@ import torch
 from deft.workers.training.reduction import Reduction, loss_factor
 
 VALUES = torch.arange(1.0, 13.0)
-"""Token values of one optimiser step."""
+"""Token values of one optimizer step."""
 
 
 def deepspeed_loss(cut: list[list[torch.Tensor]], reduction: Reduction) -> float:

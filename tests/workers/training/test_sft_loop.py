@@ -69,7 +69,7 @@ PLAIN: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "Cayley_Trans": cayley,
     "DEFT": deft,
 }
-"""Objectives written on materialised probabilities: (log p [N], p [N], P [N, V]) → values [N]."""
+"""Objectives written on materialized probabilities: (log p [N], p [N], P [N, V]) → values [N]."""
 
 
 def plain_curve(job: TrainJob) -> list[float]:

@@ -1,4 +1,4 @@
-"""Choices that are made in prose: how options are recognised, and what does not choose one."""
+"""Choices that are made in prose: how options are recognized, and what does not choose one."""
 
 from __future__ import annotations
 

@@ -360,7 +360,7 @@ def sentencepiece(
 
 
 @pytest.mark.parametrize("family", SENTENCEPIECE)
-def test_sentencepiece_texts_are_tokenised_as_a_whole(
+def test_sentencepiece_texts_are_tokenized_as_a_whole(
     sentencepiece: PreTrainedTokenizerBase, family: str
 ) -> None:
     sentencepiece.chat_template = SENTENCEPIECE[family]

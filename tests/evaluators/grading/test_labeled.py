@@ -1,9 +1,9 @@
-"""Both graders against responses that were labelled by hand.
+"""Both graders against responses that were labeled by hand.
 
 The rows lie in text files, because LaTeX in JSON is hard to proofread: a line
 ``%%% label | gold`` (medical: ``%%% label | gold | A=text ; B=text``), and the response below it.
 A label is a verdict; behind it may stand the finish reason ``length``. The responses were written
-for these tests, and labelled by what a careful person would say.
+for these tests, and labeled by what a careful person would say.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import pytest
 from deft.evaluators.grading import GRADERS
 from deft.workers.common.names import import_attribute
 
-FILES = {"math": "math/labelled.txt", "medical": "choice/labelled.txt"}
+FILES = {"math": "math/labeled.txt", "medical": "choice/labeled.txt"}
 
 
 class Row(NamedTuple):
-    """One labelled record."""
+    """One labeled record."""
 
     label: str
     record: dict[str, Any]
 
 
-def read_labelled(grader: str) -> list[Row]:
-    """Read the labelled rows for ``math`` or ``medical``."""
+def read_labeled(grader: str) -> list[Row]:
+    """Read the labeled rows for ``math`` or ``medical``."""
     text = (Path(__file__).parent / FILES[grader]).read_text()
     return [read_row(grader, block) for block in re.split("^%%% ", text, flags=re.MULTILINE)[1:]]
 
@@ -49,7 +49,7 @@ def read_row(grader: str, block: str) -> Row:
     ("grader", "size", "share"), [("math", 300, 0.98), ("medical", 1500, 0.97)]
 )
 def test_agreement_with_the_labels(grader: str, size: int, share: float) -> None:
-    rows = read_labelled(grader)
+    rows = read_labeled(grader)
     grade = import_attribute(GRADERS[grader])
     mistakes = []
     for label, record in rows:
