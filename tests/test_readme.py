@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer
 
+from deft.platform.cli import app
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -51,6 +55,27 @@ def test_generated_parts_are_those_of_the_code(generate: ModuleType) -> None:
 def test_every_file_it_names_exists(page: str) -> None:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / link).exists(), link
+
+
+BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(deft .*)")
+
+
+def commands_in(page: str) -> list[str]:
+    """Return the `deft` commands of a page's blocks of code."""
+    lines = "".join(BLOCK.findall((ROOT / page).read_text())).replace("\\\n", " ").splitlines()
+    return [match[1] for line in lines if (match := COMMAND.match(line))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_in(page)])
+def test_every_command_it_prints_is_understood(page: str) -> None:
+    command: Any = typer.main.get_command(app)
+    for line in commands_in(page):
+        _, name, *arguments = shlex.split(line, comments=True)
+        known = command.get_command(None, name)
+        assert known is not None, line
+        with known.make_context(name, arguments):
+            """Nothing is run: that its words are understood is all."""
 
 
 def test_site_builds_without_a_broken_link(tmp_path: Path) -> None:
