@@ -41,19 +41,22 @@ def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
     directory = SweepDirectory.of(plan, root)
     axes = list(plan.spec.grid)
     trained_from = models_trained_from(plan)
-    rows = [
-        [
-            *(label(cell.settings[axis]) for axis in axes),
-            cards_that_fit(cell, trained_from),
-            state(directory, cell),
-            cell.run,
-        ]
-        for cell in plan.cells[:MAX_SHOWN]
+    fits = [cards_that_fit(cell, trained_from) for cell in plan.cells]
+    columns = [
+        *((axis, [label(cell.settings[axis]) for cell in plan.cells]) for axis in axes),
+        ("fits on", fits),
+        ("", [state(directory, cell) for cell in plan.cells]),
+        ("run", [cell.run for cell in plan.cells]),
     ]
-    columns = [*axes, "fits on", "", "run"]
-    console.table(f"cells of {directory.path.name}", columns, rows, left=True)
+    # What is the same for all is said once, or is nothing to say.
+    shown = [(name, texts) for name, texts in columns if name in axes or len(set(texts)) > 1]
+    rows = list(zip(*(texts[:MAX_SHOWN] for _, texts in shown), strict=True))
+    names = [name for name, _ in shown]
+    console.table(f"cells of {directory.path.name}", names, rows, left=True)
     if len(plan.cells) > MAX_SHOWN:
         console.print(f"… and {len(plan.cells) - MAX_SHOWN:,} more")
+    if len(set(fits)) == 1:
+        console.print(f"each cell fits on: {fits[0]}")
     for note in dict.fromkeys(filter(None, (preset_note(cell.spec) for cell in plan.cells))):
         console.print(note)
     console.table("plan", ["", ""], plan_rows(plan, directory, root), left=True)
