@@ -128,6 +128,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("figfont", "tiny"): {
         "dataset": {"size": 8_000},
         "training": {
+            "epochs": 2,
             "batch_size": 32,
             "max_length": 384,
             "learning_rate": 1e-3,

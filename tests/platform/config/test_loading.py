@@ -34,15 +34,18 @@ def test_every_example_is_valid(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "dataset", "objective"),
-    [("quickstart.yaml", "chain_sum", "original"), ("figfont.yaml", "figfont", "DEFT")],
+    ("file", "dataset", "objective", "epochs"),
+    [("quickstart.yaml", "chain_sum", "original", 1), ("figfont.yaml", "figfont", "DEFT", 2)],
 )
-def test_names_alone_mean_the_same_run_as_the_file(file: str, dataset: str, objective: str) -> None:
+def test_names_alone_mean_the_same_run_as_the_file(
+    file: str, dataset: str, objective: str, epochs: int
+) -> None:
     names = {"dataset": dataset, "model": "tiny", "objective": objective.lower()}
     by_names = load_spec(None, names)
     assert by_names == load_spec(EXAMPLES / file)
     assert by_names.run_name == load_spec(EXAMPLES / file).run_name
     assert by_names.name == f"{dataset}-tiny-{objective}"
+    assert by_names.training.epochs == epochs
 
 
 def test_names_override_the_file_and_settings_override_both(tmp_path: Path) -> None:
