@@ -130,9 +130,8 @@ class TrainingSpec(Settings):
     """Longest example in tokens, prompt and response together; longer ones are left out."""
     optimizer: Literal["adamw", "nadamw", "muon"] = "adamw"
     """AdamW; AdamW with Nesterov momentum; or Muon (Jordan et al. 2024) for the matrices of the
-    layers, with AdamW for embeddings, head and vectors. Muon takes a learning rate of its own size,
-    about 0.001 to 0.02 in full training; AdamW's part has the same unless
-    `deepspeed: {optimizer: {params: {adam_lr: …}}}` gives it another."""
+    layers, with AdamW for embeddings, head and vectors at the same learning rate. Muon's is of a
+    size of its own, about 0.001 to 0.02 in full training."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.95)

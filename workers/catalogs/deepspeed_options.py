@@ -13,7 +13,7 @@ RESERVED_DEEPSPEED_KEYS = {
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
     "gradient_accumulation_steps": "training.batch_size and training.micro_batch_size",
     "gradient_clipping": "training.max_grad_norm",
-    "optimizer": "training.learning_rate, training.betas and training.weight_decay",
+    "optimizer": "training.optimizer, learning_rate, betas and weight_decay",
     "scheduler": "training.schedule and training.warmup_ratio",
     "bf16": "training.dtype",
     "bfloat16": "training.dtype",

@@ -307,9 +307,9 @@ def test_surprises_of_yaml_are_refused_with_what_was_meant(
 
 
 def test_unknown_option_of_deepspeed_is_named_by_its_own_line(tmp_path: Path) -> None:
-    text = QUICKSTART + "training:\n  deepspeed:\n    zero_optimization: {stage: 2}\n"
+    text = QUICKSTART + "training:\n  deepspeed:\n    zero_optimisation: {stage: 2}\n"
     assert message(tmp_path, text).startswith(
-        "DIR/run.yaml:6: training.deepspeed.zero_optimization: DeepSpeed has no such option; did "
+        "DIR/run.yaml:6: training.deepspeed.zero_optimisation: DeepSpeed has no such option; did "
         "you mean zero_optimization? There are: "
     )
     setting = "training.deepspeed={zero_optimization: {overlap_com: true}}"
