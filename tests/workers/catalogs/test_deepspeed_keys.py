@@ -124,8 +124,8 @@ def test_catalog_is_what_deepspeed_reads() -> None:
     ("options", "expected"),
     [
         (
-            {"zero_optimization": {"reduce_bucket_size": 1}},
-            "deepspeed.zero_optimization: DeepSpeed has no such option; did you mean zero_optimiz",
+            {"zero_optimisation": {"reduce_bucket_size": 1}},
+            "deepspeed.zero_optimisation: DeepSpeed has no such option; did you mean zero_optimiz",
         ),
         (
             {"zero_optimization": {"overlap_com": True}},
