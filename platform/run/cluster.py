@@ -29,7 +29,7 @@ from deft.platform.errors import (
     warn_once,
 )
 from deft.platform.private_ray import close_token_file, session_directory
-from deft.platform.signals import kept_signal_handlers
+from deft.platform.signals import exit_code, kept_signal_handlers, received_signal
 from deft.workers.common.files import DamageWarning
 from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.common.ray_placement import on_this_node
@@ -143,13 +143,18 @@ def _watched_head(address: str, silence: float) -> Iterator[None]:
                 heard_at = time.monotonic()
             except OSError as error:
                 if time.monotonic() > heard_at + silence:
+                    cause, code = f"{silence:.0f} s ({describe_error(error)})", 1
+                    cause = f"the head of the Ray cluster ({address}) has not answered for {cause}"
+                    received = received_signal()
+                    if received is not None:
+                        # `timeout` and SLURM send it to Ray's processes as well.
+                        cause, code = f"ended by {received.name}", exit_code(received)
                     print_error(
-                        f"the head of the Ray cluster ({address}) has not answered for "
-                        f"{silence:.0f} s ({describe_error(error)}); what was finished is "
-                        "kept, and the same command goes on from there"
+                        f"{cause}; what was finished is kept, and the same command goes on from "
+                        "there"
                     )
                     Console(stderr=True).show_cursor()  # which a progress bar has hidden
-                    os._exit(1)
+                    os._exit(code)
 
     threading.Thread(target=watch, name="head", daemon=True).start()
     try:
