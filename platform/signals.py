@@ -7,10 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
+import psutil
 from rich.console import Console
 
 from deft.platform.errors import print_error
@@ -39,6 +40,10 @@ def handle_signals() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _received:
         Console(stderr=True).show_cursor()  # which a progress bar has hidden
+        # Ray's agents would look for its head for two minutes.
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         os._exit(exit_code(signal.Signals(number)))
     _received.append(signal.Signals(number))
     raise KeyboardInterrupt
