@@ -10,6 +10,7 @@ from typing import Any
 from deft.evaluators.spec import HELDOUT
 from deft.platform.console import ProgressView, RunConsole
 from deft.platform.records.manifests import EvaluateManifest, require_manifest
+from deft.platform.records.results import main_metrics
 from deft.sweeps.cells import PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.spec import label
@@ -94,11 +95,12 @@ def describe_cell(cell: PlannedCell) -> str:
 
 def primary_results(directory: SweepDirectory, run: str) -> str:
     """Summarize the results of a finished cell in a few words."""
-    trained = require_manifest(directory.root / run, EvaluateManifest).models["eval"]
-    words = [f"{HELDOUT} {trained.heldout['nll']:.3f} nll"] if trained.heldout else []
-    for name, result in trained.benchmarks.items():
-        metric = result.primary_metric_name
-        key = metric.replace("@", "_at_")
-        if key in result.metrics:
-            words.append(f"{name} {result.metrics[key]:.3f} {metric}")
+    models = require_manifest(directory.root / run, EvaluateManifest).models
+    heldout = models["eval"].heldout
+    words = [f"{HELDOUT} {heldout['nll']:.3f} nll"] if heldout else []
+    words += [
+        f"{main.benchmark} {main.after[main.key]:.3f} {main.name}"
+        for main in main_metrics(models)
+        if main.key in main.after
+    ]
     return "  ".join(words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import filterfalse
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,14 @@ from typing import Any
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.records.manifests import EvaluateManifest, ModelResult, TrainManifest
-from deft.platform.records.results import is_bound, metric_rows, with_interval
-from deft.platform.records.run_directory import RunDirectory
+from deft.platform.records.results import (
+    MainMetric,
+    is_bound,
+    main_metrics,
+    metric_rows,
+    with_interval,
+)
+from deft.platform.records.run_directory import Event, RunDirectory
 
 SHOWN = (
     "objective",
@@ -37,10 +43,10 @@ def show_results(run: RunDirectory[ExperimentSpec], console: RunConsole, *, deta
         console: where.
         detailed: whether to print every metric instead of the main ones.
     """
-    models = run.require_manifest(EvaluateManifest).models
-    warn_of_lost_steps(run, console)
+    models, events = run.require_manifest(EvaluateManifest).models, run.train_events()
+    warn_of_lost_steps(run, events, console)
     if detailed:
-        show_training(run, console)
+        show_training(events, console)
         show_evaluation(models, console)
     else:
         show_summary(models, console)
@@ -64,25 +70,28 @@ def show_next_commands(run: RunDirectory[ExperimentSpec], root: Path, console: R
 def show_summary(models: Mapping[str, ModelResult], console: RunConsole) -> None:
     """Print the main metric of each benchmark before and after training, with 95 % intervals."""
     before, after = models.get("base", ModelResult(directory="")), models["eval"]
-    measured = [("held-out nll", "nll", before.heldout, after.heldout)]
-    for name, result in after.benchmarks.items():
-        base = before.benchmarks[name].metrics if name in before.benchmarks else {}
-        metric = result.primary_metric_name
-        measured.append((f"{name} {metric}", metric.replace("@", "_at_"), base, result.metrics))
-    for metric in filterfalse(is_bound, after.means):
-        label = f"mean {metric.replace('_at_', '@')}"
-        measured.append((label, metric, before.means, after.means))
+    measured = [
+        MainMetric("held-out", "nll", "nll", before.heldout, after.heldout),
+        *main_metrics(models),
+        *(
+            MainMetric("mean", metric.replace("_at_", "@"), metric, before.means, after.means)
+            for metric in filterfalse(is_bound, after.means)
+        ),
+    ]
     rows = [
-        [label, with_interval(base, metric), with_interval(trained, metric)]
-        for label, metric, base, trained in measured
-        if metric in trained
+        [
+            f"{main.benchmark} {main.name}",
+            with_interval(main.before, main.key),
+            with_interval(main.after, main.key),
+        ]
+        for main in measured
+        if main.key in main.after
     ]
     console.table("results", ["", "before", "after training"], rows)
 
 
-def show_training(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
+def show_training(events: Sequence[Event], console: RunConsole) -> None:
     """Print a table of metrics at the first and the last optimizer step."""
-    events = run.train_events()
     if events:
         first, last = events[0].metrics, events[-1].metrics
         console.table(
@@ -96,9 +105,10 @@ def show_training(run: RunDirectory[ExperimentSpec], console: RunConsole) -> Non
         )
 
 
-def warn_of_lost_steps(run: RunDirectory[ExperimentSpec], console: RunConsole) -> None:
+def warn_of_lost_steps(
+    run: RunDirectory[ExperimentSpec], events: Sequence[Event], console: RunConsole
+) -> None:
     """Say it where fewer steps are on record than were taken."""
-    events = run.train_events()
     num_steps, recorded = run.require_manifest(TrainManifest).step, events[-1].step if events else 0
     if recorded < num_steps:
         console.print(
@@ -124,7 +134,7 @@ def show_evaluation(
     shown = list(results)
     for benchmark in dict.fromkeys(name for label in shown for name in results[label]):
         measured = [results[label].get(benchmark, {}) for label in shown]
-        names = [name for name in measured[-1] if not name.endswith(("_stderr", "_low", "_high"))]
+        names = list(filterfalse(is_bound, measured[-1]))
         rows = [
             [name.replace("_at_", "@"), *(with_interval(metrics, name) for metrics in measured)]
             for name in names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,8 @@ from deft.workers.common.files import write_atomic
 from deft.workers.data.prepare import Prepared
 
 Stage = Literal["prepare", "train", "evaluate", "record"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""Stages of a run, in their order."""
 
 
 class _Part(BaseModel):
@@ -89,6 +91,11 @@ class BenchmarkResult(_Part):
         if self.primary_metric == "avg":
             return f"avg@{self.metrics['num_samples']:.0f}"
         return self.primary_metric
+
+    @property
+    def primary_key(self) -> str:
+        """What that metric is called in ``metrics``."""
+        return self.primary_metric_name.replace("@", "_at_")
 
 
 class ModelResult(_Part):

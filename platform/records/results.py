@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,6 +40,28 @@ class MetricRow(Row):
     ci_low: float | None = None
     """Lower end of the 95 % interval."""
     ci_high: float | None = None
+
+
+class MainMetric(NamedTuple):
+    """The metric that models are compared by on one benchmark, before and after training."""
+
+    benchmark: str
+    name: str
+    """As people write it."""
+    key: str
+    """As ``before`` and ``after`` have it."""
+    before: Mapping[str, float]
+    """Metrics of the base model; empty if it was not evaluated."""
+    after: Mapping[str, float]
+
+
+def main_metrics(models: Mapping[str, ModelResult]) -> Iterator[MainMetric]:
+    """Yield the main metric of every benchmark; ``models`` as in `EvaluateManifest`."""
+    base = models.get("base")
+    for name, result in models["eval"].benchmarks.items():
+        before = base.benchmarks[name].metrics if base and name in base.benchmarks else {}
+        metric, key = result.primary_metric_name, result.primary_key
+        yield MainMetric(name, metric, key, before, result.metrics)
 
 
 def metric_rows(models: Mapping[str, ModelResult]) -> list[MetricRow]:

@@ -12,6 +12,7 @@ from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import (
+    STAGES,
     EvaluateManifest,
     PrepareManifest,
     Stage,
@@ -29,8 +30,6 @@ from deft.platform.run.recording import finish_record, record_failure, record_re
 from deft.platform.run.train_stage import OnValidation, train_stage
 from deft.platform.tracking.experiment_recorder import ExperimentRecorder
 from deft.platform.tracking.uri import require_tracking_uri, warn_if_unreachable
-
-STAGES: tuple[Stage, ...] = ("prepare", "train", "evaluate", "record")
 
 
 def run_experiment(

@@ -16,7 +16,7 @@ from deft.platform.records.manifests import (
     PrepareManifest,
     TrainManifest,
 )
-from deft.platform.records.results import with_interval
+from deft.platform.records.results import main_metrics, with_interval
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.tracking.provenance import git_state
 from deft.workers.catalogs.models import MODELS
@@ -44,7 +44,7 @@ def model_card(run: RunDirectory[ExperimentSpec]) -> str:
     return "\n".join(
         [
             "---",
-            metadata(spec, models["eval"], run.path.name).to_yaml(),
+            metadata(spec, models, run.path.name).to_yaml(),
             "---",
             f"# {run.path.name}",
             "",
@@ -71,18 +71,18 @@ def model_card(run: RunDirectory[ExperimentSpec]) -> str:
     )
 
 
-def metadata(spec: ExperimentSpec, trained: ModelResult, name: str) -> ModelCardData:
+def metadata(spec: ExperimentSpec, models: Mapping[str, ModelResult], name: str) -> ModelCardData:
     """Return what the hub indexes: base model, data, results."""
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=benchmark,
-            dataset_name=benchmark,
-            metric_type=result.primary_metric_name,
-            metric_value=result.metrics[_key(result.primary_metric_name)],
+            dataset_type=main.benchmark,
+            dataset_name=main.benchmark,
+            metric_type=main.name,
+            metric_value=main.after[main.key],
         )
-        for benchmark, result in trained.benchmarks.items()
-        if _key(result.primary_metric_name) in result.metrics
+        for main in main_metrics(models)
+        if main.key in main.after
     ]
     hub_data = [source.hub_id for source in spec.dataset.sources if source.hub_id is not None]
     return ModelCardData(
@@ -152,15 +152,9 @@ def results_table(models: Mapping[str, ModelResult]) -> Iterator[str]:
         if metric in trained.heldout:
             values = (with_interval(each, metric) for each in (before, trained.heldout))
             yield f"| held out | {metric} | {' | '.join(values)} |"
-    for name, result in trained.benchmarks.items():
-        metric = _key(result.primary_metric_name)
-        untrained = base.benchmarks[name].metrics if base and name in base.benchmarks else {}
-        values = (with_interval(each, metric) for each in (untrained, result.metrics))
-        yield f"| {name} | {result.primary_metric_name} | {' | '.join(values)} |"
-
-
-def _key(metric: str) -> str:
-    return metric.replace("@", "_at_")
+    for main in main_metrics(models):
+        values = (with_interval(each, main.key) for each in (main.before, main.after))
+        yield f"| {main.benchmark} | {main.name} | {' | '.join(values)} |"
 
 
 def _training(run: RunDirectory[ExperimentSpec]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import (
+    STAGES,
     AnyManifest,
     EvaluateManifest,
     PrepareManifest,
@@ -24,12 +25,12 @@ from deft.platform.records.manifests import (
     manifest_file,
     read_manifest,
 )
+from deft.platform.records.results import main_metrics
 from deft.platform.records.root_use import is_held
 from deft.workers.spec import TrainingSpec
 
 State = Literal["finished", "running", "failed", "stopped"]
 
-STAGES: tuple[Stage, ...] = ("prepare", "train", "evaluate", "record")
 EVALUATION_STAGES: tuple[Stage, ...] = ("evaluate", "record")
 TAIL_BYTES = 64 * 1024
 """Bytes at the end of a file that the newest lines are read from."""
@@ -190,14 +191,14 @@ def _result(run: Path) -> str:
     manifest = _manifest(run, EvaluateManifest)
     if manifest is None:
         return ""
+    measured = sorted(
+        main_metrics(manifest.models), key=lambda main: main.benchmark == GENERAL_BENCHMARK
+    )
+    if measured:
+        main = measured[0]
+        values = [metrics.get(main.key) for metrics in (main.before, main.after)]
+        return _arrow(f"{main.benchmark} {main.name}", values)
     models = [manifest.models[label] for label in ("base", "eval") if label in manifest.models]
-    names = [name for name in models[-1].benchmarks if name != GENERAL_BENCHMARK]
-    for name in (*names, GENERAL_BENCHMARK):
-        results = [model.benchmarks[name] for model in models if name in model.benchmarks]
-        if results:
-            metric = results[-1].primary_metric_name
-            values = [result.metrics.get(metric.replace("@", "_at_")) for result in results]
-            return _arrow(f"{name} {metric}", values)
     return _arrow("held-out nll", [model.heldout.get("nll") for model in models])
 
 

@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from deft.platform.config.loading import load_spec
+from deft.platform.records.manifests import EvaluateManifest
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.model_card import hub_id, metadata, model_card, write_card
 from deft.workers.spec import ModelSpec
@@ -60,7 +61,7 @@ def test_hub_models_and_datasets_are_linked(run: RunDirectory[Any]) -> None:
     assert "[Qwen/Qwen2.5-1.5B](https://huggingface.co/Qwen/Qwen2.5-1.5B), fine-tuned on" in card
     assert "- parameters: alpha = 0.5" in card
     assert "- LoRA of rank 8 on all-linear, merged into the weights" in card
-    data = metadata(spec, _trained(run), "name")
+    data = metadata(spec, run.require_manifest(EvaluateManifest).models, "name")
     assert data.base_model == "Qwen/Qwen2.5-1.5B"
     assert data.datasets
     assert hub_id(ModelSpec(name="org/model")) == "org/model"
@@ -80,9 +81,3 @@ def _like(run: RunDirectory[Any], spec: Any) -> RunDirectory[Any]:
     other = RunDirectory(run.path.parent, spec)
     shutil.copytree(run.path / "stages", other.path / "stages")
     return other
-
-
-def _trained(run: RunDirectory[Any]) -> Any:
-    from deft.platform.records.manifests import EvaluateManifest
-
-    return run.require_manifest(EvaluateManifest).models["eval"]
