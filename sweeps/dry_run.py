@@ -13,12 +13,12 @@ from deft.platform.commands.cost_model import (
     gpu_hours,
     trained_tokens,
     training_flops,
+    worker_memory,
 )
 from deft.platform.commands.dry_run import (
     check_own_objectives,
     data_size,
     dimensions_of,
-    needed_memory,
 )
 from deft.platform.config.loading import preset_note
 from deft.platform.console import RunConsole
@@ -72,7 +72,7 @@ def cards_that_fit(cell: PlannedCell, trained_from: Mapping[str, str]) -> str:
     model = dimensions_of(trained_from[cell.after] if cell.after else cell.spec.model.name)
     if model is None:
         return "unknown sizes"
-    needed = needed_memory(cell.spec, model, cell.spec.training.resolved_zero_stage)
+    needed = worker_memory(model, cell.spec.training, cell.spec.objective.name).total
     names = [card.name.split()[0] for card in CARDS if fit(needed, card) == FITS]
     return ", ".join(names) or "no card"
 

@@ -254,6 +254,38 @@ def memory_per_device(
     )
 
 
+def itemsize(training: TrainingSpec) -> int:
+    """Return the bytes of a weight on a GPU."""
+    return 4 if training.dtype == "float32" else 2
+
+
+def worker_memory(
+    model: ModelDimensions,
+    training: TrainingSpec,
+    objective: str,
+    *,
+    stage: int | None = None,
+    checkpointed: bool | None = None,
+) -> Memory:
+    """Estimate what training with an objective takes on each device.
+
+    Args:
+        model: its sizes.
+        training: how to train.
+        objective: its name; one that is given by an import path has its head in tiles.
+        stage: of ZeRO; that of ``training`` if not given.
+        checkpointed: whether activations are recomputed; as in ``training`` if not given.
+    """
+    return memory_per_device(
+        model,
+        training,
+        stage=training.resolved_zero_stage if stage is None else stage,
+        checkpointed=training.gradient_checkpointing if checkpointed is None else checkpointed,
+        itemsize=itemsize(training),
+        head=HEADS.get(objective, TILES),
+    )
+
+
 def fit(needed: float, card: Card) -> str:
     """Say whether ``needed`` bytes fit on ``card``."""
     share = needed / (card.memory * GIB)

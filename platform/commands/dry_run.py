@@ -16,19 +16,17 @@ from deft.platform.commands.cost_model import (
     CARDS,
     FITS,
     GIB,
-    HEADS,
     MFU,
-    TILES,
     USABLE,
     DataSize,
-    HeadKind,
     Memory,
     fit,
     gpu_hours,
-    memory_per_device,
+    itemsize,
     trained_parameters,
     trained_tokens,
     training_flops,
+    worker_memory,
 )
 from deft.platform.config.loading import preset_note
 from deft.platform.config.presets import recognized
@@ -154,14 +152,7 @@ def show_memory(spec: ExperimentSpec, model: ModelDimensions, console: RunConsol
     training = spec.training
     chosen, other = (
         [
-            memory_per_device(
-                model,
-                training,
-                stage=s,
-                checkpointed=c,
-                itemsize=itemsize(training),
-                head=head_of(spec),
-            )
+            worker_memory(model, training, spec.objective.name, stage=s, checkpointed=c)
             for s in range(4)
         ]
         for c in (training.gradient_checkpointing, not training.gradient_checkpointing)
@@ -189,7 +180,10 @@ def show_time(
     training = spec.training
     flops = training_flops(model, training, tokens)
     chosen = training.resolved_zero_stage
-    needed = {stage: needed_memory(spec, model, stage) for stage in range(chosen, 4)}
+    needed = {
+        stage: worker_memory(model, spec.training, spec.objective.name, stage=stage).total
+        for stage in range(chosen, 4)
+    }
     rows = []
     for card in CARDS:
         hours = gpu_hours(flops, card)
@@ -205,28 +199,6 @@ def show_time(
     )
     columns = ["", "memory", "", "GPU-hours", f"hours on {training.num_workers}"]
     console.table(title, columns, rows)
-
-
-def needed_memory(spec: ExperimentSpec, model: ModelDimensions, stage: int) -> int:
-    """Estimate the bytes that training as ``spec`` says, at a ZeRO stage, takes on each device."""
-    return memory_per_device(
-        model,
-        spec.training,
-        stage=stage,
-        checkpointed=spec.training.gradient_checkpointing,
-        itemsize=itemsize(spec.training),
-        head=head_of(spec),
-    ).total
-
-
-def head_of(spec: ExperimentSpec) -> HeadKind:
-    """Return what the objective's head keeps; one that is given by an import path has tiles."""
-    return HEADS.get(spec.objective.name, TILES)
-
-
-def itemsize(training: TrainingSpec) -> int:
-    """Return the bytes of a weight on a GPU."""
-    return 4 if training.dtype == "float32" else 2
 
 
 def data_size(spec: ExperimentSpec, root: Path) -> DataSize | None:

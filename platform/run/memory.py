@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from deft.objectives.spec import ObjectiveSpec
-from deft.platform.commands.cost_model import GIB, HEADS, TILES, memory_per_device
+from deft.platform.commands.cost_model import GIB, worker_memory
 from deft.platform.errors import describe_memory_use
 from deft.workers.catalogs.models import read_dimensions
 from deft.workers.spec import TrainingSpec
@@ -48,14 +48,8 @@ def estimate_need(job: TrainJob) -> int | None:
     model = read_dimensions(json.loads(Path(job.model_dir, "config.json").read_text()))
     if model is None:
         return None
-    return memory_per_device(
-        model,
-        job.training,
-        stage=job.training.resolved_zero_stage,
-        checkpointed=job.training.gradient_checkpointing,
-        itemsize=4 if job.training.dtype == "float32" else 2,
-        head=HEADS.get(ObjectiveSpec.model_validate(job.objective).name, TILES),
-    ).total
+    objective = ObjectiveSpec.model_validate(job.objective).name
+    return worker_memory(model, job.training, objective).total
 
 
 def advise(training: TrainingSpec) -> str:
