@@ -252,6 +252,13 @@ class DatasetSpec(SourceSpec):
             raise ValueError("size: no data set of the mixture has a weight; give each its size")
 
     @property
+    def truncation_side(self) -> Literal["left", "right"] | None:
+        """Side on which examples that are too long are cut; None if they are not."""
+        if self.too_long == "truncate":
+            return "right"
+        return "left" if self.too_long == "truncate_left" else None
+
+    @property
     def sources(self) -> tuple[SourceSpec, ...]:
         """The data sets that are read: those of a mixture, or this one."""
         return self.mixture or (self,)

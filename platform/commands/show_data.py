@@ -19,6 +19,7 @@ from deft.workers.data.datasets import ReadingNotes, describe_notes, read_exampl
 from deft.workers.data.example_store import open_tables
 from deft.workers.data.prepare import noisy_rows, prepare_examples, prepare_rows, prepare_tokenizer
 from deft.workers.data.readers import BadRecord
+from deft.workers.data.tokenization import kept_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -160,9 +161,8 @@ def show_example(
             "refuse": "refused",
         }
         facts.append(f"longer than {limit:,}: {treatment[too_long]}")
-        if too_long in ("truncate", "truncate_left"):
-            kept = slice(limit) if too_long == "truncate" else slice(-limit, None)
-            input_ids, labels = input_ids[kept], labels[kept]
+        kept = kept_tokens(spec.dataset.truncation_side, limit)
+        input_ids, labels = input_ids[kept], labels[kept]
     console.console.print(Text(" · ".join(facts), "bold"), soft_wrap=True)
     text = Text()
     for piece, is_trained in spans(tokenizer, input_ids, labels):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.catalogs.models import MODELS
@@ -437,8 +437,7 @@ def prepare_rows(
     from deft.workers.data.splits import write_splits
     from deft.workers.data.tokenization import RowEncoder, RowFormat
 
-    sides: dict[str, Literal["left", "right"]] = {"truncate": "right", "truncate_left": "left"}
-    row_format = RowFormat(dataset.prompt_style, max_length, sides.get(dataset.too_long))
+    row_format = RowFormat(dataset.prompt_style, max_length, dataset.truncation_side)
     encoder = RowEncoder.build(tokenizer, row_format)
     tokenized = [prepare_tokenized(each, encoder, cache / "tokenized") for each in examples_dirs]
     for source, directory in zip(dataset.sources, tokenized, strict=True):

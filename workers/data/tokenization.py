@@ -137,11 +137,18 @@ class RowEncoder:
             return encoded, None
         message = f"{len(encoded.input_ids):,} tokens, at most {limit:,} fit; "
         side = self.row_format.truncate
-        kept = slice(limit) if side == "right" else slice(-limit, None)
+        kept = kept_tokens(side, limit)
         if side is not None and any(label != IGNORE_INDEX for label in encoded.labels[kept]):
             cut = Encoded._make(None if part is None else part[kept] for part in encoded)
             return cut, BadRecord(name, TRUNCATED, f"{message}cut on the {side}")
         return None, BadRecord(name, TOO_LONG, message + "left out")
+
+
+def kept_tokens(truncation_side: Literal["left", "right"] | None, length: int) -> slice:
+    """Return which tokens stay of an example that is cut to ``length``, or that is not cut."""
+    if truncation_side is None:
+        return slice(None)
+    return slice(length) if truncation_side == "right" else slice(-length, None)
 
 
 def spelled_token(example: Example, control: re.Pattern[str]) -> str:
