@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -143,24 +143,27 @@ def _watched_head(address: str, silence: float) -> Iterator[None]:
                 heard_at = time.monotonic()
             except OSError as error:
                 if time.monotonic() > heard_at + silence:
-                    cause, code = f"{silence:.0f} s ({describe_error(error)})", 1
-                    cause = f"the head of the Ray cluster ({address}) has not answered for {cause}"
-                    received = received_signal()
-                    if received is not None:
-                        # `timeout` and SLURM send it to Ray's processes as well.
-                        cause, code = f"ended by {received.name}", exit_code(received)
-                    print_error(
-                        f"{cause}; what was finished is kept, and the same command goes on from "
-                        "there"
+                    _end_without_head(
+                        f"the head of the Ray cluster ({address}) has not answered for "
+                        f"{silence:.0f} s ({describe_error(error)})"
                     )
-                    Console(stderr=True).show_cursor()  # which a progress bar has hidden
-                    os._exit(code)
 
     threading.Thread(target=watch, name="head", daemon=True).start()
     try:
         yield
     finally:
         block_left.set()
+
+
+def _end_without_head(cause: str) -> NoReturn:
+    """End this process, from whichever thread, because its cluster is gone."""
+    received, code = received_signal(), 1
+    if received is not None:
+        # `timeout` and SLURM send it to Ray's processes as well.
+        cause, code = f"ended by {received.name}", exit_code(received)
+    print_error(f"{cause}; what was finished is kept, and the same command goes on from there")
+    Console(stderr=True).show_cursor()  # which a progress bar has hidden
+    os._exit(code)
 
 
 def require_workers(num_workers: int) -> bool:

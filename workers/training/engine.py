@@ -147,6 +147,8 @@ def deepspeed_config(
         # Every micro-batch is reduced: while the backward pass of the next layers runs, where the
         # device can do both.
         zero["overlap_comm"] = torch.cuda.is_available()
+    if stage == 3 and spec.optimizer == "muon":
+        zero["reduce_scatter"] = False  # Muon needs whole matrices
     if spec.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if spec.offload_parameters:
@@ -174,8 +176,6 @@ def deepspeed_config(
         "zero_allow_untested_optimizer": spec.optimizer == "nadamw",
         "steps_per_print": None,
     }
-    if stage == 3 and spec.optimizer == "muon":
-        zero["reduce_scatter"] = False  # Muon needs whole matrices
     return deep_merge(config, spec.deepspeed)
 
 
