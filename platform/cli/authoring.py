@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,28 +14,22 @@ from deft.platform.errors import UserError
 app = typer.Typer()
 
 
-class Kind(StrEnum):
-    """Catalogs that `deft list` can list."""
-
-    objectives = "objectives"
-    models = "models"
-    datasets = "datasets"
-    prompts = "prompts"
-    benchmarks = "benchmarks"
-
-
 @app.command("list", epilog="Example: deft list objectives")
 def list_(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: AsJson = False
+    kind: Annotated[
+        Literal["objectives", "models", "datasets", "prompts", "benchmarks"],
+        typer.Argument(help="What to list."),
+    ],
+    as_json: AsJson = False,
 ) -> None:
     """List the entries of a catalog, one line each with its source."""
     from deft.platform.commands.output import print_json
     from deft.platform.commands.show_results import catalog_entries, show_catalog
 
     if as_json:
-        print_json(catalog_entries(kind.value))
+        print_json(catalog_entries(kind))
     else:
-        show_catalog(kind.value, RunConsole())
+        show_catalog(kind, RunConsole())
 
 
 @app.command(epilog="Example: deft check 'my_objectives:doubt(floor=0.2)'")
@@ -65,46 +58,33 @@ def check(
         raise typer.Exit(2)
 
 
-class NewFile(StrEnum):
-    """Files that `deft new` writes."""
-
-    objective = "objective"
-    benchmark = "benchmark"
-    sweep = "sweep"
-
-
 @app.command(epilog="Example: deft new objective my_objectives.py")
 def new(
-    kind: Annotated[NewFile, typer.Argument(help="What to write.")],
+    kind: Annotated[
+        Literal["objective", "benchmark", "sweep"], typer.Argument(help="What to write.")
+    ],
     file: Annotated[Path, typer.Argument(help="The file: .py, or .yaml for a sweep.")],
 ) -> None:
     """Write a commented file to start from, which works as it is."""
     from deft.platform.commands.authoring.new import write_new
 
-    steps = write_new(kind.value, file)
+    steps = write_new(kind, file)
     console = RunConsole()
     console.print(f"{file}")
     for step in steps:
         console.print(f"try it: {step}")
 
 
-class SettingsFile(StrEnum):
-    """Files that `deft schema` describes."""
-
-    run = "run"
-    sweep = "sweep"
-
-
 @app.command(epilog="Example: deft schema run > run.schema.json")
 def schema(
-    kind: Annotated[SettingsFile, typer.Argument(help="The file to describe.")],
+    kind: Annotated[Literal["run", "sweep"], typer.Argument(help="The file to describe.")],
 ) -> None:
     """Print the JSON Schema of a run or sweep file: editors complete and check settings by it."""
     from deft.platform.commands.output import print_json
     from deft.platform.config.schema import run_schema
     from deft.sweeps.spec import sweep_schema
 
-    print_json(run_schema() if kind is SettingsFile.run else sweep_schema())
+    print_json(run_schema() if kind == "run" else sweep_schema())
 
 
 show = typer.Typer(help="Look at what a run would use.", no_args_is_help=True)

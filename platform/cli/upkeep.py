@@ -10,7 +10,6 @@ import typer
 
 from deft.platform.cli.options import AsJson, Root, TrackingUri, names_of_both, names_of_runs
 from deft.platform.console import RunConsole
-from deft.platform.errors import UserError
 
 if TYPE_CHECKING:
     from deft.platform.commands.upkeep.status import RootStatus
@@ -80,7 +79,7 @@ def logs(
 
 
 class Removed(StrEnum):
-    """What `deft clean` removes."""
+    """What `deft clean` removes; typer knows no list of literals."""
 
     checkpoints = "checkpoints"
     failed = "failed"
@@ -103,13 +102,13 @@ def clean(
     from deft.platform.commands.upkeep.clean import KINDS
     from deft.platform.commands.upkeep.clean import clean as clean_root
     from deft.platform.commands.upkeep.status import survey
+    from deft.platform.records.find import require_existing_root
     from deft.sweeps.directory import read_cause, read_cells
 
     def look() -> list[RunStatus]:
         return survey(root, read_cells, read_cause).runs
 
-    if not root.is_dir():
-        raise UserError(f"--root {root}: there is no such folder; runs make it")
+    require_existing_root(root)
     chosen = [kind for kind in KINDS if not kinds or kind in map(str, kinds)]
     clean_root(root, look, chosen, RunConsole(), removes=yes)
 

@@ -102,6 +102,12 @@ MAX_BELOW_ROOT = 400
 """Bytes that the longest path below a run root may have."""
 
 
+def require_existing_root(root: Path) -> None:
+    """Raise UserError if there is no run root to look at."""
+    if not root.is_dir():
+        raise UserError(f"--root {root}: there is no such folder; runs make it")
+
+
 def require_root(root: Path) -> None:
     """Raise UserError if a run root cannot be made or written to."""
     path = root.absolute()

@@ -15,6 +15,7 @@ from rich.text import Text
 from deft.platform.commands.upkeep.survey import RunStatus, State, size_of, survey_runs
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
+from deft.platform.records.find import require_existing_root
 from deft.platform.records.root_use import is_held
 from deft.workers.common.text import printable
 
@@ -68,8 +69,7 @@ def survey(root: Path, cells_of: CellsOf, failure_of: FailuresOf) -> RootStatus:
     Raises:
         UserError: there is no such folder.
     """
-    if not root.is_dir():
-        raise UserError(f"--root {root}: there is no such folder; runs make it")
+    require_existing_root(root)
     runs = survey_runs(root)
     sweeps = sorted(file.parent for file in root.glob("sweeps/*/sweep.json"))
     cells = {sweep.name: cells_of(sweep) for sweep in sweeps}
