@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -146,8 +147,7 @@ def check_packages() -> Iterator[Finding]:
 
 def read_lock(file: Path) -> dict[str, str]:
     """Read package → release from a requirements file."""
-    pins = (line.split(";")[0].split("==") for line in file.read_text().splitlines())
-    return {pin[0].strip(): pin[1].strip() for pin in pins if len(pin) == 2}
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", file.read_text(), re.MULTILINE))
 
 
 def check_devices() -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from deft.platform.commands import doctor
 from deft.platform.commands.doctor import CheckState
+from helpers import ROOT
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -76,6 +78,13 @@ def test_wrong_releases_and_dangerous_neighbors(monkeypatch: pytest.MonkeyPatch)
     assert packages.state is torchvision.state is CheckState.problem
     assert "torch 2.12.0 (locked: 2.13.0" in packages.detail
     assert "uninstall torchvision" in torchvision.remedy
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_releases_are_read_from_the_lock(device: str) -> None:
+    locked = doctor.read_lock(ROOT / "requirements" / f"{device}.lock")
+    assert set(doctor.PINNED) & set(locked) >= {"torch", "ray", "transformers", "mlflow"}
+    assert not [release for release in locked.values() if not re.fullmatch(r"\d[\w.+]*", release)]
 
 
 def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
