@@ -13,7 +13,6 @@ import typer
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
-from deft.platform.records.find import require_root
 
 if TYPE_CHECKING:
     from deft.platform.run.context import RunContext
@@ -95,6 +94,7 @@ def context_of(
     root: Path, console: RunConsole, tracking_uri: str | None, *, verbose: bool
 ) -> RunContext:
     """Gather what a run shares; nothing heavy is imported before a command needs it."""
+    from deft.platform.records.find import require_root
     from deft.platform.run.context import RunContext
     from deft.platform.tracking.uri import default_tracking_uri
 
