@@ -203,8 +203,8 @@ class Chooser:
             return whole[0]
         named = {
             letter
-            for ahead, letter in zip(lines, whole[1:], strict=False)
-            if letter and _ANNOUNCED.search(ahead)
+            for ahead, letter, behind in zip(lines, whole[1:], [*whole[2:], None], strict=False)
+            if letter and _ANNOUNCED.search(ahead) and behind in (None, letter)
         }
         if len(named) == 1:
             return named.pop()
@@ -528,9 +528,9 @@ _NONE_OF = re.compile(
     re.IGNORECASE,
 )
 _LETTER = re.compile(
-    r"\W{0,20}?(?P<label>(?:option|choice|letter|"
-    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]{1,3}\s{0,3})?(?P<letter>[A-Za-z])"
-    r"(?P<close>\s{0,3}[)\]】>]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
+    r"\W{0,20}?(?P<label>(?:option|choice|letter"
+    r"|answer)\s+(?:is\s+)?)?(?P<open>[(\[【]{1,3}\s{0,3})?(?P<letter>[A-Za-z])(?P<close>\s{0,3}[)\]"
+    r"】>]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(
@@ -538,7 +538,8 @@ _SEVERAL = re.compile(
     r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
 )
 _OTHERWISE = re.compile(
-    r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
+    r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were"
+    r"|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
 )
 _AFTER_LETTER_TEXT = (
     "because since as which for due given is and but that this in with based although while so "

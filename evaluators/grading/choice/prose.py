@@ -95,6 +95,9 @@ def concluded(text: str, options: Mapping[str, str]) -> str | None:
         return None
     suggested = [m for m in mentions if m.standing == Standing.suggested]
     if suggested:
+        first, last = suggested[0], suggested[-1]
+        if first.letter != last.letter and first.start == last.start == 0:
+            return None  # "X is the antidote for one, Y is the antidote for another"
         return _settled(suggested, mentions, elsewhere, len(sentences) - 1)
     return _only_subject(mentions, len(sentences)) or _left_over(mentions, len(sentences) - 1)
 
@@ -208,6 +211,7 @@ _DECLINED = re.compile(
     re.IGNORECASE,
 )
 _DEPENDS = re.compile(
-    r"\bdepend(?:s|ing)? (?:\w+ )?(?:up)?on\b|\b(?:weighed|individuali[sz]ed|tailored)\b",
+    r"\bdepend(?:s|ing)? (?:\w+ )?(?:up)?on\b|\bfor the (?:former|latter)\b|\b(?:weighed"
+    r"|individuali[sz]ed|tailored)\b",
     re.IGNORECASE,
 )

@@ -159,9 +159,9 @@ _SOUGHT = re.compile(
     re.IGNORECASE,
 )
 _PICKED_OUT = re.compile(
-    r"\s*(?:is|are|would be|remains)\s+(?:thus\s+|therefore\s+)?the\s+(?:only\s+)?(?:one|drug|"
-    r"option|agent|finding)\s+"
-    r"(?:that|which|to|responsible|we)\b|\s+it\s+is\b|\s+(?:is|are)\s+what\s+(?:should|must|is|we|has)\b",
+    r"\s*(?:is|are|would be|remains)\s+(?:thus\s+|therefore\s+)?the\s+(?:only\s+)?(?:one|drug"
+    r"|option|agent|finding)\s+(?:that|which|to|responsible|we)\b|\s+it\s+is\b|\s+(?:is"
+    r"|are)\s+what\s+(?:should|must|is|we|has)\b",
     re.IGNORECASE,
 )
 _PARENTHESIS = re.compile(
@@ -184,7 +184,8 @@ _INSTRUCTION = re.compile(
 )
 """Ahead of what the patient shall get, as a sentence of its own."""
 _DIAGNOSED = re.compile(
-    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has|have)\s+(?:an?\s+)?(?:\w+\s+)?$",
+    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has"
+    r"|have)\s+(?:an?\s+)?(?:\w+\s+)?$",
     re.IGNORECASE,
 )
 _SUMMING_UP = re.compile(
@@ -208,6 +209,12 @@ def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[M
         and not _CONCEDING.search(sentence, max(0, first - 20), first)
         for place in (first, second)
     }
+    asides = [m.span() for m in _ASIDE.finditer(sentence)]
+    inside = {s for _, s, e, *_ in places if any(a < s and e <= b for a, b in asides)}
+    if any(x >= Standing.stated for _, s, _, x, _ in places if s not in inside):
+        places = [
+            (c, s, e, min(x, Standing.aside) if s in inside else x, o) for c, s, e, x, o in places
+        ]
     shared = Standing.aside
     for at in range(len(places) - 1, -1, -1):
         letter, start, end, standing, odd = places[at]
@@ -226,6 +233,13 @@ def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[M
             ]
     for letter, start, _, standing, odd in places:
         yield Mention(index, start, letter, standing, odd)
+
+
+_ASIDE = re.compile(
+    r"\((?!\s*(?:option|choice|answer|i\.e|that is|also|or)\b)[^()]*(?:: |\w \w+ \w)[^()]*\)",
+    re.IGNORECASE,
+)
+"""Parentheses that say something of their own: ``(V1-V4 would be the left one)``."""
 
 
 def _ends(sentence: str, start: int, end: int, standing: Standing) -> bool:
@@ -251,13 +265,20 @@ class _Place:
     @property
     def is_complement(self) -> bool:
         """Check whether the sentence says that something is this."""
-        ends = not re.search(r"\w", self.rest)
+        ends = not re.search(r"\w", re.sub(r"\([^()]*\)", "", self.rest))
         tail = self.ahead[-MAX_COMPLEMENT:]
         return bool(_COMPLEMENT.search(tail) or (ends and _APPENDED.search(tail)))
 
 
+_BRACKETS = re.compile(r"\([^()]*\)")
+
+
 def _place(sentence: str, start: int, end: int) -> _Place:
-    marks = list(_CLAUSE.finditer(sentence))
+    # What stands in brackets ahead of the place opens no clause: "while TP / (TP + FP) is the …".
+    plain = _BRACKETS.sub(
+        lambda m: " " * len(m.group()) if m.end() <= start else m.group(), sentence
+    )
+    marks = list(_CLAUSE.finditer(plain))
     opener = max((m for m in marks if m.end() <= start), key=re.Match.end, default=None)
     opening = opener.end() if opener else 0
     aside = _PARENTHESIS.match(sentence, end)

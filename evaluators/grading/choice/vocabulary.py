@@ -58,8 +58,8 @@ _NUMERALS |= {numeral: str(number) for number, numeral in enumerate(_ROMAN.split
 
 _GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kappa", "μ": "mu"}
 _SUFFIX = re.compile(
-    r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|[ae]nc|c|tic|sis|ary|y|gram?"
-    r"|graphy)$|(?<=block)ade?$|(?<=drain)ag$"
+    r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|[ae]nc|c|tic|sis|ary|y)$"
+    r"|(?<=[a-z]{5})gra(?:m|phy)$|(?<=block)ade?$|(?<=drain)ag$"
 )
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
 _SYNONYMS = {
@@ -77,7 +77,8 @@ _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?:%|\s?per\s?cent\b)?|(?<!['’])[^\W\d_]
 
 
 def _bare(word: str) -> str:
-    return re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", word)
+    bare = re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", word)
+    return re.sub(r"([bgmnpt])\1$", r"\1", bare) if bare != word else word  # stopped
 
 
 _CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}

@@ -37,7 +37,10 @@ NUMBER = re.compile(
     re.IGNORECASE,
 )
 """A time of day, or a number with its groups of digits, as a mixed number, a fraction, a share."""
-OTHER_SCRIPT = re.compile("[\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
+OTHER_SCRIPT = re.compile(
+    "[\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]"
+)
+"""A letter with an accent, or of another script than Latin and Greek."""
 WAVERING = re.compile(
     r"\b(?:not|n't|isn't|cannot|can't|unless|if|whether|unknown|unclear|incorrect|wrong|close to|"
     r"somewhere|between|less than|greater than|more than|at least|at most|either)\b",
@@ -87,11 +90,12 @@ _PLANNING = re.compile(
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
-    r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these|"
-    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*"
-    r"(?:(?!gives?\b|makes?\b|needs?\b|is\b|are\b|has\b|gets?\b|costs?\b)\w+\s+)?$"
-    r"|\bto\s+(?!about|approx|exactly|roughly|nearly|only|be\b|get|equal|reach|total|around|just)"
-    r"[a-z]+\s+(?:(?:the|all|her|his|their|these)\s+)?$",
+    r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these"
+    r"|those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:(?!gives?\b|makes?\b|needs?\b"
+    r"|is\b|are\b|has\b|gets?\b|costs?\b)\w+\s+)?$"
+    r"|(?<!need )(?<!needs )(?<!has )(?<!have )(?<!able )\bto\s+(?!about|approx|exactly|roughly"
+    r"|nearly|only|be\b|get|equal|reach|total|around|just)[a-z]+\s+(?:(?:the|all|her|his|their"
+    r"|these)\s+)?$",
     re.IGNORECASE,
 )
 _UNFINISHED = re.compile(
@@ -144,10 +148,12 @@ _REMARK = re.compile(
     r"|let me|let's|let us|just to) (?:quickly )?(?:double[- ]?)?(?:check|verify|confirm)|i(?:'m"
     r"| am) (?:\w+ )?(?:confident|sure|certain)|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)"
     r"|confidence|time(?: taken)?|notes?|remarks?|explanation|justification|reason(?:ing)?|done|qed"
-    r"|step[- ]by[- ]step|(?:you|we|i) (?:can )?(?:get|got|find|found) (?:this|that|it) by"
-    r"|q\.e\.d|that's it|indeed|as (?:required|desired)"
-    r"|(?:this|that|it|which) (?:is (?:because|less|more|greater|smaller|within|valid|consistent"
-    r"|correct|in)\b|(?:matches|agrees|satisfies|checks|confirms|makes sense)))\b(?!\s*(?:=|≈))",
+    r"|step[- ]by[- ]step|where \S{1,12} (?:is|are|denotes?|represents?)|(?:you|we"
+    r"|i) (?:can )?(?:get|got|find|found) (?:this|that|it) by|q\.e\.d|that's it|indeed"
+    r"|as (?:required|desired)|it(?:'s| is) worth noting|(?:this|that|it"
+    r"|which) (?:is (?:an? (?:classic|simple|basic|common)|because|less|more|greater|smaller|within"
+    r"|valid|consistent|correct|in)\b|(?:matches|agrees|satisfies|checks|confirms"
+    r"|makes sense)))\b(?!\s*(?:=|≈))",
     re.IGNORECASE,
 )
 """What speaks about the answer after it was given."""
@@ -159,7 +165,7 @@ _OPENING_WORDS = re.compile(
 )
 
 
-_BOLD_PHRASE = re.compile(r"\*\*([^*$\n]{1,60})\*\*(?!\s*[:=])")
+_BOLD_PHRASE = re.compile(r"\*\*(\$?[^*$\n]{1,60})\*\*(?!\s*[:=])")
 _BOLD_VALUE = re.compile(rf"\W*{NUMBER.pattern}(?: [a-zA-Z]+){{0,3}}\W*|\d+ to \d+", re.IGNORECASE)
 
 
@@ -256,7 +262,7 @@ def is_bare_value(line: str) -> bool:
 
 
 _WHERE = re.compile(
-    r"\s*[,(]?\s*\b(?:attained|achieved|reached|occurs|occurring|when|where|at which|"
+    r"\s*[,(]?\s*\b(?:attained|achieved|reached|occurs(?! is\b)|occurring|when|where|at which|"
     r"for which)\b.*$",
     re.IGNORECASE | re.DOTALL,
 )
@@ -266,14 +272,12 @@ _ASIDE = re.compile(
     r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈)[^()]*\)"
 )
 _TRAILING_REMARK = re.compile(
-    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|including|as (?:the|we|it|\d)|i\.e\."
-    r"|that is,|and not\b|not\b"
-    r"|done\b|while\b|whereas\b|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
-    r"|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger|smaller"
-    r"|the (?:number|same|sum|total|product|difference|result|amount))\b).*$"
+    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|including|as (?:the|we|it|\d)|i\.e\.|that is,"
+    r"|and not\b|not\b|done\b|while\b|whereas\b|(?:we |the other|the negative"
+    r"|the root)[^.]*?(?:discard|reject)|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger"
+    r"|smaller|the (?:number|same|sum|total|product|difference|result|amount))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
-    r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$"
-    r"|,\s+(?:bringing|with (?:each|every))\b.*$",
+    r"|(?<=[\d$])\s*,?\s*(?:since|because)\b.*$|,\s+(?:bringing|with (?:each|every))\b.*$",
     re.IGNORECASE,
 )
 _RESTATED = re.compile(r"(?:,|\s[–—-]+)\s*i\.e\.,?\s+(\S[^;]*?)\.?$", re.IGNORECASE)
@@ -289,11 +293,17 @@ _HOW_MANY = re.compile(
 )
 _SYMBOL_SAID = re.compile(r"\b(?:is|are|equals)\s+\$([a-zA-Z]|\\[a-z]+)\$\W*$")
 _CORRECTED = re.compile(
-    r"\b(?:is not|isn't|not)\s+[^;,.]{1,30}[;,]\s*((?:it's|it is|but(?: rather)?)\s.*)$",
+    r"\b(?:is not|isn't|not)\s+[^;,.]{1,30}?[;,]?\s+((?:it's|it is|but(?: rather)?)\s.*)$",
     re.IGNORECASE,
 )
 _EXACTLY = re.compile(rf"\bapprox[^.]*?\bexactly\s+({NUMBER.pattern})", re.IGNORECASE)
-_DOLLARS_AND_CENTS = re.compile(r"\b(\d+) dollars? and (\d{1,2}) cents?\b", re.IGNORECASE)
+_COMPOUND = re.compile(
+    r"\b\d+ (?:days?|h(?:ours?|rs?)?|min(?:utes?)?|feet|foot|dollars?|pounds?|meters?)(?:,? and"
+    r"|,)? \d+ (?:h(?:ours?|rs?)?|min(?:utes?)?|s(?:ec(?:onds?)?)?|inch(?:es)?|cents?|ounces?"
+    r"|cm)\b",
+    re.IGNORECASE,
+)
+"""One quantity in two units."""
 
 
 def without_asides(sentence: str) -> str:
@@ -332,9 +342,9 @@ def concluded_value(sentence: str) -> str | None:
     exact = _EXACTLY.search(sentence)
     if exact:
         return exact[1]
-    dollars = _DOLLARS_AND_CENTS.search(sentence)
-    if dollars:
-        return f"{dollars[1]}.{int(dollars[2]):02d}"
+    compound = _COMPOUND.findall(sentence)
+    if compound:
+        return str(compound[-1])
     where = _WHERE.search(sentence)
     # "5, attained at x = 2" says 5; "when he drops three, 7 − 3 = 4" says 4.
     if where and not re.search(r"[\d)]\s*=", where.group()):
@@ -381,7 +391,12 @@ def concluded_value(sentence: str) -> str | None:
     numbers = list(NUMBER.finditer(sentence[-MAX_SENTENCE:]))
     sentence = sentence[-MAX_SENTENCE:]
     if len(numbers) > 1:
-        main = [n for n in numbers if not _is_circumstance(sentence[: n.start()].rstrip("$€£"))]
+        main = [
+            n
+            for n in numbers
+            if not _is_circumstance(before := sentence[: n.start()].rstrip("$€£"))
+            and not (before.endswith(", ") and _COMPARED.match(sentence, n.end()))
+        ]
         numbers = main or numbers
     if not numbers:
         words = (
@@ -434,7 +449,9 @@ _COUNTED = re.compile(
 )
 _MEASURE = re.compile(
     r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
-    r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$",
+    r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$"
+    r"|\b(?:ends?|starts?|begins?|finish(?:es)?|arrives?|leaves?|departs?|meet|closes?|opens?"
+    r"|returns?|lands?) (?:\w+ )?at\s+$",
     re.IGNORECASE,
 )
 
@@ -442,6 +459,10 @@ _MEASURE = re.compile(
 def _is_circumstance(before: str) -> bool:
     """Check whether what stands ahead of a number makes it a circumstance of the answer."""
     return _CIRCUMSTANCE.search(before) is not None and _MEASURE.search(before) is None
+
+
+_COMPARED = re.compile(r"\s*(?:\w+ )?(?:more|less|fewer|higher|lower|older|younger) than\b")
+"""Behind a number that a comma sets off: ``350 points, 80 more than Bob``."""
 
 
 _UNIT_WORDS = re.compile(

@@ -132,11 +132,12 @@ def _read_one(text: str, level: int) -> Node:
     member = _read_relation(text, level) if r"\in" in text else None
     if member is not None and r"\in" in member.signs:
         return member
+    named = len(split_outside_brackets(text, ("=",))) > 1  # A ∪ B = {1, 2} is no union
     parts = split_outside_brackets(text, (r"\cup",))
-    if len(parts) > 1:
+    if len(parts) > 1 and not named:
         return Union(tuple(read_node(part, level + 1) for part in parts))
     parts = split_outside_brackets(text, (r"\setminus",))
-    if len(parts) == 2:
+    if len(parts) == 2 and not named:
         return SetDifference(read_node(parts[0], level + 1), read_node(parts[1], level + 1))
     relation = _read_relation(text, level)
     if relation is not None:
@@ -402,9 +403,9 @@ def _read_group(text: str, level: int) -> Node | None:
 
 
 _MATRIX = re.compile(
-    r"^\s*(?P<factor>[^&\[\]]*?)(?:\\cdot\s?)?[\[(]?\s*"
-    r"\\begin\{(p|b|B|v|V|small)?(matrix|array)\}(?:\{[^{}]*\})?(?P<body>.*)"
-    r"\\end\{(?:p|b|B|v|V|small)?(?:matrix|array)\}\s*[\])]?\s*(?P<transposed>\^\{?(?:T|\\top|t|\\intercal)\}?)?\s*$",
+    r"^\s*(?P<factor>[^&\[\]]*?)(?:\\cdot\s?)?[\[(]?\s*\\begin\{(p|b|B|v|V|small)?(matrix"
+    r"|array)\}(?:\{[^{}]*\})?(?P<body>.*)\\end\{(?:p|b|B|v|V|small)?(?:matrix"
+    r"|array)\}\s*[\])]?\s*(?P<transposed>\^\{?(?:T|\\top|t|\\intercal)\}?)?\s*$",
     re.DOTALL,
 )
 

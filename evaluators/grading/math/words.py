@@ -119,7 +119,9 @@ def is_name(text: str) -> bool:
     if _CONSTANT_OR_FUNCTION.match(text):
         return False
     if re.fullmatch(
-        r"\([a-zA-Z](?:,[a-zA-Z])*\)|\\frac\{d[a-z]?\}\{d[a-z]\}|[a-z],[a-z](?:,[a-z])*", text
+        r"\([a-zA-Z](?:,[a-zA-Z])*\)|\\frac\{d[a-z]?\}\{d[a-z]\}|[a-z],[a-z](?:,[a-z])*"
+        r"|[A-Z](?:\\(?:cup|cap|setminus)[A-Z])+",
+        text,
     ):
         return True
     return _NAME.fullmatch(text) is not None or bool(re.fullmatch(r"[A-Za-z ]{3,}", text))
