@@ -189,9 +189,11 @@ def _sentences(text: str) -> list[str]:
             start = end.end()
         sentences.append(line[start:].strip())
     worded = [sentence[-MAX_SENTENCE:] for sentence in sentences if re.search(r"\w", sentence)]
+    worded = [s for s in worded if not _IN_BRACKETS.fullmatch(s)] or worded
     return [_PREFACE.sub("", sentence) for sentence in worded[-MAX_SENTENCES:]]
 
 
+_IN_BRACKETS = re.compile(r"\([^()]*\)\W*")
 _PREFACE = re.compile(
     r"^[^;]*?\b(?:not (?:\w+ )?(?:sure|certain)|unsure|difficult|hard|cannot|can't)\b[^;]*?[,;]\s*"
     r"(?:but|however|yet|still)\b\W*|^\W*if I (?:had|have|were|am) (?:forced )?to \w+,\s*",

@@ -212,9 +212,7 @@ def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[M
     asides = [m.span() for m in _ASIDE.finditer(sentence)]
     inside = {s for _, s, e, *_ in places if any(a < s and e <= b for a, b in asides)}
     if any(x >= Standing.stated for _, s, _, x, _ in places if s not in inside):
-        places = [
-            (c, s, e, min(x, Standing.aside) if s in inside else x, o) for c, s, e, x, o in places
-        ]
+        places = [place for place in places if place[1] not in inside]
     shared = Standing.aside
     for at in range(len(places) - 1, -1, -1):
         letter, start, end, standing, odd = places[at]
@@ -306,7 +304,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         )
     if _TURNED_DOWN_BEHIND.search(place.behind) or _NOT_HERE.match(place.rest):
         return Standing.rejected, bool(_ODD_ONE.search(place.behind))
-    if _is_left_open(place):
+    if _is_left_open(place) or _SUPPOSED.match(place.before):
         return Standing.aside, False
     clause = f"{place.before} {place.behind}"
     if (
@@ -377,6 +375,12 @@ _DENIED = re.compile(
     r"|^\W*neither\b[^,;]*$",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"\W*(?!(?:this|that|it|he|she|they|what)\b)(?!.*\b(?:step|diagnosis|answer|option|choice|best"
+    r"|most|likely)\b).*\bwould (?:be|have been)\s+(?:an?\s+|the\s+)?$",
+    re.IGNORECASE,
+)
+"""Ahead of what another case would be: ``vaccination would be primary prevention``."""
 _UNSURE = any_of(r"whether|if|unclear|not clear|(?<!little )(?<!no )doubt\w*")
 _QUALIFIES = re.compile(r"\b(?:of|for|in|to|with|behind|causing|that|which)\b")
 _ENUMERATED = re.compile(r"\s*,[^.;:]*?\s(?:and|or)\s")

@@ -43,7 +43,7 @@ OTHER_SCRIPT = re.compile(
 """A letter with an accent, or of another script than Latin and Greek."""
 WAVERING = re.compile(
     r"\b(?:not|n't|isn't|cannot|can't|unless|if|whether|unknown|unclear|incorrect|wrong|close to|"
-    r"somewhere|between|less than|greater than|more than|at least|at most|either)\b",
+    r"somewhere|between|less than|greater than|more than|(?:is|are|be|=) at (?:least|most)|either)\b",
     re.IGNORECASE,
 )
 REFUSAL = re.compile(
@@ -342,9 +342,9 @@ def concluded_value(sentence: str) -> str | None:
     exact = _EXACTLY.search(sentence)
     if exact:
         return exact[1]
-    compound = _COMPOUND.findall(sentence)
-    if compound:
-        return str(compound[-1])
+    compounds = list(_COMPOUND.finditer(sentence))
+    if compounds and not NUMBER.search(sentence, compounds[-1].end()):
+        return compounds[-1].group()
     where = _WHERE.search(sentence)
     # "5, attained at x = 2" says 5; "when he drops three, 7 − 3 = 4" says 4.
     if where and not re.search(r"[\d)]\s*=", where.group()):
