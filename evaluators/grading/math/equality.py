@@ -379,17 +379,10 @@ def _named_items(node: Node) -> tuple[Group, list[str]] | None:
 
 def _same_plain_groups(gold: Group, answer: Group) -> bool:
     kinds = gold.kind, answer.kind
-    match kinds:
-        case ("list" | "set", "list" | "set") | ("list", "[]"):
-            return _same_unordered(gold.items, answer.items)
-        case ("()" | "vector", "()" | "vector" | "list"):
-            pass
-        case ("list", "()" | "vector"):
-            pass
-        case (left, right) if left == right:
-            pass
-        case _:
-            return False
+    if {*kinds} <= {"list", "set"} or kinds == ("list", "[]"):
+        return _same_unordered(gold.items, answer.items)
+    if gold.kind != answer.kind and not {*kinds} <= {"list", "()", "vector"}:
+        return False
     return len(gold.items) == len(answer.items) and all(map(same, gold.items, answer.items))
 
 
@@ -464,16 +457,16 @@ def _in_unit_vectors(scalar: Scalar) -> Group | None:
         return None
     if not _is_short(expression):
         return None
-    expression = sympy.expand(expression)
-    names = _UNIT_VECTORS if "k" in letters else _UNIT_VECTORS[:2]
-    units = [sympy.Symbol(name) for name in names]
     symbols = {str(symbol): symbol for symbol in expression.free_symbols}
-    units = [symbols.get(name, unit) for name, unit in zip(names, units, strict=True)]
-    coefficients = [expression.coeff(unit) for unit in units]
-    rest = expression - sum(c * unit for c, unit in zip(coefficients, units, strict=True))
-    if sympy.expand(rest) != 0:
+    names = _UNIT_VECTORS if "k" in letters else _UNIT_VECTORS[:2]
+    units = [symbols.get(name, sympy.Symbol(name)) for name in names]
+    try:
+        vector = sympy.Poly(expression, *units)
+    except sympy.PolynomialError:
         return None
-    return Group("vector", tuple(Scalar(sympy.latex(c)) for c in coefficients))
+    if not vector.is_linear or vector.coeff_monomial(1) != 0:
+        return None
+    return Group("vector", tuple(Scalar(sympy.latex(vector.coeff_monomial(u))) for u in units))
 
 
 def _same_piece(gold: Sequence[Node], answer: Sequence[Node]) -> bool:

@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import mpmath
@@ -83,17 +84,9 @@ def parse(latex: str) -> sympy.Expr:
 def _refuse_the_unreasonable(latex: str) -> None:
     if not latex or len(latex) > MAX_LENGTH:
         raise NotParsedError("length")
-    depth = deepest = 0
-    for character in latex:
-        if character in _OPENING:
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in _CLOSING:
-            depth -= 1
-        if depth < 0:
-            raise NotParsedError("unbalanced")
+    depths = list(accumulate((c in _OPENING) - (c in _CLOSING) for c in latex))
     # Brackets cost the parser exponential time, and bars have to be paired by guessing.
-    if depth or deepest > MAX_DEPTH or latex.count("|") > MAX_BARS:
+    if min(depths) < 0 or depths[-1] or max(depths) > MAX_DEPTH or latex.count("|") > MAX_BARS:
         raise NotParsedError("unbalanced or too deep")
     if re.search(r"\\(?:gcd|lcm|operatorname|det|Gamma|gamma\s*\()", latex):
         raise NotParsedError("a function that the parser would compute")

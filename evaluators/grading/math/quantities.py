@@ -198,9 +198,9 @@ class Number:
 
 POWER = r"(?:\^\{?-?\d\}?)?"
 NUMERIC = r"-?(?:\d|\\frac|\\sqrt|\\pi|\\cdot|[{}.^()+/\s-])+"
-_DECIMAL = re.compile(r"(-?)(\d*)(?:\.(\d*))?")
+_DECIMAL = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
 _SCIENTIFIC = re.compile(r"(-?(?:\d+(?:\.\d+)?\\cdot ?)?)10\^\{?\(?(-?\d{1,4})\)?\}?")
-_FRACTION = re.compile(r"(-?)(\d*)(?:\\frac\{(-?)(\d+)\}\{(-?)(\d+)\}|(?<=\d)/(-?)(\d+))")
+_FRACTION = re.compile(r"(-?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?\d+)/(-?\d+)")
 
 
 @lru_cache(maxsize=8192)
@@ -211,50 +211,31 @@ def number(latex: str) -> Number | None:
         latex = latex[1:-1]
     if not latex or len(latex) > 3000:
         return None
-    decimal = _DECIMAL.fullmatch(latex)
-    if decimal and (decimal[2] or decimal[3]):
-        return _decimal(*decimal.groups(default=""), pointed=decimal[3] is not None)
+    if _DECIMAL.fullmatch(latex):
+        return _decimal(latex)
     scientific = _SCIENTIFIC.fullmatch(latex)
     if scientific:
         front = re.sub(r"\\cdot ?", "", scientific[1])
-        base = number(front) if front not in ("", "-") else Number(Fraction(-1 if front else 1))
-        assert base is not None
-        value = base.value * Fraction(10) ** int(scientific[2])
-        return replace(base, value=value, scientific=True, decimals=base.decimals)
+        base = _decimal(front if front.strip("-") else f"{front}1")
+        return replace(base, value=base.value * Fraction(10) ** int(scientific[2]), scientific=True)
     fraction = _FRACTION.fullmatch(latex)
     return _fraction(fraction) if fraction else None
 
 
-def _decimal(sign: str, whole: str, behind: str, *, pointed: bool) -> Number:
-    value = _fraction_of(whole + behind) / Fraction(10) ** len(behind)
-    digits = len((whole + behind).lstrip("0"))
-    value = -value if sign else value
-    if not pointed or not behind.strip("0"):
-        return Number(value, digits=digits)  # 27.0 is the integer 27
-    return Number(value, len(behind), digits)
-
-
-def _fraction_of(digits: str) -> Fraction:
+def _decimal(text: str) -> Number:
     # Python refuses to read more than 4300 digits, by design; so do we, below that.
-    return Fraction(int(digits or "0"))
+    whole, _, behind = text.lstrip("-").partition(".")
+    digits = len((whole + behind).lstrip("0"))
+    return Number(Fraction(text), len(behind) if behind.strip("0") else None, digits)
 
 
 def _fraction(match: re.Match[str]) -> Number | None:
-    sign, whole, top_sign, top, bottom_sign, bottom, slash_sign, slash = match.groups()
-    if slash is not None:
-        numerator, denominator = int(whole), int(slash)
-        negative = bool(sign) != bool(slash_sign)
-        mixed = 0
-    else:
-        numerator, denominator = int(top), int(bottom)
-        negative = bool(sign) ^ bool(top_sign) ^ bool(bottom_sign)
-        mixed = int(whole) if whole else 0
-        if whole and (top_sign or bottom_sign):
-            return None
-    if denominator == 0:
+    sign, mixed, *parts = match.groups()
+    top, bottom = (int(part) for part in parts if part is not None)
+    if bottom == 0 or (mixed and min(top, bottom) < 0):
         return None
-    value = mixed + Fraction(numerator, denominator)
-    return Number(-value if negative else value)
+    value = int(mixed or 0) + Fraction(top, bottom)
+    return Number(-value if sign else value)
 
 
 def without_unit_letter(scalar: Scalar) -> Scalar | None:
