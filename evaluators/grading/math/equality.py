@@ -45,6 +45,23 @@ from deft.evaluators.grading.math.words import DATE, NEGATIONS, is_name, plain_w
 
 MAX_UNORDERED = 60
 """Items that are matched in any order; more must be in the gold answer's order."""
+_LETTER_WITH_VALUE = re.compile(r"\s*(?:\\text\{)?\(?([A-F])[.):]\}?\s+\S")
+_SENTENCE = re.compile(
+    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? "
+    r"|the )?[a-zA-Z -]+?)\.?\s*\}?",
+)
+_FOR_ALL = re.compile(
+    r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
+)
+_BETWEEN = r"(?:,|\\q?quad|\\[,; ]|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
+_DOMAIN = re.compile(
+    rf"(?:\s|{_BETWEEN}){{1,8}}[a-z] *\\in *\\mathbb *\{{?[NZ]\}}?(?:\^\+)?[\s$)]*$"
+    rf"|\s*{_BETWEEN}(?:\s|{_BETWEEN}){{0,8}}[nkm] *(?:\\geq?|>|≥) *-?\d[\s$)]*$"
+)
+_ABBREVIATION = re.compile("[A-Z]{2,}")
+_IDENTITY = re.compile(r"(.*?)(?:\\cdot ?)?I(?:_\{?\d\}?)?")
+_UNIT_VECTORS = ("i", "j", "k")
+_OTHERWISE = Words("otherwise")
 
 
 def same_answer(gold: str, answer: str) -> bool:
@@ -90,9 +107,6 @@ def _spellings(gold: str, answer: str) -> Iterator[str]:
         yield r"\text{neither}"
 
 
-_LETTER_WITH_VALUE = re.compile(r"\s*(?:\\text\{)?\(?([A-F])[.):]\}?\s+\S")
-
-
 def _with_all_signs(answer: str) -> str:
     first, *rest = answer.split(r"\pm")[:5]
     signs = itertools.product("+-", repeat=len(rest))
@@ -100,20 +114,6 @@ def _with_all_signs(answer: str) -> str:
         first + "".join(f"{sign}{piece}" for sign, piece in zip(row, rest, strict=True))
         for row in signs
     )
-
-
-_SENTENCE = re.compile(
-    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? "
-    r"|the )?[a-zA-Z -]+?)\.?\s*\}?",
-)
-_FOR_ALL = re.compile(
-    r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
-)
-_BETWEEN = r"(?:,|\\q?quad|\\[,; ]|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
-_DOMAIN = re.compile(
-    rf"(?:\s|{_BETWEEN}){{1,8}}[a-z] *\\in *\\mathbb *\{{?[NZ]\}}?(?:\^\+)?[\s$)]*$"
-    rf"|\s*{_BETWEEN}(?:\s|{_BETWEEN}){{0,8}}[nkm] *(?:\\geq?|>|≥) *-?\d[\s$)]*$"
-)
 
 
 def _is_decimal_comma(node: Node, text: str) -> bool:
@@ -254,9 +254,6 @@ def _same_name(left: str, right: str) -> bool:
     return False
 
 
-_ABBREVIATION = re.compile("[A-Z]{2,}")
-
-
 def _same_equations(gold: Relation, answer: Relation) -> bool:
     if len(gold.sides) != 2 or len(answer.sides) != 2:
         return False
@@ -322,9 +319,6 @@ def _side(relation: Relation, index: int) -> str:
     if not isinstance(node, Scalar):
         raise NotParsedError("not a scalar")
     return expression_text(node.latex)
-
-
-# --- lists, tuples, matrices
 
 
 def _same_groups(gold: Node, answer: Node) -> bool:
@@ -427,9 +421,6 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
     )
 
 
-_IDENTITY = re.compile(r"(.*?)(?:\\cdot ?)?I(?:_\{?\d\}?)?")
-
-
 def _as_identity(node: Node, size: int) -> Matrix | None:
     """Read ``I``, ``I_2`` or ``2I`` as a matrix."""
     match = _IDENTITY.fullmatch(node.latex) if isinstance(node, Scalar) else None
@@ -440,9 +431,6 @@ def _as_identity(node: Node, size: int) -> Matrix | None:
         tuple(tuple(Scalar(factor if i == j else "0") for j in range(size)) for i in range(size)),
         determinant=False,
     )
-
-
-_UNIT_VECTORS = ("i", "j", "k")
 
 
 def _in_unit_vectors(scalar: Scalar) -> Group | None:
@@ -475,14 +463,8 @@ def _same_piece(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
     return same(gold[0], answer[0]) and (same(*conditions) or _OTHERWISE in conditions)
 
 
-_OTHERWISE = Words("otherwise")
-
-
 def _cells(matrix: Matrix) -> list[Node]:
     return [cell for row in matrix.rows for cell in row]
-
-
-# --- choices, ratios
 
 
 def _same_choice(gold: Choice, answer: Node) -> bool:

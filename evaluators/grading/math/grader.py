@@ -19,6 +19,13 @@ from deft.evaluators.grading.math.reading import readings
 from deft.evaluators.grading.responses import answer_part, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
+_OPENING_NUMBER = re.compile(r"\s*(-?\d[\d.,]*)\s*\n\s*\n")
+"""A number that stands alone ahead of what was cut off."""
+_SAID_IN_WORDS = (Scalar(r"\emptyset"), Scalar(r"\infty"), Scalar(r"\mathbb{R}"))
+_LETTER = re.compile(r"(?:\\text\{)?\(?[A-F]\)?\}?")
+_DOUBT = re.compile(r"[\s$}*.)\\\]]*(?:\?|(?:wait|hmm|hold on|but maybe)\b)", re.IGNORECASE)
+_PERCENT = re.compile(r"percent|per cent|\\?%", re.IGNORECASE)
+
 
 def grade(record: Mapping[str, Any]) -> Grade:
     """Grade ``response`` against ``gold``.
@@ -49,20 +56,10 @@ def grade(record: Mapping[str, Any]) -> Grade:
     return Grade(Verdict.correct if correct else Verdict.wrong, final.text.strip())
 
 
-_OPENING_NUMBER = re.compile(r"\s*(-?\d[\d.,]*)\s*\n\s*\n")
-"""A number that stands alone ahead of what was cut off."""
-_SAID_IN_WORDS = (Scalar(r"\emptyset"), Scalar(r"\infty"), Scalar(r"\mathbb{R}"))
-_LETTER = re.compile(r"(?:\\text\{)?\(?[A-F]\)?\}?")
-_DOUBT = re.compile(r"[\s$}*.)\\\]]*(?:\?|(?:wait|hmm|hold on|but maybe)\b)", re.IGNORECASE)
-
-
 def _is_doubted(response: str, answer: str) -> bool:
     """Check whether a response that was cut off was about to change its answer."""
     place = response.rfind(answer)
     return place >= 0 and _DOUBT.match(response, place + len(answer)) is not None
-
-
-_PERCENT = re.compile(r"percent|per cent|\\?%", re.IGNORECASE)
 
 
 def _asks_for_percent(record: Mapping[str, Any], answer: str) -> bool:

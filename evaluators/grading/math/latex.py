@@ -113,8 +113,6 @@ _REPEATING = re.compile(
 _CONTINUED = re.compile(
     r"(?<![\d.])(\d*)\.(\d{0,10}?)(?:(?:(\d)\3{2,15})|(\d{2,6})\4{1,15})\s*\\ldots"
 )
-
-
 _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -159,6 +157,17 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
     ]
 ]  # fmt: skip
 """Notations that occur seldom, brought to the common one before anything else is done."""
+_VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
+_GROUP = r"\{[^{}]*\}"
+for _ in range(4):  # braces within braces
+    _GROUP = rf"\{{[^{{}}]*(?:{_GROUP}[^{{}}]*)*\}}"
+_BARE = rf"(\\sqrt\s*{_GROUP}|\\[a-zA-Z]+|[^\s{{}}\\])"
+_TOP = re.compile(rf"\\(frac|binom)(?![a-zA-Z])\s*{_BARE}")
+_BOTTOM = re.compile(rf"(\\(?:frac|binom)\s*{_GROUP})\s*{_BARE}")
+_ROOT = re.compile(
+    r"\\sqrt(?![a-zA-Z])\s*(\[[^\[\]]*\])?\s*(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\)"
+    rf"|(\\(?:frac|binom)\s*{_GROUP}\s*{_GROUP}|\d+|\\[a-zA-Z]+|[^\s{{}}\[(\\]))"
+)
 
 
 def normalize_latex(text: str, *, thousands: bool = True) -> str:
@@ -197,9 +206,6 @@ def _plain_characters(text: str) -> str:
     text = _VULGAR_FRACTION.sub(_spelled_fraction, text).translate(_UNICODE)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text)
     return re.sub("[₀₁₂₃₄₅₆₇₈₉₋₊ₙ]+", lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}", text)
-
-
-_VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
 
 
 def _spelled_fraction(match: re.Match[str]) -> str:
@@ -301,18 +307,6 @@ def _repeating_fraction(match: re.Match[str]) -> str:
     nines = (10 ** len(tail) - 1) * 10 ** len(head)
     numerator = int(f"{whole or 0}{head}{tail}") - int(f"{whole or 0}{head}" or 0)
     return rf"\frac{{{numerator}}}{{{nines}}}"
-
-
-_GROUP = r"\{[^{}]*\}"
-for _ in range(4):  # braces within braces
-    _GROUP = rf"\{{[^{{}}]*(?:{_GROUP}[^{{}}]*)*\}}"
-_BARE = rf"(\\sqrt\s*{_GROUP}|\\[a-zA-Z]+|[^\s{{}}\\])"
-_TOP = re.compile(rf"\\(frac|binom)(?![a-zA-Z])\s*{_BARE}")
-_BOTTOM = re.compile(rf"(\\(?:frac|binom)\s*{_GROUP})\s*{_BARE}")
-_ROOT = re.compile(
-    r"\\sqrt(?![a-zA-Z])\s*(\[[^\[\]]*\])?\s*(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\)"
-    rf"|(\\(?:frac|binom)\s*{_GROUP}\s*{_GROUP}|\d+|\\[a-zA-Z]+|[^\s{{}}\[(\\]))"
-)
 
 
 def _roots_and_fractions(text: str) -> str:

@@ -45,8 +45,6 @@ _ONES_TEXT = (
 )
 _TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
 _ONES, _TENS = _ONES_TEXT.split(), _TENS_TEXT.split()
-
-
 SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
@@ -54,6 +52,21 @@ _PARTS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
     "eighth": 8, "ninth": 9, "tenth": 10,
 }  # fmt: skip
+_SIZES = {
+    "length": {"mm": 1, "cm": 10, "m": 1000, "km": 10**6},
+    "imperial length": {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
+    "time": {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800},
+    "mass": {"mg": 1, "g": 1000, "kg": 10**6},
+    "imperial mass": {"oz": 1, "lb": 16},
+    "volume": {"mL": 1, "L": 1000},
+    "money": {"cent": 1, "dollar": 100},
+}
+_DIMENSION = {unit: (kind, size) for kind, sizes in _SIZES.items() for unit, size in sizes.items()}
+POWER = r"(?:\^\{?-?\d\}?)?"
+NUMERIC = r"-?(?:\d|\\frac|\\sqrt|\\pi|\\cdot|[{}.^()+/\s-])+"
+_DECIMAL = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
+_SCIENTIFIC = re.compile(r"(-?(?:\d+(?:\.\d+)?\\cdot ?)?)10\^\{?\(?(-?\d{1,4})\)?\}?")
+_FRACTION = re.compile(r"(-?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?\d+)/(-?\d+)")
 
 
 def number_word(words: str) -> Fraction | None:
@@ -129,18 +142,6 @@ def compatible(left: str, right: str) -> bool:
     return set(first) <= set(second) or set(second) <= set(first)
 
 
-_SIZES = {
-    "length": {"mm": 1, "cm": 10, "m": 1000, "km": 10**6},
-    "imperial length": {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
-    "time": {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800},
-    "mass": {"mg": 1, "g": 1000, "kg": 10**6},
-    "imperial mass": {"oz": 1, "lb": 16},
-    "volume": {"mL": 1, "L": 1000},
-    "money": {"cent": 1, "dollar": 100},
-}
-_DIMENSION = {unit: (kind, size) for kind, sizes in _SIZES.items() for unit, size in sizes.items()}
-
-
 def conversion(unit: str, target: str) -> Fraction | None:
     """Return the factor from one unit to another of the same kind: 1/1000 from g to kg."""
     if unit == target:
@@ -194,13 +195,6 @@ class Number:
     digits: int = 0
     """Significant digits, of decimals only."""
     scientific: bool = False
-
-
-POWER = r"(?:\^\{?-?\d\}?)?"
-NUMERIC = r"-?(?:\d|\\frac|\\sqrt|\\pi|\\cdot|[{}.^()+/\s-])+"
-_DECIMAL = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
-_SCIENTIFIC = re.compile(r"(-?(?:\d+(?:\.\d+)?\\cdot ?)?)10\^\{?\(?(-?\d{1,4})\)?\}?")
-_FRACTION = re.compile(r"(-?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?\d+)/(-?\d+)")
 
 
 @lru_cache(maxsize=8192)

@@ -26,7 +26,7 @@ from deft.evaluators.grading.math.quantities import number
 from deft.evaluators.grading.math.scalars import expression_text, latex_key, same_scalars
 from deft.evaluators.grading.math.words import is_name
 
-# --- sets of real numbers
+_MINUS, _PLUS = Scalar(r"-\infty"), Scalar(r"\infty")
 
 
 def as_real_sets(gold: Node, answer: Node) -> tuple[list[RealInterval], list[RealInterval]] | None:
@@ -77,9 +77,6 @@ def _is_point_like(node: Node) -> bool:
 
 def _is_interval(node: Node) -> bool:
     return isinstance(node, Group) and node.kind[0] in "([" and len(node.items) == 2
-
-
-_MINUS, _PLUS = Scalar(r"-\infty"), Scalar(r"\infty")
 
 
 def intervals_of(node: Node) -> list[RealInterval] | None:

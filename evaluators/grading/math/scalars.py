@@ -22,7 +22,10 @@ from deft.evaluators.grading.math.quantities import (
     without_unit_letter,
 )
 
-# --- numbers and expressions
+_MIXED = re.compile(r"(?<![\d.}])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
+BARE_LOG = re.compile(r"\\log(?![_a-zA-Z])")
+_RATE_OF_CHANGE = re.compile(r"\\frac\{d ?(\\?[a-zA-Z]+) ?\}\{d ?([a-z])\}")
+_DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
 
 
 def same_scalars(gold: Scalar, answer: Scalar) -> bool:
@@ -145,9 +148,6 @@ def latex_key(latex: str) -> str:
     return re.sub(r"[ ]|\\cdot", "", latex).replace(r"\infty", "∞").replace("+∞", "∞")
 
 
-_MIXED = re.compile(r"(?<![\d.}])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
-
-
 def _mixed_number(match: re.Match[str]) -> str:
     whole, top, bottom = map(int, match.groups())
     return rf"\frac{{{whole * bottom + top}}}{{{bottom}}}" if top < bottom else match.group()
@@ -202,11 +202,6 @@ def _is_rounded_value(gold: Number, answer: object) -> bool:
     # Through text, since a binary float would move the value to the other side of a tie.
     exact = Fraction(mpmath.nstr(computed.real, 30, min_fixed=-5, max_fixed=25))
     return _rounds_to(gold, exact)
-
-
-BARE_LOG = re.compile(r"\\log(?![_a-zA-Z])")
-_RATE_OF_CHANGE = re.compile(r"\\frac\{d ?(\\?[a-zA-Z]+) ?\}\{d ?([a-z])\}")
-_DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
 
 
 def expression_text(latex: str) -> str:
