@@ -39,7 +39,7 @@ from deft.evaluators.grading.math.nodes import (
     pair_off,
 )
 from deft.evaluators.grading.math.reading import readings
-from deft.evaluators.grading.math.real_sets import as_real_sets, same_real_sets
+from deft.evaluators.grading.math.real_sets import same_real_sets
 from deft.evaluators.grading.math.scalars import expression_text, same_scalars
 from deft.evaluators.grading.math.words import DATE, NEGATIONS, is_name, plain_words
 
@@ -126,9 +126,9 @@ def same(gold: Node, answer: Node) -> bool:
     if gold == answer:
         return True
     # Sets come first: an inequality is a relation, a list and a set at once.
-    sets = as_real_sets(gold, answer)
+    sets = same_real_sets(gold, answer)
     if sets is not None:
-        return same_real_sets(*sets)
+        return sets
     match gold, answer:
         case Relation(), Relation():
             return _same_relations(gold, answer)
@@ -225,13 +225,10 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
 
 
 def _same_relations(gold: Relation, answer: Relation) -> bool:
-    # As products, MR = SRMC and AR = SRMC could be solved for each other.
     if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
-        return _same_equations(gold, answer)
+        return sorted(gold.names) == sorted(answer.names)  # MR = MC is no product of letters
     if _is_assignment(gold) and _is_assignment(answer):
-        left, right = gold.names[0], answer.names[0]
-        renamed = left != right and len(left) == len(right) == 1
-        if _same_name(left, right) and not renamed:
+        if _same_name(gold.names[0], answer.names[0]):
             values = _stated_values(answer, gold.sides[-1])
             if any(same(gold.sides[-1], value) for value in values):
                 return True
@@ -247,18 +244,16 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
 
 
 def _same_name(left: str, right: str) -> bool:
-    if left == right or len(left) > 1 or len(right) > 1:
-        bare_left, bare_right = (re.sub(r"\(.*\)|[{}\\_ ]", "", name) for name in (left, right))
-        both_short = len(bare_left) == len(bare_right) == 1
-        return not both_short or bare_left.lower() == bare_right.lower() or "(" in left + right
-    return False
+    if len(left) == len(right) == 1:
+        return left == right
+    bare_left, bare_right = (re.sub(r"\(.*\)|[{}\\_ ]", "", name) for name in (left, right))
+    both_short = len(bare_left) == len(bare_right) == 1
+    return not both_short or bare_left.lower() == bare_right.lower() or "(" in left + right
 
 
 def _same_equations(gold: Relation, answer: Relation) -> bool:
     if len(gold.sides) != 2 or len(answer.sides) != 2:
         return False
-    if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
-        return sorted(gold.names) == sorted(answer.names)  # MR = MC is no product of letters
     return _factor(gold, answer) is not None or _solves(answer, gold) or _solves(gold, answer)
 
 
@@ -322,53 +317,38 @@ def _side(relation: Relation, index: int) -> str:
 
 
 def _same_groups(gold: Node, answer: Node) -> bool:
-    left, right = _named_items(gold), _named_items(answer)
-    if left is None or right is None:
-        left_group = gold if isinstance(gold, Group) else Group("list", (gold,))
-        right_group = answer if isinstance(answer, Group) else Group("list", (answer,))
-        return _same_plain_groups(left_group, right_group)
-    (left_group, left_names), (right_group, right_names) = left, right
+    (left, left_names), (right, right_names) = _named_items(gold), _named_items(answer)
     # Named coordinates are matched by name, whatever order they stand in.
     if left_names and right_names:
         if set(left_names) == set(right_names) and len(set(left_names)) == len(left_names):
             order = [right_names.index(name) for name in left_names]
-            return all(map(same, left_group.items, (right_group.items[i] for i in order)))
-        if len(set(left_names)) > 1 or len(set(right_names)) > 1:
+            return all(map(same, left.items, (right.items[i] for i in order)))
+        if max(len(set(left_names)), len(set(right_names))) > 1:
             return False
     elif len(set(left_names or right_names)) > 1:
         # x = 1, y = 2 is an ordered pair, and so is y = 2, x = 1.
-        left_items, right_items = (
-            _by_name(left_group, left_names),
-            _by_name(right_group, right_names),
-        )
-        return len(left_items) == len(right_items) and all(map(same, left_items, right_items))
-    return _same_plain_groups(left_group, right_group)
+        items = _by_name(left, left_names), _by_name(right, right_names)
+        return len(items[0]) == len(items[1]) and all(map(same, *items))
+    return _same_plain_groups(left, right)
 
 
 def _by_name(group: Group, names: list[str]) -> Sequence[Node]:
-    if not all(len(name) == 1 for name in names):
+    if max(map(len, names), default=2) > 1:
         return group.items
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return [group.items[i] for i in order] or group.items
+    return [group.items[i] for i in sorted(range(len(names)), key=names.__getitem__)]
 
 
-def _named_items(node: Node) -> tuple[Group, list[str]] | None:
+def _named_items(node: Node) -> tuple[Group, list[str]]:
     """Return the values and names of a list of assignments; other groups as they are."""
-    if isinstance(node, Relation) and _is_assignment(node):
-        node = Group("list", (node,))
     if not isinstance(node, Group):
         return Group("list", (node,)), []
-    if (
-        node.kind == "list"
-        and node.items
-        and all(isinstance(item, Relation) and _is_assignment(item) for item in node.items)
-    ):
-        relations = [item for item in node.items if isinstance(item, Relation)]
-        names = [relation.names[0] for relation in relations]
-        numbered = len({re.sub(r"_\{?\d\}?", "", name) for name in names}) == 1
-        values = Group("list", tuple(relation.sides[-1] for relation in relations))
-        return values, [names[0]] * len(names) if numbered else names
-    return node, []
+    assigned = [item for item in node.items if isinstance(item, Relation) and _is_assignment(item)]
+    if node.kind != "list" or not assigned or len(assigned) < len(node.items):
+        return node, []
+    names = [relation.names[0] for relation in assigned]
+    numbered = len({re.sub(r"_\{?\d\}?", "", name) for name in names}) == 1
+    values = Group("list", tuple(relation.sides[-1] for relation in assigned))
+    return values, [names[0]] * len(names) if numbered else names
 
 
 def _same_plain_groups(gold: Group, answer: Group) -> bool:
@@ -503,8 +483,6 @@ def _same_time(gold: Clock, answer: Clock) -> bool:
 def _same_ratios(gold: Ratio, answer: Ratio) -> bool:
     if len(gold.items) != len(answer.items):
         return False
-    if len(gold.items) == 2:
-        return same_scalars(quotient(gold.items), quotient(answer.items))
     return all(
         same_scalars(quotient((gold.items[0], left)), quotient((answer.items[0], right)))
         for left, right in zip(gold.items[1:], answer.items[1:], strict=True)

@@ -195,6 +195,8 @@ class Number:
     digits: int = 0
     """Significant digits, of decimals only."""
     scientific: bool = False
+    place: Fraction = Fraction(1)
+    """What one in the last digit is worth."""
 
 
 @lru_cache(maxsize=8192)
@@ -211,7 +213,8 @@ def number(latex: str) -> Number | None:
     if scientific:
         front = re.sub(r"\\cdot ?", "", scientific[1])
         base = _decimal(front if front.strip("-") else f"{front}1")
-        return replace(base, value=base.value * Fraction(10) ** int(scientific[2]), scientific=True)
+        power = Fraction(10) ** int(scientific[2])
+        return replace(base, value=base.value * power, place=base.place * power, scientific=True)
     fraction = _FRACTION.fullmatch(latex)
     return _fraction(fraction) if fraction else None
 
@@ -220,7 +223,8 @@ def _decimal(text: str) -> Number:
     # Python refuses to read more than 4300 digits, by design; so do we, below that.
     whole, _, behind = text.lstrip("-").partition(".")
     digits = len((whole + behind).lstrip("0"))
-    return Number(Fraction(text), len(behind) if behind.strip("0") else None, digits)
+    decimals = len(behind) if behind.strip("0") else None
+    return Number(Fraction(text), decimals, digits, place=Fraction(1, 10 ** len(behind)))
 
 
 def _fraction(match: re.Match[str]) -> Number | None:

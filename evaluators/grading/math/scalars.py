@@ -122,22 +122,16 @@ def _same_latex(gold: str, answer: str) -> bool:
     if max(len(gold), len(answer)) > expressions.MAX_LENGTH:
         return False
     try:
-        parsed_gold = expressions.parse(expression_text(gold))
         parsed_answer = expressions.parse(expression_text(answer))
-        if expressions.equal(parsed_gold, parsed_answer):
-            return True
-        # The grammar reads 22\frac13\pi as a product; people mean 22 1/3 times π.
-        mixed = [_MIXED.sub(_mixed_number, side) for side in (gold, answer)]
-        if mixed != [gold, answer] and expressions.equal(
-            *(expressions.parse(expression_text(side)) for side in mixed)
-        ):
-            return True
-        if BARE_LOG.search(gold + answer):  # some mean the common logarithm
-            common = [
-                expressions.parse(expression_text(BARE_LOG.sub(r"\\log_{10}", side)))
-                for side in (gold, answer)
-            ]
-            if expressions.equal(*common):
+        # The grammar reads 22\frac13\pi as a product; people mean 22 1/3 times π, and some by
+        # \log the common logarithm.
+        spellings = [
+            (gold, answer),
+            (_MIXED.sub(_mixed_number, gold), _MIXED.sub(_mixed_number, answer)),
+            (BARE_LOG.sub(r"\\log_{10}", gold), BARE_LOG.sub(r"\\log_{10}", answer)),
+        ]
+        for pair in dict.fromkeys(spellings):
+            if expressions.equal(*(expressions.parse(expression_text(side)) for side in pair)):
                 return True
     except NotParsedError:
         return False
@@ -174,20 +168,7 @@ def _was_rounded(gold: Number) -> bool:
 
 
 def _rounds_to(gold: Number, exact: Fraction) -> bool:
-    return abs(exact - gold.value) <= _unit_in_last_place(gold) / 2
-
-
-def _unit_in_last_place(gold: Number) -> Fraction:
-    # Behind a decimal point the digits say how far the number was rounded;
-    if not gold.scientific:
-        return Fraction(1, 10 ** (gold.decimals or 0))
-    digits = max(gold.digits, 1)
-    magnitude = (
-        len(str(abs(gold.value.numerator) // gold.value.denominator))
-        if abs(gold.value) >= 1
-        else (1 - len(str(int(1 / abs(gold.value)))))
-    )
-    return Fraction(10) ** (magnitude - digits)
+    return abs(exact - gold.value) <= gold.place / 2
 
 
 def _is_rounded_value(gold: Number, answer: object) -> bool:
