@@ -1,10 +1,7 @@
 """Grading multiple choice: which option does a response name as its final answer, if any?
 
-The last explicit statement decides: a box, "the answer is …", "**Answer: (B) …**", "option B is
-correct", a correction ("wait, it is C"). Without one, a response whose last or first line is
-nothing but an option has answered too; last of all, one that settles on an option in free prose
-(`prose`). A discussion of options is no answer, nor are two options at once, a letter that
-is not among the options, or a refusal: the verdict is then ``no_answer``, never a guess.
+The last explicit statement decides, else a line that is an option, else what free prose settles on
+(`prose`). Where none of them names one option the verdict is ``no_answer``, never a guess.
 """
 
 from __future__ import annotations
@@ -496,8 +493,6 @@ class Chooser:
         folded_fragment = f" {folded(fragment)} "
         spans = []
         for letter, text in self.texts.items():
-            if not text:
-                continue
             if len(text) < 2 or text in ("all", "none", "both", "neither", "other", "any"):
                 continue  # in a sentence these mean something else
             if text in _ANSWER_WORDS:

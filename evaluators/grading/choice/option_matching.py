@@ -221,8 +221,6 @@ def _variants(
         if genus in genera:
             yield [genus]
     for at, word in enumerate(words):
-        if word not in text_words and word in joined:
-            yield [*words[:at], *joined[word], *words[at + 1 :]]
         if at and words[at - 1] + word in text_words:
             yield [*words[: at - 1], words[at - 1] + word, *words[at + 1 :]]
     if any(w in aliases for w in words):

@@ -141,8 +141,6 @@ def _settled(
     """
     differ = len({m.letter for m in strong}) > 1
     chosen = strong[0] if differ and strong[-1].sentence < end else strong[-1]
-    if any(m.sentence == chosen.sentence and m.letter != chosen.letter for m in strong):
-        return None
     repeated = [m for m in mentions if m.sentence > chosen.sentence and m.letter == chosen.letter]
     if any(m.standing == Standing.rejected for m in repeated) and not chosen.exception:
         return None

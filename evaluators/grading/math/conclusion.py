@@ -129,12 +129,10 @@ _HOW_MANY = re.compile(
     rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):[^=]*$",
     re.IGNORECASE,
 )
-_SYMBOL_SAID = re.compile(r"\b(?:is|are|equals)\s+\$([a-zA-Z]|\\[a-z]+)\$\W*$")
 _CORRECTED = re.compile(
     r"\b(?:is not|isn't|not)\s+[^;,.]{1,30}?[;,]?\s+((?:it's|it is|but(?: rather)?)\s.*)$",
     re.IGNORECASE,
 )
-_EXACTLY = re.compile(rf"\bapprox[^.]*?\bexactly\s+({NUMBER.pattern})", re.IGNORECASE)
 _COMPOUND = re.compile(
     r"\b\d+ (?:days?|h(?:ours?|rs?)?|min(?:utes?)?|feet|foot|dollars?|pounds?|meters?)(?:,? and"
     r"|,)? \d+ (?:h(?:ours?|rs?)?|min(?:utes?)?|s(?:ec(?:onds?)?)?|inch(?:es)?|cents?|ounces?"
@@ -359,9 +357,6 @@ def concluded_value(sentence: str) -> str | None:
     corrected = _CORRECTED.search(sentence)
     if corrected:
         sentence = corrected[1]
-    exact = _EXACTLY.search(sentence)
-    if exact:
-        return exact[1]
     compounds = list(_COMPOUND.finditer(sentence))
     if compounds and not NUMBER.search(sentence, compounds[-1].end()):
         return compounds[-1].group()
@@ -371,8 +366,6 @@ def concluded_value(sentence: str) -> str | None:
         before = re.sub(r",?\s*\b(?:so|and|then)$", "", sentence[: where.start()])
         sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
     formulas = [f for f in FORMULA.finditer(sentence) if not _NAME.fullmatch(formula_content(f))]
-    if not formulas and (symbol := _SYMBOL_SAID.search(sentence)):
-        return symbol[1]
     named = _number_behind(sentence, formulas[-1].end()) if formulas else None
     if named is not None:
         return named

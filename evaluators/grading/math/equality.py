@@ -1,17 +1,4 @@
-"""Whether two answers are the same, as a careful human would say.
-
-The rules, where people differ:
-
-- An exact gold answer demands an exact answer: 1.414 is not √2, 0.333 is not 1/3. A decimal gold
-  answer of two or more decimals (or in scientific notation) was rounded by someone: more digits,
-  or the exact value, are the same if they round to it; fewer digits are not. 27.0 is 27.
-- A missing unit is forgiven, a contradicting one is not. 50 % is 1/2, and 50 where percent were
-  asked for; 0.5 is not 50. A numeral in another base must name it.
-- The order of solutions and of set elements is free, that of coordinates is not; open and closed
-  ends differ; a bare ``1, 2`` may stand for a pair or a set, a set not for a pair.
-- Variables are case sensitive and not interchangeable. ``y = 2x + 1`` may be given as ``2x + 1``;
-  equations are equal if they are multiples of each other.
-"""
+"""Whether two answers are the same, as a careful human would say."""
 
 from __future__ import annotations
 

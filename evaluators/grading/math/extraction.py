@@ -1,17 +1,6 @@
-"""Finding the final answer in the response to a mathematical problem.
-
-In this order:
-
-1. The last box (``\\boxed``, ``\\fbox``, ``\\framebox``). Boxes that only a comma, "and" or "or"
-   separates are one answer; so are the last n boxes where the gold answer has n parts.
-2. The last statement that names itself the answer ("the answer is …", "Answer: …", "#### …",
-   "final answer is $…$. I hope it is correct"), which also wins over a box further up.
-3. The conclusion: the last formula or number of the last line, if that line is nothing else, or
-   is a sentence that concludes ("so x = 5", "There are 12 ways."); the items of a closing list of
-   solutions; where the gold answer is a word, what stands in bold or behind the last "is".
+"""Finding the final answer: the last box, else the last statement of it, else the conclusion.
 
 Where a response goes on to a next problem of its own, only what stands before that counts.
-A response that was cut off has a final answer only by 1 or 2, in full.
 """
 
 from __future__ import annotations

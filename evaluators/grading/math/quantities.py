@@ -123,8 +123,6 @@ def canonical_unit(words: str) -> str:
         else:
             result.append((_CANONICAL.get(part) or _CANONICAL.get(low) or _singular(low)) + power)
             power = ""
-    if power:
-        result.append(f"unit{power}")
     return " ".join(result).replace(" / ", "/").replace(" ^", "^")
 
 
@@ -132,8 +130,6 @@ def compatible(left: str, right: str) -> bool:
     """Check that two canonical units do not contradict each other."""
     if not left or not right or left == right:
         return True
-    if "unit" in left and "unit" in right:
-        return _power(left) == _power(right)
     first, second = left.split(), right.split()
     units = set(_SPELLINGS)
     if any(re.split(r"[\^/]", part)[0] in units for part in (*first, *second)):
@@ -166,11 +162,6 @@ def _size(unit: str) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
             dimensions[kind] = dimensions.get(kind, 0) + exponent
             size *= Fraction(scale) ** exponent
     return tuple(sorted(dimensions.items())), size
-
-
-def _power(unit: str) -> str:
-    match = re.search(r"\^(-?\d)", unit)
-    return match[1] if match else "1"
 
 
 def _tokens(words: str) -> list[str]:
