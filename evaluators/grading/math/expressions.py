@@ -146,7 +146,7 @@ def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
     try:
         with mpmath.workdps(DIGITS):
             for trial in range(POINTS):
-                point = _point(names, trial, whole=False)
+                point = _point(names, trial)
                 below = MpmathInterpreter(point).value(gold)
                 above = MpmathInterpreter(point).value(answer)
                 # Where one side vanishes identically there is no factor to speak of.
@@ -183,32 +183,30 @@ def _agree(gold: sympy.Expr, answer: sympy.Expr, aliases: Mapping[str, mpmath.mp
     names = (symbols_of(gold) | symbols_of(answer)) - set(aliases)
     if not names:
         return _same_at(aliases, gold, answer)
-    if gold.has(*_STEPPED) or answer.has(*_STEPPED):
-        return _agree_on_integers(names, gold, answer, aliases)
     # |x| and x agree at all positive points.
     signed = gold.has(sympy.Abs) or answer.has(sympy.Abs)
     # Factorials and binomials of fractions may have no value: integers are the second try.
-    for whole in (False, True):
-        try:
-            return all(
-                _same_at({**aliases, **_point(names, trial, whole, signed)}, gold, answer)
-                for trial in range(POINTS)
-            )
-        except TooLargeError:
-            raise
-        except NotComputedError:
-            if whole:
+    tries = [[_point(names, trial, whole, signed) for trial in range(POINTS)] for whole in (0, 1)]
+    if gold.has(*_STEPPED) or answer.has(*_STEPPED):
+        tries = [_points_of_steps(names)]
+    for points in tries:
+        computed = 0
+        for point in points:
+            try:
+                if not _same_at({**aliases, **point}, gold, answer):
+                    return False
+                computed += 1
+            except TooLargeError:
                 raise
-    raise AssertionError
+            except NotComputedError:
+                continue  # a pole
+        if computed >= POINTS:
+            return True
+    raise NotComputedError("hardly anywhere defined")
 
 
-def _agree_on_integers(
-    names: frozenset[str],
-    gold: sympy.Expr,
-    answer: sympy.Expr,
-    aliases: Mapping[str, mpmath.mpc],
-) -> bool:
-    """Compare functions with steps where their variables live.
+def _points_of_steps(names: frozenset[str]) -> list[dict[str, mpmath.mpc]]:
+    """Return points at which floors, ceilings and remainders are compared.
 
     Two of them may agree at most integers and differ at one in ten, so that many are tried:
     all the first ones, of both parities, and large ones. Letters that usually stand for real
@@ -224,24 +222,12 @@ def _agree_on_integers(
         }
         points.append({name: mpmath.mpc(number) for name, number in whole.items()})
     if not names <= set("abcdijklmnpqrsuvwMNK"):
-        points += [_point(names, trial, whole=False) for trial in range(POINTS)]
-    computed = 0
-    for point in points:
-        try:
-            if not _same_at({**aliases, **point}, gold, answer):
-                return False
-            computed += 1
-        except TooLargeError:
-            raise
-        except NotComputedError:
-            continue  # a pole
-    if computed < POINTS:
-        raise NotComputedError("hardly anywhere defined")
-    return True
+        points += [_point(names, trial) for trial in range(POINTS)]
+    return points
 
 
 def _point(
-    names: frozenset[str], trial: int, whole: bool, signed: bool = False
+    names: frozenset[str], trial: int, whole: int = 0, signed: bool = False
 ) -> dict[str, mpmath.mpc]:
     # Positive, so that √(x²) is x, as everybody means it; negative too where |x| stands.
     point = {}

@@ -21,7 +21,7 @@ _CONSTANTS: dict[sympy.Basic, Callable[[], Any]] = {
 }
 
 
-class NotComputedError(ValueError):
+class NotComputedError(Exception):
     """The expression has no value that can be computed, or none of manageable size."""
 
 
@@ -46,9 +46,7 @@ class MpmathInterpreter:
         """
         try:
             number = self._value(expression)
-        except NotComputedError:
-            raise
-        except (ValueError, ZeroDivisionError, OverflowError, TypeError, RecursionError) as error:
+        except (ArithmeticError, ValueError, TypeError, RecursionError) as error:
             raise NotComputedError(str(expression.func)) from error
         except mpmath.NoConvergence as error:
             raise NotComputedError("no convergence") from error
