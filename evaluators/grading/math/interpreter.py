@@ -7,9 +7,11 @@ from typing import Any
 
 import mpmath
 import sympy
+from mpmath.libmp import NoConvergence
 
 DIGITS = 40
 """Digits computed of anything smaller."""
+_FAILURES = (ArithmeticError, ValueError, TypeError, RecursionError, NoConvergence)
 MAX_TERMS = 300
 """Terms of a sum or product that are computed one by one."""
 _CONSTANTS: dict[sympy.Basic, Callable[[], Any]] = {
@@ -46,10 +48,8 @@ class MpmathInterpreter:
         """
         try:
             number = self._value(expression)
-        except (ArithmeticError, ValueError, TypeError, RecursionError) as error:
+        except _FAILURES as error:
             raise NotComputedError(str(expression.func)) from error
-        except mpmath.NoConvergence as error:
-            raise NotComputedError("no convergence") from error
         if not mpmath.isfinite(number):
             raise NotComputedError("infinite")
         return number
