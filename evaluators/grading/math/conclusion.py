@@ -118,6 +118,7 @@ _TRAILING_REMARK = re.compile(
     r"|(?<=[\d$])\s*,?\s*(?:since|because)\b.*$|,\s+(?:bringing|with (?:each|every))\b.*$",
     re.IGNORECASE,
 )
+_RESTATED = re.compile(r"(?:,|\s[–—-]+)\s*i\.e\.,?\s+(\S[^;]*?)\.?$", re.IGNORECASE)
 _CONDITION = re.compile(
     r"^(?:[Ii]f|[Ww]hen|[Ss]ince|[Bb]ecause|[Aa]s)\b[^,;]{1,120},\s+(?!.*\bwould\b)"
 )
@@ -330,6 +331,9 @@ def without_asides(sentence: str) -> str:
     def outside(position: int) -> bool:
         return not any(start < position < end for start, end in formulas)
 
+    restated = _RESTATED.search(sentence)
+    if restated and re.search("[<>=≤≥]", restated[1]) and is_bare_value(restated[1]):
+        return restated[1]
     remark = next((m for m in _TRAILING_REMARK.finditer(sentence) if outside(m.start())), None)
     if remark:
         before = sentence[: remark.start()]

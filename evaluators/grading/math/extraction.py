@@ -68,6 +68,9 @@ _STATEMENT = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
+_CHECKING = re.compile(
+    r"\b(?:check|checking|verify|verifying|confirm|confirming)\b[^.\n]*$", re.IGNORECASE
+)
 _SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
 _LEAD = re.compile(
     r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|probably"
@@ -78,6 +81,12 @@ _LEAD = re.compile(
 _PROSE = re.compile(r"^\W*\d[\d.,]* [a-z]+ (?:for|to|of|from|who|that|with|if|when)\b")
 """A number at the beginning of a clause: ``14 boxes for 84 eggs``."""
 _METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
+_COMMENT = re.compile(
+    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from"
+    r"|by|using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
+    r"|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -193,7 +202,9 @@ def _is_single(content: str) -> bool:
 def _stated_answer(response: str, after: int) -> Found | None:
     """Return the answer of the last statement behind ``after`` that gives one."""
     for match in reversed(list(_STATEMENT.finditer(response, max(0, after - 1)))):
-        if match.start() < after:
+        if match.start() < after or _CHECKING.search(
+            response, max(0, match.start() - 40), match.start()
+        ):
             continue
         if match["hashes"] is not None:
             return Found(match["hashes"].strip(), explicit=True)
@@ -239,7 +250,7 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
         return joined_formulas(bare[inner.start() :]) if inner else number and number.group()
     if re.match(r"[-−+(\[{\\.\d√π∞±]|[a-zA-Z](?:\s*\([a-z]\))?\s*=|[A-Za-z]\s*[-+*/^<>]", bare):
         prose = _PROSE.search(bare) and not FORMULA.search(bare)
-        return (concluded_value(bare) if prose else None) or bare.replace("**", "")
+        return (concluded_value(bare) if prose else None) or _cut_comment(bare)
     inner = FORMULA.search(sentence)
     if inner:
         # "The largest $n$ is 34" and "the pair $(x, y)$ is $(7, 6)$" end in their value.
@@ -271,3 +282,8 @@ def _first_sentence(content: str) -> str:
         ):
             return content[: end.start()]
     return content
+
+
+def _cut_comment(text: str) -> str:
+    """Drop the remark behind a value: "42, because …"."""
+    return _COMMENT.sub("", text).replace("**", "").strip()
