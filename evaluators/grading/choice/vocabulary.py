@@ -63,6 +63,7 @@ _INTRAVENOUS = re.compile(
     r"(?:\bIV\b|\bi\.v\.)(?=\s+[a-z])"
 )
 """``IV`` that is no numeral."""
+_GOES = re.compile(r"\b(?:goes|go|went) (up|down)\b")
 OPPOSITE: dict[str, str] = {}
 DIRECTED = frozenset(("increase", "decrease"))
 
@@ -117,6 +118,7 @@ FILLER = frozenset(map(stem, _FILLER_TEXT.split()))
 
 def tokens_of(text: str) -> list[Token]:
     text = _INTRAVENOUS.sub("intravenous", re.sub(r"[-‐‑](?=\w)", " ", text))
+    text = _GOES.sub(lambda m: ("rises" if m[1] == "up" else "falls").ljust(len(m[0])), text)
     # The "A" of "vitamin A" is no article.
     return [
         Token("letter-a" if m.start() and m.group() == "A" else stem(m.group()), m.start(), m.end())

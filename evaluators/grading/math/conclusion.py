@@ -126,7 +126,8 @@ _THERE_ARE = re.compile(
     rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
 )
 _HOW_MANY = re.compile(
-    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):[^=]*$",
+    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+| \$[a-z]\$){{1,5}})"
+    r":[^=]*$",
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(
@@ -154,11 +155,14 @@ _COUNTED = re.compile(
 _MEASURE = re.compile(
     r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
     r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$"
-    r"|\b(?:ends?|starts?|begins?|finish(?:es)?|arrives?|leaves?|departs?|meet|closes?|opens?"
-    r"|returns?|lands?) (?:\w+ )?at\s+$",
+    r"|\b(?:end|start|begin|began|finish|arrive|leave|left|depart|meet|met|close|open|return|land)"
+    r"(?:s|es|ed|d)? (?:\w+ )?at\s+$",
     re.IGNORECASE,
 )
-_COMPARED = re.compile(r"\s*(?:\w+ )?(?:more|less|fewer|higher|lower|older|younger) than\b")
+_COMPARED = re.compile(
+    r"\s*(?:\w+ )?(?:(?:more|less|fewer|higher|lower|older|younger|later|earlier) than|after"
+    r"|before)\b"
+)
 """Behind a number that a comma sets off: ``350 points, 80 more than Bob``."""
 _UNIT_WORDS = re.compile(
     r"\s*((?:square |cubic )?(?:[a-zA-Z]{3,}|cm|mm|km|kg|mg|mL|ml|ft|m(?=/s))"
