@@ -209,7 +209,8 @@ _CUE = any_of(
     r"confirm\w*|strongly|diagnostic|expects?|reflects?|suitable|helps?|effective|required",
     r"needed|used to|treated with|is the|are the|ideal|appropriate|adequate|establish\w*",
     r"namely|i\.e|criteria for|doubt about|pathognomonic|belongs? to|calls for|favou?rs?",
-    r"(?:usual|common|expected) (?:in|for)|defines?|affected|involved|injured|compressed|damaged",
+    r"(?:usual|common|expected) (?:in|for)|(?:known|notorious|famous) for|defines?|affected"
+    r"|involved|injured|compressed|damaged",
     r"occluded|present|to blame|accounts? for|strong suspicion|suits?|locali[sz]es? to|goes with",
     r"speaks? for|hallmark|(?:seen|found|occurs) in|stems? from|comes? from|arises? from",
 )
@@ -341,7 +342,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         or (re.search(r"\bso\s+$", place.before) and not re.search(r"\w", place.behind))
     ):
         return Standing.concluded, False
-    if _CUE.search(clause) or place.is_complement:
+    if _CUE.search(clause) or place.is_complement or re.search(r"\bw(?:ill|ould) $", place.before):
         return Standing.suggested, False
     if re.search(r",\s*$", place.ahead) and _ENUMERATED.match(place.rest):
         return Standing.aside, False
