@@ -100,7 +100,7 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
             raise UserError(f"{file}: two cells are the same run: {twice}; leave one out")
         cells[cell.run], first[cell.run] = cell, combination
     if not cells:
-        raise UserError(f"{file}: exclude leaves no cell")
+        raise UserError(f"{file}: exclude: its rules leave no cell; remove one")
     engines = [cell.spec.evaluation.engine for cell in (*cells.values(), *models.values())]
     if any(engine != engines[0] for engine in engines):
         raise UserError(

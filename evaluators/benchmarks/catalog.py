@@ -55,5 +55,5 @@ def get_benchmark(name: str) -> Benchmark:
             f"benchmark {name!r} cannot be imported: {describe_import_error(error)}"
         ) from error
     if not isinstance(benchmark, Benchmark):
-        raise ValueError(f"benchmark {name!r} is no Benchmark: {benchmark!r:.80}")
+        raise ValueError(f"benchmark {name!r}: expected a Benchmark, got {benchmark!r:.80}")
     return benchmark

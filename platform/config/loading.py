@@ -106,7 +106,7 @@ def load_evaluation(
     spec = validate_spec(ModelEvaluationSpec, data, None, origins)
     heldout = spec.evaluation.heldout
     if not spec.evaluation.benchmarks and (heldout is None or heldout.file is None):
-        raise UserError("nothing to evaluate: give --benchmarks or --heldout")
+        raise UserError("nothing to evaluate; give --benchmarks or --heldout")
     return spec
 
 
@@ -115,7 +115,9 @@ def _trained_model(model: str, root: Path) -> dict[str, Any]:
     for run in (Path(model), root / model):
         if (run / "spec.json").is_file() or (run / "stages").is_dir():
             if not (run / "model").is_dir():
-                raise UserError(f"model: the run {run} has no trained model")
+                raise UserError(
+                    f"model: the run {run} has no trained model; run its command again first"
+                )
             with reading(run / "spec.json", "run the command of this run again"):
                 spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
                 style = spec.get("dataset", {}).get("prompt_style", "chat")
