@@ -68,4 +68,5 @@ mkdir -p .cache/typing/deft
 for package in objectives workers evaluators platform sweeps; do
     ln -sfn "../../../$package" ".cache/typing/deft/$package"
 done
+ln -sfn ../../../platform/import_root/__init__.py .cache/typing/deft/__init__.py
 echo "$digest" > "$stamp"

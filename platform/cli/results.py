@@ -53,14 +53,12 @@ def compare(
     ] = False,
 ) -> None:
     """Compare runs on the items they share: intervals, differences to the first, significance."""
-    from deft.platform.commands.compare import compare_runs
+    from deft.platform import api
     from deft.platform.commands.compare_table import show_comparison
     from deft.platform.commands.output import console_for, print_csv, print_json
-    from deft.sweeps.report.read_sweep import find_compared
 
     console = console_for(machine_readable=as_json or as_csv)
-    with as_user_error():
-        comparison = compare_runs(find_compared(runs or [], sweep, root, console))
+    comparison = api.compare(runs or (), sweep=sweep, root=root, console=console)
     if as_json:
         print_json(comparison)
     elif as_csv:
@@ -121,14 +119,12 @@ def report(
     from deft.platform.records.root_use import using
     from deft.sweeps.report.read_sweep import read_sweep
     from deft.sweeps.report.write import write_report
-    from deft.sweeps.results_table import result_rows
+    from deft.sweeps.results_table import sweep_results
 
     with using(root):
         out = write_report(directory, root, console_for(machine_readable=as_json))
     if as_json:
-        read = read_sweep(directory, root)
-        states = {cell.run: cell.state for cell in read.cells}
-        print_json({"report": str(out), "cells": states, "results": result_rows(read)})
+        print_json(sweep_results(read_sweep(directory, root), out))
 
 
 @app.command(

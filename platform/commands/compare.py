@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from deft.evaluators.scores.comparison import (
     Comparison,
@@ -21,7 +21,10 @@ from deft.platform.records.manifests import (
     ModelResult,
     require_manifest,
 )
-from deft.platform.records.results import Row
+from deft.platform.records.results import Row, to_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RATES = ("truncated", "no answer", "grader error", "prompt too long")
 """Shares of responses, by the names of `ItemScores.rates`."""
@@ -68,6 +71,10 @@ class RunComparison(Row):
     """By benchmark; in it the runs as they were given, then the models before."""
     warnings: list[str]
     """What differed between evaluations, a sentence each."""
+
+    def table(self) -> pa.Table:
+        """Return the rows as a table; `to_pandas` makes a data frame of it."""
+        return to_table([row.model_dump() for row in self.rows])
 
 
 def compare_runs(runs: Sequence[Path]) -> RunComparison:

@@ -14,7 +14,6 @@ from deft.platform.records.results import (
     MainMetric,
     is_bound,
     main_metrics,
-    metric_rows,
     with_interval,
 )
 from deft.platform.records.run_directory import Event, RunDirectory
@@ -147,15 +146,6 @@ def show_evaluation(
             for name in next(iter(means.values()))
         ]
         console.table("mean over benchmarks", ["", *(labels[label] for label in means)], rows)
-
-
-def results_of(run: RunDirectory[Any]) -> dict[str, Any]:
-    """Return what a finished run measured, for `--json`: a row for each model and metric."""
-    return {
-        "run": run.path.name,
-        "directory": str(run.path),
-        "results": metric_rows(run.require_manifest(EvaluateManifest).models),
-    }
 
 
 def show_catalog(kind: str, console: RunConsole) -> None:
