@@ -24,6 +24,7 @@ class SweepResults(Row):
     sweep: str
     """Name of its directory."""
     directory: Path
+    """Where the sweep's own files lie; each cell is a run beside the others."""
     report: Path
     """Folder of the report: `report.html`, `report.md`, `results.csv`, figures, responses."""
     cells: dict[str, CellState]

@@ -37,9 +37,11 @@ class ComparedModel(Row):
 
     benchmark: str
     metric: str
+    """The one that models are compared by on this benchmark."""
     run: str
     """Name of the run; ``base: NAME`` for a model that a run started from."""
     num_items: int
+    """Items that the model was asked."""
     value: float
     ci_low: float
     """Lower end of the 95 % interval over items."""
@@ -49,9 +51,11 @@ class ComparedModel(Row):
     difference_ci_low: float | None = None
     difference_ci_high: float | None = None
     p_value: float | None = None
+    """McNemar's exact test for one right or wrong response an item, else the paired t test."""
     adjusted_p: float | None = None
     """Corrected for all comparisons (Holm)."""
     conclusion: Conclusion | None = None
+    """Than the first run, at a corrected p below 0.05."""
     detectable: float | None = None
     """The true difference that is found with a chance of 80 %."""
     truncated: float | None = None
@@ -67,6 +71,7 @@ class RunComparison(Row):
     first: str
     """The run that others are compared with."""
     num_comparisons: int
+    """Comparisons that p is corrected for."""
     rows: list[ComparedModel]
     """By benchmark; in it the runs as they were given, then the models before."""
     warnings: list[str]

@@ -29,7 +29,7 @@ BOUNDS = ("stderr", "ci_low", "ci_high")
 class Row(BaseModel):
     """One row of a table; NaN and infinity become null in JSON."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class MetricRow(Row):
@@ -38,9 +38,11 @@ class MetricRow(Row):
     which: Which
     """The model that training started from, or the trained one; `deft evaluate` trains none."""
     benchmark: str
+    """Its name; `heldout` for held-out examples, `mean` for the mean over benchmarks."""
     metric: str
     value: float
     stderr: float | None = None
+    """Standard error over items."""
     ci_low: float | None = None
     """Lower end of the 95 % interval."""
     ci_high: float | None = None
@@ -52,6 +54,7 @@ class RunResults(Row):
     run: str
     """Name of its directory."""
     directory: Path
+    """Where everything of the run lies."""
     results: list[MetricRow]
     """A row for each model, benchmark and metric."""
 
