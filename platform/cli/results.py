@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -205,6 +206,58 @@ def register(
 
     uri = tracking_uri or default_tracking_uri(root)
     register_model(find_run(run, root), name, uri, RunConsole())
+
+
+@app.command(epilog="Example: deft push chain_sum-tiny-DEFT me/adder")
+def push(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, or its name in the root.", autocompletion=names_of_runs
+        ),
+    ],
+    hub_id: Annotated[str, typer.Argument(help="Repository of the Hugging Face hub: ORG/NAME.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everyone read a repository that is made.")
+    ] = False,
+    root: Root = Path("runs"),
+) -> None:
+    """Upload the model that a run trained, with its card, to the Hugging Face hub, as private."""
+    from deft.platform.commands.model.push import push_model
+    from deft.platform.records.find import find_newest_run
+
+    console = RunConsole()
+    push_model(find_newest_run(run, root, console.print), hub_id, console, public=public)
+
+
+@app.command(epilog="Example: echo 'What is 3 + 4?' | deft chat chain_sum-tiny-DEFT")
+def chat(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, or its name in the root.", autocompletion=names_of_runs
+        ),
+    ],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding.")] = 0.0,
+    root: Root = Path("runs"),
+) -> None:
+    """Talk with the model that a run trained; a text on the standard input gets one answer."""
+    from deft.platform.commands.output import console_for
+    from deft.platform.config.loading import trained_style
+    from deft.platform.records.find import find_newest_run
+
+    # What is said of the run does not belong into an answer that is piped on.
+    directory = find_newest_run(run, root, console_for(machine_readable=True).print)
+    style = trained_style(directory)
+    from deft.platform.commands.model.chat import Chat, talk, write_out
+
+    model = Chat(directory / "model", style, max_tokens=max_tokens, temperature=temperature)
+    if sys.stdin.isatty():
+        talk(model, lambda: input("> "), write_out)
+    else:
+        model.answer(sys.stdin.read().rstrip("\n"), write_out)
+        write_out("\n")
 
 
 @app.command(epilog="Example: deft ui --port 5001")

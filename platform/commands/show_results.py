@@ -58,6 +58,8 @@ def show_next_commands(run: RunDirectory[ExperimentSpec], root: Path, console: R
     other = "DEFT" if str(run.spec.objective) == "original" else "original"
     commands = {
         f"deft view {run.path.name}{option}": "its responses, one by one",
+        f"deft chat {run.path.name}{option}": "talk with the model",
+        f"vllm serve {root / run.path.name / 'model'}": "serve it by OpenAI's API",
         f"deft run … --objective {other}{option}": "another objective; then: deft compare",
         f"deft ui{option}": "charts of all runs",
     }

@@ -148,17 +148,25 @@ def _trained_model(model: str, root: Path) -> dict[str, Any]:
     """Make settings of ``model``; a run stands for what it trained, and for its prompt style."""
     for run in (Path(model), root / model):
         if (run / "spec.json").is_file() or (run / "stages").is_dir():
-            if not (run / "model").is_dir():
-                raise UserError(f"model: the run {run} has no trained model")
-            with reading(run / "spec.json", "run the command of this run again"):
-                spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
-                style = spec.get("dataset", {}).get("prompt_style", "chat")
             return {
                 "name": f"evaluation-{run.name}"[:80],
                 "model": str(run / "model"),
-                "prompt_style": style,
+                "prompt_style": trained_style(run),
             }
     return {"model": model}
+
+
+def trained_style(run: Path) -> str:
+    """Return the prompt style that the model of the run in directory ``run`` was trained with.
+
+    Raises:
+        UserError: the run has no model.
+    """
+    if not (run / "model").is_dir():
+        raise UserError(f"model: the run {run} has no trained model")
+    with reading(run / "spec.json", "run the command of this run again"):
+        spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
+        return str(spec.get("dataset", {}).get("prompt_style", "chat"))
 
 
 def validate_spec(
