@@ -230,7 +230,7 @@ def push(
     push_model(find_newest_run(run, root, console.print), hub_id, console, public=public)
 
 
-@app.command(epilog="Example: echo 'What is 3 + 4?' | deft chat chain_sum-tiny-DEFT")
+@app.command(epilog="Example: deft chat chain_sum-tiny-DEFT --temperature 0.7")
 def chat(
     run: Annotated[
         str,

@@ -50,7 +50,9 @@ def load_spec(
     file = None if source is None or isinstance(source, Mapping) else str(source)
     if "grid" in data:
         place = f"{place_of(('grid',), origins, None)}: " if file else ""
-        raise UserError(f"{place}grid makes this a sweep; run it by `deft sweep {file or 'FILE'}`")
+        raise UserError(
+            f"{place}grid makes this a sweep file; run it by `deft sweep {file or 'FILE'}`"
+        )
     for key, name in (names or {}).items():
         if name is not None:
             set_value(data, origins, (key,), name, Origin(f"--{key}"))
