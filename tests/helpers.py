@@ -179,7 +179,14 @@ def write_finished_run(
         objective: of the run.
     """
     names = {"dataset": "figfont", "model": "tiny", "objective": objective}
-    run = RunDirectory(root, load_spec(None, names, settings))
+    return leave_finished_run(root, load_spec(None, names, settings), tables)
+
+
+def leave_finished_run(
+    root: Path, spec: ExperimentSpec, tables: dict[str, dict[str, list[Prediction]]]
+) -> RunDirectory[ExperimentSpec]:
+    """Leave what a run of ``spec`` leaves, all stages finished; see `write_finished_run`."""
+    run = RunDirectory(root, spec)
     run.create()
     models = {}
     for label, benchmarks in tables.items():

@@ -64,6 +64,22 @@ def find_run(name: str, root: Path) -> Path:
     return run
 
 
+def finished_runs(root: Path) -> list[Path]:
+    """Return the directories of all runs and evaluations under ``root`` that have results.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = sorted(
+        file.parent
+        for file in root.glob("*/spec.json")
+        if manifest_file(file.parent, "evaluate").is_file()
+    )
+    if not runs:
+        raise UserError(f"{root}: no finished run there; `deft run` makes one")
+    return runs
+
+
 def find_newest_run(
     name: str, root: Path, notify: Callable[[str], None], *, among: Collection[str] | None = None
 ) -> Path:
@@ -78,11 +94,11 @@ def find_newest_run(
     Raises:
         UserError: there is no such run, or its evaluation has not finished.
     """
+    is_path = os.sep in name
     same_name = [
         run
-        for run in root.glob(f"{glob.escape(name)}-*")
-        if re.fullmatch(re.escape(Path(name).name) + HASH, run.name)
-        and (among is None or run.name in among)
+        for run in ([] if is_path else root.glob(f"{glob.escape(name)}-*"))
+        if re.fullmatch(re.escape(name) + HASH, run.name) and (among is None or run.name in among)
     ]
     finished = {
         run: manifest.finished_at
