@@ -21,8 +21,8 @@ from deft.workers.common.checksums import hash_files, hash_parts
 from deft.workers.common.names import nearest_name
 
 PREFIX = "lm_eval:"
-INSTALL = "pip install 'lm_eval[ifeval]==0.4.13'"
-"""Command that installs the library where it is missing."""
+INSTALL = "run bash requirements/install.sh, or pip install 'lm_eval[ifeval]==0.4.13'"
+"""What to do where the library is missing."""
 
 _NAME = re.compile(rb"^\"?(task|group)\"?:[ \t]*[\"']?([\w.+-]+)[\"']?[ \t\r]*$", re.MULTILINE)
 
