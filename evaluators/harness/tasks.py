@@ -1,7 +1,7 @@
 """What a name like ``lm_eval:arc_challenge`` stands for, without importing lm-evaluation-harness.
 
-The library's own index parses 14,000 files, which takes ten seconds; to look for a line in each takes
-half a second.
+The library's own index parses 14,000 files, which takes ten seconds; to look for one line in each
+takes half a second.
 """
 
 from __future__ import annotations
