@@ -28,14 +28,19 @@ def tokens_as_json(models: Sequence[ShownModel]) -> dict[str, Any]:
     Every list of an example has an entry for each of its target tokens. Where a statistic over
     tokens, such as a mean, enters a gate, it is over all tokens of the model on the page.
     """
-    objectives = [_objective_of(model) for model in models]
-    names = list(dict.fromkeys(objectives))
+    rows_of = {
+        number: rows
+        for number, model in enumerate(models)
+        if (rows := _read_rows(model, model.label))
+    }
+    objectives = {number: _objective_of(models[number]) for number in rows_of}
+    names = list(dict.fromkeys(objectives.values()))
     problems: dict[str, str] = {}
     examples: dict[RowKey, dict[str, Any]] = {}
-    for number, model in enumerate(models):
-        rows = _read_rows(model, model.label)
+    for number, rows in rows_of.items():
+        model = models[number]
         before = rows if model.label == "base" else _read_rows(model, "base")
-        gates = {name: _gates(name, rows, before, problems) for name in names} if rows else {}
+        gates = {name: _gates(name, rows, before, problems) for name in names}
         for key, tokens in rows.items():
             example = examples.setdefault(
                 key,
@@ -55,8 +60,8 @@ def tokens_as_json(models: Sequence[ShownModel]) -> dict[str, Any]:
         "objectives": [name for name in names if name not in problems],
         "problems": problems,
         "own": [
-            None if model.label == "base" else name
-            for model, name in zip(models, objectives, strict=True)
+            None if model.label == "base" else objectives.get(number)
+            for number, model in enumerate(models)
         ],
         "examples": [examples[key] for key in sorted(examples)],
     }
