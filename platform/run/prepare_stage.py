@@ -55,7 +55,8 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
         return PrepareManifest(prepared=prepared, items=items, overlap=overlap)
 
     started = time.monotonic()
-    manifest = run_task(work, stage="prepare")
+    with context.console.waiting("model, data and benchmarks are loaded, and examples tokenized"):
+        manifest = run_task(work, stage="prepare")
     require_a_batch(spec, manifest.prepared)
     seconds = time.monotonic() - started
     context.console.stage("prepare", f"{summary(manifest.prepared)} ({seconds:.0f} s)")
