@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import time
@@ -36,6 +37,15 @@ ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
 SHARED = ROOT.parent / "shared"
 """Data beside the checkout that some machines have; tests that read it skip where it is absent."""
+
+BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(deft .*)")
+
+
+def commands_in(page: str) -> list[str]:
+    """Return the `deft` commands of a document's blocks of code."""
+    lines = "".join(BLOCK.findall((ROOT / page).read_text())).replace("\\\n", " ").splitlines()
+    return [match[1] for line in lines if (match := COMMAND.match(line))]
 
 
 def wait_until(
