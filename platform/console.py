@@ -129,7 +129,11 @@ class RunConsole:
             transient=transient,
         )
         with bars:
-            yield ProgressView(self, unit, bars)
+            view = ProgressView(self, unit, bars)
+            try:
+                yield view
+            finally:
+                view.wait("")
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -201,6 +205,8 @@ class TimeLeftColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Show nothing where that is not known."""
         seconds = task.fields["seconds_left"]
+        if task.finished:
+            return Text()
         if seconds is None and task.total is not None and not task.fields["own_estimate"]:
             seconds = task.time_remaining
         return Text("" if seconds is None else f"eta {timedelta(seconds=round(seconds))}")

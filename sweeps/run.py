@@ -72,7 +72,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
                 recorder.add_cell(directory.root / run)
             try:
                 run_all(plan, directory, placement, recorder, context)
-                with console.waiting("the report is written"):
+                with console.waiting("writing the report"):
                     report = write_report(directory.path, directory.root, console)
             except KeyboardInterrupt:
                 ray.shutdown()  # or a cell could say that it runs after it was marked
@@ -85,7 +85,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
             failed = sum(directory.failure(run) is not None for run in cells)
             recorder.log_metrics({"cells": len(cells), "failed_cells": failed})
             recorder.log_artifacts(report)
-            with console.waiting("MLflow takes the report"):
+            with console.waiting("handing the report to MLflow"):
                 run_id = recorder.finish()
             if run_id is None:
                 console.print("warning: MLflow does not answer; the same command delivers later")

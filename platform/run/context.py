@@ -43,7 +43,7 @@ class RunContext:
     def cluster(self) -> Iterator[None]:
         """Connect to the Ray cluster for a block, or start one, see `ray_cluster`."""
         with ExitStack() as stack:
-            with self.console.waiting("Ray starts"):
+            with self.console.waiting("starting Ray"):
                 stack.enter_context(ray_cluster(verbose=self.verbose))
             yield
 

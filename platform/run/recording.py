@@ -51,7 +51,7 @@ def record_results(
 def finish_record(recorder: Recorder[Any], console: RunConsole) -> None:
     """Close the MLflow run; without an answer from MLflow the record stage stays unfinished."""
     started = time.monotonic()
-    with console.waiting("MLflow takes results and files"):
+    with console.waiting("handing results to MLflow"):
         run_id = recorder.finish()
     if run_id is None:
         console.print(
