@@ -12,17 +12,13 @@ from deft.platform import console as deft_console
 from deft.platform.console import RunConsole
 
 
-def shown(*, terminal: bool) -> str:
+def test_plain_progress_is_few_whole_lines() -> None:
     out = io.StringIO()
-    console = RunConsole(Console(file=out, force_terminal=terminal, width=120, highlight=False))
+    console = RunConsole(Console(file=out, force_terminal=False, width=120, highlight=False))
     with console.progress("steps") as view:
         for step in range(1, 101):
             view.update("train", step, 100, f"nll {step}")
-    return out.getvalue()
-
-
-def test_plain_progress_is_few_whole_lines() -> None:
-    lines = shown(terminal=False).splitlines()
+    lines = out.getvalue().splitlines()
     assert len(lines) == 11
     assert lines[0].split() == ["train", "1/100", "steps", "nll", "1"]
     assert "s left" in lines[5]
@@ -30,9 +26,19 @@ def test_plain_progress_is_few_whole_lines() -> None:
 
 
 def test_terminal_gets_a_bar_with_eta() -> None:
-    text = shown(terminal=True)
-    assert "100/100" in text
-    assert "eta" in text
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, force_terminal=True, width=120))
+    with console.progress("steps") as view:
+        for step in range(1, 51):
+            view.update("train", step, 100)
+            time.sleep(0.001)
+        view.bars.refresh()
+        assert "eta 0:" in out.getvalue()
+        out.truncate(0)
+        view.update("train", 100, 100)
+        view.bars.refresh()
+        assert "100/100 steps" in out.getvalue()
+        assert "eta" not in out.getvalue()
 
 
 def test_markup_in_text_is_shown_as_it_is() -> None:
