@@ -35,6 +35,11 @@ def heldout_table(label: str) -> str:
     return f"predictions/{label}-{HELDOUT}.parquet"
 
 
+def token_table(label: str) -> str:
+    """Return the path of the table of single held-out tokens of the model ``label``, likewise."""
+    return f"predictions/{label}-{HELDOUT}-tokens.parquet"
+
+
 class BenchmarkSpec(Settings):
     """One benchmark. In YAML a bare string stands for ``{name: …}``.
 
