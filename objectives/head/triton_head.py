@@ -56,7 +56,14 @@ import triton
 from torch import Tensor
 
 from deft.objectives.base import Objective, TokenStats
-from deft.objectives.head.interface import HeadInputs, HeadResult, Wanted, apply_objective
+from deft.objectives.head.gpu_blocks import top_entropy
+from deft.objectives.head.interface import (
+    HeadInputs,
+    HeadResult,
+    Wanted,
+    apply_objective,
+    weight_gradient_dtype,
+)
 from deft.objectives.head.triton_kernels import (
     error_kernel,
     hidden_gradient_kernel,
@@ -66,7 +73,6 @@ from deft.objectives.head.triton_kernels import (
 )
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_STATISTICS = frozenset({"concentration", "entropy", "top_logp"})
 # Bytes for the operands of the widest products; A100, H100 and their successors have them.
 _SHARED_MEMORY = 160 * 1024
 # Tiles of the vocabulary per program of the statistics pass: with more, processors would idle at
@@ -83,15 +89,23 @@ _BLOCK_BYTES = 2**28
 _MIN_BLOCK_COLUMNS = 4096
 
 
-def unsupported(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> str | None:
-    """Say why this backend cannot compute the request, or None if it can."""
-    device, dtype = inputs.hidden.device, inputs.hidden.dtype
+def unsupported(inputs: HeadInputs, objective: Objective) -> str | None:
+    """Say why this backend cannot compute the request here, or None if it can."""
+    return unsupported_request(objective, inputs.hidden.dtype) or _unsupported_device(
+        inputs.hidden.device
+    )
+
+
+def unsupported_request(objective: Objective, dtype: torch.dtype) -> str | None:
+    """Say why the kernels cannot compute an objective in a dtype, or None if they can."""
     if objective.target is not None:
         return f"{objective.spec} mixes in a second distribution"
-    if missing := sorted(wanted.statistics - _STATISTICS):
-        return f"the statistic {missing[0]!r} does not combine over tiles of the vocabulary"
     if dtype not in _DTYPES:
         return f"{dtype} is not among {', '.join(map(str, _DTYPES))}"
+    return None
+
+
+def _unsupported_device(device: torch.device) -> str | None:
     if triton.knobs.runtime.interpret:
         return None
     if device.type != "cuda" or torch.version.hip is not None:
@@ -110,7 +124,7 @@ def triton_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> Hea
     Raises:
         ValueError: `unsupported` gives a reason.
     """
-    if reason := unsupported(inputs, objective, wanted):
+    if reason := unsupported(inputs, objective):
         raise ValueError(f"backend 'triton' cannot be used: {reason}; use backend 'torch'")
     inputs = inputs._replace(hidden=inputs.hidden.contiguous(), weight=inputs.weight.contiguous())
     with torch.cuda.device_of(inputs.hidden):
@@ -166,6 +180,9 @@ def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats,
         mask=torch.ones_like(logp, dtype=torch.bool),
         concentration=concentration,
         entropy=entropy,
+        # The largest logits of all tiles would take a product more in the kernel as well: there is
+        # no place in registers to sort a tile. Library calls do it, block by block.
+        entropy_top=top_entropy(inputs) if "entropy_top" in wanted else None,
         top_logp=-total.log() if "top_logp" in wanted else None,
         step_mean_p=inputs.step_mean_p,
     )
@@ -204,7 +221,7 @@ def _gradients(
     grad_hidden = empty(*inputs.hidden.shape).zero_() if wanted.hidden else None
     grad_weight = None
     if wanted.weight:
-        grad_weight = empty(V, D, dtype=_weight_gradient_dtype(inputs.weight.dtype))
+        grad_weight = empty(V, D, dtype=weight_gradient_dtype(inputs.weight.dtype))
     grad_bias = empty(V) if wanted.bias else None
     active = _active_rows(inputs, logp, log_normalizer, gate) if wanted.gradients else None
     if active is None or active.size == 0:
@@ -237,15 +254,6 @@ def _gradients(
         grad_hidden.index_add_(0, rows, sums.T[: active.size] @ mean_weights)
         grad_hidden *= active.scale
     return grad_hidden, grad_weight, grad_bias
-
-
-def _weight_gradient_dtype(weight: torch.dtype) -> torch.dtype:
-    """Choose how the weight's gradient is stored, which no block adds to once it is written.
-
-    A copy in float32 would be twice as large as the weight. float16 ends at 65,504, which sums over
-    thousands of rows exceed before they are divided by the number of tokens.
-    """
-    return torch.bfloat16 if weight == torch.bfloat16 else torch.float32
 
 
 def _active_rows(inputs: HeadInputs, logp: Tensor, log_normalizer: Tensor, gate: Tensor) -> _Active:

@@ -64,6 +64,8 @@ CASES = {
     "huge-logits": Case("DEFT", scale=2000.0),
     "not-finite": Case("original", M=70, wanted="", bias=True, spoiled=(0, 13, 64)),
     "weighted": Case("DEFT", weighted=True),
+    "top-entropy": Case("EAFT", bias=True),
+    "top-entropy-capped": Case("EAFT_axolotl(a=0.5,k=33)", softcap=5.0),
     "half-original": Case("original", torch.float16, bias=True),
     "half-deft": Case("DEFT", torch.float16, softcap=20.0),
     "half-peaked": Case("original", torch.float16, M=250, V=4000, scale=40.0),
@@ -95,6 +97,7 @@ def problem(case: Case, device: str = "cpu") -> tuple[HeadInputs, Objective, Wan
         context={"weight": 4 * torch.rand(case.M, generator=draw).to(device)}
         if case.weighted
         else {},
+        top_k=get_objective(case.objective).top_k,
     )
     objective, asked = get_objective(case.objective), set(case.wanted.split())
     wanted = Wanted(
@@ -127,6 +130,7 @@ def parts(result: HeadResult) -> dict[str, Tensor]:
         "logp": stats.logp,
         "concentration": stats.concentration,
         "entropy": stats.entropy,
+        "entropy_top": stats.entropy_top,
         "top_logp": stats.top_logp,
         "value": output.value,
         "gate": output.gate,
@@ -198,16 +202,14 @@ def test_what_the_kernels_cannot_do_is_refused_with_a_reason() -> None:
     from deft.objectives.head.triton_head import triton_head, unsupported
 
     inputs, objective, wanted = problem(Case("original"))
-    top20 = wanted._replace(statistics=frozenset({"entropy_top"}))
     for reason, given in (
-        ("second distribution", (inputs, get_objective("LabelSmoothing"), wanted)),
-        ("entropy_top", (inputs, get_objective("EAFT"), top20)),
-        ("float64", (inputs._replace(hidden=inputs.hidden.double()), objective, wanted)),
-        ("NVIDIA GPU", (inputs, objective, wanted)),
+        ("second distribution", (inputs, get_objective("LabelSmoothing"))),
+        ("float64", (inputs._replace(hidden=inputs.hidden.double()), objective)),
+        ("NVIDIA GPU", (inputs, objective)),
     ):
         assert reason in (unsupported(*given) or "")
         with pytest.raises(ValueError, match=reason):
-            triton_head(*given)
+            triton_head(*given, wanted)
 
 
 class Variant(NamedTuple):
@@ -318,7 +320,9 @@ def test_compiled_for_hopper_nothing_spills_and_loads_are_ahead(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("objective", ["original", "p", "DEFT", "Cayley_Trans", "OnlyTopP-0.2"])
+@pytest.mark.parametrize(
+    "objective", ["original", "p", "DEFT", "Cayley_Trans", "OnlyTopP-0.2", "EAFT"]
+)
 def test_kernels_on_a_gpu_match_the_float64_reference(objective: str, dtype: torch.dtype) -> None:
     from deft.objectives.head.triton_head import triton_head
 
@@ -336,10 +340,11 @@ def test_kernels_on_a_gpu_match_the_float64_reference(objective: str, dtype: tor
 
 
 def _interpret_all(path: str) -> None:
-    from deft.objectives.head import triton_head
+    from deft.objectives.head import gpu_blocks, triton_head
 
     # Several blocks even for a small vocabulary.
     triton_head._BLOCK_BYTES, triton_head._MIN_BLOCK_COLUMNS = 0, 256
+    gpu_blocks.BLOCK_BYTES, gpu_blocks.LEAST_COLUMNS = 0, 256
     thresholds = triton_head._WEIGHT_THRESHOLD, triton_head._HIDDEN_THRESHOLD
     places_of_true, shares = triton_head._places_of_true, []
 
@@ -354,7 +359,7 @@ def _interpret_all(path: str) -> None:
         triton_head._WEIGHT_THRESHOLD, triton_head._HIDDEN_THRESHOLD = (
             threshold * case.skipping for threshold in thresholds
         )
-        triton_head._weight_gradient_dtype = lambda _, stored=case.stored: stored
+        triton_head.weight_gradient_dtype = lambda _, stored=case.stored: stored
         results[name] = parts(triton_head.triton_head(*problem(case)))
         if shares:
             results[name]["live_share"] = torch.stack(shares).mean()
