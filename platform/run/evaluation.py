@@ -46,6 +46,9 @@ class Evaluation:
     context: RunContext
     validation_dir: str | None = None
     """Held-out rows, as the prepare stage leaves them."""
+    dtype: str | None = None
+    """Dtype of the parameters in training, in which all losses are measured; None takes that of the
+    node that measures."""
 
 
 @contextmanager
@@ -149,6 +152,7 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
         return {}
     file = str(Path(spec.file).absolute()) if spec.file else None
     rows_dir, style, size = evaluation.validation_dir, evaluation.trained_style, spec.size
+    dtype = evaluation.dtype
 
     def work(label: str, model: str, out: str) -> dict[str, float]:
         from deft.evaluators.scores.heldout import measure_losses, read_rows
@@ -159,7 +163,9 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
             event = {"event": "eval_progress", "benchmark": HELDOUT, "model": label}
             events.put({**event, "done": done, "total": total})
 
-        return measure_losses(Path(model), rows, Path(out), report) if rows else {}
+        if not rows:
+            return {}
+        return measure_losses(Path(model), rows, Path(out), report, dtype=dtype)
 
     gpus = evaluation.spec.engine.tensor_parallel if evaluation.context.use_gpu else 0
     remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy=ANYWHERE)(work)
