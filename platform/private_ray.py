@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from deft.workers.common.files import exclusive
 
 PREFIX = "deft-ray-"
@@ -48,6 +50,18 @@ def remove_leftovers(folder: Path) -> None:
             if lock.exists() and directory.stat().st_uid == os.getuid():
                 with exclusive(lock, patience=0):
                     _remove(directory)
+
+
+def kill_helpers() -> None:
+    """Kill the children of this process that are Ray's, but for the head and the node's manager.
+
+    They are its autoscaler, dashboard and log monitor. SIGTERM is blocked in them (`signals`), and
+    Ray would wait for each of them for a second before it kills it.
+    """
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if any("/ray/" in part and part.endswith(".py") for part in process.cmdline()[1:3]):
+                process.kill()
 
 
 def _remove(directory: Path) -> None:

@@ -67,6 +67,21 @@ def exit_code(number: signal.Signals) -> int:
 
 
 @contextmanager
+def sigterm_blocked_in_children() -> Iterator[None]:
+    """Start the processes of a block with SIGTERM blocked, as Ray starts its own with SIGINT.
+
+    `timeout`, SLURM and `kill` of a process group send SIGTERM to Ray's processes as well,
+    which would be gone before a checkpoint is stored. A blocked signal stays so in all descendants;
+    Ray ends them by SIGKILL. What this process receives meanwhile arrives after the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def kept_signal_handlers() -> Iterator[None]:
     """Restore this process's handlers after a block in which a library sets its own."""
     if threading.current_thread() is not threading.main_thread():

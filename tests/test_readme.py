@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from deft.platform.cli import app
-from helpers import ROOT
+from helpers import ROOT, commands_in
 
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(
@@ -55,16 +55,6 @@ def test_generated_parts_are_those_of_the_code(generate: ModuleType) -> None:
 def test_every_file_it_names_exists(page: str) -> None:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text()):
         assert ((ROOT / page).parent / link).exists(), link
-
-
-BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COMMAND = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(deft .*)")
-
-
-def commands_in(page: str) -> list[str]:
-    """Return the `deft` commands of a page's blocks of code."""
-    lines = "".join(BLOCK.findall((ROOT / page).read_text())).replace("\\\n", " ").splitlines()
-    return [match[1] for line in lines if (match := COMMAND.match(line))]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands_in(page)])

@@ -28,8 +28,13 @@ from deft.platform.errors import (
     root_cause,
     warn_once,
 )
-from deft.platform.private_ray import close_token_file, session_directory
-from deft.platform.signals import exit_code, kept_signal_handlers, received_signal
+from deft.platform.private_ray import close_token_file, kill_helpers, session_directory
+from deft.platform.signals import (
+    exit_code,
+    kept_signal_handlers,
+    received_signal,
+    sigterm_blocked_in_children,
+)
 from deft.workers.common.files import DamageWarning
 from deft.workers.common.hub import NotOnThisNodeError
 from deft.workers.common.ray_placement import on_this_node
@@ -87,7 +92,7 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
         if address == "local":
             private = {"_temp_dir": str(stack.enter_context(session_directory()))}
         try:
-            with kept_signal_handlers():
+            with kept_signal_handlers(), sigterm_blocked_in_children():
                 ray.init(
                     # Without one, Ray takes what cluster was last started on this machine, dead or
                     # alive.
@@ -113,6 +118,8 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
                 "overloaded, try again, or see what `--verbose` says"
             ) from error
         stack.callback(ray.shutdown)
+        if address == "local":
+            stack.callback(kill_helpers)
         close_token_file()
         head = endpoint[1] if endpoint else ray.get_runtime_context().gcs_address
         silence = OWN_HEAD_SILENCE if address == "local" else HEAD_SILENCE
@@ -159,7 +166,7 @@ def _end_without_head(cause: str) -> NoReturn:
     """End this process, from whichever thread, because its cluster is gone."""
     received, code = received_signal(), 1
     if received is not None:
-        # `timeout` and SLURM send it to Ray's processes as well.
+        # SLURM sends it to a cluster's processes as well, where they are of the same job.
         cause, code = f"ended by {received.name}", exit_code(received)
     print_error(f"{cause}; what was finished is kept, and the same command goes on from there")
     Console(stderr=True).show_cursor()  # which a progress bar has hidden
@@ -179,7 +186,7 @@ def require_workers(num_workers: int) -> bool:
     if num_workers > available:
         raise UserError(
             f"training.num_workers: {num_workers} workers need as many {kind}s, "
-            f"the Ray cluster has {available}"
+            f"the Ray cluster has {available}; lower it"
         )
     return use_gpu
 

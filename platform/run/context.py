@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deft.evaluators.generation.pool import Pool
 from deft.platform.console import RunConsole
-from deft.platform.run.cluster import require_workers
+from deft.platform.records.find import require_root
+from deft.platform.run.cluster import ray_cluster, require_workers
 from deft.platform.run.training_slots import TrainingSlots
+from deft.platform.tracking.uri import default_tracking_uri
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,14 @@ class RunContext:
         """Hold devices for training and held-out losses during a block."""
         return nullcontext() if self.slots is None else self.slots.one()
 
+    @contextmanager
+    def cluster(self) -> Iterator[None]:
+        """Connect to the Ray cluster for a block, or start one, see `ray_cluster`."""
+        with ExitStack() as stack:
+            with self.console.waiting("starting Ray"):
+                stack.enter_context(ray_cluster(verbose=self.verbose))
+            yield
+
     def on_cluster(self, num_workers: int = 0) -> RunContext:
         """Return the context on the cluster that this process is connected to.
 
@@ -45,3 +57,23 @@ class RunContext:
             UserError: the cluster cannot hold ``num_workers`` training workers.
         """
         return replace(self, use_gpu=require_workers(num_workers))
+
+
+def open_context(
+    root: Path, console: RunConsole, tracking_uri: str | None, *, verbose: bool
+) -> RunContext:
+    """Gather what a command's runs share.
+
+    Raises:
+        UserError: the run root cannot be made or written to.
+    """
+    require_root(root)
+    if not root.exists():
+        # A run root is its owner's, with all that is in it; who wants another one makes it before.
+        os.umask(0o077)
+    return RunContext(
+        root=root.resolve(),
+        console=console,
+        tracking_uri=tracking_uri or default_tracking_uri(root),
+        verbose=verbose,
+    )

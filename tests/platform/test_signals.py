@@ -222,6 +222,30 @@ def test_a_signal_ends_a_command_with_its_own_ray(
 
 
 @pytest.mark.slow
+def test_sigterm_to_all_processes_stores_a_checkpoint(
+    tmp_path: Path, fault: Callable[..., None]
+) -> None:
+    """What `timeout`, SLURM and a service manager send."""
+    write_inputs(tmp_path)
+    root = tmp_path / "runs"
+    process = start(tmp_path, "run", "run.yaml")
+    wait_until(lambda: has_steps(root), seconds=300, process=process)
+    for other in psutil.Process(process.pid).children(recursive=True):
+        other.send_signal(signal.SIGTERM)
+    output, errors, seconds, until_gone = end(process, signal.SIGTERM)
+    assert process.returncode == 143, output + errors
+    assert errors.startswith("error: ended by SIGTERM; "), errors
+    assert list(root.glob("*/checkpoints/*/checkpoint_*/progress.json"))
+    assert mlflow_status(root) == ["KILLED"]
+    fault(
+        "SIGTERM to `deft run` and all its processes (`timeout`, SLURM)",
+        f"a checkpoint is stored, MLflow says KILLED, the command ends with code 143 after "
+        f"{seconds:.0f} s, its last process after {until_gone:.0f} s",
+        seconds="it is started again",
+    )
+
+
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once(tmp_path: Path, fault: Callable[..., None]) -> None:
     write_inputs(tmp_path)
     process = start(tmp_path, "run", "run.yaml")

@@ -15,6 +15,7 @@ from deft.evaluators.scores import heldout as losses
 from deft.evaluators.scores.heldout import encode_rows, measure_losses
 from deft.evaluators.scores.heldout_table import read_losses, summarize_losses
 from deft.evaluators.scores.statistics import expected_calibration_error
+from deft.evaluators.scores.token_table import read_tokens
 from deft.workers.common.example import IGNORE_INDEX, Example
 
 RESPONSES = ["MAD", "Ω is two bytes", "a longer answer, of many tokens", "x", "fifth"]
@@ -49,9 +50,8 @@ def test_every_number_is_that_of_the_materialized_logits(
     monkeypatch.setattr(losses, "resolve_dtype", lambda name: torch.float32)
     path = Path(model_paths["first untied"])
     seen: list[tuple[int, int]] = []
-    metrics = measure_losses(
-        path, rows, tmp_path / "losses.parquet", lambda done, total: seen.append((done, total))
-    )
+    tables = tmp_path / "losses.parquet", tmp_path / "tokens.parquet"
+    metrics = measure_losses(path, rows, *tables, lambda done, total: seen.append((done, total)))
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     nlls, ends, entropies, confidences, hits = [], [], [], [], []
     for row in rows:
@@ -78,9 +78,38 @@ def test_every_number_is_that_of_the_materialized_logits(
     assert metrics["ece"] == pytest.approx(expected, abs=1e-5)
     assert (metrics["num_items"], metrics["num_tokens"]) == (len(RESPONSES), len(nlls))
     assert metrics["nll_ci_low"] < metrics["nll"] < metrics["nll_ci_high"]
+
     assert seen == [(4, 5), (5, 5)]
 
     table = read_losses(tmp_path / "losses.parquet")
     assert [loss.n_bytes for loss in table] == [len(r.encode()) for r in RESPONSES]
     assert [loss.row for loss in table] == list(range(len(RESPONSES)))
     assert metrics == summarize_losses(table) | {"ece": metrics["ece"]}
+
+    # Single tokens of the first rows, with the text that they spell, byte by byte of "Ω" too.
+    tokens = read_tokens(tmp_path / "tokens.parquet")
+    assert [-token.logp for token in tokens] == pytest.approx(nlls, rel=1e-4, abs=1e-5)
+    assert [token.entropy for token in tokens] == pytest.approx(entropies, rel=1e-4)
+    assert [math.exp(token.top_logp) for token in tokens] == pytest.approx(confidences, rel=1e-4)
+    assert all(token.entropy_top <= math.log(20) + 1e-6 for token in tokens)
+    for number, response in enumerate(RESPONSES):
+        spelled = [token for token in tokens if token.row == number]
+        text = "".join(token.text for token in spelled).replace("\ufffd", "")
+        assert text.startswith(response)
+        assert f"question {number}" in spelled[0].before
+        assert not any(token.before for token in spelled[1:])
+
+
+def test_losses_are_measured_in_the_dtype_of_training(
+    model_paths: dict[str, str], rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nll(machine: torch.dtype, dtype: str | None) -> float:
+        monkeypatch.setattr(losses, "resolve_dtype", lambda name: machine)
+        path = Path(model_paths["first untied"])
+        losses_file, tokens_file = tmp_path / "losses.parquet", tmp_path / "tokens.parquet"
+        return measure_losses(path, rows, losses_file, tokens_file, dtype=dtype)["nll"]
+
+    exact, rounded = nll(torch.float32, None), nll(torch.bfloat16, None)
+    assert exact != rounded
+    assert nll(torch.bfloat16, "float32") == exact
+    assert nll(torch.float32, "bfloat16") == rounded

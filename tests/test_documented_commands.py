@@ -1,0 +1,112 @@
+"""The commands that README and docs print are run as printed, at smaller sizes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import ROOT, commands_in, free_port
+
+DEFT = Path(sys.executable).with_name("deft")
+
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("quickstart", "extending", "sweeps")))
+PAGES += ("docs/evaluating.md", "docs/run-files.md", "docs/mlflow.md")
+"""In the order in which a reader meets them: later pages name runs of earlier ones."""
+
+TRAINING = (
+    *("dataset.size=96", "dataset.validation=16", "training.max_steps=3"),
+    *("training.batch_size=16", "training.micro_batch_size=8", "training.num_workers=1"),
+    "evaluation.benchmarks=[{name: chain_sum, size: 8, max_tokens: 8}]",
+)
+SMALLER: dict[str, tuple[str, ...]] = {
+    "run": TRAINING,
+    "sweep": TRAINING,
+    "evaluate": ("evaluation.engine.type=transformers",),
+}
+"""Settings that make a command's work small."""
+
+STAND_INS = {
+    "smollm2-135m": "tiny",
+    "figfont-tiny-original": "chain_sum-tiny-original",
+    "figfont-tiny-DEFT": "chain_sum-tiny-DEFT",
+    "my_benchmarks:proofs": "my_benchmarks:sums",
+    "48": "4",
+}
+"""What is run here for words of the pages that need a download, time, or a table of one's own."""
+
+ELSEWHERE = ("submit", "--model Qwen/", "--model runs/", "grade math responses.jsonl")
+"""Words of commands that need a cluster's head, the hub or files of the reader."""
+
+ENDLESS = ("ui", "status --watch", "logs")
+"""Words of commands that go on until they are interrupted."""
+
+EXIT_CODES = {"deft run typo.yaml": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Make a folder with the files that the pages speak of."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "sweeps").mkdir()
+    for sweep in (ROOT / "sweeps").glob("*.yaml"):
+        shutil.copy(sweep, tmp_path / "sweeps")
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_objectives.py\n.*?)```", readme, re.DOTALL)
+    (tmp_path / "my_objectives.py").write_text(code)
+    (tmp_path / "typo.yaml").write_text(
+        "dataset: figfont\nmodel: tiny\nobjective: DEFT\ntraining:\n  lerning_rate: 1.0e-4\n"
+    )
+    made = [DEFT, "new", "benchmark", "my_benchmarks.py"]
+    subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_printed_commands_run(folder: Path, ray_address: str) -> None:
+    for page in PAGES:
+        for line in commands_in(page):
+            if not any(words in line for words in ELSEWHERE):
+                _run(line, folder, ray_address)
+
+
+def _run(line: str, folder: Path, ray_address: str) -> None:
+    _, name, *words = shlex.split(line, comments=True)
+    if name == "new" and (folder / words[1]).exists():
+        (folder / words[1]).unlink()
+    arguments = [name, *(STAND_INS.get(word, word) for word in words)]
+    for setting in SMALLER.get(name, ()):
+        arguments += ["--set", setting]
+    if name == "ui":
+        arguments += ["--no-browser", "--port", str(free_port())]
+    if name == "view":
+        arguments += ["--no-browser"]
+    process = subprocess.Popen(
+        [DEFT, *arguments],
+        cwd=folder,
+        env={**os.environ, "RAY_ADDRESS": ray_address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        if any(line.startswith(f"deft {words}") for words in ENDLESS):
+            assert process.stdout is not None
+            assert process.stdout.readline() != "", line
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode in (0, 130), f"{line}\n{output}"
+        else:
+            output, _ = process.communicate(timeout=900)
+            assert process.returncode == EXIT_CODES.get(line, 0), f"{line}\n{output}"
+    finally:
+        process.kill()
+        process.communicate()
+    assert "Traceback" not in output, f"{line}\n{output}"
