@@ -28,7 +28,7 @@ from deft.evaluators.grading.math.latex import MAX_ANSWER
 from deft.evaluators.grading.responses import before_next_problem
 
 MAX_BOXES = 60
-"""Boxes that are looked at, from the last one back."""
+"""Boxes and statements that are looked at, from the last one back."""
 _BOX = re.compile(
     r"(?:\\?boxed|\x08oxed|\\?fbox|\\?framebox)(?![a-zA-Z])\s*(?:\[[^\[\]]{0,20}\]\s*)*"
 )
@@ -202,7 +202,7 @@ def _is_single(content: str) -> bool:
 
 def _stated_answer(response: str, after: int) -> Found | None:
     """Return the answer of the last statement behind ``after`` that gives one."""
-    for match in reversed(list(_STATEMENT.finditer(response, max(0, after - 1)))):
+    for match in list(_STATEMENT.finditer(response, max(0, after - 1)))[: -MAX_BOXES - 1 : -1]:
         if match.start() < after or _CHECKING.search(
             response, max(0, match.start() - 40), match.start()
         ):
