@@ -39,16 +39,11 @@ _SUFFIX = re.compile(
     r"|(?<=[a-z]{5})gra(?:m|phy)$|(?<=block)ade?$|(?<=drain)ag$"
 )
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
-_SYNONYMS = {
-    "renal": "kidney",
-    "hepatic": "liver",
-    "cardia": "heart",
-    "pulmon": "lung",
-    "cerebr": "brain",
-    "lymphocyt": "cell",
-    "correct": "true",
-    "incorrect": "false",
-}
+_SYNONYMS_TEXT = (
+    "renal/kidney hepatic/liver cardia/heart pulmon/lung cerebr/brain lymphocyt/cell "
+    "correct/true incorrect/false"
+)
+_SYNONYMS = dict(pair.split("/") for pair in _SYNONYMS_TEXT.split())
 """Stems of Latin names and of verdicts, with the plain word."""
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?:%|\s?per\s?cent\b)?|(?<!['’])[^\W\d_]+\d*|[<>≤≥]")
 _FILLER_TEXT = (

@@ -247,7 +247,7 @@ def _same_at(point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Ex
     and demands agreement beyond the smallest number that occurs in either expression. So 1 - 10^-60
     is not 1, and a large term that is added and subtracted again hides nothing.
     """
-    left, right = _first_look(gold, point), _first_look(answer, point)
+    left, right = _look(gold, point), _look(answer, point)
     above, below = max(left.above, right.above), max(left.below, right.below)
     with mpmath.workdps(DIGITS):
         if above + below < DIGITS // 2 and not _close(left.value, right.value, DIGITS // 4):
@@ -269,25 +269,18 @@ class _Look(NamedTuple):
     below: int
 
 
-def _first_look(expression: sympy.Expr, point: Mapping[str, mpmath.mpc]) -> _Look:
+def _look(expression: sympy.Expr, point: Mapping[str, mpmath.mpc]) -> _Look:
     names = sorted({str(symbol) for symbol in expression.free_symbols} & set(point))
-    look = _look(expression, tuple((name, point[name]) for name in names))
-    if isinstance(look, NotComputedError):
-        raise look
-    return look
+    return _cached_look(expression, tuple((name, point[name]) for name in names))
 
 
 @lru_cache(maxsize=8192)
-def _look(
-    expression: sympy.Expr, point: tuple[tuple[str, mpmath.mpc], ...]
-) -> _Look | NotComputedError:
+def _cached_look(expression: sympy.Expr, point: tuple[tuple[str, mpmath.mpc], ...]) -> _Look:
     interpreter = MpmathInterpreter(dict(point))
-    try:
-        with mpmath.workdps(DIGITS):
-            value = interpreter.value(expression)
-            return _Look(value, interpreter.digits_above(), interpreter.digits_below())
-    except NotComputedError as error:
-        return error
+    with mpmath.workdps(DIGITS):
+        value = interpreter.value(expression)
+        above, below = mpmath.log10(interpreter.largest), -mpmath.log10(interpreter.smallest)
+        return _Look(value, int(above) + 1, int(below))
 
 
 def _close(left: mpmath.mpc, right: mpmath.mpc, digits: int) -> bool:

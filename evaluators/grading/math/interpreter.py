@@ -54,14 +54,6 @@ class MpmathInterpreter:
             raise NotComputedError("infinite")
         return number
 
-    def digits_above(self) -> int:
-        """Count the digits before the point of the largest intermediate value."""
-        return int(mpmath.log10(self.largest)) + 1
-
-    def digits_below(self) -> int:
-        """Count the zeros behind the point of the smallest intermediate value."""
-        return int(-mpmath.log10(self.smallest))
-
     def _value(self, node: sympy.Basic) -> mpmath.mpc:
         number = self._compute(node)
         size = abs(number)
@@ -72,8 +64,6 @@ class MpmathInterpreter:
 
     def _compute(self, node: sympy.Basic) -> mpmath.mpc:
         match node:
-            case sympy.Integer():
-                return mpmath.mpc(int(node))
             case sympy.Rational():
                 # Divided at the working precision: a float would fix it at 53 bits.
                 return mpmath.mpc(mpmath.mpf(node.p) / mpmath.mpf(node.q))
