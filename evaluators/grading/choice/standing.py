@@ -174,7 +174,7 @@ _TURNED_DOWN_BEHIND = any_of(
     r"withheld|withdrawn|stopped|discontinued|delayed|deferred|premature|later|unnecessary",
     r"ineffective|insufficient|wors\w+|dismissed|not(?!\s+only)|never|less|unlikely|least",
     r"ruled out|exclud\w+|contraindicated|inappropriate|incorrect|cannot|avoided|wrong",
-    r"fails?|lacks?",
+    r"fails?|lacks?|used to be",
     r"would (?:show|have|present|cause|lead|produce|be expected (?:to|in|with)|typically|usually)",
     r"\w*n['’]t",
 )
@@ -209,7 +209,7 @@ _CUE = any_of(
     r"confirm\w*|strongly|diagnostic|expects?|reflects?|suitable|helps?|effective|required",
     r"needed|used to|treated with|is the|are the|ideal|appropriate|adequate|establish\w*",
     r"namely|i\.e|criteria for|doubt about|pathognomonic|belongs? to|calls for|favou?rs?",
-    r"(?:usual|common|expected) (?:in|for)|(?:known|notorious|famous) for|defines?|affected"
+    r"(?:usual|common|expected) (?:in|for)|(?:known|notorious|famous) for|defines?|means|affected"
     r"|involved|injured|compressed|damaged",
     r"occluded|present|to blame|accounts? for|strong suspicion|suits?|locali[sz]es? to|goes with",
     r"speaks? for|hallmark|(?:seen|found|occurs) in|stems? from|comes? from|arises? from",
