@@ -80,7 +80,7 @@ _LEAD = re.compile(
 )
 _PROSE = re.compile(r"^\W*\d[\d.,]* [a-z]+ (?:for|to|of|from|who|that|with|if|when)\b")
 """A number at the beginning of a clause: ``14 boxes for 84 eggs``."""
-_CLOSING = re.compile(rf"[.,;] (?:so|hence|thus|therefore),? ({NUMBER.pattern}(?: [a-z]+)?)\W*$")
+_CLOSING = re.compile(rf"[.,;] (?i:so|hence|thus|therefore),? ({NUMBER.pattern}(?: [a-z]+)?)\W*$")
 _METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
 _COMMENT = re.compile(
     r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from"
