@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -66,13 +67,30 @@ class RunConsole:
     def print(self, text: str) -> None:
         """Print ``text`` literally; control characters are escaped."""
         self.note(text)
-        self.console.print(Text(printable(text)), soft_wrap=True)
+        shown = printable(text)
+        indent = len(shown) - len(shown.lstrip())
+        self.console.print(Text(self._wrapped(shown, indent)), soft_wrap=True)
 
     def stage(self, name: str, text: str) -> None:
         """Print one line about a stage."""
         self.note(f"{name:<9} {text}")
-        line = Text.assemble((f"{printable(name):<9}", "bold"), " ", printable(text))
+        line = Text(self._wrapped(f"{printable(name):<9} {printable(text)}", indent=10))
+        line.stylize("bold", 0, len(printable(name)))
         self.console.print(line, soft_wrap=True)
+
+    def _wrapped(self, text: str, indent: int) -> str:
+        """Break lines at spaces where a terminal would break words; names and links stay whole."""
+        if not self.console.is_terminal:
+            return text
+        wrapper = TextWrapper(
+            self.console.width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+            expand_tabs=False,
+        )
+        return "\n".join(wrapper.fill(line) for line in text.split("\n"))
 
     def note(self, text: str) -> None:
         """Keep a line in the log, with the time and without passwords, but do not print it."""
