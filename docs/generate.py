@@ -5,14 +5,22 @@ A page holds what is written by hand around them, and each between two markers.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import BaseModel
+
+import deft
+from deft.platform.commands.compare import ComparedModel, RunComparison
 from deft.platform.commands.show_results import objectives_markdown
 from deft.platform.config.schema import run_schema, setting_fields
+from deft.platform.errors import StageError, UserError
+from deft.platform.records.results import MetricRow, RunResults
+from deft.sweeps.results_table import SweepResults
 
 DOCS = Path(__file__).resolve().parent
 
@@ -60,8 +68,83 @@ def find_default(field: Mapping[str, Any]) -> Any:
     return next((each for each in spellings if each is not MISSING), MISSING)
 
 
+FUNCTIONS = ("run", "sweep", "evaluate", "compare", "load_results")
+"""Functions of `deft`, in the order of the page."""
+RECORDS = (RunResults, MetricRow, SweepResults, RunComparison, ComparedModel)
+ERRORS = (UserError, StageError)
+SECTION = re.compile(r"^(Args|Returns|Raises):\n", re.MULTILINE)
+"""Beginning of a section of a docstring in Google's style."""
+ENTRY = re.compile(r"^    (\w+): ((?:.*\n?)(?:^ {5,}.*\n?)*)", re.MULTILINE)
+"""A name in a section, and what is said of it."""
+
+
+def python_markdown() -> str:
+    """Format the functions of `deft` and what they return, from signatures and docstrings."""
+    functions = (function_markdown(name, getattr(deft, name)) for name in FUNCTIONS)
+    errors = (f"### {kind.__name__}\n\n{one_line(inspect.getdoc(kind))}" for kind in ERRORS)
+    return "\n\n".join([*functions, *map(record_markdown, RECORDS), *errors])
+
+
+def function_markdown(name: str, function: Callable[..., Any]) -> str:
+    """Format one function: signature, purpose, arguments, result and errors."""
+    signature = inspect.signature(function)
+    arguments, keyword_only = [], False
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            arguments.append("    *,")
+            keyword_only = True
+        arguments.append(f"    {str(parameter).replace(chr(39), '')},")
+    returns = signature.return_annotation
+    code = "\n".join([f"def {name}(", *arguments, f") -> {returns}"])
+    purpose, *sections = SECTION.split(f"{inspect.getdoc(function)}\n")
+    parts = [f"### {name}", f"```python\n{code}\n```", markdown_of(purpose.strip())]
+    for title, text in zip(sections[::2], sections[1::2], strict=True):
+        if title == "Returns":
+            parts.append(f"Returns `{returns}`: {one_line(text)}")
+        else:
+            head = {"Args": "argument", "Raises": "error"}[title]
+            rows = (f"| `{key}` | {one_line(said)} |" for key, said in ENTRY.findall(text))
+            parts.append("\n".join([f"| {head} | meaning |", "|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def record_markdown(record: type[BaseModel]) -> str:
+    """Format one record: what it is, its fields, and its methods."""
+    rows = [
+        f"| `{name}` | `{type_of(record, name)}` | {one_line(field.description or '')} |"
+        for name, field in record.model_fields.items()
+    ]
+    methods = [
+        f"`{name}()`: {one_line(inspect.getdoc(method))}"
+        for name, method in vars(record).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    ]
+    table = "\n".join(["| field | type | meaning |", "|---|---|---|", *rows])
+    return "\n\n".join(
+        [f"### {record.__name__}", one_line(inspect.getdoc(record)), table, *methods]
+    )
+
+
+def type_of(record: type[BaseModel], name: str) -> str:
+    """Return the type of a field, without the modules of its parts."""
+    kind = record.model_fields[name].annotation
+    text = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", text).replace("|", "\\|")
+
+
+def one_line(text: str | None) -> str:
+    """Return a docstring's text as Markdown of one line."""
+    return " ".join(markdown_of(text or "").split())
+
+
+def markdown_of(text: str) -> str:
+    """Return a docstring's text as Markdown."""
+    return text.replace("``", "`")
+
+
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "objectives.md": ("objectives", objectives_markdown),
+    "python.md": ("python", python_markdown),
     "settings.md": ("settings", settings_markdown),
 }
 """By page: the name in its markers, and what stands between them."""

@@ -23,7 +23,7 @@ if [ -n "$option" ] && ! [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ] && ! co
 fi
 
 stamp=.venv/installed
-digest=$(cat "$lock" pyproject.toml requirements/install.sh <(echo "$option") | sha256sum | cut -d' ' -f1)
+digest=$(cat "$lock" pyproject.toml requirements/install.sh requirements/import_root.sh <(echo "$option") | sha256sum | cut -d' ' -f1)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$digest" ]; then
     exit 0
 fi
@@ -63,9 +63,5 @@ fi
 [ -z "$option" ] || "${install[@]}" --no-build-isolation "$flash_attn"
 "${install[@]}" --no-build-isolation -e .
 
-# Type checkers do not follow setuptools' import hook; a tree of links shows them the import root.
-mkdir -p .cache/typing/deft
-for package in objectives workers evaluators platform sweeps; do
-    ln -sfn "../../../$package" ".cache/typing/deft/$package"
-done
+bash requirements/import_root.sh
 echo "$digest" > "$stamp"

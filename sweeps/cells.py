@@ -10,9 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from deft.platform.config.loading import (
+    ManySettings,
     apply_settings,
     place_of,
+    read_settings,
     set_value,
     to_experiment,
     validate_spec,
@@ -62,18 +66,22 @@ class Plan:
     """The grid."""
 
 
-def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
+def load_sweep(source: Path | Mapping[str, Any], root: Path, settings: ManySettings = ()) -> Plan:
     """Read a sweep file and lay out its cells, every one of them validated as a run.
 
     Args:
-        file: YAML, see `SweepSpec`.
+        source: YAML file, see `SweepSpec`, or what such a file holds.
         root: run root, under which models of the sweep's own are trained.
-        settings: ``key=value`` laid over the base run.
+        settings: laid over the base run, see `apply_settings`.
 
     Raises:
         UserError: naming file, line, key, expectation and nearest valid name.
     """
-    data, origins = read_yaml(file)
+    data, origins = read_settings(source)
+    if isinstance(source, Mapping):
+        file, text = Path("sweep"), yaml.safe_dump(data, sort_keys=False)
+    else:
+        file, text = source, source.read_text(encoding="utf-8")
     if "grid" not in data and data.keys() & ExperimentSpec.model_fields.keys() - {"name"}:
         raise UserError(
             f"{file}: a run file, not a sweep; run it by `deft run {file}`, or make it the base of "
@@ -100,13 +108,13 @@ def load_sweep(file: Path, root: Path, settings: Iterable[str] = ()) -> Plan:
             raise UserError(f"{file}: two cells are the same run: {twice}; leave one out")
         cells[cell.run], first[cell.run] = cell, combination
     if not cells:
-        raise UserError(f"{file}: exclude leaves no cell")
+        raise UserError(f"{file}: exclude: its rules leave no cell; remove one")
     engines = [cell.spec.evaluation.engine for cell in (*cells.values(), *models.values())]
     if any(engine != engines[0] for engine in engines):
         raise UserError(
             f"{file}: evaluation.engine: all cells share their engines; give each the same"
         )
-    return Plan(spec, file.read_text(encoding="utf-8"), models, tuple(cells.values()))
+    return Plan(spec, text, models, tuple(cells.values()))
 
 
 def _pick(

@@ -9,12 +9,50 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deft.platform.records.manifests import EvaluateManifest
-from deft.platform.records.results import columns_of, metric_rows, save_csv
-from deft.sweeps.report.read_sweep import CellResult, Sweep
+from deft.platform.records.results import Row, metric_rows, save_csv, to_table
+from deft.sweeps.directory import read_cause
+from deft.sweeps.report.read_sweep import CellResult, CellState, Sweep
 from deft.workers.common.files import atomic_file
 
 ResultRow = dict[str, Any]
 """One cell, model, benchmark and metric; the columns are those of `result_rows`."""
+
+
+class SweepResults(Row):
+    """What a sweep has found so far."""
+
+    sweep: str
+    """Name of its directory."""
+    directory: Path
+    """Where the sweep's own files lie; each cell is a run beside the others."""
+    report: Path
+    """Folder of the report: `report.html`, `report.md`, `results.csv`, figures, responses."""
+    cells: dict[str, CellState]
+    """State of each cell, by the name of its run."""
+    failures: dict[str, str]
+    """Why cells failed, by the name of their run."""
+    results: list[ResultRow]
+    """A row for each finished cell, model, benchmark and metric, see `result_rows`."""
+
+    def table(self) -> pa.Table:
+        """Return the results as a table; `to_pandas` makes a data frame of it."""
+        return to_table(self.results)
+
+
+def sweep_results(sweep: Sweep, report: Path) -> SweepResults:
+    """Gather the results of a sweep whose report lies in ``report``."""
+    return SweepResults(
+        sweep=sweep.directory.name,
+        directory=sweep.directory,
+        report=report,
+        cells={cell.run: cell.state for cell in sweep.cells},
+        failures={
+            cell.run: cause
+            for cell in sweep.cells
+            if (cause := read_cause(sweep.directory, cell.run) or cell.cause)
+        },
+        results=result_rows(sweep),
+    )
 
 
 def result_rows(sweep: Sweep) -> list[ResultRow]:
@@ -47,7 +85,5 @@ def _about(sweep: Sweep, cell: CellResult) -> ResultRow:
 def write_tables(rows: list[ResultRow], folder: Path) -> None:
     """Write `results.csv` and `results.parquet`, each whole or not at all."""
     save_csv(rows, folder / "results.csv")
-    columns = columns_of(rows)
-    table = pa.table({name: [row.get(name) for row in rows] for name in columns})
     with atomic_file(folder / "results.parquet") as file:
-        pq.write_table(table, file)
+        pq.write_table(to_table(rows), file)

@@ -21,8 +21,8 @@ from helpers import ROOT
 FOLDERS = ("objectives", "workers", "evaluators", "platform", "sweeps")
 LAYERS = ("workers.common", *FOLDERS)
 """A file imports from its own layer and from those before it."""
-COMMAND_LINE = "platform.cli"
-"""Its modules may import from every layer, and do so inside their commands."""
+INTERFACES = ("platform.cli", "platform.api", "platform.import_root")
+"""They may import from every layer, and do so inside their commands and functions."""
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "mlflow", "datasets")
 MAX_LINES = 600
 MAX_MODULES = 14
@@ -97,7 +97,7 @@ def layer(module: str) -> int:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_imports_point_one_way(folder: str) -> None:
     for module, targets in import_graph().items():
-        if module.split(".")[0] != folder or f"{module}.".startswith(f"{COMMAND_LINE}."):
+        if module.split(".")[0] != folder or module.startswith(INTERFACES):
             continue
         above = {target for target in targets if layer(target) > layer(module)}
         assert not above, f"{module} imports from a layer above it: {above}"
@@ -165,13 +165,15 @@ def test_private_names_of_libraries_are_listed() -> None:
 def test_every_package_is_listed_for_installation() -> None:
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {f"deft.{'.'.join(f.parent.relative_to(ROOT).parts)}" for f in modules().values()}
-    assert set(setuptools["packages"]) == packages
-    assert setuptools["package-dir"] == {f"deft.{folder}": folder for folder in FOLDERS}
+    assert set(setuptools["packages"]) == {"deft", *packages}
+    folders = {f"deft.{folder}": folder for folder in FOLDERS}
+    assert setuptools["package-dir"] == {"deft": "platform/import_root", **folders}
 
 
 @pytest.mark.parametrize(
     "code",
     [
+        "import deft; from deft import *",
         "import deft.platform.config.spec",
         "import deft.platform.config.loading",
         "import deft.objectives",

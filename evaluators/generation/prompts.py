@@ -17,6 +17,7 @@ from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.data.chat import (
     count_bos,
     encode_prompt,
+    end_of_turn,
     format_hash,
     render_turns,
     special_tokens,
@@ -137,24 +138,9 @@ def resolve_stops(
             becomes its id, as control tokens do not appear in the text of a response.
     """
     added = {str(token): id for id, token in tokenizer.added_tokens_decoder.items()}
-    ids = {*declared, *_end_of_turn(tokenizer, style, added)}
+    ids = {*declared, *end_of_turn(tokenizer, style)}
     ids |= {added[string] for string in strings if string in added}
     return Stops(sorted(ids), [string for string in strings if string not in added])
-
-
-def _end_of_turn(
-    tokenizer: PreTrainedTokenizerBase, style: str, added: dict[str, int]
-) -> list[int]:
-    """Find the control token that follows a turn's text in the style, if there is one."""
-    mark = "the text of a turn"
-    template = PROMPT_STYLES[style].template
-    if template is not None:
-        after = template.partition("{input}")[2]
-    else:
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-        after = render_turns(tokenizer, turns).partition(mark)[2]
-    positions = {after.find(text): text for text in added if text in after}
-    return [added[positions[min(positions)]]] if positions else []
 
 
 def turn_header(tokenizer: PreTrainedTokenizerBase, style: str) -> list[int]:

@@ -10,11 +10,11 @@ from typing import Annotated, NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from deft.platform.api import prepare_environment
 from deft.platform.cli import authoring, experiments, results, upkeep
 from deft.platform.errors import StageError, UserError, describe_os_error, fail
 from deft.platform.signals import KEPT, end_by_signal, handle_signals, received_signal
 from deft.workers.common.files import DamagedFileError
-from deft.workers.common.loopback import keep_to_loopback
 
 PACKAGE = "deft-platform"
 """Name under which this package is installed."""
@@ -67,16 +67,9 @@ def global_options(
 def main() -> NoReturn:
     """Run the `deft` command; exit with 0 on success, 1 if a stage failed, 2 on bad input."""
     handle_signals()
-    if os.environ.get("RAY_ADDRESS", "local") == "local":
-        keep_to_loopback()
+    prepare_environment()
     # A user's own objective is named by import path, and usually lies where the command is run.
     sys.path.append(os.getcwd())
-    # Read when ray is imported. Many processes on few cores are normal for a sweep, and a lost one
-    # is reported by what depended on it.
-    os.environ.setdefault(
-        "RAY_DEDUP_LOGS_SKIP_REGEX",
-        "worker processes have been started|A worker died or was killed",
-    )
     message, code = "", 0
     try:
         code = app(standalone_mode=False) or 0

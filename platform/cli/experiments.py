@@ -16,7 +16,6 @@ from deft.platform.cli.options import (
     TrackingUri,
     Verbose,
     as_user_error,
-    context_of,
     names_in,
     names_of_models,
     split_names,
@@ -77,22 +76,20 @@ def run(
         names["protocol"] = "fair" if spec.protocol == "paper" else "paper"
         show_protocols(spec, lambda: load_spec(file, names, settings or ()), plan_console)
         return
+    from deft.platform import api
     from deft.platform.commands.output import console_for, print_json
-    from deft.platform.commands.show_results import (
-        results_of,
-        show_next_commands,
-        show_results,
-    )
-    from deft.platform.run.driver import run_experiment
+    from deft.platform.commands.show_results import show_next_commands, show_results
+    from deft.platform.records.run_directory import RunDirectory
 
     console = console_for(machine_readable=as_json)
     if note := preset_note(spec):
         console.print(note)
     console.stage("run", f"{spec.run_name} in {root}")
-    finished = run_experiment(spec, context_of(root, console, tracking_uri, verbose=verbose))
+    results = api.run(spec, root=root, tracking_uri=tracking_uri, console=console, verbose=verbose)
     if as_json:
-        print_json(results_of(finished))
+        print_json(results)
         return
+    finished = RunDirectory(results.directory.parent, spec)
     show_results(finished, console, detailed=verbose)
     show_next_commands(finished, root, console)
 
@@ -106,26 +103,32 @@ def sweep(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells, the plan and the cost, and stop.")
     ] = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Run a grid of experiments and compare them. The same command again runs what is left."""
     from deft.sweeps.cells import load_sweep
 
     plan = load_sweep(file, root, settings or ())
-    console = RunConsole()
     if dry_run:
         from deft.sweeps.dry_run import show_sweep
 
         with as_user_error():
-            show_sweep(plan, root, console)
+            show_sweep(plan, root, RunConsole())
         return
-    from deft.sweeps.run import run_sweep
+    from deft.platform import api
+    from deft.platform.commands.output import console_for, print_json
 
-    directory = run_sweep(plan, context_of(root, console, tracking_uri, verbose=verbose))
-    failed = [cell.run for cell in plan.cells if directory.failure(cell.run)]
-    if failed:
+    console = console_for(machine_readable=as_json)
+    results = api.sweep(
+        plan, root=root, tracking_uri=tracking_uri, console=console, verbose=verbose
+    )
+    if as_json:
+        print_json(results)
+    if results.failures:
         raise StageError(
-            f"{len(failed)} of {len(plan.cells)} cells failed; the same command tries them again"
+            f"{len(results.failures)} of {len(results.cells)} cells failed; the same command tries "
+            "them again"
         )
 
 
@@ -263,17 +266,19 @@ def evaluate(
     if dry_run:
         console.print(spec.model_dump_json(indent=2))
         return
+    from deft.platform import api
     from deft.platform.commands.output import console_for, print_json
-    from deft.platform.commands.show_results import results_of, show_evaluation
-    from deft.platform.records.manifests import EvaluateManifest
-    from deft.platform.run.evaluate_command import run_evaluation
+    from deft.platform.commands.show_results import show_evaluation
+    from deft.platform.records.manifests import EvaluateManifest, require_manifest
 
     console = console_for(machine_readable=as_json)
     console.stage("run", f"{spec.run_name} in {root}")
-    run = run_evaluation(spec, context_of(root, console, tracking_uri, verbose=verbose))
+    results = api.evaluate(
+        spec, root=root, tracking_uri=tracking_uri, console=console, verbose=verbose
+    )
     if as_json:
-        print_json(results_of(run))
+        print_json(results)
         return
-    models = run.require_manifest(EvaluateManifest).models
+    models = require_manifest(results.directory, EvaluateManifest).models
     show_evaluation(models, console, {"eval": spec.model.name})
-    console.print(f"everything of this evaluation: {run.path}")
+    console.print(f"everything of this evaluation: {results.directory}")

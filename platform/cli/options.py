@@ -7,15 +7,11 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
-
-if TYPE_CHECKING:
-    from deft.platform.run.context import RunContext
 
 
 def names_in(catalog: str) -> Callable[[str], list[str]]:
@@ -88,26 +84,6 @@ Verbose = Annotated[
         "--verbose", "-v", help="Show every metric, and the output of Ray, DeepSpeed and vLLM."
     ),
 ]
-
-
-def context_of(
-    root: Path, console: RunConsole, tracking_uri: str | None, *, verbose: bool
-) -> RunContext:
-    """Gather what a run shares; nothing heavy is imported before a command needs it."""
-    from deft.platform.records.find import require_root
-    from deft.platform.run.context import RunContext
-    from deft.platform.tracking.uri import default_tracking_uri
-
-    require_root(root)
-    if not root.exists():
-        # A run root is its owner's, with all that is in it; who wants another one makes it before.
-        os.umask(0o077)
-    return RunContext(
-        root=root.resolve(),
-        console=console,
-        tracking_uri=tracking_uri or default_tracking_uri(root),
-        verbose=verbose,
-    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,14 +54,12 @@ def compare(
     ] = False,
 ) -> None:
     """Compare runs on the items they share: intervals, differences to the first, significance."""
-    from deft.platform.commands.compare import compare_runs
+    from deft.platform import api
     from deft.platform.commands.compare_table import show_comparison
     from deft.platform.commands.output import console_for, print_csv, print_json
-    from deft.sweeps.report.read_sweep import find_compared
 
     console = console_for(machine_readable=as_json or as_csv)
-    with as_user_error():
-        comparison = compare_runs(find_compared(runs or [], sweep, root, console))
+    comparison = api.compare(runs or (), sweep=sweep, root=root, console=console)
     if as_json:
         print_json(comparison)
     elif as_csv:
@@ -121,14 +120,12 @@ def report(
     from deft.platform.records.root_use import using
     from deft.sweeps.report.read_sweep import read_sweep
     from deft.sweeps.report.write import write_report
-    from deft.sweeps.results_table import result_rows
+    from deft.sweeps.results_table import sweep_results
 
     with using(root):
         out = write_report(directory, root, console_for(machine_readable=as_json))
     if as_json:
-        read = read_sweep(directory, root)
-        states = {cell.run: cell.state for cell in read.cells}
-        print_json({"report": str(out), "cells": states, "results": result_rows(read)})
+        print_json(sweep_results(read_sweep(directory, root), out))
 
 
 @app.command(
@@ -209,6 +206,58 @@ def register(
 
     uri = tracking_uri or default_tracking_uri(root)
     register_model(find_run(run, root), name, uri, RunConsole())
+
+
+@app.command(epilog="Example: deft push chain_sum-tiny-DEFT me/adder")
+def push(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, or its name in the root.", autocompletion=names_of_runs
+        ),
+    ],
+    hub_id: Annotated[str, typer.Argument(help="Repository of the Hugging Face hub: ORG/NAME.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everyone read a repository that is made.")
+    ] = False,
+    root: Root = Path("runs"),
+) -> None:
+    """Upload the model that a run trained, with its card, to the Hugging Face hub, as private."""
+    from deft.platform.commands.model.push import push_model
+    from deft.platform.records.find import find_newest_run
+
+    console = RunConsole()
+    push_model(find_newest_run(run, root, console.print), hub_id, console, public=public)
+
+
+@app.command(epilog="Example: deft chat chain_sum-tiny-DEFT --temperature 0.7")
+def chat(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, or its name in the root.", autocompletion=names_of_runs
+        ),
+    ],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding.")] = 0.0,
+    root: Root = Path("runs"),
+) -> None:
+    """Talk with the model that a run trained; a text on the standard input gets one answer."""
+    from deft.platform.commands.output import console_for
+    from deft.platform.config.loading import trained_style
+    from deft.platform.records.find import find_newest_run
+
+    # What is said of the run does not belong into an answer that is piped on.
+    directory = find_newest_run(run, root, console_for(machine_readable=True).print)
+    style = trained_style(directory)
+    from deft.platform.commands.model.chat import Chat, talk, write_out
+
+    model = Chat(directory / "model", style, max_tokens=max_tokens, temperature=temperature)
+    if sys.stdin.isatty():
+        talk(model, lambda: input("> "), write_out)
+    else:
+        model.answer(sys.stdin.read().rstrip("\n"), write_out)
+        write_out("\n")
 
 
 @app.command(epilog="Example: deft ui --port 5001")

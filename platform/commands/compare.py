@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from deft.evaluators.scores.comparison import (
     Comparison,
@@ -21,7 +21,10 @@ from deft.platform.records.manifests import (
     ModelResult,
     require_manifest,
 )
-from deft.platform.records.results import Row
+from deft.platform.records.results import Row, to_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RATES = ("truncated", "no answer", "grader error", "prompt too long")
 """Shares of responses, by the names of `ItemScores.rates`."""
@@ -34,9 +37,11 @@ class ComparedModel(Row):
 
     benchmark: str
     metric: str
+    """The one that models are compared by on this benchmark."""
     run: str
     """Name of the run; ``base: NAME`` for a model that a run started from."""
     num_items: int
+    """Items that the model was asked."""
     value: float
     ci_low: float
     """Lower end of the 95 % interval over items."""
@@ -46,9 +51,11 @@ class ComparedModel(Row):
     difference_ci_low: float | None = None
     difference_ci_high: float | None = None
     p_value: float | None = None
+    """McNemar's exact test for one right or wrong response an item, else the paired t test."""
     adjusted_p: float | None = None
     """Corrected for all comparisons (Holm)."""
     conclusion: Conclusion | None = None
+    """Than the first run, at a corrected p below 0.05."""
     detectable: float | None = None
     """The true difference that is found with a chance of 80 %."""
     truncated: float | None = None
@@ -64,10 +71,15 @@ class RunComparison(Row):
     first: str
     """The run that others are compared with."""
     num_comparisons: int
+    """Comparisons that p is corrected for."""
     rows: list[ComparedModel]
     """By benchmark; in it the runs as they were given, then the models before."""
     warnings: list[str]
     """What differed between evaluations, a sentence each."""
+
+    def table(self) -> pa.Table:
+        """Return the rows as a table; `to_pandas` makes a data frame of it."""
+        return to_table([row.model_dump() for row in self.rows])
 
 
 def compare_runs(runs: Sequence[Path]) -> RunComparison:

@@ -28,7 +28,7 @@ def print_json(value: BaseModel | Mapping[str, Any] | Sequence[Any]) -> None:
 def _plain(value: Any) -> Any:
     match value:
         case BaseModel():
-            return value.model_dump(mode="json")
+            return _plain(value.model_dump(mode="json"))
         case Mapping():
             return {str(key): _plain(entry) for key, entry in value.items()}
         case list() | tuple():

@@ -14,7 +14,6 @@ from deft.platform.records.results import (
     MainMetric,
     is_bound,
     main_metrics,
-    metric_rows,
     with_interval,
 )
 from deft.platform.records.run_directory import Event, RunDirectory
@@ -59,6 +58,8 @@ def show_next_commands(run: RunDirectory[ExperimentSpec], root: Path, console: R
     other = "DEFT" if str(run.spec.objective) == "original" else "original"
     commands = {
         f"deft view {run.path.name}{option}": "its responses, one by one",
+        f"deft chat {run.path.name}{option}": "talk with the model",
+        f"vllm serve {root / run.path.name / 'model'}": "serve it by OpenAI's API",
         f"deft run … --objective {other}{option}": "another objective; then: deft compare",
         f"deft ui{option}": "charts of all runs",
     }
@@ -147,15 +148,6 @@ def show_evaluation(
             for name in next(iter(means.values()))
         ]
         console.table("mean over benchmarks", ["", *(labels[label] for label in means)], rows)
-
-
-def results_of(run: RunDirectory[Any]) -> dict[str, Any]:
-    """Return what a finished run measured, for `--json`: a row for each model and metric."""
-    return {
-        "run": run.path.name,
-        "directory": str(run.path),
-        "results": metric_rows(run.require_manifest(EvaluateManifest).models),
-    }
 
 
 def show_catalog(kind: str, console: RunConsole) -> None:

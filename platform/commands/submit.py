@@ -301,6 +301,7 @@ def shipped_code() -> Iterator[Path]:
             shutil.copytree(
                 SOURCE.parent / name, package / name, ignore=shutil.ignore_patterns("__pycache__")
             )
+        shutil.copy(SOURCE / "import_root" / "__init__.py", package)
         (package / "platform" / SHIPPED_STATE).write_text(json.dumps(git_state()))
         yield package
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,34 +24,51 @@ from deft.workers.dataset_spec import name_or_mixture
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
+ManySettings = Iterable[str] | Mapping[str, Any]
+"""Settings that override others, see `apply_settings`."""
+
 OPTIONS = {("dataset",), ("model",), ("objective",), ("protocol",)}
 """Settings that are options of commands as well."""
 
 
 def load_spec(
-    file: Path | None,
+    source: Path | Mapping[str, Any] | None,
     names: Mapping[str, str | None] | None = None,
-    settings: Iterable[str] = (),
+    settings: ManySettings = (),
 ) -> ExperimentSpec:
     """Read a run file, let ``names`` and then ``settings`` override it, and validate.
 
     Args:
-        file: a YAML file; None to start from nothing.
+        source: a YAML file, or what such a file holds; None to start from nothing.
         names: values of `dataset`, `model`, `objective` and `protocol`; None leaves one as it is.
-        settings: ``key=value`` with a dotted key and a YAML value.
+        settings: see `apply_settings`.
 
     Raises:
         UserError: naming file, line, key, expectation and nearest valid name.
     """
-    data, origins = read_yaml(file) if file else ({}, {})
+    data, origins = read_settings(source or {})
+    file = None if source is None or isinstance(source, Mapping) else str(source)
     if "grid" in data:
-        place = place_of(("grid",), origins, None)
-        raise UserError(f"{place}: grid makes this a sweep file; run it by `deft sweep {file}`")
+        place = f"{place_of(('grid',), origins, None)}: " if file else ""
+        raise UserError(
+            f"{place}grid makes this a sweep file; run it by `deft sweep {file or 'FILE'}`"
+        )
     for key, name in (names or {}).items():
         if name is not None:
             set_value(data, origins, (key,), name, Origin(f"--{key}"))
     apply_settings(data, origins, settings)
-    return to_experiment(data, str(file) if file else None, origins)
+    return to_experiment(data, file, origins)
+
+
+def read_settings(
+    source: Path | Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
+    """Read settings from a YAML file, or copy them; return them and where each stands.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return ({**copy.deepcopy(source)}, {}) if isinstance(source, Mapping) else read_yaml(source)
 
 
 def to_experiment(
@@ -75,38 +93,56 @@ def load_evaluation(
     benchmarks: Iterable[str],
     sampling: Mapping[str, Any],
     common: Mapping[str, Any],
-    settings: Iterable[str],
+    settings: ManySettings,
     root: Path,
 ) -> ModelEvaluationSpec:
-    """Make the spec of an evaluation that the command line describes.
+    """Make the spec of an evaluation that the command line describes, see `make_evaluation`.
 
     Args:
         model: name, directory or hub id of a model; or directory of a run, or its name in ``root``.
         benchmarks: their names.
         sampling: settings of every benchmark; None leaves one as it is.
         common: settings of the evaluation; None leaves one as it is.
-        settings: see `load_spec`.
+        settings: see `apply_settings`.
         root: run root.
 
     Raises:
         UserError: see `load_spec`.
     """
     overrides = {key: value for key, value in sampling.items() if value is not None}
-    data: dict[str, Any] = {
-        # What was forgotten shows beside the model before; a model on its own has no before.
-        "evaluation": {
-            "general": False,
-            "benchmarks": [{"name": n, **overrides} for n in benchmarks],
-        },
-        **_trained_model(model, root),
+    evaluation = {
+        "benchmarks": [{"name": name, **overrides} for name in benchmarks],
+        **{key: value for key, value in common.items() if value is not None},
     }
-    data["evaluation"] |= {key: value for key, value in common.items() if value is not None}
-    origins: dict[KeyPath, Origin] = {}
+    return make_evaluation({"model": model, "evaluation": evaluation}, settings, root)
+
+
+def make_evaluation(
+    source: Path | Mapping[str, Any], settings: ManySettings, root: Path
+) -> ModelEvaluationSpec:
+    """Make the spec of an evaluation.
+
+    Args:
+        source: a YAML file, or what such a file holds; its ``model`` may be a run.
+        settings: see `apply_settings`.
+        root: run root.
+
+    Raises:
+        UserError: see `load_spec`.
+    """
+    data, origins = read_settings(source)
+    if isinstance(data.get("evaluation", {}), dict):
+        # What was forgotten shows beside the model before; a model on its own has no before.
+        data["evaluation"] = {"general": False, **data.get("evaluation", {})}
+    if isinstance(model := data.get("model"), str):
+        trained = _trained_model(model, root)
+        data = {**trained, **data, "model": trained["model"]}
     apply_settings(data, origins, settings)
-    spec = validate_spec(ModelEvaluationSpec, data, None, origins)
+    file = None if isinstance(source, Mapping) else str(source)
+    spec = validate_spec(ModelEvaluationSpec, data, file, origins)
     heldout = spec.evaluation.heldout
     if not spec.evaluation.benchmarks and (heldout is None or heldout.file is None):
-        raise UserError("nothing to evaluate: give --benchmarks or --heldout")
+        raise UserError("nothing to evaluate; give --benchmarks or --heldout")
     return spec
 
 
@@ -114,17 +150,25 @@ def _trained_model(model: str, root: Path) -> dict[str, Any]:
     """Make settings of ``model``; a run stands for what it trained, and for its prompt style."""
     for run in (Path(model), root / model):
         if (run / "spec.json").is_file() or (run / "stages").is_dir():
-            if not (run / "model").is_dir():
-                raise UserError(f"model: the run {run} has no trained model")
-            with reading(run / "spec.json", "run the command of this run again"):
-                spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
-                style = spec.get("dataset", {}).get("prompt_style", "chat")
             return {
                 "name": f"evaluation-{run.name}"[:80],
                 "model": str(run / "model"),
-                "prompt_style": style,
+                "prompt_style": trained_style(run),
             }
     return {"model": model}
+
+
+def trained_style(run: Path) -> str:
+    """Return the prompt style that the model of the run in directory ``run`` was trained with.
+
+    Raises:
+        UserError: the run has no model.
+    """
+    if not (run / "model").is_dir():
+        raise UserError(f"model: the run {run} has no trained model; run its command first")
+    with reading(run / "spec.json", "run the command of this run again"):
+        spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
+        return str(spec.get("dataset", {}).get("prompt_style", "chat"))
 
 
 def validate_spec(
@@ -161,13 +205,22 @@ def validate_spec(
 
 
 def apply_settings(
-    data: dict[str, Any], origins: dict[KeyPath, Origin], settings: Iterable[str]
+    data: dict[str, Any], origins: dict[KeyPath, Origin], settings: ManySettings
 ) -> None:
-    """Let ``key=value`` settings, with a dotted key and a YAML value, override ``data``.
+    """Let settings override ``data``.
+
+    Args:
+        data: settings by their keys.
+        origins: where each of them stands.
+        settings: dotted keys and their values; or texts ``key=value`` with a YAML value.
 
     Raises:
         UserError: one is no such setting.
     """
+    if isinstance(settings, Mapping):
+        for dotted, value in settings.items():
+            set_value(data, origins, tuple(dotted.split(".")), value, Origin(f"settings {dotted}"))
+        return
     for setting in settings:
         dotted, equals, text = setting.partition("=")
         if not equals or not dotted:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
-from deft.platform.records.manifests import ModelResult
-from deft.workers.common.files import write_atomic
+from deft.platform.records.manifests import EvaluateManifest, ModelResult, require_manifest
+from deft.workers.common.files import reading, write_atomic
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MEAN = "mean"
 """The benchmark name of the means over benchmarks."""
@@ -25,7 +29,7 @@ BOUNDS = ("stderr", "ci_low", "ci_high")
 class Row(BaseModel):
     """One row of a table; NaN and infinity become null in JSON."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class MetricRow(Row):
@@ -34,12 +38,29 @@ class MetricRow(Row):
     which: Which
     """The model that training started from, or the trained one; `deft evaluate` trains none."""
     benchmark: str
+    """Its name; `heldout` for held-out examples, `mean` for the mean over benchmarks."""
     metric: str
     value: float
     stderr: float | None = None
+    """Standard error over items."""
     ci_low: float | None = None
     """Lower end of the 95 % interval."""
     ci_high: float | None = None
+
+
+class RunResults(Row):
+    """What a finished run or evaluation measured."""
+
+    run: str
+    """Name of its directory."""
+    directory: Path
+    """Where everything of the run lies."""
+    results: list[MetricRow]
+    """A row for each model, benchmark and metric."""
+
+    def table(self) -> pa.Table:
+        """Return the results as a table; `to_pandas` makes a data frame of it."""
+        return to_table([{"run": self.run, **row.model_dump()} for row in self.results])
 
 
 class MainMetric(NamedTuple):
@@ -75,6 +96,37 @@ def metric_rows(models: Mapping[str, ModelResult]) -> list[MetricRow]:
     return rows
 
 
+def results_of(run: Path) -> RunResults:
+    """Read what the run or evaluation in directory ``run`` measured.
+
+    Raises:
+        UserError: its evaluation has not finished, or its result cannot be read.
+    """
+    models = require_manifest(run, EvaluateManifest).models
+    return RunResults(run=run.resolve().name, directory=run, results=metric_rows(models))
+
+
+def described_rows(run: Path) -> list[dict[str, Any]]:
+    """List what a run measured, each row with its dataset, model, objective and seed.
+
+    These are null for what `deft evaluate` does not have.
+
+    Raises:
+        UserError: its evaluation has not finished, or a file of it cannot be read.
+    """
+    results = results_of(run)
+    with reading(run / "spec.json", "run the command of this run again"):
+        spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
+        about = {
+            "run": results.run,
+            "dataset": spec["dataset"]["name"] if "dataset" in spec else None,
+            "model": spec["model"]["name"],
+            "objective": spec.get("objective"),
+            "seed": spec.get("seed"),
+        }
+    return [{**about, **row.model_dump()} for row in results.results]
+
+
 def _rows(which: Which, benchmark: str, metrics: Mapping[str, float]) -> Iterator[MetricRow]:
     for name, value in metrics.items():
         if not is_bound(name):
@@ -99,6 +151,13 @@ def save_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     text = StringIO(newline="")
     write_csv(rows, text)
     write_atomic(path, text.getvalue())
+
+
+def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Make a table of rows; what a row lacks is null."""
+    import pyarrow as pa
+
+    return pa.table({name: [row.get(name) for row in rows] for name in columns_of(rows)})
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -9,8 +10,10 @@ from pathlib import Path
 
 from deft.evaluators.generation.pool import Pool
 from deft.platform.console import RunConsole
+from deft.platform.records.find import require_root
 from deft.platform.run.cluster import ray_cluster, require_workers
 from deft.platform.run.training_slots import TrainingSlots
+from deft.platform.tracking.uri import default_tracking_uri
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,23 @@ class RunContext:
             UserError: the cluster cannot hold ``num_workers`` training workers.
         """
         return replace(self, use_gpu=require_workers(num_workers))
+
+
+def open_context(
+    root: Path, console: RunConsole, tracking_uri: str | None, *, verbose: bool
+) -> RunContext:
+    """Gather what a command's runs share.
+
+    Raises:
+        UserError: the run root cannot be made or written to.
+    """
+    require_root(root)
+    if not root.exists():
+        # A run root is its owner's, with all that is in it; who wants another one makes it before.
+        os.umask(0o077)
+    return RunContext(
+        root=root.resolve(),
+        console=console,
+        tracking_uri=tracking_uri or default_tracking_uri(root),
+        verbose=verbose,
+    )

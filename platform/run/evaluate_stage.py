@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import content_in, definition_in
+from deft.evaluators.harness.tasks import PREFIX
 from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
@@ -21,6 +23,7 @@ from deft.platform.records.manifests import (
     ModelResult,
     PrepareManifest,
     Timings,
+    TrainManifest,
     load_manifest,
     save_manifest,
 )
@@ -74,6 +77,7 @@ def evaluate_stage(
             out=run.path,
             context=context,
             validation_dir=prepared.validation_dir,
+            dtype=trained_dtype(run),
         )
         trained = replace(base, models={"eval": str(run.path / "model")})
         losses = measure_heldout(trained, events)
@@ -83,6 +87,13 @@ def evaluate_stage(
         )
     warn_of_other_formats(prepared, outcome.models["eval"], console)
     run.finish(outcome)
+
+
+def trained_dtype(run: RunDirectory[ExperimentSpec]) -> str:
+    """Return the dtype that the training workers agreed on, or else that of what they exported."""
+    if (dtype := run.require_manifest(TrainManifest).dtype) is not None:
+        return dtype
+    return str(json.loads((run.path / "model" / "config.json").read_text())["dtype"])
 
 
 def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
@@ -148,6 +159,7 @@ def _digest_of_inputs(evaluation: Evaluation) -> str:
         *(content_in(evaluation.items[name]) for name in sorted(evaluation.items)),
         evaluation.trained_style,
         str(evaluation.validation_dir),
+        str(evaluation.dtype),
     )
 
 
@@ -164,12 +176,13 @@ def merge_results(first: EvaluateManifest, second: EvaluateManifest) -> Evaluate
 def warn_of_other_formats(prepared: Prepared, model: ModelResult, console: RunConsole) -> None:
     """Warn of benchmarks whose prompts had another format than the trained model's data.
 
-    `general` is what the model could do before, and is meant to be unlike the training data.
+    `general` and the tasks of lm-evaluation-harness are what the model could do before, and are
+    meant to be unlike the training data.
     """
     prompts = {
         name: result.prompt
         for name, result in model.benchmarks.items()
-        if name != GENERAL_BENCHMARK
+        if name != GENERAL_BENCHMARK and not name.startswith(PREFIX)
     }
     hashes = {name: prompt.hash for name, prompt in prompts.items()}
     trained = {source.format_hash for source in prepared.sources}

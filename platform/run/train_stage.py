@@ -56,6 +56,7 @@ def train_stage(
                 num_steps=num_steps,
                 seed=spec.seed,
                 events=events,
+                prompt_style=prepared.prompt_style,
             )
             result = fit(
                 job,

@@ -35,6 +35,9 @@ from deft.sweeps.results_table import result_rows, write_tables
 from deft.workers.common.files import atomic_file, write_atomic
 from deft.workers.common.text import plural
 
+REPORT = "report"
+"""Folder of a sweep's report, in the directory of the sweep."""
+
 RESPONSES = "responses.html"
 """Page of single responses, beside the report."""
 
@@ -62,7 +65,7 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     console.stage("report", f"{sweep.count('finished')} of {len(sweep.cells)} cells have finished")
     report = gather_report_data(sweep)
     document = compose(report, root.resolve() / "cache")
-    out = sweep_dir / "report"
+    out = sweep_dir / REPORT
     save_pictures(document.pictures, out / "figures")
     write_atomic(out / "report.html", document.to_html())
     write_atomic(out / "report.md", document.to_markdown())

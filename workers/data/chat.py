@@ -281,6 +281,20 @@ def render_turns(
     return _render_all(tokenizer, Conversation(messages, opens_turn=opens_turn))
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, style: str) -> list[int]:
+    """Find the control token that follows the text of a turn in ``style``, if there is one."""
+    mark = "the text of a turn"
+    template = PROMPT_STYLES[style].template
+    if template is not None:
+        after = template.partition("{input}")[2]
+    else:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
+        after = render_turns(tokenizer, turns).partition(mark)[2]
+    added = {str(token): id for id, token in tokenizer.added_tokens_decoder.items()}
+    positions = {after.find(text): text for text in added if text in after}
+    return [added[positions[min(positions)]]] if positions else []
+
+
 def _render_all(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
     text = render(tokenizer, fit_template(tokenizer, conversation)).text
     require_texts(tokenizer, conversation, text)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deepspeed
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from deft.workers.data.chat import end_of_turn
 from deft.workers.modeling.loading import load_causal_lm
 from deft.workers.modeling.lora import (
     MergedTensor,
@@ -45,6 +47,7 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase,
     directory: Path,
     *,
+    style: str,
     rows: Dataset,
     packing: bool,
     keep_adapter: bool = False,
@@ -65,8 +68,10 @@ def export_model(
     adapter = gather(engine, adapter_tensors(model)) if keep_adapter else {}
     problem: list[str | None] = [None]
     if torch.distributed.get_rank() == 0:
-        model.save_pretrained(directory, state_dict=dict(state))
         limit_length(tokenizer, model)
+        with suppress(ValueError):  # a template that refuses two plain turns
+            declare_end(model.generation_config, end_of_turn(tokenizer, style))
+        model.save_pretrained(directory, state_dict=dict(state))
         tokenizer.save_pretrained(directory)
         if keep_adapter:
             save_adapter(model, adapter, directory / ADAPTER_FOLDER)
@@ -87,6 +92,18 @@ def limit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and tokenizer.model_max_length > positions:
         tokenizer.model_max_length = positions
+
+
+def declare_end(config: GenerationConfig, token_ids: Sequence[int]) -> None:
+    """Let generation end at ``token_ids`` too: a base model ends at EOS alone, not at a turn's end.
+
+    Servers and `generate` read this where they are told nothing else.
+    """
+    declared = config.eos_token_id
+    known = declared if isinstance(declared, list) else [declared]
+    ends = list(dict.fromkeys(id for id in (*known, *token_ids) if id is not None))
+    if ends:
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def gather(

@@ -33,3 +33,5 @@ class TrainJob:
     seed: int
     events: Queue | None
     """Where rank 0 puts one dict a step; None for nowhere."""
+    prompt_style: str = "chat"
+    """Style that the rows were rendered in; the exported model ends its turns as they do."""

@@ -373,6 +373,7 @@ def save_if_due(
             export_model,
             engine,
             data.tokenizer,
+            style=job.prompt_style,
             rows=data.held_out if len(data.held_out) else data.rows,
             packing=job.training.packing,
             keep_adapter=lora is not None and lora.keep_adapter,

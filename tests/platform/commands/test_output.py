@@ -11,8 +11,9 @@ import pytest
 from deft.objectives.catalog import CATALOG
 from deft.platform.cli import app
 from deft.platform.commands.output import print_json
-from deft.platform.commands.show_results import results_of, show_next_commands, show_results
+from deft.platform.commands.show_results import show_next_commands, show_results
 from deft.platform.console import RunConsole
+from deft.platform.records.results import results_of
 from helpers import make_prediction, write_finished_run
 
 
@@ -35,7 +36,7 @@ def test_results_of_a_run_are_rows_with_their_intervals(
     predictions = [make_prediction(item, is_correct=item < 3) for item in range(10)]
     tables = {"eval": {"figfont": predictions}}
     run = write_finished_run(tmp_path, tables, objective="DEFT")
-    print_json(results_of(run))
+    print_json(results_of(run.path))
     answer = json.loads(capsys.readouterr().out)
     assert answer["run"] == run.path.name
     rows = {row["metric"]: row for row in answer["results"]}

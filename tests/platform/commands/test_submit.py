@@ -272,7 +272,8 @@ def test_interrupt_leaves_the_job_running(head: str, token_file: Path, tmp_path:
 
 
 def test_ray_job_submit_ships_the_checkout(head: str, token_file: Path) -> None:
-    code = "import deft.platform.cli as c, platform; print('from', c.__file__, platform.machine())"
+    code = "import deft.platform.cli as c, platform; from deft import run; "
+    code += "print('from', c.__file__, platform.machine())"
     command = [BIN / "ray", "job", "submit", "--address", head, "--working-dir", "."]
     command += ["--runtime-env", "runtime_env.yaml", "--", "python", "-c", code]
     done = subprocess.run(

@@ -675,7 +675,7 @@ def test_sweep_is_found_by_the_beginning_of_its_name(trial: Disk) -> None:
     with pytest.raises(UserError, match=r"no such sweep in .* there are: trial-0123456789"):
         find_sweep("other", trial.root)
     shutil.copytree(trial.directory, trial.directory.with_name("trial-9"))
-    with pytest.raises(UserError, match="several sweeps start so: trial-0123456789, trial-9"):
+    with pytest.raises(UserError, match="several sweeps start with this: trial-0123456789, "):
         find_sweep("trial", trial.root)
     (trial.directory / "cells.jsonl").write_text("{")
     with pytest.raises(DamagedFileError, match="damaged"):

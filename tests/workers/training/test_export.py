@@ -10,13 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from deft.workers.data.example_store import open_rows
 from deft.workers.modeling.loading import load_causal_lm
 from deft.workers.modeling.lora import add_adapters, merged_tensors
 from deft.workers.modeling.self_check import own_logp
 from deft.workers.spec import LoraSpec, TrainingSpec
+from deft.workers.training.export import declare_end
 from deft.workers.training.job import TrainJob
 
 SPEC = TrainingSpec(
@@ -125,6 +132,7 @@ def test_held_out_loss_of_the_export_is_that_in_memory(
         run_config=ray.train.RunConfig(storage_path=str(tmp_path / "ray")),
     ).fit()
     results = json.loads((tmp_path / "exports" / "results.json").read_text())
+    turn_end = AutoTokenizer.from_pretrained(jobs[0].model_dir).convert_tokens_to_ids("<|im_end|>")
     for problem in results["problems"]:
         assert problem.startswith("the exported model is not the trained one: ")
         assert "model.layers.1.mlp.gate.e_score_correction_bias" in problem
@@ -132,6 +140,8 @@ def test_held_out_loss_of_the_export_is_that_in_memory(
         directory = tmp_path / "exports" / str(number)
         tokenizer = json.loads((directory / "tokenizer_config.json").read_text())
         assert tokenizer["model_max_length"] == 256  # the model's positions
+        generation = json.loads((directory / "generation_config.json").read_text())
+        assert turn_end in _as_list(generation["eos_token_id"])
         nll = held_out_nll(load_causal_lm(directory), jobs[number])
         assert nll == pytest.approx(results["in_memory"][number], rel=1e-5), kind
         assert nll != pytest.approx(held_out_nll(build(kind), jobs[number]), rel=1e-3), kind
@@ -141,6 +151,20 @@ def test_held_out_loss_of_the_export_is_that_in_memory(
             base = load_causal_lm(jobs[number].model_dir)
             adapted = PeftModel.from_pretrained(base, directory / "adapter").eval()
             assert held_out_nll(adapted, jobs[number]) == pytest.approx(nll, rel=1e-5), kind
+
+
+def _as_list(token_ids: Any) -> list[int]:
+    return token_ids if isinstance(token_ids, list) else [token_ids]
+
+
+def test_generation_ends_where_turns_end_and_where_it_did_before() -> None:
+    config = GenerationConfig(eos_token_id=7)
+    declare_end(config, [7])
+    assert config.eos_token_id == 7
+    declare_end(config, [9])
+    assert config.eos_token_id == [7, 9]
+    declare_end(unset := GenerationConfig(), [])
+    assert unset.eos_token_id is None
 
 
 def held_out_nll(model: PreTrainedModel, job: TrainJob) -> float:

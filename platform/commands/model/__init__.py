@@ -1,0 +1,1 @@
+"""Commands that use the model that a run trained."""
