@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
@@ -176,12 +177,14 @@ class RunConsole:
         """Print a table; every column but the first is right-aligned, unless ``left``.
 
         Columns without names have no line for them. Numbers are not broken as long as there are
-        `MIN_NAME_WIDTH` columns of the terminal for the names of rows.
+        `MIN_NAME_WIDTH` columns of the terminal for the names of rows, which are broken at hyphens
+        and spaces.
         """
         table = Table(
             title=Text(printable(title), "bold"), title_justify="left", show_header=any(columns)
         )
-        whole = not left and _width([columns, *rows]) + MIN_NAME_WIDTH <= self.console.width
+        for_names = self.console.width - _width([columns, *rows])
+        whole = not left and for_names >= MIN_NAME_WIDTH
         for index, column in enumerate(columns):
             justify: Literal["left", "right"] = "right" if index and not left else "left"
             table.add_column(
@@ -190,9 +193,20 @@ class RunConsole:
                 overflow="fold",
                 no_wrap=whole and index > 0,
             )
-        for row in rows:
-            table.add_row(*(Text(printable(entry)) for entry in row))
+        for name, *entries in rows:
+            shown = _broken(printable(name), for_names) if whole else printable(name)
+            table.add_row(Text(shown), *(Text(printable(entry)) for entry in entries))
         self.console.print(table)
+
+
+def _broken(name: str, width: int) -> str:
+    """Break a name into lines of at most ``width``, after hyphens and spaces, where it has any."""
+    lines = [""]
+    for part in re.split(r"(?<=[- ])", name):
+        if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _width(rows: Sequence[Sequence[str]]) -> int:

@@ -134,3 +134,11 @@ def test_a_terminal_breaks_lines_between_words() -> None:
         "  differences are told from noise  below",
         "  0.05",
     ]
+
+
+def test_names_in_a_table_are_broken_at_hyphens() -> None:
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, width=44))
+    console.table("", ["", "score"], [["chain_sum-tiny-original-2eb08af141", "0.894 ± 0.012"]])
+    names = [line.split("│")[1].strip() for line in out.getvalue().splitlines() if "│" in line]
+    assert names == ["chain_sum-tiny-", "original-2eb08af141"]
