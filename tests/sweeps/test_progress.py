@@ -113,7 +113,7 @@ class Events:
 
 def test_a_cell_tells_the_sweep_what_it_does(tmp_path: Path) -> None:
     view, (run, *_) = open_view(tmp_path, StringIO(), terminal=False)
-    console = CellConsole(run, Events(view))  # type: ignore[arg-type]
+    console = CellConsole(run, Events(view))
 
     def doing() -> str:
         return view.describe().partition("original, seed 0: ")[2]
