@@ -30,6 +30,8 @@ from deft.workers.common.text import plural
 
 COLUMN_BORDER = 3
 """Columns of a terminal between two columns of a table."""
+LEAST_HOURS = 0.01
+"""GPU-hours below which nothing more precise is said."""
 MAX_SHOWN = 40
 """Number of cells in the table: the first ones."""
 
@@ -162,7 +164,8 @@ def cost_rows(
     rows = [["to run", f"{len(cells):,} cells, {tokens:,} training tokens, prompts included"]]
     if unknown:
         rows.append(["", f"not counting {unknown:,} cells whose data or model is not known here"])
-    each = ", ".join(f"{card.name} {h:,.2f}" for card, h in zip(CARDS, hours, strict=True))
+    times = (f"{h:,.2f}" if h >= LEAST_HOURS else f"under {LEAST_HOURS}" for h in hours)
+    each = ", ".join(f"{card.name} {time}" for card, time in zip(CARDS, times, strict=True))
     return [*rows, ["GPU-hours to train", f"{each} (at an assumed {MFU:.0%} of the peak)"]]
 
 
