@@ -45,7 +45,7 @@ class RunContext:
     @contextmanager
     def _slot(self, slots: TrainingSlots) -> Iterator[None]:
         with ExitStack() as stack:
-            with self.console.waiting("waiting for devices that others use"):
+            with self.console.waiting("awaiting free devices"):
                 stack.enter_context(slots.one())
             yield
 
