@@ -42,8 +42,9 @@ WIDE = 100
 PLAIN_LINES = 10
 """Number of lines per bar where there is no terminal."""
 
-HEARTBEAT = 30.0
-"""Seconds without a line after which one says what goes on, where there is no terminal."""
+HEARTBEAT = 28.0
+"""Seconds without a line after which one says what goes on, where there is no terminal: with what
+it takes to notice, a line comes every half a minute."""
 
 LOG = "log.txt"
 """File of a run's directory that has what the run said, with times."""
@@ -162,7 +163,7 @@ class RunConsole:
             yield
 
     def _keep_speaking(self, view: ProgressView, ended: threading.Event) -> None:
-        while not ended.wait(HEARTBEAT / 30):
+        while not ended.wait(HEARTBEAT / 28):
             if time.monotonic() - self._spoke_at >= HEARTBEAT and (line := view.describe()):
                 self.print(line)
 

@@ -203,9 +203,10 @@ def shown_events(console: RunConsole) -> Iterator[Queue]:
         def handle(event: dict[str, Any]) -> None:
             if event["event"] == "eval_progress":
                 name = f"{event['benchmark']}, {event['model']}"
-                unit = "examples" if event["benchmark"] == HELDOUT else "responses"
+                is_heldout = event["benchmark"] == HELDOUT
+                unit = "examples" if is_heldout else "responses"
                 view.update(name, event["done"], event["total"], unit=unit)
-                if event["done"] == event["total"]:
+                if event["done"] == event["total"] and not is_heldout:
                     view.wait("grading")
             elif event["event"] == "waiting":
                 view.wait(event["what"])
