@@ -12,10 +12,11 @@ from pydantic import BaseModel, Field, model_validator
 
 from deft.evaluators.benchmarks.base import Benchmark
 from deft.evaluators.benchmarks.catalog import get_benchmark
+from deft.evaluators.harness.tasks import absolute_name
 from deft.workers.catalogs.prompt_styles import PROMPT_STYLES
 from deft.workers.common.checksums import hash_files
 from deft.workers.common.names import unknown_name
-from deft.workers.common.settings import Settings
+from deft.workers.common.settings import Settings, is_none
 
 Protocol = Literal["default", "paper"]
 
@@ -23,6 +24,8 @@ GENERAL_BENCHMARK = "general"
 """Name of the benchmark that is run beside the named ones, see `EvaluationSpec.general`."""
 HELDOUT = "heldout"
 """Name of the held-out losses among the results of benchmarks."""
+CHAT_STYLE = "chat"
+"""Prompt style that is the model's own chat template."""
 PAPER_STYLE = "paper"
 """Prompt style that is replaced by the paper's style of the model's family."""
 
@@ -30,6 +33,11 @@ PAPER_STYLE = "paper"
 def heldout_table(label: str) -> str:
     """Return the path of the table of held-out losses of the model ``label``, within its run."""
     return f"predictions/{label}-{HELDOUT}.parquet"
+
+
+def token_table(label: str) -> str:
+    """Return the path of the table of single held-out tokens of the model ``label``, likewise."""
+    return f"predictions/{label}-{HELDOUT}-tokens.parquet"
 
 
 class BenchmarkSpec(Settings):
@@ -40,7 +48,8 @@ class BenchmarkSpec(Settings):
     """
 
     name: str
-    """A name from `deft list benchmarks`, or ``package.module:object`` for one of your own."""
+    """A name from `deft list benchmarks`, ``package.module:object`` for one of your own, or
+    ``lm_eval:TASK`` for one of lm-evaluation-harness (a task, a group, or a task's YAML file)."""
     size: int | None = Field(default=None, ge=1)
     """Number of items, taken from the start (with several sources from each in turn); all if not
     given."""
@@ -61,6 +70,8 @@ class BenchmarkSpec(Settings):
     not given the one the model was trained with where it suits the task, else ``chat``."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling, from which each response gets its own; no effect at temperature 0."""
+    num_fewshot: int | None = Field(default=None, ge=0, exclude_if=is_none)
+    """Solved examples in each prompt of an ``lm_eval:TASK``; the task's own number if not given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,6 +96,23 @@ class BenchmarkSpec(Settings):
         return self
 
     @model_validator(mode="after")
+    def require_settings_that_the_benchmark_takes(self) -> BenchmarkSpec:
+        if get_benchmark(self.name).harness is None:
+            if self.num_fewshot is not None:
+                raise ValueError(f"num_fewshot: only lm_eval:TASK takes it, not {self.name}")
+            return self
+        fixed = {"file": None, "samples": 1, "temperature": 0.0, "top_p": 1.0, "stop": ()}
+        for key, value in fixed.items():
+            if getattr(self, key) != value:
+                raise ValueError(f"{key}: {self.name} sets it itself; leave it out")
+        if self.prompt_style not in (None, CHAT_STYLE):
+            raise ValueError(
+                f"prompt_style: {self.name} is asked in plain text, or in the model's chat "
+                f"template by {CHAT_STYLE}; got {self.prompt_style}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def require_samples_that_can_differ(self) -> BenchmarkSpec:
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(f"temperature: at 0 all {self.samples} samples would be the same")
@@ -106,7 +134,8 @@ def fill_defaults(value: Any, protocol: Protocol) -> Any:
     if "name" not in value:
         raise ValueError("a benchmark needs a name, see `deft list benchmarks`")
     settings = {key: item for key, item in value.items() if item is not None}
-    benchmark = get_benchmark(str(value["name"]))
+    settings["name"] = absolute_name(str(value["name"]))
+    benchmark = get_benchmark(settings["name"])
     return {**_defaults(benchmark, protocol, settings), **settings}
 
 
@@ -214,6 +243,8 @@ class EvaluationSpec(Settings):
         """Hash the contents of all local files that the spec names."""
         names = [benchmark.file for benchmark in self.benchmarks]
         files = [Path(name) for name in names if name is not None]
+        harnesses = [get_benchmark(benchmark.name).harness for benchmark in self.benchmarks]
+        files += [Path(each.file) for each in harnesses if each is not None and each.digest]
         if self.heldout is not None and self.heldout.file is not None:
             files.append(Path(self.heldout.file))
         if self.data_dir is not None:

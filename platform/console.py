@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +16,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from deft.workers.common.clock import now_ms
@@ -32,9 +34,14 @@ from deft.workers.common.text import printable
 MIN_NAME_WIDTH = 12
 """Columns of a terminal that the names of a table's rows need at least."""
 
+WIDE = 100
+"""Columns of a terminal from which on bars are long."""
+
 PLAIN_LINES = 10
 """Number of lines per bar where there is no terminal."""
 
+HEARTBEAT = 30.0
+"""Seconds without a line after which one says what goes on, where there is no terminal."""
 
 LOG = "log.txt"
 """File of a run's directory that has what the run said, with times."""
@@ -50,6 +57,7 @@ class RunConsole:
         self.console = console or Console(highlight=False)
         self._log: Path | None = None
         self._unlogged: deque[str] = deque(maxlen=MAX_UNLOGGED)
+        self._spoke_at = time.monotonic()
 
     def __reduce__(self) -> tuple[Callable[[], RunConsole], tuple[()]]:
         """Become the console of the process that it is sent to: a terminal cannot be pickled."""
@@ -68,6 +76,7 @@ class RunConsole:
 
     def note(self, text: str) -> None:
         """Keep a line in the log, with the time and without passwords, but do not print it."""
+        self._spoke_at = time.monotonic()
         time_now = datetime.fromtimestamp(now_ms() / 1000).isoformat(" ", "seconds")
         line = f"{time_now}  {printable(without_secrets(text))}"
         if self._log is None:
@@ -94,24 +103,49 @@ class RunConsole:
             self._unlogged.clear()
 
     @contextmanager
-    def progress(self, unit: str) -> Iterator[ProgressView]:
-        """Show the bars of one stage for as long as the block runs."""
+    def progress(self, unit: str, *, transient: bool = False) -> Iterator[ProgressView]:
+        """Show the rows of one stage for as long as the block runs; ``transient`` ones vanish.
+
+        Without a terminal, a line says every `HEARTBEAT` seconds what goes on.
+        """
         if not self.console.is_terminal:
-            yield ProgressView(self, unit, None)
+            view = ProgressView(self, unit, None)
+            ended = threading.Event()
+            arguments = (view, ended)
+            threading.Thread(target=self._keep_speaking, args=arguments, daemon=True).start()
+            try:
+                yield view
+            finally:
+                ended.set()
             return
         bars = Progress(
-            TextColumn("          {task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            CutColumn(lambda task: f"  {task.description}"),
+            BarColumn(bar_width=24 if self.console.width >= WIDE else 12),
+            TextColumn("{task.fields[count]}", markup=False),
+            *([TimeElapsedColumn()] if self.console.width >= WIDE else []),
+            TimeLeftColumn(),
+            CutColumn(lambda task: str(task.fields["note"])),
             console=self.console,
+            transient=transient,
         )
         with bars:
-            yield ProgressView(self, unit, bars)
+            view = ProgressView(self, unit, bars)
+            try:
+                yield view
+            finally:
+                view.wait("")
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say what is waited for during a block without steps to count."""
+        with self.progress("", transient=True) as view:
+            view.wait(what)
+            yield
+
+    def _keep_speaking(self, view: ProgressView, ended: threading.Event) -> None:
+        while not ended.wait(HEARTBEAT / 30):
+            if time.monotonic() - self._spoke_at >= HEARTBEAT and (line := view.describe()):
+                self.print(line)
 
     def table(
         self,
@@ -153,19 +187,73 @@ def _width(rows: Sequence[Sequence[str]]) -> int:
     return sum(widths) + 3 * len(widths) + 4
 
 
+class CutColumn(ProgressColumn):
+    """Words that are cut where the terminal is too narrow for them and all numbers."""
+
+    def __init__(self, words: Callable[[Task], str]) -> None:
+        super().__init__(Column(no_wrap=False))  # Rich takes from columns that may be wrapped
+        self._words = words
+
+    def render(self, task: Task) -> Text:
+        """Show them on one line."""
+        return Text(self._words(task), no_wrap=True, overflow="ellipsis")
+
+
+class TimeLeftColumn(ProgressColumn):
+    """The time that is left: what the row says itself, or an estimate from its speed."""
+
+    def render(self, task: Task) -> Text:
+        """Show nothing where that is not known."""
+        seconds = task.fields["seconds_left"]
+        if task.finished:
+            return Text()
+        if seconds is None and task.total is not None and not task.fields["own_estimate"]:
+            seconds = task.time_remaining
+        return Text("" if seconds is None else f"eta {timedelta(seconds=round(seconds))}")
+
+
+@dataclass
+class _Row:
+    """What a row of a progress view counts."""
+
+    began: float
+    first: int
+    """Count when it began: a stage may go on where an interrupted one ended."""
+    done: int = 0
+    total: int = 0
+    note: str = ""
+    printed: int = -1
+    """The last tenth that there was a line about."""
+
+
 class ProgressView:
-    """Progress bars by name. Without a terminal a bar becomes up to `PLAIN_LINES` + 1 lines."""
+    """Rows of progress by name. Without a terminal a row becomes up to `PLAIN_LINES` + 1 lines."""
 
     def __init__(self, owner: RunConsole, unit: str, bars: Progress | None) -> None:
         self.owner = owner
         self.unit = unit
         self.bars = bars
-        self.tasks: dict[str, TaskID] = {}
-        self.started: dict[str, tuple[float, int]] = {}
-        self.printed: dict[str, int] = {}
+        self.describe: Callable[[], str] = self._describe
+        """Returns a line about what goes on; empty if there is nothing to say."""
+        self._tasks: dict[str, TaskID] = {}
+        self._rows: dict[str, _Row] = {}
+        self._current = ""
+        self._waits_for: tuple[str, float] | None = None
 
-    def update(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Show that ``done`` of ``total`` units of ``name`` are finished."""
+    def update(
+        self, name: str, done: int, total: int, note: str = "", *, unit: str | None = None
+    ) -> None:
+        """Show that ``done`` of ``total`` units of ``name`` are finished; end a `wait`.
+
+        Args:
+            name: of the row.
+            done: what is finished.
+            total: what there is.
+            note: last words of the row.
+            unit: of this row and those after it, where it is not the view's.
+        """
+        self.wait("")
+        self.unit = unit or self.unit
         line = self.due_line(name, done, total, note)
         if self.bars is None:
             if line is not None:
@@ -173,24 +261,80 @@ class ProgressView:
             return
         if line is not None:
             self.owner.note(line)
-        if name not in self.tasks:
-            self.tasks[name] = self.bars.add_task(printable(name), total=total, note="")
-        self.bars.update(self.tasks[name], completed=done, total=total, note=printable(note))
+        self.show(name, done, total, f"{done}/{total} {self.unit}", note)
+
+    def show(
+        self,
+        name: str,
+        done: float,
+        total: float | None,
+        count: str,
+        note: str = "",
+        *,
+        seconds_left: float | None = None,
+        own_estimate: bool = False,
+    ) -> None:
+        """Set a bar on a terminal.
+
+        Args:
+            name: of the bar.
+            done: how far it is filled.
+            total: when it is full; None for a bar that only moves.
+            count: how far it is, in words.
+            note: last words of its line.
+            seconds_left: time until it is full, where it is known.
+            own_estimate: whether that is all that is said of the time left.
+        """
+        if self.bars is None:
+            return
+        fields: dict[str, Any] = {"count": printable(count), "note": printable(note)}
+        fields |= {"seconds_left": seconds_left, "own_estimate": own_estimate}
+        if name not in self._tasks:
+            self._tasks[name] = self.bars.add_task(printable(name), total=total, **fields)
+        self.bars.update(self._tasks[name], completed=done, total=total, **fields)
+
+    def wait(self, what: str) -> None:
+        """Show that something without steps goes on, until the next call; empty for nothing."""
+        if what == (self._waits_for[0] if self._waits_for else ""):
+            return
+        if self._waits_for is not None:
+            self.remove(self._waits_for[0])
+        self._waits_for = (what, time.monotonic()) if what else None
+        if not what:
+            return
+        if self.bars is None:
+            self.owner.print(f"          {what} …")
+        else:
+            self.owner.note(f"          {what} …")
+            self.show(what, 0, None, "")
 
     def due_line(self, name: str, done: int, total: int, note: str) -> str | None:
         """Return a line about the progress of ``name`` if another tenth of it is done."""
-        began, first = self.started.setdefault(name, (time.monotonic(), done))
+        row = self._rows.setdefault(name, _Row(time.monotonic(), done))
+        row.done, row.total, row.note, self._current = done, total, note, name
         part = done * PLAIN_LINES // max(total, 1)
-        if self.printed.get(name) == part:
+        if row.printed == part:
             return None
-        self.printed[name] = part
-        seconds_each = (time.monotonic() - began) / max(done - first, 1)
-        left = f", {seconds_each * (total - done):.0f} s left" if first < done < total else ""
-        return f"          {name} {done}/{total} {self.unit}{left}  {note}".rstrip()
+        row.printed = part
+        return self._line(name)
+
+    def _line(self, name: str) -> str:
+        row = self._rows[name]
+        seconds_each = (time.monotonic() - row.began) / max(row.done - row.first, 1)
+        left = ""
+        if row.first < row.done < row.total:
+            left = f", {seconds_each * (row.total - row.done):.0f} s left"
+        return f"          {name} {row.done}/{row.total} {self.unit}{left}  {row.note}".rstrip()
+
+    def _describe(self) -> str:
+        if self._waits_for is not None:
+            what, began = self._waits_for
+            return f"          {what}, {time.monotonic() - began:.0f} s so far"
+        return self._line(self._current) if self._current else ""
 
     def remove(self, name: str) -> None:
         """Remove a bar."""
-        task = self.tasks.pop(name, None)
+        task = self._tasks.pop(name, None)
         if task is not None and self.bars is not None:
             self.bars.remove_task(task)
 

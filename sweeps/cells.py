@@ -108,7 +108,7 @@ def load_sweep(source: Path | Mapping[str, Any], root: Path, settings: ManySetti
             raise UserError(f"{file}: two cells are the same run: {twice}; leave one out")
         cells[cell.run], first[cell.run] = cell, combination
     if not cells:
-        raise UserError(f"{file}: exclude leaves no cell")
+        raise UserError(f"{file}: exclude: its rules leave no cell; remove one")
     engines = [cell.spec.evaluation.engine for cell in (*cells.values(), *models.values())]
     if any(engine != engines[0] for engine in engines):
         raise UserError(

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from deft.evaluators.spec import HELDOUT
+from deft.platform.commands.upkeep.status import age
 from deft.platform.console import ProgressView, RunConsole
 from deft.platform.records.manifests import EvaluateManifest, require_manifest
 from deft.platform.records.results import main_metrics
 from deft.sweeps.cells import PlannedCell
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.spec import label
+
+TRAINING_SHARE = 0.7
+"""Share of a cell's time that training is taken to have before a cell has finished."""
+SHOWN_CELLS = 4
+"""Running cells that a line names; of more it counts the stages."""
+
+
+@dataclass
+class _RunningCell:
+    """Where a cell is that has sent an event and has not ended."""
+
+    began: float
+    doing: str = "starts"
+    count: str = ""
+    trained: float = 0.0
+    """Share of its training that is done."""
+    trained_at: float | None = None
+    """When its evaluation began."""
 
 
 class SweepView:
@@ -32,26 +53,107 @@ class SweepView:
         self.directory = directory
         self.cells = cells
         self.console = console
-        self.bars: ProgressView | None = None
+        self.rows: ProgressView | None = None
         self._done = sum(directory.is_finished(run) for run in cells)
-        self._started: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
-        self._began = time.monotonic()
+        self._running: dict[str, _RunningCell] = {}
+        self._ended_runs: set[str] = set()
+        self._seconds: list[float] = []
+        """Of every cell that has ended since this process began."""
+        self._training_shares: list[float] = []
+        self._most_at_once = 1
         self._lock = threading.Lock()
+
+    def shown_in(self, rows: ProgressView) -> None:
+        """Show a bar for all cells and one for each that runs, or a line now and then."""
+        self.rows = rows
+        rows.describe = self.describe
+        with self._lock:
+            self._show_all()
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Show an event that a cell sent."""
         with self._lock:
-            run = event["run"]
+            run, kind = event["run"], event["event"]
             name = describe_cell(self.cells[run])
-            if event["event"] == "warning":
+            if kind == "warning":
                 self.console.print(f"warning: {name}: {event['text']}")
-            elif event["event"] == "stage" and run not in self._started | self._seconds:
-                self._started[run] = time.monotonic()
+                return
+            # Events of a cell may still be on their way when it is known to be over.
+            if run in self._ended_runs:
+                return
+            if run not in self._running:
+                self._running[run] = _RunningCell(time.monotonic())
+                self._most_at_once = max(self._most_at_once, len(self._running))
                 self.console.print(f"          started   {name}")
-            elif event["event"] == "progress" and self._has_bars:
-                assert self.bars is not None
-                self.bars.update(name, event["done"], event["total"], event["name"])
+            self._take_in(self._running[run], event)
+            self._show_cell(row_name(self.cells[run]), self._running[run], event)
+            self._show_all()
+
+    def _take_in(self, cell: _RunningCell, event: Mapping[str, Any]) -> None:
+        if event["event"] == "stage":
+            if event["stage"] == "evaluate":
+                cell.trained, cell.trained_at = 1.0, time.monotonic()
+        elif event["event"] == "waiting":
+            cell.doing, cell.count = event["what"], ""
+        elif event["event"] == "progress":
+            cell.doing = event["name"]
+            cell.count = f"{event['done']}/{event['total']} {event['unit']}"
+            if event["name"] == "train":
+                cell.trained = event["done"] / max(event["total"], 1)
+
+    def _show_cell(self, name: str, cell: _RunningCell, event: Mapping[str, Any]) -> None:
+        if self.rows is None:
+            return
+        if event["event"] == "progress":
+            self.rows.show(name, event["done"], event["total"], cell.count, cell.doing)
+        else:
+            self.rows.show(name, 0, None, "", cell.doing)
+
+    def _show_all(self) -> None:
+        if self.rows is not None:
+            self.rows.show(
+                "all cells",
+                self.cells_done(),
+                len(self.cells),
+                f"{self._done}/{len(self.cells)} cells",
+                seconds_left=self.seconds_left(),
+                own_estimate=True,
+            )
+
+    def cells_done(self) -> float:
+        """Return how many cells are done, parts of running ones included."""
+        shares = self._training_shares
+        training = sum(shares) / len(shares) if shares else TRAINING_SHARE
+        return self._done + sum(training * cell.trained for cell in self._running.values())
+
+    def seconds_left(self) -> float | None:
+        """Estimate the time that the sweep still needs; None before anything is known of it."""
+        left = len(self.cells) - self.cells_done()
+        if self._seconds:
+            at_once = min(self._most_at_once, max(left, 1))
+            return sum(self._seconds) / len(self._seconds) * left / at_once
+        # No cell has ended: the part of their training that is done says how long one takes.
+        now, begun = time.monotonic(), [cell for cell in self._running.values() if cell.trained]
+        done = sum(TRAINING_SHARE * cell.trained for cell in begun)
+        if not done:
+            return None
+        spent = sum(now - cell.began for cell in begun)
+        return spent / done * left / min(self._most_at_once, max(left, 1))
+
+    def describe(self) -> str:
+        """Return a line about all cells, and those that run."""
+        with self._lock:
+            seconds = self.seconds_left()
+            left = "" if seconds is None else f", about {age(seconds)} left"
+            line = f"          {self._done} of {len(self.cells)} cells{left}"
+            cells = [
+                f"{describe_cell(self.cells[run])}: {cell.doing} {cell.count}".rstrip()
+                for run, cell in self._running.items()
+            ]
+            if len(cells) > SHOWN_CELLS:
+                doing = Counter(cell.doing for cell in self._running.values())
+                cells = [f"{count} × {what}" for what, count in doing.most_common()]
+            return " · ".join([line, *cells])
 
     def finished(self, run: str) -> None:
         """Mark a cell as finished."""
@@ -63,23 +165,27 @@ class SweepView:
 
     def retried(self, run: str) -> None:
         """Warn that a cell, or its process, failed and is tried again."""
+        with self._lock:
+            self._running.pop(run, None)
         self.console.print(f"warning: {describe_cell(self.cells[run])}: trying again")
 
     def _ended(self, run: str, how: str, what: str) -> None:
         with self._lock:
             self._done += 1
-            # Events of a cell may still be on their way when it is known to be over.
-            seconds = time.monotonic() - self._started.pop(run, self._began)
-            self._seconds[run] = seconds
-            name = describe_cell(self.cells[run])
-            self.console.print(f"          {how:<9} {name} ({seconds:.0f} s)  {what}".rstrip())
-            if self.bars is not None:
-                self.bars.remove(name)
-                self.bars.update("cells", self._done, len(self.cells))
-
-    @property
-    def _has_bars(self) -> bool:
-        return self.bars is not None and self.bars.bars is not None
+            self._ended_runs.add(run)
+            name, took = describe_cell(self.cells[run]), ""
+            cell = self._running.pop(run, None)
+            if cell is not None:
+                seconds = time.monotonic() - cell.began
+                took = f" ({seconds:.0f} s)"
+                if how == "finished":
+                    self._seconds.append(seconds)
+                if how == "finished" and cell.trained_at is not None:
+                    self._training_shares.append((cell.trained_at - cell.began) / seconds)
+            self.console.print(f"          {how:<9} {name}{took}  {what}".rstrip())
+            if self.rows is not None:
+                self.rows.remove(row_name(self.cells[run]))
+                self._show_all()
 
 
 def describe_cell(cell: PlannedCell) -> str:
@@ -91,6 +197,17 @@ def describe_cell(cell: PlannedCell) -> str:
         for axis, value in cell.settings.items()
     ]
     return ", ".join(values)
+
+
+def row_name(cell: PlannedCell) -> str:
+    """Describe a cell as shortly as it can be told from others: bars are beside it."""
+    if not cell.settings:
+        return describe_cell(cell)
+    axes = [axis.rsplit(".")[-1] for axis in cell.settings]
+    return " ".join(
+        f"seed {label(value)}" if axis == "seed" else label(value)
+        for axis, value in zip(axes, cell.settings.values(), strict=True)
+    )
 
 
 def primary_results(directory: SweepDirectory, run: str) -> str:

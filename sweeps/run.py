@@ -15,7 +15,7 @@ import ray
 
 from deft.evaluators.generation.shared_pool import SharedPool
 from deft.platform.records.root_use import using
-from deft.platform.run.cluster import event_queue, ray_cluster, require_workers
+from deft.platform.run.cluster import event_queue, require_workers
 from deft.platform.run.context import RunContext
 from deft.platform.run.driver import require_importable
 from deft.platform.run.evaluation import require_engine
@@ -56,7 +56,7 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
     require_tracking_uri(context.tracking_uri)
     directory, console = SweepDirectory.of(plan, context.root), context.console
     name = directory.path.name
-    with using(context.root), ray_cluster(verbose=context.verbose), directory.locked():
+    with using(context.root), context.cluster(), directory.locked():
         warn_if_unreachable(context.tracking_uri, console.print)
         placement = place_cells(plan)
         warn_of_shared_sqlite(context)
@@ -72,7 +72,8 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
                 recorder.add_cell(directory.root / run)
             try:
                 run_all(plan, directory, placement, recorder, context)
-                report = write_report(directory.path, directory.root, console)
+                with console.waiting("writing the report"):
+                    report = write_report(directory.path, directory.root, console)
             except KeyboardInterrupt:
                 ray.shutdown()  # or a cell could say that it runs after it was marked
                 for run in filter(directory.is_begun, cells):
@@ -84,7 +85,8 @@ def run_sweep(plan: Plan, context: RunContext) -> SweepDirectory:
             failed = sum(directory.failure(run) is not None for run in cells)
             recorder.log_metrics({"cells": len(cells), "failed_cells": failed})
             recorder.log_artifacts(report)
-            run_id = recorder.finish()
+            with console.waiting("handing the report to MLflow"):
+                run_id = recorder.finish()
             if run_id is None:
                 console.print("warning: MLflow does not answer; the same command delivers later")
             else:
@@ -115,8 +117,8 @@ def run_all(
                 verbose=context.verbose,
             )
             context = replace(context, pool=stack.enter_context(pool))
+        view.shown_in(stack.enter_context(context.console.progress("cells")))
         events = stack.enter_context(event_queue(view.handle))
-        view.bars = stack.enter_context(context.console.progress("cells"))
         trial = Trial(
             context=context,
             sweep=directory.path.name,

@@ -107,7 +107,7 @@ class SweepSpec(Settings):
             labels = Counter(label(value) for value in values)
             twice = next((text for text, count in labels.items() if count > 1), None)
             if twice is not None:
-                raise ValueError(f"{axis}: {twice} is there twice")
+                raise ValueError(f"{axis}: {twice} is given twice; remove one")
             if axis.split(".")[0] == "name":
                 raise ValueError("name: cells are named after their settings")
             if axis.startswith("evaluation.engine"):
@@ -129,7 +129,9 @@ class SweepSpec(Settings):
         if self.select is not None and self.select.over not in self.grid:
             raise ValueError(f"select.over: {self._no_axis(self.select.over)}")
         if self.select is not None and self.select.over in ("objective", "seed"):
-            raise ValueError(f"select.over: {self.select.over} is compared, not chosen")
+            raise ValueError(
+                f"select.over: {self.select.over} is what is compared; choose over another axis"
+            )
         return self
 
     def _no_axis(self, axis: str) -> str:

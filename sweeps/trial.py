@@ -92,7 +92,7 @@ class CellConsole(RunConsole):
         self._send("stage", stage=name)
 
     @contextmanager
-    def progress(self, unit: str) -> Iterator[ProgressView]:
+    def progress(self, unit: str, *, transient: bool = False) -> Iterator[ProgressView]:
         yield _CellProgress(self, unit)
 
     def table(self, *_: Any, **__: Any) -> None:
@@ -108,9 +108,18 @@ class _CellProgress(ProgressView):
         self._cell = owner
         self._sent = 0.0
 
-    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+    def wait(self, what: str) -> None:
+        if what:
+            self._cell.note(f"          {what} …")
+            self._cell._send("waiting", what=what)
+
+    def update(
+        self, name: str, done: int, total: int, note: str = "", *, unit: str | None = None
+    ) -> None:
+        self.unit = unit or self.unit
         if (line := self.due_line(name, done, total, note)) is not None:
             self._cell.note(line)
         if done == total or time.monotonic() - self._sent > PROGRESS_INTERVAL:
             self._sent = time.monotonic()
-            self._cell._send("progress", name=name, done=done, total=total)
+            fields = {"name": name, "done": done, "total": total, "unit": self.unit}
+            self._cell._send("progress", **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -277,3 +278,47 @@ def deepspeed_runs(
     assert result.checkpoint is not None
     loaded: list[dict[str, Any]] = torch.load(Path(result.checkpoint.path, "results.pt"))
     return loaded
+
+
+CHOICE_TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}, train: {rows}}}}}
+output_type: multiple_choice
+test_split: test
+fewshot_split: train
+doc_to_text: "{{{{question}}}} = "
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{gold}}}}"
+target_delimiter: ""
+metric_list: [{{metric: acc, aggregation: mean}}, {{metric: acc_norm, aggregation: mean}}]
+metadata: {{version: 2.0}}
+"""
+GENERATE_TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {rows}}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{question}}}} = "
+doc_to_target: "{{{{choices[gold]}}}}"
+generation_kwargs: {{until: ["A"], max_gen_toks: 6}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 1.0}}
+"""
+
+
+def write_harness_tasks(folder: Path) -> dict[str, str]:
+    """Write tasks of lm-evaluation-harness and their rows; returns them as names of benchmarks."""
+    rows = [
+        {"question": f"{n} + {n}", "choices": [str(2 * n), f"{n}{n}", "none"], "gold": n % 3}
+        for n in range(9)
+    ]
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    group = "group: own_group\ntask: [own_choice, own_text]\nmetadata: {version: 3}\n"
+    texts = {"own_choice": CHOICE_TASK, "own_text": GENERATE_TASK}
+    files = {name: text.format(name=name, rows=file) for name, text in texts.items()}
+    for name, text in (files | {"own_group": group}).items():
+        (folder / f"{name}.yaml").write_text(text)
+    return {name: f"lm_eval:{folder / name}.yaml" for name in (*files, "own_group")}

@@ -122,13 +122,13 @@ class SourceSpec(Settings):
         if entry and generated and self.split not in entry.splits:
             raise ValueError(f"split: {unknown_name('split', self.split, entry.splits)}")
         if self.data_dir is not None and (entry is None or entry.hub is None):
-            raise ValueError(f"data_dir: belongs to math and medical, not to {self.name}")
+            raise ValueError(f"data_dir: only math and medical have one; remove it for {self.name}")
         if generated and self.columns is not None:
             raise ValueError(f"columns: {self.name} is generated and has none")
         if (self.config or self.revision) and (generated or self.local_path is not None):
             key = "config" if self.config else "revision"
             raise ValueError(
-                f"{key}: belongs to the Hugging Face hub, {self.name} is not from there"
+                f"{key}: only datasets of the Hugging Face hub have one; remove it for {self.name}"
             )
         path = self.local_path
         if path is not None:

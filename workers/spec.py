@@ -45,7 +45,7 @@ class ModelSpec(Settings):
         entry = MODELS.get(self.name)
         if self.revision and (Path(self.name).is_dir() or (entry is not None and not entry.hub)):
             raise ValueError(
-                f"revision: belongs to the Hugging Face hub, {self.name} is not from there"
+                f"revision: only models of the Hugging Face hub have one; remove it for {self.name}"
             )
         if self.name in MODELS or Path(self.name).is_dir():
             return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deft.workers.common.checksums import hash_parts
@@ -81,6 +81,23 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class HarnessTask:
+    """A task or a group of tasks of lm-evaluation-harness."""
+
+    name: str
+    """Its name there."""
+    file: str = field(repr=False)
+    """The YAML file that defines it."""
+    is_group: bool
+    release: str
+    """Version of the library."""
+    version: str
+    """Version that the task gives itself."""
+    digest: str
+    """Hash of a task of one's own; empty for those that the library brings."""
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Data, prompt, sampling, grader and metrics.
 
@@ -115,6 +132,8 @@ class Benchmark:
     by_likelihood: bool = False
     """Whether the response is the letter of the option that the model finds most likely, for
     multiple choice: no other token can be generated."""
+    harness: HarnessTask | None = None
+    """The task of lm-evaluation-harness that this is; prompts and grades are the library's then."""
 
 
 def required(record: RecordFields, field: str) -> str:

@@ -18,6 +18,7 @@ from deft.evaluators.benchmarks.math import (
     OLYMPIADBENCH,
 )
 from deft.evaluators.benchmarks.medical import MEDICAL, MEDICAL_LIKELIHOOD
+from deft.evaluators.harness.tasks import PREFIX, harness_benchmark
 from deft.workers.common.names import describe_import_error, unknown_name
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -37,13 +38,15 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """Return the benchmark of that name, or the one at an import path ``package.module:object``.
+    """Return the benchmark of that name, ``lm_eval:TASK``, or an import path ``module:object``.
 
     Raises:
         ValueError: there is none; the message lists the names.
     """
     if name in BENCHMARKS:
         return BENCHMARKS[name]
+    if name.startswith(PREFIX):
+        return harness_benchmark(name)
     module_name, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(unknown_name("benchmark", name, BENCHMARKS))
@@ -55,5 +58,5 @@ def get_benchmark(name: str) -> Benchmark:
             f"benchmark {name!r} cannot be imported: {describe_import_error(error)}"
         ) from error
     if not isinstance(benchmark, Benchmark):
-        raise ValueError(f"benchmark {name!r} is no Benchmark: {benchmark!r:.80}")
+        raise ValueError(f"benchmark {name!r}: expected a Benchmark, got {benchmark!r:.80}")
     return benchmark

@@ -11,14 +11,14 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from deft.evaluators import grading
+from deft.evaluators import grading, harness
 from deft.evaluators.benchmarks.base import Benchmark
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.grading import GRADERS
 from deft.evaluators.scores import metrics, predictions, statistics
 from deft.workers.common.checksums import hash_files, hash_parts
 
-NOT_DEFINING = {"name", "summary", "source", "size", "sampling"}
+NOT_DEFINING = {"name", "summary", "source", "size", "sampling", "harness"}
 """Fields that change no result, or that a spec and the items hold already."""
 
 
@@ -31,7 +31,11 @@ def definition_digest(benchmark: Benchmark) -> str:
     Raises:
         ValueError: its grader cannot be imported.
     """
-    parts = [_shipped_scores(), _grader_source(benchmark.grader)]
+    if benchmark.harness is None:
+        grades = _grader_source(benchmark.grader)
+    else:
+        grades = f"{benchmark.harness!r} {_bridge()}"
+    parts = [_shipped_scores(), grades]
     for field in fields(benchmark):
         value = getattr(benchmark, field.name)
         values = value if isinstance(value, tuple) else (value,)
@@ -99,6 +103,12 @@ def _module_source(name: str) -> str:
 def _shipped_graders() -> str:
     assert grading.__file__ is not None
     return _hash_files(sorted(Path(grading.__file__).parent.rglob("*.py")))
+
+
+@lru_cache
+def _bridge() -> str:
+    assert harness.__file__ is not None
+    return _hash_files(sorted(Path(harness.__file__).parent.glob("*.py")))
 
 
 @lru_cache

@@ -62,8 +62,13 @@ def read_items(path: Path) -> list[Item]:
 def load_items(spec: BenchmarkSpec, data_dir: str | None) -> list[Item]:
     """Load the items that ``spec`` names; see `prepare_items`."""
     benchmark = get_benchmark(spec.name)
-    records, where = _records(benchmark, spec, data_dir)
-    items = _read(benchmark, records, where)
+    if benchmark.harness is not None:
+        from deft.evaluators.harness.loading import harness_items  # the library is optional
+
+        items, where = iter(harness_items(benchmark, spec)), benchmark.source
+    else:
+        records, where = _records(benchmark, spec, data_dir)
+        items = _read(benchmark, records, where)
     if benchmark.several_sources:
         chosen = take_in_turn(list(items), spec.size)
     else:

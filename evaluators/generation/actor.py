@@ -12,6 +12,7 @@ from typing import Any
 
 from ray.util.queue import Queue
 
+from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.generation.benchmark_prompts import BenchmarkPrompts, render_prompts
 from deft.evaluators.generation.engine import Decoding, Engine, Generation, Request
 from deft.evaluators.generation.grader_failure import require_some_grade
@@ -73,6 +74,8 @@ class Evaluator:
         def on_damage(text: str) -> None:
             _report(progress, event="damaged_line", message=text)
 
+        if get_benchmark(job.benchmark.name).harness is not None:
+            return self._run_harness(job, progress, on_damage)
         if job.num_merged:
             return merge_shards(job, on_damage)
         began = time.monotonic()
@@ -85,8 +88,7 @@ class Evaluator:
         missing = [key for key in keys if key not in responses]
         start_seconds = self._load(Path(job.model), progress) if missing else 0.0
 
-        title = f"{name}, {job.shard + 1} of {job.num_shards}" if job.num_shards > 1 else name
-        report = _every_percent(progress, job.label, title, len(keys))
+        report = _every_percent(progress, job.label, _title(job), len(keys))
         grades: dict[tuple[str, int], Future[Grade]] = {}
         second_opinions: dict[tuple[str, int], Future[Grade]] = {}
 
@@ -131,6 +133,29 @@ class Evaluator:
             prompt=rendered.record(),
             num_generated=len(missing),
             num_resumed=num_resumed,
+            start_seconds=start_seconds,
+            work_seconds=time.monotonic() - began - start_seconds,
+        )
+
+    def _run_harness(
+        self, job: EvaluationJob, progress: Queue | None, on_damage: Callable[[str], None]
+    ) -> JobResult:
+        """Do a job of lm-evaluation-harness, see `run`; shards leave nothing but their journals."""
+        from deft.evaluators.harness.job import HarnessJob  # the library is optional
+
+        began = time.monotonic()
+        work = HarnessJob(job.whole if job.num_merged else job, on_damage)
+        start_seconds = self._load(Path(job.model), progress) if work.missing else 0.0
+        report = _every_percent(progress, job.label, _title(job), work.num_requests)
+        report(work.num_resumed)
+        if work.missing:
+            assert self._engine is not None
+            work.answer(self._engine, report)
+        return JobResult(
+            metrics=work.finish() if job.num_shards == 1 else {},
+            prompt=work.record(),
+            num_generated=len(work.missing),
+            num_resumed=work.num_resumed,
             start_seconds=start_seconds,
             work_seconds=time.monotonic() - began - start_seconds,
         )
@@ -196,6 +221,12 @@ def merge_shards(job: EvaluationJob, on_damage: Callable[[str], None]) -> JobRes
     for path in (*job.other_journals(), *parts):
         path.unlink(missing_ok=True)
     return JobResult(metrics, rendered.record(), 0, 0, 0.0, time.monotonic() - began)
+
+
+def _title(job: EvaluationJob) -> str:
+    """Name a job in progress events."""
+    part = f", {job.shard + 1} of {job.num_shards}"
+    return f"{job.name}{part}" if job.num_shards > 1 else job.name
 
 
 def _keys(job: EvaluationJob, rendered: BenchmarkPrompts) -> list[tuple[str, int]]:

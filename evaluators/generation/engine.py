@@ -50,6 +50,25 @@ class Generation:
     """``stop``, ``length`` or ``prompt_too_long``."""
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """A text whose end is scored."""
+
+    token_ids: list[int]
+    start: int
+    """Number of tokens that are only read, at least one; those after them are scored."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What the model says of a continuation."""
+
+    logp: float
+    """Sum of the log-probabilities of its tokens, in nats."""
+    is_greedy: bool
+    """Whether greedy decoding would have generated it."""
+
+
 class Engine(Protocol):
     """Generates with at most one model at a time, inside this process."""
 
@@ -67,3 +86,10 @@ class Engine(Protocol):
         self, requests: Sequence[Request], decoding: Decoding
     ) -> Iterator[tuple[int, Generation]]:
         """Yield the index of each request and what was generated for it, as soon as it is done."""
+
+    def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, Likelihood]]:
+        """Yield the index of each text and its likelihood; none is as long as `context_length`."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its response."""

@@ -59,11 +59,12 @@ class EvaluationJob:
         Its name holds a hash of everything that the responses depend on, so that a journal is never
         taken for another's. Grading and engine are not part of that.
         """
-        instruction = get_benchmark(self.benchmark.name).instruction
+        benchmark = get_benchmark(self.benchmark.name)
+        rendering = repr(benchmark.harness) if benchmark.harness else benchmark.instruction
         digest = hash_parts(
             self.benchmark.model_dump_json(),
             content_in(self.items),
-            instruction,
+            rendering,
             self.trained_style,
             fingerprint(Path(self.model)),
         )

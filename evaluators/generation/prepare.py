@@ -56,6 +56,8 @@ def require_prompts(
     tokenizer = load_tokenizer(Path(model_dir))
     for benchmark_spec in spec.suite:
         benchmark = get_benchmark(benchmark_spec.name)
+        if benchmark.harness is not None and benchmark_spec.prompt_style is None:
+            continue  # plain text, which fits every model
         item = read_items(Path(items[benchmark_spec.name]))[0]
         try:
             style = resolve_style(benchmark_spec, benchmark, tokenizer, trained_style)

@@ -16,7 +16,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from deft.evaluators.generation.engine import Decoding, Generation, Request, Start
+from deft.evaluators.generation.engine import (
+    Continuation,
+    Decoding,
+    Generation,
+    Likelihood,
+    Request,
+    Start,
+)
 from deft.evaluators.generation.model_dir import Architecture
 from deft.evaluators.spec import EngineSpec
 from deft.workers.modeling.loading import load_causal_lm
@@ -55,10 +62,7 @@ class TransformersEngine:
         self, requests: Sequence[Request], decoding: Decoding
     ) -> Iterator[tuple[int, Generation]]:
         """Generate responses, see `Engine`."""
-        if self._model is None:
-            raise RuntimeError("no model is loaded")
-        context = self._model.config.get_text_config().max_position_embeddings
-        context = min(context, self._spec.max_model_len or context)
+        context = self.context_length
         fitting = []
         for index, request in enumerate(requests):
             if len(request.prompt) >= context:
@@ -74,6 +78,24 @@ class TransformersEngine:
             ]
             batch = self._generate_batch([requests[index] for index in chosen], limits, decoding)
             yield from zip(chosen, batch, strict=True)
+
+    @torch.no_grad()
+    def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, Likelihood]]:
+        """Score texts, see `Engine`, one after the other: no padding can round them apart."""
+        for index, text in enumerate(continuations):
+            ids = torch.tensor([text.token_ids], device=self._device)
+            logits = self._model(ids).logits[0, text.start - 1 : -1].float()
+            targets = ids[0, text.start :]
+            logp = logits.log_softmax(-1).gather(-1, targets[:, None]).sum()
+            yield index, Likelihood(float(logp), bool((logits.argmax(-1) == targets).all()))
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its response."""
+        if self._model is None:
+            raise RuntimeError("no model is loaded")
+        context = self._model.config.get_text_config().max_position_embeddings
+        return int(min(context, self._spec.max_model_len or context))
 
     @torch.no_grad()
     def _generate_batch(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from torch import nn
@@ -17,7 +19,14 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 
-from deft.evaluators.generation.engine import Decoding, Generation, Request, Start
+from deft.evaluators.generation.engine import (
+    Continuation,
+    Decoding,
+    Generation,
+    Likelihood,
+    Request,
+    Start,
+)
 from deft.evaluators.generation.model_dir import Architecture
 from deft.evaluators.spec import EngineSpec
 from deft.workers.common.loopback import bind_stores_to_loopback
@@ -56,10 +65,8 @@ class VllmEngine:
         self, requests: Sequence[Request], decoding: Decoding
     ) -> Iterator[tuple[int, Generation]]:
         """Generate responses, see `Engine`."""
-        if self._engine is None:
-            raise RuntimeError("no model is loaded")
-        engine = self._engine
-        max_model_len = engine.vllm_config.model_config.max_model_len
+        engine = self._loaded()
+        max_model_len = self.context_length
         window = engine.vllm_config.scheduler_config.max_num_seqs + QUEUED_REQUESTS
         # Whole outputs at the end are cheaper, unless every token must be looked at.
         streams = decoding.reached_stop is not None
@@ -96,6 +103,44 @@ class VllmEngine:
         finally:
             # A caller that stops listening must not leave its requests to the next one.
             engine.abort_request([str(index) for index in running])
+
+    def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, Likelihood]]:
+        """Score texts, see `Engine`: the prompt's own log-probabilities, one token generated."""
+        engine = self._loaded()
+        window = engine.vllm_config.scheduler_config.max_num_seqs + QUEUED_REQUESTS
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        running: set[int] = set()
+        waiting = iter(enumerate(continuations))
+        try:
+            while True:
+                for index, text in islice(waiting, window - len(running)):
+                    running.add(index)
+                    engine.add_request(str(index), {"prompt_token_ids": text.token_ids}, params)
+                if not running:
+                    return
+                for output in engine.step():
+                    assert isinstance(output, RequestOutput)
+                    index = int(output.request_id)
+                    running.discard(index)
+                    yield index, _likelihood(output, continuations[index].start)
+        finally:
+            engine.abort_request([str(index) for index in running])
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its response."""
+        return int(self._loaded().vllm_config.model_config.max_model_len)
+
+    def _loaded(self) -> LLMEngine:
+        if self._engine is None:
+            raise RuntimeError("no model is loaded")
+        return self._engine
 
     @staticmethod
     def _add(
@@ -156,6 +201,15 @@ class VllmEngine:
         self._engine.apply_model(_repack_head)
         # Cached keys and values belong to the former weights.
         self._engine.reset_prefix_cache()
+
+
+def _likelihood(output: RequestOutput, start: int) -> Likelihood:
+    assert output.prompt_logprobs is not None
+    assert output.prompt_token_ids is not None
+    tokens = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[start:]
+    scored = [by_token[token_id] for token_id, by_token in tokens if by_token is not None]
+    logp = math.fsum(each.logprob for each in scored)
+    return Likelihood(logp, all(each.rank == 1 for each in scored))
 
 
 def _repack_head(model: nn.Module) -> None:

@@ -15,6 +15,10 @@ from deft.evaluators.grading.final_answer import announced
 from deft.evaluators.grading.responses import answer_part, without_marks
 from deft.evaluators.grading.verdicts import Grade, Verdict
 
+_STATED = re.compile(
+    r"\banswer(?:\s+is)?\s*[: ]\s*(\S[^\n]{0,200}?)\.?\s*$", re.IGNORECASE | re.MULTILINE
+)
+
 
 def grade(record: Mapping[str, Any]) -> Grade:
     """Grade ``response`` against ``gold``: correct is the same word in whatever case.
@@ -50,11 +54,6 @@ def answered_word(response: str) -> str:
         if statements:
             return str(statements[-1]).strip(" *_`\"'")
     return text
-
-
-_STATED = re.compile(
-    r"\banswer(?:\s+is)?\s*[: ]\s*(\S[^\n]{0,200}?)\.?\s*$", re.IGNORECASE | re.MULTILINE
-)
 
 
 def score_figfont(response: str, gold: str) -> dict[str, float]:

@@ -33,7 +33,11 @@ _COLON_BEFORE_DISPLAY = re.compile(r":[ \t*_]{0,6}\n\s*(?=\\\[|\$\$)")
 _ENVIRONMENT = re.compile(
     r"(?:\$\$\s*)?\\(begin|end)\{(?:align|equation|gather|multline)\*?\}(?:\s*\$\$)?"
 )
-_DISPLAYS = (("$$", "$$"), (r"\[", r"\]"))
+_DISPLAY = re.compile(
+    rf"\$\$((?:(?!\$\$|\n\n).){{0,{MAX_FORMULA}}})\$\$"
+    rf"|\\\[((?:(?!\\[\[\]]|\n\n).){{0,{MAX_FORMULA}}})\\\]",
+    re.DOTALL,
+)
 _BULLET = r"(?:[-*•‣◦][ \t]+|(?:→|⇒|➡️?|=>|->)[ \t]*)?"
 
 # "The answer is" in the languages of MGSM, and those beside them.
@@ -95,7 +99,7 @@ def announced(text: str) -> str:
     text = _TAG_END.sub("\n", _TAG.sub("\nAnswer: ", text))
     text = _QUOTE.sub("", _FENCE.sub("", text))
     text = _ENVIRONMENT.sub(lambda m: r"\[" if m[1] == "begin" else r"\]", text)
-    text = _displays_on_one_line(text)
+    text = _DISPLAY.sub(_on_one_line, text)
     text = _COLON_BEFORE_DISPLAY.sub(": ", text)
     text = _HEADING.sub(lambda _: "Answer: ", text)
     text = re.sub(rf"(?<=^Answer: ){_BULLET}", "", text, flags=re.MULTILINE)
@@ -142,20 +146,7 @@ def _from_json(match: re.Match[str]) -> str:
     return f"\nAnswer: {value}\n"
 
 
-def _displays_on_one_line(text: str) -> str:
-    """Join the lines of displayed formulas; those of an array are told apart by ``\\\\`` anyway."""
-    for opening, closing in _DISPLAYS:
-        pieces, position = [], 0
-        while (start := text.find(opening, position)) >= 0:
-            end = text.find(closing, start + 2)
-            if end < 0:
-                break
-            if end - start > MAX_FORMULA or "\n\n" in text[start:end].strip():
-                pieces.append(text[position : start + 2])
-                position = start + 2
-                continue
-            inner = " ".join(text[start + 2 : end].split())
-            pieces.append(f"{text[position:start]}{opening}{inner}{closing}")
-            position = end + 2
-        text = "".join(pieces) + text[position:]
-    return text
+def _on_one_line(display: re.Match[str]) -> str:
+    """Join the lines of a formula; those of an array are told apart by ``\\\\`` anyway."""
+    opening, closing = ("$$", "$$") if display[1] is not None else (r"\[", r"\]")
+    return f"{opening}{' '.join((display[1] or display[2] or '').split())}{closing}"

@@ -14,7 +14,6 @@ MAX_REPEATS = 60
 """Repetitions of a few characters that are kept; a model in a loop writes thousands."""
 MIN_QUESTION = 50
 """Characters of a question that is a new one, rather than the old one in a few words."""
-
 _THOUGHT = r"think|thinking|thought|reasoning"
 _THOUGHT_START = re.compile(rf"<(?:{_THOUGHT})>|\[THINK\]|◁think▷", re.IGNORECASE)
 _THOUGHT_END = re.compile(rf"</(?:{_THOUGHT})>|\[/THINK\]|◁/think▷", re.IGNORECASE)
@@ -40,6 +39,13 @@ _LOOP = re.compile(rf"(\D{{1,16}}?|\D{{0,4}}\d{{1,4}}\D{{1,4}}?)\1{{{MAX_REPEATS
 _CLOSING = re.compile(
     r"\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
     r"(?:please )?don't hesitate|thank you|is there anything)\b[^\n]{0,200}$",
+    re.IGNORECASE,
+)
+_NEXT_PROBLEM = re.compile(
+    r"\n\W{0,20}(?:(?:problem|question|q|exercise|instruction"
+    r"|example)\s{0,3}\d*\s{0,3}[:.](?P<question>[^\n]{0,1000}(?:\n[^\n]{1,1000}){0,8})|(?:human"
+    r"|user)\s{0,3}:|(?:now,? )?(?:let's (?:do|try) )?(?:a(?:nother)? )?(?:similar|next|new|another"
+    r"|related) (?:one|problem|question|example|exercise)\b)",
     re.IGNORECASE,
 )
 
@@ -108,15 +114,6 @@ def _role_line(token: re.Match[str]) -> str:
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return next(reversed([*pattern.finditer(text)]), None)
-
-
-_NEXT_PROBLEM = re.compile(
-    r"\n\W{0,20}(?:(?:problem|question|q|exercise|instruction"
-    r"|example)\s{0,3}\d*\s{0,3}[:.](?P<question>[^\n]{0,1000}(?:\n[^\n]{1,1000}){0,8})|(?:human"
-    r"|user)\s{0,3}:|(?:now,? )?(?:let's (?:do|try) )?(?:a(?:nother)? )?(?:similar|next|new|another"
-    r"|related) (?:one|problem|question|example|exercise)\b)",
-    re.IGNORECASE,
-)
 
 
 def before_next_problem(response: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from deft.evaluators.generation.model_dir import read_architecture
 from deft.evaluators.scores import statistics
 from deft.evaluators.scores.heldout_table import RowLoss, summarize_losses, write_losses
+from deft.evaluators.scores.token_table import HeldoutToken, write_tokens
+from deft.workers.common.checksums import hash_parts
 from deft.workers.common.example import IGNORE_INDEX, Example
 from deft.workers.data.chat import encode_examples
 from deft.workers.data.datasets import read_examples
@@ -39,6 +41,15 @@ BATCH_SIZE = 4
 
 WEIGHTS_SHARE = 0.8
 """Share of a GPU's memory that weights may take; the rest is for a batch."""
+
+NUM_TOKEN_ROWS = 5
+"""Rows of which the single tokens are kept."""
+MAX_ROW_TOKENS = 256
+"""Target tokens of each of them that are kept at most."""
+MAX_TEXT_BEFORE = 1500
+"""Characters that are kept of text before a target."""
+DECODED_BEFORE = 16
+"""Tokens that are decoded together with a token, for it may spell part of a character."""
 
 HeldoutRow = Mapping[str, Any]
 """input_ids and labels, lists of int of equal length, labels not shifted and `IGNORE_INDEX` where
@@ -80,14 +91,16 @@ def measure_losses(
     model_dir: Path,
     rows: Sequence[HeldoutRow],
     out: Path,
+    tokens_out: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Measure loss and calibration of a model on rows, and write a Parquet table of `RowLoss`.
+    """Measure loss and calibration of a model on rows, and write them to Parquet tables.
 
     Args:
         model_dir: directory of the model and its tokenizer.
         rows: encoded with that tokenizer.
-        out: the table.
+        out: table of `RowLoss`, one for each row.
+        tokens_out: table of `HeldoutToken`, of the first `NUM_TOKEN_ROWS` rows.
         on_progress: called with the numbers of rows that are done and of all rows.
 
     Returns:
@@ -137,6 +150,15 @@ def measure_losses(
         on_progress(len(losses), len(rows))
     table = [losses[i] for i in range(len(rows))]
     write_losses(table, out)
+    examples = rows[:NUM_TOKEN_ROWS]
+    write_tokens(
+        [
+            token
+            for row in range(len(examples))
+            for token in _single_tokens(model, transform, tokenizer, row, examples[row])
+        ],
+        tokens_out,
+    )
     ece = statistics.expected_calibration_error(np.concatenate(confidences), np.concatenate(hits))
     return summarize_losses(table) | {"ece": ece}
 
@@ -165,3 +187,47 @@ def _token_losses(
         "correct": stats.correct,
     }
     return {name: column.cpu() for name, column in tokens.items()}
+
+
+def _single_tokens(
+    model: Any,
+    transform: LogitTransform,
+    tokenizer: PreTrainedTokenizerBase,
+    number: int,
+    row: HeldoutRow,
+) -> list[HeldoutToken]:
+    """Compute what the model predicts at the first targets of one row."""
+    device = model.get_input_embeddings().weight.device
+    ids, labels = list(row["input_ids"]), list(row["labels"])
+    statistics_read = ("entropy", "entropy_top", "concentration", "top_logp")
+    inputs, targets = (torch.tensor([column], device=device) for column in (ids, labels))
+    stats = target_statistics(model, transform, inputs, targets, statistics_read)
+    columns = {"logp": stats.logp} | {name: stats.require(name) for name in statistics_read}
+    positions = [i for i in range(1, len(ids)) if labels[i] != IGNORE_INDEX][:MAX_ROW_TOKENS]
+    digest, end = hash_parts(*map(str, ids)), 0
+    tokens = []
+    for index, position in enumerate(positions):
+        tokens.append(
+            HeldoutToken(
+                row=number,
+                digest=digest,
+                before=_decode(tokenizer, ids[end:position])[-MAX_TEXT_BEFORE:],
+                text=_spelled(tokenizer, ids, position),
+                **{name: float(column[index]) for name, column in columns.items()},
+            )
+        )
+        end = position + 1
+    return tokens
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, ids: list[int], position: int) -> str:
+    """Return the text that the token at ``position`` adds to that of the tokens before it."""
+    before = ids[max(position - DECODED_BEFORE, 0) : position]
+    text = _decode(tokenizer, [*before, ids[position]])
+    pairs = zip(_decode(tokenizer, before), text, strict=False)
+    num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return text[num_shared:]
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))

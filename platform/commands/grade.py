@@ -41,9 +41,12 @@ def grader_of(benchmark: str) -> str:
     if benchmark not in BENCHMARKS and ":" not in benchmark:
         raise UserError(unknown_name("benchmark", benchmark, {*GRADERS, *BENCHMARKS}))
     try:
-        return get_benchmark(benchmark).grader
+        grader = get_benchmark(benchmark).grader
     except ValueError as error:
         raise UserError(str(error)) from None
+    if not grader:
+        raise UserError(f"{benchmark}: lm-evaluation-harness grades it; `deft evaluate` asks it")
+    return grader
 
 
 def grade_file(benchmark: str, source: Path, out: Path, console: RunConsole) -> Counter[Verdict]:

@@ -142,7 +142,7 @@ def make_evaluation(
     spec = validate_spec(ModelEvaluationSpec, data, file, origins)
     heldout = spec.evaluation.heldout
     if not spec.evaluation.benchmarks and (heldout is None or heldout.file is None):
-        raise UserError("nothing to evaluate: give --benchmarks or --heldout")
+        raise UserError("nothing to evaluate; give --benchmarks or --heldout")
     return spec
 
 
@@ -165,7 +165,7 @@ def trained_style(run: Path) -> str:
         UserError: the run has no model.
     """
     if not (run / "model").is_dir():
-        raise UserError(f"model: the run {run} has no trained model")
+        raise UserError(f"model: the run {run} has no trained model; run its command first")
     with reading(run / "spec.json", "run the command of this run again"):
         spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
         return str(spec.get("dataset", {}).get("prompt_style", "chat"))

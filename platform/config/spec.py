@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deft.evaluators.spec import EvaluationSpec
 from deft.objectives.spec import ObjectiveSpec
@@ -20,6 +20,13 @@ from deft.workers.data.datasets import digest_files
 from deft.workers.dataset_spec import DatasetField, name_of, name_or_mixture
 from deft.workers.modeling.model_identity import fingerprint, model_digest
 from deft.workers.spec import ModelField, ModelSpec, TrainingSpec
+
+Tracker = Literal["mlflow", "tensorboard"]
+DEFAULT_TRACKING: tuple[Tracker, ...] = ("mlflow",)
+
+
+def _is_default_tracking(tracking: Any) -> bool:
+    return bool(tracking == DEFAULT_TRACKING)
 
 
 def _is_fair(protocol: Any) -> bool:
@@ -46,6 +53,16 @@ class ExperimentSpec(Settings):
     """What to measure afterwards, on the base model and on the trained one."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything random: initial weights, order of the data, sampling."""
+    tracking: tuple[Tracker, ...] = Field(default=DEFAULT_TRACKING, exclude_if=_is_default_tracking)
+    """Where curves go: MLflow, which keeps everything, and beside it files for TensorBoard. It is
+    the same run wherever they go."""
+
+    @field_validator("tracking")
+    @classmethod
+    def require_mlflow(cls, tracking: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        if "mlflow" not in tracking:
+            raise ValueError("MLflow keeps the results; give [mlflow, tensorboard]")
+        return tracking
 
     @model_validator(mode="before")
     @classmethod
@@ -64,6 +81,7 @@ class ExperimentSpec(Settings):
         settings = self.model_dump(mode="json")
         settings["model"]["name"] = model_identity(self.model)
         settings["training"]["reference"] = None
+        settings.pop("tracking", None)
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for source in self.dataset.sources:
             if (path := source.local_path) is not None:

@@ -112,7 +112,7 @@ def parse_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict
         reason = " ".join((getattr(error, "problem", None) or str(error)).split())
         where = check.at(mark) if mark else source
     except RecursionError:
-        raise UserError(f"{source}: nested more than {MAX_DEPTH} deep") from None
+        raise UserError(f"{source}: nested more than {MAX_DEPTH} deep; no setting is") from None
     except UserError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
@@ -140,14 +140,14 @@ class _Check:
         if self.num_nodes > MAX_NODES:
             raise UserError(f"{where}: more than {MAX_NODES:,} settings, aliases followed")
         if depth > MAX_DEPTH:
-            raise UserError(f"{where}: nested more than {MAX_DEPTH} deep")
+            raise UserError(f"{where}: nested more than {MAX_DEPTH} deep; no setting is")
         if isinstance(node, yaml.MappingNode):
             for key_node, value_node in node.value:
                 at = self.at(key_node.start_mark)
                 child = (*key, self.text(key_node, at))
                 if child in self.origins:
                     dotted, first = ".".join(map(str, child)), self.origins[child].place
-                    raise UserError(f"{at}: {dotted} is given twice, first at {first}")
+                    raise UserError(f"{at}: {dotted} is given twice, first at {first}; remove one")
                 self.origins[child] = Origin(at, _as_written(value_node))
                 self.node(value_node, child, depth + 1)
         elif isinstance(node, yaml.SequenceNode):
@@ -165,16 +165,20 @@ class _Check:
         if not isinstance(node, yaml.ScalarNode) or node.tag not in (TEXT, MERGE):
             kind = "a sequence" if isinstance(node, yaml.SequenceNode) else "a mapping"
             got = str(node.value) if isinstance(node, yaml.ScalarNode) else kind
-            raise UserError(f"{where}: a key must be a text, got {got:.80}")
+            raise UserError(f"{where}: expected a text as key, got {got:.80}; put it in quotes")
         self.scalar(node, where, ())
         return str(node.value)
 
     def scalar(self, node: yaml.ScalarNode, where: str, key: KeyPath) -> None:
         """Refuse what neither files nor JSON can hold, and what is not what it looks like."""
         if "\0" in node.value or has_surrogates(node.value):
-            raise UserError(f"{where}: NUL, or half of a surrogate pair, in {node.value!r:.80}")
+            raise UserError(
+                f"{where}: {node.value!r:.80} is not text; remove NUL and unpaired surrogates"
+            )
         if node.tag in (INTEGER, FLOAT) and len(node.value) > MAX_DIGITS:
-            raise UserError(f"{where}: a number of {len(node.value):,} digits")
+            raise UserError(
+                f"{where}: a number of {len(node.value):,} digits is too long; shorten it"
+            )
         if (surprise := _surprise(node)) is not None:
             raise UserError(": ".join(filter(None, [where, ".".join(map(str, key)), surprise])))
         if node.tag in (INTEGER, FLOAT):

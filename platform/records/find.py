@@ -37,7 +37,9 @@ def find_directory(name: str, folder: Path, marker: str, kind: str) -> Path:
     names = sorted(file.parent.name for file in folder.glob(f"*/{marker}"))
     matching = [candidate for candidate in names if name and candidate.startswith(name)]
     if len(matching) > 1:
-        raise UserError(f"{name}: several {kind}s start so: {_listed(matching)}; give more of it")
+        raise UserError(
+            f"{name}: several {kind}s start with this: {_listed(matching)}; give more of the name"
+        )
     if not matching:
         nearest = nearest_name(name, (re.sub(rf"{HASH}$", "", known) for known in names))
         hint = f"did you mean {nearest}? " if nearest else ""
@@ -106,7 +108,9 @@ def find_newest_run(
     if not finished:
         run = find_run(name, root)
         if among is not None and run.name not in among:
-            raise UserError(f"{name}: not a finished run of this sweep")
+            raise UserError(
+                f"{name}: not a finished run of this sweep; `deft status SWEEP` lists its cells"
+            )
         return run
     newest = max(finished, key=lambda run: (finished[run], run.name))
     if len(finished) > 1:
@@ -121,7 +125,7 @@ MAX_BELOW_ROOT = 400
 def require_existing_root(root: Path) -> None:
     """Raise UserError if there is no run root to look at."""
     if not root.is_dir():
-        raise UserError(f"--root {root}: there is no such folder; runs make it")
+        raise UserError(f"--root {root}: no such folder; give the folder that holds the runs")
 
 
 def require_root(root: Path) -> None:
@@ -133,6 +137,6 @@ def require_root(root: Path) -> None:
     while not os.path.lexists(path):
         path = path.parent
     if not path.is_dir():
-        raise UserError(f"--root {root}: {path} is no directory; choose another one")
+        raise UserError(f"--root {root}: {path} is not a directory; choose another one")
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"--root {root}: nothing can be written to {path}; choose another one")
+        raise UserError(f"--root {root}: {path} is not writable; choose another one")

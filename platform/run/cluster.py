@@ -186,7 +186,7 @@ def require_workers(num_workers: int) -> bool:
     if num_workers > available:
         raise UserError(
             f"training.num_workers: {num_workers} workers need as many {kind}s, "
-            f"the Ray cluster has {available}"
+            f"the Ray cluster has {available}; lower it"
         )
     return use_gpu
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deft.evaluators.generation.pool import Pool
 from deft.platform.console import RunConsole
 from deft.platform.records.find import require_root
-from deft.platform.run.cluster import require_workers
+from deft.platform.run.cluster import ray_cluster, require_workers
 from deft.platform.run.training_slots import TrainingSlots
 from deft.platform.tracking.uri import default_tracking_uri
 
@@ -40,6 +41,14 @@ class RunContext:
     def training_slot(self) -> AbstractContextManager[None]:
         """Hold devices for training and held-out losses during a block."""
         return nullcontext() if self.slots is None else self.slots.one()
+
+    @contextmanager
+    def cluster(self) -> Iterator[None]:
+        """Connect to the Ray cluster for a block, or start one, see `ray_cluster`."""
+        with ExitStack() as stack:
+            with self.console.waiting("starting Ray"):
+                stack.enter_context(ray_cluster(verbose=self.verbose))
+            yield
 
     def on_cluster(self, num_workers: int = 0) -> RunContext:
         """Return the context on the cluster that this process is connected to.

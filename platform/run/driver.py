@@ -20,7 +20,6 @@ from deft.platform.records.manifests import (
 )
 from deft.platform.records.root_use import using
 from deft.platform.records.run_directory import RunDirectory
-from deft.platform.run.cluster import ray_cluster
 from deft.platform.run.context import RunContext
 from deft.platform.run.evaluate_stage import evaluate_stage
 from deft.platform.run.evaluation import require_engine, warn_of_changed_benchmarks
@@ -71,7 +70,7 @@ def run_experiment(
         with run.locked(lock_patience), console.kept_in(run.path), recorder() as mlflow_run:
             record_stage(mlflow_run, console)
         return run
-    with using(context.root), ray_cluster(verbose=context.verbose):
+    with using(context.root), context.cluster():
         context = context.on_cluster(spec.training.min_workers or spec.training.num_workers)
         if context.pool is None:
             require_engine(spec.evaluation, use_gpu=context.use_gpu)

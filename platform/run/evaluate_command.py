@@ -17,7 +17,7 @@ from deft.platform.errors import UserError
 from deft.platform.records.manifests import EvaluateManifest
 from deft.platform.records.root_use import using
 from deft.platform.records.run_directory import RunDirectory
-from deft.platform.run.cluster import ray_cluster, run_task
+from deft.platform.run.cluster import run_task
 from deft.platform.run.context import RunContext
 from deft.platform.run.evaluation import (
     Evaluation,
@@ -59,7 +59,7 @@ def run_evaluation(
         ):
             record_evaluation(recorder, console)
         return run
-    with using(context.root), ray_cluster(verbose=context.verbose):
+    with using(context.root), context.cluster():
         context = context.on_cluster()
         require_engine(spec.evaluation, use_gpu=context.use_gpu)
         model_dir, items = prepare_evaluation(spec, context.cache)

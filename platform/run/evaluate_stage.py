@@ -13,6 +13,7 @@ from ray.util.queue import Queue
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import content_in, definition_in
+from deft.evaluators.harness.tasks import PREFIX
 from deft.evaluators.spec import GENERAL_BENCHMARK
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
@@ -164,12 +165,13 @@ def merge_results(first: EvaluateManifest, second: EvaluateManifest) -> Evaluate
 def warn_of_other_formats(prepared: Prepared, model: ModelResult, console: RunConsole) -> None:
     """Warn of benchmarks whose prompts had another format than the trained model's data.
 
-    `general` is what the model could do before, and is meant to be unlike the training data.
+    `general` and the tasks of lm-evaluation-harness are what the model could do before, and are
+    meant to be unlike the training data.
     """
     prompts = {
         name: result.prompt
         for name, result in model.benchmarks.items()
-        if name != GENERAL_BENCHMARK
+        if name != GENERAL_BENCHMARK and not name.startswith(PREFIX)
     }
     hashes = {name: prompt.hash for name, prompt in prompts.items()}
     trained = {source.format_hash for source in prepared.sources}

@@ -17,7 +17,7 @@ from deft.evaluators.benchmarks.definition import changed_benchmarks
 from deft.evaluators.generation.job import EvaluationJob, JobResult
 from deft.evaluators.generation.pool import EvaluatorPool, count_engines
 from deft.evaluators.scores.metrics import mean_over_benchmarks
-from deft.evaluators.spec import HELDOUT, EvaluationSpec, heldout_table
+from deft.evaluators.spec import HELDOUT, EvaluationSpec, heldout_table, token_table
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.platform.records.manifests import (
@@ -133,6 +133,8 @@ def generate(evaluation: Evaluation, events: Queue) -> Iterator[tuple[Evaluation
     ]
     if jobs:
         assert evaluation.context.pool is not None
+        models = " and ".join(evaluation.models)
+        events.put({"event": "waiting", "what": f"{models}: engine starts or takes weights"})
         yield from evaluation.context.pool.run(jobs, events)
 
 
@@ -150,7 +152,7 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
     file = str(Path(spec.file).absolute()) if spec.file else None
     rows_dir, style, size = evaluation.validation_dir, evaluation.trained_style, spec.size
 
-    def work(label: str, model: str, out: str) -> dict[str, float]:
+    def work(label: str, model: str, out: Path) -> dict[str, float]:
         from deft.evaluators.scores.heldout import measure_losses, read_rows
 
         rows = read_rows(Path(model), file=file, rows_dir=rows_dir, style=style, size=size)
@@ -159,14 +161,17 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
             event = {"event": "eval_progress", "benchmark": HELDOUT, "model": label}
             events.put({**event, "done": done, "total": total})
 
-        return measure_losses(Path(model), rows, Path(out), report) if rows else {}
+        if not rows:
+            return {}
+        tables = out / heldout_table(label), out / token_table(label)
+        return measure_losses(Path(model), rows, *tables, report)
 
     gpus = evaluation.spec.engine.tensor_parallel if evaluation.context.use_gpu else 0
     remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy=ANYWHERE)(work)
     measured = {}
     for label, model in evaluation.models.items():
-        out = evaluation.out / heldout_table(label)
-        measured[label] = ray.get(remote.remote(label, model, str(out)))
+        events.put({"event": "waiting", "what": f"{label}: loading for held-out losses"})
+        measured[label] = ray.get(remote.remote(label, model, evaluation.out))
     return {label: losses for label, losses in measured.items() if losses}
 
 
@@ -194,7 +199,12 @@ def shown_events(console: RunConsole) -> Iterator[Queue]:
         def handle(event: dict[str, Any]) -> None:
             if event["event"] == "eval_progress":
                 name = f"{event['benchmark']}, {event['model']}"
-                view.update(name, event["done"], event["total"])
+                unit = "examples" if event["benchmark"] == HELDOUT else "responses"
+                view.update(name, event["done"], event["total"], unit=unit)
+                if event["done"] == event["total"]:
+                    view.wait("grading; then what is next")
+            elif event["event"] == "waiting":
+                view.wait(event["what"])
             elif event["event"] == "damaged_line":
                 console.print(f"warning: {event['message']}")
             elif event["event"] == "engine_ready":

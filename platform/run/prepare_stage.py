@@ -55,7 +55,8 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
         return PrepareManifest(prepared=prepared, items=items, overlap=overlap)
 
     started = time.monotonic()
-    manifest = run_task(work, stage="prepare")
+    with context.console.waiting("loading model, data and benchmarks; tokenizing"):
+        manifest = run_task(work, stage="prepare")
     require_a_batch(spec, manifest.prepared)
     seconds = time.monotonic() - started
     context.console.stage("prepare", f"{summary(manifest.prepared)} ({seconds:.0f} s)")

@@ -51,7 +51,8 @@ def record_results(
 def finish_record(recorder: Recorder[Any], console: RunConsole) -> None:
     """Close the MLflow run; without an answer from MLflow the record stage stays unfinished."""
     started = time.monotonic()
-    run_id = recorder.finish()
+    with console.waiting("handing results to MLflow"):
+        run_id = recorder.finish()
     if run_id is None:
         console.print(
             f"warning: MLflow took nothing for {DELIVERY_TIMEOUT:.0f} s; all results are in "

@@ -15,6 +15,7 @@ from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.cluster import event_queue
 from deft.platform.run.context import RunContext
 from deft.platform.run.ray_train import chosen_checkpoint, fetch_model, fit
+from deft.workers.common.text import plural
 from deft.workers.data.prepare import Prepared
 from deft.workers.training.job import TrainJob
 
@@ -42,6 +43,7 @@ def train_stage(
     started = time.monotonic()
     with console.progress("steps") as view:
         progress = TrainingProgress(run, num_steps, console, view, on_validation)
+        view.wait(f"{plural(training.num_workers, 'worker')}: starting, loading the model")
         with event_queue(progress.handle) as events:
             job = TrainJob(
                 training=training,
@@ -125,6 +127,8 @@ class TrainingProgress:
         if kind == "train":
             shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
             self._view.update("train", step, self._num_steps, shown)
+            if step == self._num_steps:
+                self._view.wait("the model is stored and checked")
         elif kind == "validation":
             shown = format_metrics(metrics, ("nll", "bits_per_byte", "token_accuracy"))
             self._console.print(f"          held out, after {step} steps  {shown}")
@@ -133,6 +137,7 @@ class TrainingProgress:
         elif kind == "numerics":
             self.dtype = metrics["dtype"].removeprefix("torch.")
             self._console.print(f"          {self.dtype} · attention {metrics['attention']}")
+            self._view.wait("first step")
         elif kind == "damaged_checkpoint":
             self._console.print(
                 f"warning: the checkpoint of step {step} is damaged ({metrics['file']}) "

@@ -13,7 +13,14 @@ from deft.evaluators.spec import HELDOUT
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.records.manifests import PrepareManifest, TrainManifest, manifest_file
 from deft.platform.records.run_directory import RunDirectory
-from deft.platform.tracking.recorder import Recorder, flatten, items_dataset, key_of_benchmark
+from deft.platform.tracking.recorder import (
+    DELIVERY_TIMEOUT_AFTER_SIGNAL,
+    Recorder,
+    flatten,
+    items_dataset,
+    key_of_benchmark,
+)
+from deft.platform.tracking.tensorboard import TensorBoardDelivery
 from deft.workers.catalogs.datasets import DATASETS
 from deft.workers.data.prepare import Prepared
 from deft.workers.dataset_spec import SourceSpec
@@ -36,12 +43,21 @@ class ExperimentRecorder(Recorder[ExperimentSpec]):
         """Prepare to send, see `Recorder`; ``sweep`` names the one that the run is a cell of."""
         super().__init__(run, tracking_uri, notify)
         self.sweep = sweep
+        wanted = "tensorboard" in run.spec.tracking
+        self._board = TensorBoardDelivery(run.path, notify) if wanted else None
 
     def __enter__(self) -> Self:
         super().__enter__()
+        if self._board is not None:
+            self._board.start()
         if self.sweep is not None:
             self._outbox.append({"sweep": self.sweep})
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self._board is not None:
+            self._board.stop(DELIVERY_TIMEOUT_AFTER_SIGNAL)
 
     def params(self) -> dict[str, Any]:
         """Return all settings, and the objective's parameters one by one."""

@@ -63,8 +63,16 @@ class Outbox:
     One process at a time may hold it.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, *, record: str = "delivered") -> None:
+        """Open or begin the queue of a directory.
+
+        Args:
+            directory: where the queue lies.
+            name: of the MLflow run.
+            record: name of the file that says how much was delivered, one for each destination.
+        """
         self.directory = directory
+        self._record = directory / "mlflow" / f"{record}.json"
         self.damaged: list[str] = []
         """Lines that `waiting` left out because they cannot be read, as messages."""
         self._files = {
@@ -73,7 +81,7 @@ class Outbox:
         }
         self._lock = threading.Lock()
         drop_torn_line(self._files["entries"])
-        delivered_before = read_delivered(directory)
+        delivered_before = _read_delivered(self._record)
         self.delivered = delivered_before or Delivered(name)
         # A machine that went down may have kept less of a file than was delivered from it.
         shrunk = {
@@ -125,22 +133,21 @@ class Outbox:
 
     def _store(self, **changes: Any) -> None:
         self.delivered = replace(self.delivered, **changes)
-        write_atomic(_delivered_file(self.directory), json.dumps(asdict(self.delivered)) + "\n")
+        write_atomic(self._record, json.dumps(asdict(self.delivered)) + "\n")
 
 
 def read_delivered(directory: Path) -> Delivered | None:
     """Read how much of the queue in ``directory`` was delivered; None if there is no queue."""
-    file = _delivered_file(directory)
+    return _read_delivered(directory / "mlflow" / "delivered.json")
+
+
+def _read_delivered(file: Path) -> Delivered | None:
     remedy = "delete it and run the same command again; MLflow gets a second run then"
     try:
         with reading(file, remedy):
             return Delivered(**json.loads(file.read_text()))
     except FileNotFoundError:
         return None
-
-
-def _delivered_file(directory: Path) -> Path:
-    return directory / "mlflow" / "delivered.json"
 
 
 def _size(file: Path) -> int:
@@ -204,7 +211,12 @@ class DeliveryThread(threading.Thread):
     """Delivers an outbox, from `start` to `stop`."""
 
     def __init__(
-        self, outbox: Outbox, connect: Callable[[], Destination], notify: Callable[[str], None]
+        self,
+        outbox: Outbox,
+        connect: Callable[[], Destination],
+        notify: Callable[[str], None],
+        *,
+        service: str = "MLflow",
     ) -> None:
         """Prepare to deliver; nothing is sent before `start`.
 
@@ -213,8 +225,10 @@ class DeliveryThread(threading.Thread):
             connect: finds or makes the destination; called again after every failure.
             notify: called once when delivery fails for the second time in a row, with the cause,
                 and once when it works again.
+            service: what is delivered to, for messages.
         """
-        super().__init__(name="mlflow", daemon=True)
+        super().__init__(name=service, daemon=True)
+        self._service = service
         self.outbox = outbox
         self._connect = connect
         self._notify = notify
@@ -243,7 +257,9 @@ class DeliveryThread(threading.Thread):
             try:
                 self._deliver()
                 if self._stuck and not self._ended:
-                    self._notify_once("MLflow answers again; the queued results were delivered")
+                    self._notify_once(
+                        f"{self._service} answers again; the queued results were delivered"
+                    )
                 self._failures, self._stuck = 0, False
             except Exception as error:
                 self._failures += 1
@@ -252,8 +268,8 @@ class DeliveryThread(threading.Thread):
                 if self._failures > 1:
                     self._stuck = True
                     self._notify_once(
-                        "warning: cannot reach MLflow; results are queued on disk and will be "
-                        "retried",
+                        f"warning: cannot reach {self._service}; results are queued on disk and "
+                        "will be retried",
                         describe_error(error)[:400],
                     )
             with self._changed:
@@ -295,7 +311,9 @@ class DeliveryThread(threading.Thread):
             try:
                 destination.apply([entry])
             except RefusedError as refusal:
-                self._notify_once("warning: MLflow refuses a part of this run", str(refusal)[:400])
+                self._notify_once(
+                    f"warning: {self._service} refuses a part of this run", str(refusal)[:400]
+                )
 
     def _notify_once(self, what: str, cause: str = "") -> None:
         if what not in self._notified:

@@ -13,20 +13,23 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from deft.platform.viewer.responses import as_json, gather_responses
+from deft.platform.viewer.responses import as_json, gather_responses, shown_models
+from deft.platform.viewer.tokens import tokens_as_json
 from deft.workers.common.files import write_atomic
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_view(runs: Sequence[Path], title: str, out: Path) -> int:
-    """Write the responses of finished runs to a page; return how many items are on it.
+    """Write responses and held-out tokens of finished runs to a page; return its number of items.
 
     Raises:
         UserError: an evaluation has not finished.
     """
-    responses = gather_responses(runs)
-    write_atomic(out, render(title, json.dumps(as_json(responses), ensure_ascii=False)))
+    models = shown_models(runs)
+    responses = gather_responses(models)
+    data = as_json(responses) | {"tokens": tokens_as_json(models)}
+    write_atomic(out, render(title, json.dumps(data, ensure_ascii=False, allow_nan=False)))
     return len(responses.items)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deft.evaluators.scores.predictions import read_rows
 from deft.platform.records.manifests import EvaluateManifest, ModelResult, require_manifest
@@ -49,27 +49,44 @@ class Responses:
     items: dict[ItemKey, AnsweredItem] = field(default_factory=dict)
 
 
-def gather_responses(runs: Sequence[Path]) -> Responses:
-    """Read the predictions of runs and, once each, of the models that they start from.
+@dataclass(frozen=True)
+class ShownModel:
+    """One model on the page."""
+
+    name: str
+    """Of its run, or of the model before training."""
+    run: Path
+    label: Literal["base", "eval"]
+    """What the run calls it."""
+    result: ModelResult
+
+
+def shown_models(runs: Sequence[Path]) -> list[ShownModel]:
+    """Return the models that runs have trained and, once each, those that they start from.
 
     Raises:
         UserError: an evaluation has not finished.
     """
-    gathered = Responses()
-    trained = [(run, run.resolve().name, _models(run)["eval"]) for run in runs]
-    bases = {base.directory: (run, base) for run in runs if (base := _models(run).get("base"))}
-    before = [
-        (run, f"base: {Path(directory).name}", base) for directory, (run, base) in bases.items()
+    results = {run: require_manifest(run, EvaluateManifest).models for run in runs}
+    trained = [
+        ShownModel(run.resolve().name, run, "eval", models["eval"])
+        for run, models in results.items()
     ]
-    for number, (run, name, model) in enumerate([*trained, *before]):
-        gathered.models.append(name)
-        for benchmark, result in model.benchmarks.items():
-            _add_table(gathered.items, number, benchmark, run / result.predictions)
+    before: dict[str, ShownModel] = {}
+    for run, models in results.items():
+        if base := models.get("base"):
+            name = f"base: {Path(base.directory).name}"
+            before.setdefault(base.directory, ShownModel(name, run, "base", base))
+    return [*trained, *before.values()]
+
+
+def gather_responses(models: Sequence[ShownModel]) -> Responses:
+    """Read the predictions of models."""
+    gathered = Responses([model.name for model in models])
+    for number, model in enumerate(models):
+        for benchmark, result in model.result.benchmarks.items():
+            _add_table(gathered.items, number, benchmark, model.run / result.predictions)
     return gathered
-
-
-def _models(run: Path) -> dict[str, ModelResult]:
-    return require_manifest(run, EvaluateManifest).models
 
 
 def _add_table(

@@ -6,7 +6,7 @@ their task best come first, by the score before training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def draw_focus(report: SweepReportData) -> RegimeFigure | None:
     if not names:
         return None
     size = (1.35 * PANEL_INCHES * len(FOCUS) + LEGEND_INCHES, PANEL_INCHES * len(names))
-    figure, grid = _panels(len(names), len(FOCUS), size)
+    figure, grid = _panels(len(names), len(FOCUS), size, sharey=True)
     rows: Rows = [["objective", "setting", "share of training", *FOCUS]]
     labels = short_titles(settings)
     for axes, name in zip(grid, names, strict=True):
@@ -126,6 +126,7 @@ def draw_entropy(report: SweepReportData) -> RegimeFigure | None:
     figure, grid = _panels(count, columns, size, sharey=True)
     axes = [axis for row in grid for axis in row]
     rows: Rows = [["setting", "objective", "step", "mean entropy in nats"]]
+    titles = short_titles(settings)
     for axis, setting in zip(axes, settings, strict=False):
         for name, curves in report.curves[setting].items():
             if ENTROPY in curves:
@@ -135,7 +136,7 @@ def draw_entropy(report: SweepReportData) -> RegimeFigure | None:
                     [setting.title, name, f"{step:g}", f"{value:.6g}"]
                     for step, value in zip(curve.steps, curve.mean, strict=True)
                 ]
-        axis.set_title(setting.title, parse_math=False, loc="left", fontsize="small")
+        axis.set_title(titles[setting], parse_math=False, loc="left", fontsize="medium")
         axis.set_xlabel("optimizer step")
         axis.grid()
     for row in grid:
@@ -249,15 +250,26 @@ def draw_landscapes_by_regime(
                 [regime, name, f"{a:.6g}", f"{b:.6g}", f"{c:.6g}"]
                 for a, b, c in zip(p, entropy, share, strict=True)
             ]
-        axes[0].set_ylabel(f"{regime}\nentropy (nats)", parse_math=False)
+        axes[0].set_ylabel(f"{_own_part(regime, regimes)}\nentropy (nats)", parse_math=False)
     for axis, name in zip(grid[0], objectives, strict=True):
         axis.set_title(name, parse_math=False)
     for axis in grid[-1]:
         axis.set_xlabel("target probability p")
     figure.colorbar(
-        dots, ax=[axis for axes in grid for axis in axes], label="gradient, share of the largest"
+        dots,
+        ax=[axis for axes in grid for axis in axes],
+        label="gradient, share of the largest",
+        fraction=0.02,
+        aspect=40,
+        pad=0.01,
     )
     return RegimeFigure(figure, rows)
+
+
+def _own_part(title: str, titles: Iterable[str]) -> str:
+    """Return the parts of a title, between dots, that not all others have as well."""
+    shared = set.intersection(*(set(each.split(" · ")) for each in titles))
+    return " · ".join(part for part in title.split(" · ") if part not in shared) or title
 
 
 def _panels(

@@ -45,7 +45,7 @@ class TableEntry:
     @property
     def href(self) -> str:
         """The link, if nothing but opening a page can come of it."""
-        return self.link if re.match(r"https?://|(\.\./)+[\w.-]", self.link) else ""
+        return self.link if re.match(r"https?://|(\.\./)+[\w.-]|\w+\.html$", self.link) else ""
 
     @property
     def conclusion(self) -> str:
@@ -91,6 +91,8 @@ class Picture:
     """The same for a paper, where there is one."""
     csv: str = ""
     """The numbers of the figure."""
+    panels: str = ""
+    """Its panels below each other, for narrow pages: parts of `svg`, which stands before them."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,8 @@ class Document:
     title: str
     subtitle: str
     sections: Sequence[Section] = field(default_factory=list)
+    links: Sequence[TableEntry] = ()
+    """What else there is to read of the same subject."""
 
     @property
     def pictures(self) -> list[Picture]:

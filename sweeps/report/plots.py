@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PAGE_INCHES = 10.4
 """Width of a figure that fills the page."""
+_PANEL_INCHES = 4.2
+"""Width of a panel where few stand beside each other; one fills a narrow page."""
 _LABEL_POINTS = 8.0
 _CURVE_INCHES = 2.9
 _POINT_INCHES = 3.6
@@ -85,7 +87,7 @@ def draw_bars(panels: Sequence[BarPanel], styles: Mapping[str, PlotStyle]) -> Fi
     rows = -(-len(panels) // columns)
     height = rows * (_ROW_INCHES * len(names) + 0.75)
     figure, axes = _grid(
-        len(panels), columns, (min(PAGE_INCHES, 5.2 * columns), height), sharey=True
+        len(panels), columns, (min(PAGE_INCHES, _PANEL_INCHES * columns), height), sharey=True
     )
     for axis, panel in zip(axes, panels, strict=True):
         for row, name in enumerate(names):
@@ -263,7 +265,7 @@ def draw_points(
     """Draw a named point with intervals for each objective, and lines at no change."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = _grid(len(panels), columns, (PAGE_INCHES * columns / 2, _POINT_INCHES * rows))
+    figure, axes = _grid(len(panels), columns, (_PANEL_INCHES * columns, _POINT_INCHES * rows))
     for axis, panel in zip(axes, panels, strict=True):
         for name, point in panel.points.items():
             style = styles[name]

@@ -32,7 +32,7 @@ from deft.sweeps.report.plots import (
 from deft.sweeps.report.read_sweep import Setting
 from deft.sweeps.report.report_data import SweepReportData
 from deft.sweeps.report.section_results import forgotten
-from deft.sweeps.report.svg import figure_style, to_pdf, to_png, to_svg
+from deft.sweeps.report.svg import figure_style, to_panels, to_pdf, to_png, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,8 +68,9 @@ def _picture(
         png = to_png(figure)
         figure.set_layout_engine("none")  # it is laid out now, which takes longest
         svg = to_svg(figure, name, description, page_inches)
+        panels = to_panels(figure, name)
         pdf = to_pdf(figure) if csv else b""
-    return Picture(name, caption, description, svg, png, pdf, csv)
+    return Picture(name, caption, description, svg, png, pdf, csv, panels)
 
 
 def regimes(report: SweepReportData) -> list[Block]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from deft.evaluators.scores.second_opinions import SecondOpinions, read_second_opinions
 from deft.evaluators.scores.statistics import Interval
@@ -39,7 +40,28 @@ COMPARISON_COLUMNS = (
 
 def headline_sentences(report: SweepReportData) -> BulletList:
     """Write one or two sentences for each setting: the best objective, and its significance."""
-    return BulletList([_answer(report, results) for results in report.results.values()])
+    answers = []
+    for results in report.results.values():
+        answer = _answer(report, results)
+        answers.append(replace(answer, text=answer.text + _below_base(results)))
+    return BulletList(answers)
+
+
+def _below_base(results: SettingResults) -> str:
+    """Say it where no trained model is as good as the one before training."""
+    measure = results.primary
+    base = results.base.get(measure) if measure is not None else None
+    if measure is None or base is None:
+        return ""
+    means = [results.objectives[name][measure].mean for name in results.ranking(measure)]
+    if not all(
+        mean < base.mean if measure.higher_is_better else mean > base.mean for mean in means
+    ):
+        return ""
+    return (
+        f" No objective reaches the untouched model, which has {formatting.number(base.mean)}: "
+        "training has made the model worse at this."
+    )
 
 
 def _answer(report: SweepReportData, results: SettingResults) -> Text:
@@ -98,7 +120,10 @@ def _p(comparison: PairedComparison) -> str:
 
 def _power(comparison: PairedComparison) -> str:
     if not comparison.detectable > formatting.ROUNDING:
-        return "They score alike on every item, which says nothing of what would be found."
+        return (
+            "They score alike on every item, so that it cannot be said how large a difference "
+            "would be found."
+        )
     size = plural(comparison.num_items, "item")
     if comparison.num_seeds > 1:
         size += f" and {comparison.num_seeds} seeds"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from io import BytesIO, StringIO
@@ -13,6 +13,7 @@ from deft.objectives.figure_style import INK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 PAGE_REM = 63.0
 """Width of the page's text in rem, as the page's style sheet has it."""
@@ -38,6 +39,9 @@ _STYLE: dict[Any, Any] = {
     "hatch.linewidth": 0.9,
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and restyled
 }
+PANEL_MARGIN = 5.0
+"""Points around a panel that stands alone: the page's font may be wider than Matplotlib's."""
+PIXELS_PER_POINT = 4 / 3
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -98,3 +102,53 @@ def to_svg(figure: Figure, name: str, description: str, page_inches: float) -> s
     title = f'<title id="{name}-title">{escape(description)}</title>'
     head, rest = text[len("<svg") :].split(">", 1)
     return f"{opening}{head}>{title}{rest}"
+
+
+def to_panels(figure: Figure, name: str) -> str:
+    """Render a column of `<svg>` elements, one for each panel, for pages narrower than the figure.
+
+    They show parts of the element that `to_svg` returns for the same figure and name. A panel that
+    shares its y axis with the first of its row has that one's labels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    height, scale = 72 * float(figure.get_size_inches()[1]), 72 / figure.dpi
+    boxes = {
+        axis: Bbox(scale * box.get_points())
+        for axis in figure.axes
+        if (box := axis.get_tightbbox(renderer)) is not None
+    }
+    panels = []
+    for axis, box in boxes.items():
+        parts = [box.padded(PANEL_MARGIN)]
+        neighbors = [
+            other
+            for other in boxes
+            if axis.get_shared_y_axes().joined(axis, other)
+            and abs(other.get_position().y0 - axis.get_position().y0) < 0.01
+        ]
+        first = min(neighbors, key=lambda other: other.get_position().x0, default=axis)
+        if first is not axis:
+            left = scale * first.get_window_extent(renderer).x0
+            parts.insert(0, Bbox([[boxes[first].x0 - PANEL_MARGIN, 0], [left, 0]]))
+        panels.append(_panel(name, parts, height))
+    return "".join(panels)
+
+
+def _panel(name: str, parts: Sequence[Bbox], height: float) -> str:
+    """Set parts of a figure of ``height`` points beside each other, as high as the last of them."""
+    top, size = height - parts[-1].y1, parts[-1].height
+    shown, width = [], 0.0
+    for part in parts:
+        shown.append(
+            f'<svg x="{width:.1f}" width="{part.width:.1f}" height="{size:.1f}" '
+            f'viewBox="{part.x0:.1f} {top:.1f} {part.width:.1f} {size:.1f}">'
+            f'<use href="#{name}-figure_1"/></svg>'
+        )
+        width += part.width
+    return (
+        f'<svg aria-hidden="true" viewBox="0 0 {width:.1f} {size:.1f}" '
+        f'style="max-width: {PIXELS_PER_POINT * width:.0f}px">{"".join(shown)}</svg>'
+    )

@@ -11,14 +11,24 @@ from deft.evaluators.scores.statistics import MIN_RUNS
 from deft.evaluators.spec import HELDOUT
 from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
-from deft.platform.records.manifests import EvaluateManifest
+from deft.platform.records.manifests import EvaluateManifest, RecordManifest
+from deft.platform.tracking.outbox import read_delivered
 from deft.platform.viewer.page import write_view
 from deft.sweeps.report import (
     section_figures,
     section_provenance,
     section_results,
 )
-from deft.sweeps.report.document import Block, BulletList, Document, Picture, Section, Table, Text
+from deft.sweeps.report.document import (
+    Block,
+    BulletList,
+    Document,
+    Picture,
+    Section,
+    Table,
+    TableEntry,
+    Text,
+)
 from deft.sweeps.report.read_sweep import Setting, Sweep, read_sweep
 from deft.sweeps.report.report_data import SweepReportData, gather_report_data
 from deft.sweeps.results_table import result_rows, write_tables
@@ -27,6 +37,9 @@ from deft.workers.common.text import plural
 
 REPORT = "report"
 """Folder of a sweep's report, in the directory of the sweep."""
+
+RESPONSES = "responses.html"
+"""Page of single responses, beside the report."""
 
 FEW_ITEMS = 30
 """Items below which a comparison is said to be small."""
@@ -57,10 +70,10 @@ def write_report(sweep_dir: Path, root: Path, console: RunConsole) -> Path:
     write_atomic(out / "report.html", document.to_html())
     write_atomic(out / "report.md", document.to_markdown())
     write_tables(result_rows(sweep), out)
-    write_view(_shown_runs(sweep), f"Responses of {sweep.name}", out / "responses.html")
+    write_view(_shown_runs(sweep), f"Responses of {sweep.name}", out / RESPONSES)
     _show(report, console)
     console.print(f"report: {out / 'report.html'}, {out / 'report.md'}")
-    console.print(f"responses: {out / 'responses.html'}")
+    console.print(f"responses: {out / RESPONSES}")
     console.print(f"numbers: {out / 'results.csv'}, {out / 'results.parquet'}")
     return out
 
@@ -142,7 +155,18 @@ def compose(report: SweepReportData, cache: Path) -> Document:
         title=f"Sweep {sweep.name}",
         subtitle=_subtitle(sweep),
         sections=[section for section in sections if section.blocks],
+        links=[TableEntry("Single responses", link=RESPONSES), *_mlflow_link(sweep)],
     )
+
+
+def _mlflow_link(sweep: Sweep) -> list[TableEntry]:
+    """Return the address of the sweep's MLflow run, on the pages that its cells are on."""
+    records = (cell.manifest(RecordManifest) for cell in sweep.cells)
+    address = next((record.link for record in records if record and record.link), "")
+    delivered = read_delivered(sweep.directory)
+    if not address or delivered is None or delivered.run_id is None:
+        return []
+    return [TableEntry("MLflow", link=f"{address.partition('/#/')[0]}/#/runs/{delivered.run_id}")]
 
 
 def _subtitle(sweep: Sweep) -> str:

@@ -1,11 +1,12 @@
 """How right the graders are on what a real model writes, labeled by hand.
 
-    .venv/bin/python tests/bench/responses.py generate --out responses.jsonl [--items DIR]
+    .venv/bin/python tests/bench/responses.py generate --out responses.jsonl [--items DIR] [--easy]
     .venv/bin/python tests/bench/responses.py measure responses.jsonl labels.txt
 
 ``generate`` lets SmolLM2-135M-Instruct answer easy tasks that are made here, and questions from the
 files of ``--items`` (gsm8k.jsonl, math500.jsonl, medical_sample.jsonl): with the chat template, as
-plain text, and behind two solved examples, at several temperatures. Called again it goes on.
+plain text, and behind two solved examples, at several temperatures. Called again it goes on. With
+``--easy`` it answers only questions of one small step, of which it gets many right.
 
 ``labels.txt`` has a line ``number verdict`` for each line of the responses, counted from 1: what a
 careful person says who reads question, gold answer and response, before any grader has.
@@ -27,9 +28,9 @@ from deft.evaluators.benchmarks.math import after_hashes, box_of_solution
 from deft.evaluators.benchmarks.medical import read_choice
 from deft.workers.catalogs.prompt_styles import BOXED_INSTRUCTION
 
-MAX_TOKENS = 96
-"""Longest response in tokens."""
-BATCH_SIZE = 60
+MAX_TOKENS, MAX_EASY_TOKENS = 96, 48
+"""Longest response in tokens, to all questions and to easy ones."""
+BATCH_SIZE, EASY_BATCH_SIZE = 60, 20
 MAX_QUESTION = 600
 """Characters of the longest question; reading a prompt takes longer than answering it."""
 TEMPERATURES = (0.0, 0.7, 1.0)
@@ -62,6 +63,34 @@ CHOICES = (
     ("Which bone is in the thigh?", "D", "Tibia/Humerus/Radius/Femur"),
     ("Which drug lowers blood glucose?", "B", "Warfarin/Metformin/Digoxin/Furosemide"),
 )
+EASY = (
+    ("What is {a} + {b}?", "a+b"),
+    ("Calculate {c} + {d}.", "c+d"),
+    ("Calculate {a} + {b} + {a}.", "2*a+b"),
+    ("What is {c} minus {a}?", "c-a"),
+    ("What is {a} times {b}?", "a*b"),
+    ("Solve for x: x + {a} = {c}", "c-a"),
+    ("What is the square of {b}?", "b*b"),
+    ("What is half of {even}?", "even//2"),
+    ("How many minutes are in {b} hours?", "60*b"),
+    ("How many days are in {a} weeks?", "7*a"),
+    ("Anna has {c} dollars and gets {d} dollars more. How much money does she have?", "c+d"),
+    ("Ben has {c} marbles and loses {a} of them. How many marbles are left?", "c-a"),
+    ("One ticket costs ${b}. What do {a} tickets cost?", "a*b"),
+    ("A bag has {a} red and {b} blue balls. How many balls are in the bag?", "a+b"),
+    ("A rope of {c} meters is cut by {a} meters. How long is it now?", "c-a"),
+)
+"""Questions of one step about whole numbers: a and b below 10, c and d from 10 to 30."""
+EASY_CHOICES = (
+    ("What color is a clear sky by day?", "C", "Green/Red/Blue/Black"),
+    ("Which animal says meow?", "A", "Cat/Dog/Cow/Horse"),
+    ("What pumps blood through the body?", "B", "Lungs/Heart/Stomach/Skin"),
+    ("What do plants need to grow?", "D", "Plastic/Iron bars/Smoke/Sunlight"),
+    ("What is the capital of France?", "B", "London/Paris/Rome/Madrid"),
+    ("Which gas do humans breathe in to live?", "A", "Oxygen/Helium/Methane/Neon"),
+    ("Which organ is used for seeing?", "C", "Ear/Nose/Eye/Tongue"),
+    ("Is water wet at room temperature?", "A", "yes/no/maybe"),
+)
 SHOTS = {
     "math": (("What is 3 + 9?", "3 + 9 = 12, so the answer is 12."), ("Solve 2x = 14.", "x = 7")),
     "medical": (
@@ -78,6 +107,7 @@ def main() -> None:
     generating = commands.add_parser("generate")
     generating.add_argument("--out", type=Path, required=True)
     generating.add_argument("--items", type=Path, help="folder of benchmark files")
+    generating.add_argument("--easy", action="store_true", help="small questions instead")
     generating.add_argument("--seconds", type=float, default=1e9, help="stop after this time")
     generating.set_defaults(run=generate)
     measuring = commands.add_parser("measure")
@@ -101,10 +131,32 @@ def made_items() -> Iterator[dict[str, Any]]:
         a, b = source.randint(2, 30), source.randint(2, 12)
         gold = {"a+b": a + b, "a*b": a * b, "2*(a+b)": 2 * (a + b)}[formula]
         yield {"task": "words", "question": text.format(a=a, b=b), "gold": str(gold)}
-    for question, gold, texts in CHOICES * 4:
+    yield from choice_items(CHOICES)
+
+
+def choice_items(choices: tuple[tuple[str, str, str], ...]) -> Iterator[dict[str, Any]]:
+    """Yield each multiple-choice question four times."""
+    for question, gold, texts in choices * 4:
         options = dict(zip("ABCD", texts.split("/"), strict=False))
         lines = [question, *(f"{letter}. {text}" for letter, text in options.items())]
         yield {"task": "choice", "question": "\n".join(lines), "gold": gold, "options": options}
+
+
+def easy_items() -> Iterator[dict[str, Any]]:
+    """Yield questions of one small step."""
+    source = random.Random(7)
+    for number in range(180):
+        text, formula = EASY[number % len(EASY)]
+        values = {
+            "a": source.randint(2, 9),
+            "b": source.randint(2, 9),
+            "c": source.randint(10, 30),
+            "d": source.randint(10, 30),
+            "even": 2 * source.randint(3, 25),
+        }
+        gold = str(eval(formula, values.copy()))
+        yield {"task": "easy", "question": text.format(**values), "gold": gold}
+    yield from choice_items(EASY_CHOICES)
 
 
 def benchmark_items(folder: Path) -> Iterator[dict[str, Any]]:
@@ -142,12 +194,12 @@ def prompt(item: dict[str, Any], style: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(f"{solved}Question: {question}\nAnswer:")["input_ids"])
 
 
-def in_batches(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_batches(items: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
     """Order items so that batches are of similar length, and every part of them is of all kinds."""
     source = random.Random(0)
     source.shuffle(items)
     items = sorted(items, key=lambda item: len(item["question"]) // 50)
-    batches = [items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE)]
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
     source.shuffle(batches)
     return [item for batch in batches for item in batch]
 
@@ -159,8 +211,10 @@ def generate(arguments: argparse.Namespace) -> None:
 
     from deft.workers.modeling.model_files import build_smollm2
 
-    items = [*made_items(), *(benchmark_items(arguments.items) if arguments.items else ())]
-    items = in_batches([item for item in items if len(item["question"]) <= MAX_QUESTION])
+    made = easy_items() if arguments.easy else made_items()
+    items = [*made, *(benchmark_items(arguments.items) if arguments.items else ())]
+    size = EASY_BATCH_SIZE if arguments.easy else BATCH_SIZE
+    items = in_batches([item for item in items if len(item["question"]) <= MAX_QUESTION], size)
     finished = len(arguments.out.read_text().splitlines()) if arguments.out.exists() else 0
     items = items[finished:]
     began = time.monotonic()
@@ -169,11 +223,11 @@ def generate(arguments: argparse.Namespace) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     tokenizer.pad_token = tokenizer.eos_token
-    for start in range(0, len(items), BATCH_SIZE):
+    for start in range(0, len(items), size):
         if time.monotonic() - began > arguments.seconds:
             break
-        batch = items[start : start + BATCH_SIZE]
-        number = (finished + start) // BATCH_SIZE
+        batch = items[start : start + size]
+        number = (finished + start) // size
         temperature = TEMPERATURES[number % len(TEMPERATURES)]
         styles = [STYLES[place % len(STYLES)] for place in range(len(batch))]
         prompts = [
@@ -186,7 +240,7 @@ def generate(arguments: argparse.Namespace) -> None:
             rows = model.generate(
                 **inputs,
                 **({"do_sample": False} | sampling),
-                max_new_tokens=MAX_TOKENS,
+                max_new_tokens=MAX_EASY_TOKENS if arguments.easy else MAX_TOKENS,
                 pad_token_id=tokenizer.pad_token_id,
             )[:, inputs["input_ids"].shape[1] :].tolist()
         with arguments.out.open("a") as file:

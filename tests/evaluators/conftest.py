@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from deft.workers.data.figfont import TEST_START, figfont_examples
 from deft.workers.modeling.model_files import train_tokenizer
+from helpers import write_harness_tasks
 
 
 def save_model(
@@ -61,3 +62,8 @@ def model_paths(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -
     torch.nn.init.zeros_(silent.model.norm.weight)
     silent.save_pretrained(root / "silent")
     return {path.name: str(path) for path in root.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def harness_tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return write_harness_tasks(tmp_path_factory.mktemp("harness"))

@@ -82,7 +82,7 @@ def test_benchmark_of_ones_own_is_named_by_import_path(
     for path, message in {
         "own_benchmarks:gsm_hrd": "cannot be imported",
         "nowhere:gsm_hard": "cannot be imported",
-        "own_benchmarks:number": "is no Benchmark: 3",
+        "own_benchmarks:number": "expected a Benchmark, got 3",
     }.items():
         with pytest.raises(ValidationError, match=message):
             evaluation(path)

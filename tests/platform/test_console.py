@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
+from deft.platform import console as deft_console
 from deft.platform.console import RunConsole
 
 
-def shown(*, terminal: bool) -> str:
+def test_plain_progress_is_few_whole_lines() -> None:
     out = io.StringIO()
-    console = RunConsole(Console(file=out, force_terminal=terminal, width=120, highlight=False))
+    console = RunConsole(Console(file=out, force_terminal=False, width=120, highlight=False))
     with console.progress("steps") as view:
         for step in range(1, 101):
             view.update("train", step, 100, f"nll {step}")
-    return out.getvalue()
-
-
-def test_plain_progress_is_few_whole_lines() -> None:
-    lines = shown(terminal=False).splitlines()
+    lines = out.getvalue().splitlines()
     assert len(lines) == 11
     assert lines[0].split() == ["train", "1/100", "steps", "nll", "1"]
     assert "s left" in lines[5]
@@ -28,9 +26,19 @@ def test_plain_progress_is_few_whole_lines() -> None:
 
 
 def test_terminal_gets_a_bar_with_eta() -> None:
-    text = shown(terminal=True)
-    assert "100/100" in text
-    assert "eta" in text
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, force_terminal=True, width=120))
+    with console.progress("steps") as view:
+        for step in range(1, 51):
+            view.update("train", step, 100)
+            time.sleep(0.001)
+        view.bars.refresh()
+        assert "eta 0:" in out.getvalue()
+        out.truncate(0)
+        view.update("train", 100, 100)
+        view.bars.refresh()
+        assert "100/100 steps" in out.getvalue()
+        assert "eta" not in out.getvalue()
 
 
 def test_markup_in_text_is_shown_as_it_is() -> None:
@@ -58,3 +66,56 @@ def test_nothing_that_is_said_acts_on_the_terminal(terminal: bool) -> None:
     for sequence in ("\x1b[2J", "\x1b]", "\x07", "\x9b", "\u202e"):
         assert sequence not in printed
     assert printed.count(SHOWN) >= 8
+
+
+def test_what_has_no_steps_is_said_and_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deft_console, "HEARTBEAT", 0.05)
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, width=120))
+    with console.progress("steps") as view:
+        view.wait("2 workers start")
+        first = out.getvalue()
+        while "so far" not in out.getvalue():
+            time.sleep(0.01)
+        view.update("train", 1, 100)
+        view.update("train", 2, 100)
+        while "2/100" not in out.getvalue():
+            time.sleep(0.01)
+    assert first == "          2 workers start …\n"
+    lines = [line.strip() for line in out.getvalue().splitlines()]
+    assert "2 workers start, 0 s so far" in lines
+    # No tenth of the steps is done: it is the time that makes it speak.
+    assert any(line.startswith("train 2/100 steps, ") for line in lines)
+
+
+def test_terminal_shows_what_is_waited_for_and_takes_it_away() -> None:
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, force_terminal=True, width=120))
+    with console.progress("steps") as view:
+        view.wait("2 workers start")
+        view.bars.refresh()
+        assert "2 workers start" in out.getvalue()
+        view.update("train", 1, 2)
+        out.truncate(0)
+        view.bars.refresh()
+        assert "2 workers start" not in out.getvalue()
+        assert "1/2 steps" in out.getvalue()
+
+
+def test_a_narrow_terminal_keeps_the_numbers() -> None:
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, force_terminal=True, width=80))
+    with console.progress("steps") as view:
+        view.show(
+            "original, dataset.noise 0.0, training.learning_rate 0.0001",
+            40,
+            200,
+            "40/200 steps",
+            "objective 0.7696  nll 3.829  mean_p 0.4528",
+            seconds_left=7384,
+        )
+        view.bars.refresh()
+    lines = [line for line in out.getvalue().splitlines() if "200" in line]
+    assert "40/200 steps" in lines[-1]
+    assert "eta 2:03:04" in lines[-1]
+    assert "original, dat" in lines[-1]

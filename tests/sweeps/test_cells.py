@@ -276,17 +276,17 @@ def test_models_of_the_sweep_come_first(tmp_path: Path) -> None:
             "grid.yaml:17: objective: unknown objective 'DEFTT'. Did you mean DEFT?",
         ),
         ({"grid": {"objective": []}}, "objective: give at least one value"),
-        ({"grid": {"seed": [1, 1]}}, "seed: 1 is there twice"),
+        ({"grid": {"seed": [1, 1]}}, "seed: 1 is given twice"),
         ({"grid": {"objective": ["deft", "DEFT"]}}, "two cells are the same run: objective deft"),
         ({"exclude": [{"modle": "tiny"}]}, "exclude.0: modle is no axis; axes are objective, seed"),
-        ({"exclude": [{"seed": [0, 1]}]}, "exclude leaves no cell"),
+        ({"exclude": [{"seed": [0, 1]}]}, "exclude: its rules leave no cell"),
         ({"include": [{"objective": "p"}]}, "include.0: gives no seed"),
         ({"select": {"over": "training.learning_rate"}}, "training.learning_rate is no axis"),
         (
             {"select": {"over": "seeds"}},
             "select.over: seeds is no axis; axes are objective, seed; did you mean seed?",
         ),
-        ({"select": {"over": "seed"}}, "seed is compared, not chosen"),
+        ({"select": {"over": "seed"}}, "seed is what is compared"),
         ({"grid": {"evaluation.engine.dtype": ["float32"]}}, "all cells share their engines"),
         (
             {

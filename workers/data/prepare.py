@@ -355,7 +355,7 @@ def require_usable(source: SourceSpec, bad_records: BadRecords) -> None:
         )
         raise ValueError(log.message(source.label, remedy))
     if num_examples == 0:
-        raise ValueError(f"{source.label}: there is no example in it")
+        raise ValueError(f"{source.label}: no example in it; give a file with at least one")
 
 
 def usable_batches(

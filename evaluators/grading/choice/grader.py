@@ -1,10 +1,7 @@
 """Grading multiple choice: which option does a response name as its final answer, if any?
 
-The last explicit statement decides: a box, "the answer is …", "**Answer: (B) …**", "option B is
-correct", a correction ("wait, it is C"). Without one, a response whose last or first line is
-nothing but an option has answered too; last of all, one that settles on an option in free prose
-(`prose`). A discussion of options is no answer, nor are two options at once, a letter that
-is not among the options, or a refusal: the verdict is then ``no_answer``, never a guess.
+The last explicit statement decides, else a line that is an option, else what free prose settles on
+(`prose`). Where none of them names one option the verdict is ``no_answer``, never a guess.
 """
 
 from __future__ import annotations
@@ -50,6 +47,91 @@ MAX_VERBS = 3
 """Verbs that a question may have before "… is" leads to its answer."""
 MAX_STATEMENTS = 50
 """Statements of one kind that are looked at, from the last one back."""
+_SECTION = re.compile(
+    r"^[#*\s]*(?:final response|final answer|final choice|conclusion|answer)[*:\s]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_QUESTION_AND_ANSWER = re.compile(r"\A(\W*Q(?:uestion)?\s*:[^\n]{1,600}?\s)A:", re.DOTALL)
+_STYLE_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|span)>", re.IGNORECASE)
+_SNAKE = re.compile(r"(?<=[a-z])_(?=[a-z])")
+_NUMBERED = re.compile(
+    r"\b(?:(?P<noun>option|choice|answer)\s+(?:number\s+)?(?P<number>[1-9])(?![\d.,%]*\d|\s*%)"
+    r"|the\s+(?P<ordinal>first|second|third|fourth|fifth|last)\s+(?:option|choice|answer|one))\b",
+    re.IGNORECASE,
+)
+_ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": 0}
+_ONLY_STATEMENT = re.compile(
+    r"\b[Oo]nly (?:the )?(first|second|third)(?: one| statement)? is (?:correct|true|right)\b"
+)
+_BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
+_COMPARISON = re.compile(r"[A-Z]\s*(?:[<>]|\\(?:ll|gg|lt|gt|to|rightarrow|leq?|geq?)\b)\s*[A-Z]")
+_EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
+_ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
+_REMARK = re.compile(
+    r"\s*(?!is (?:the )?(?:correct|right|best|most likely|answer))"
+    r"(?:is|are|was|were|has|have|had|may|might|can|could|should|would|will|does|do|did|must|lacks?"
+    r"|causes?|covers?|treats?|acts?|inhibits?|works?|increases?|decreases?|requires?)\b"
+)
+"""Behind an option's text: the line speaks about the option instead of choosing it."""
+_TURNED_DOWN = re.compile(
+    r"\b(?:not|no|never|wrong|incorrect|false|less|least|second|2nd|third|alternative|poor|unlikely"
+    r"|contraindicated|reserved|avoid\w*|only if|ineffective|inappropriate|insufficient|ruled out"
+    r"|excluded?|rejected|instead)\b"
+)
+_SET_ASIDE = re.compile(
+    r"\W*(?:alternatives?|second\b[^:]{0,20}|2nd\b[^:]{0,20}|others?(?: options?)?|also possible"
+    r"|(?:less|least) \w+|differential(?: diagnos[ie]s)?|runner-up|not|rule out|avoid)\s*:",
+    re.IGNORECASE,
+)
+_OBSERVATION = re.compile(r"\W*(?:[A-Za-z]+ ){1,3}(?:falls|rises|drops|climbs)\W*")
+"""A finding, not an option: "Cardiac output falls", where options speak of a decreased output."""
+_CROSSED = re.compile("[❌✗✘]")
+_RANKING = re.compile(
+    r"\b(?:rank\w*|most to least|in order of|order of likelihood)\b", re.IGNORECASE
+)
+_CLOSING_LETTER = re.compile(r"(?:\*\*|__|\w\w[.!:]\s)\(?([A-Z])\)?\.?(?:\*\*|__)?[\s.]*$")
+_SET_OFF = re.compile(r"(?:^|[,;:.?!]|\bso)\s*(yes|no|maybe|true|false)\s*[,.;:!—–]", re.MULTILINE)
+_ANNOUNCED = re.compile(r"\b(?:is|are|be|answer)\W*:\W*$", re.IGNORECASE)
+_BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
+"""Ahead of a number: it is the end of a range, or a bound."""
+_MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
+_ITEM_LETTER = re.compile(
+    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b|\s*\|)"
+)
+_ITEMS_APART = re.compile(r"[;,.]\s{0,3}(?=\W{0,8}[A-Z](?:\s+is\b|\W{0,2}:))")
+_VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
+_MARKED_CORRECT = re.compile(
+    r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
+    r"[✓✔✅←]|(?:\bis|:|\s[–—-])[\s*]*(?:yes|true)\b",
+    re.IGNORECASE,
+)
+_NOT_BUT = re.compile(
+    r"\W*not\s+[^.,;]{1,60}?\s*[,;]?\s+(?:but|it's|it\s+is|rather)\s+(?:rather\s+)?(.+)$",
+    re.IGNORECASE | re.DOTALL,
+)
+_NONE_OF = re.compile(
+    r"\W*(?:none|neither|no\s+(?:option|choice|answer))\b|\W*(?:can(?:not|'t)|unable)",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(
+    r"\W{0,20}?(?P<label>(?:option|choice|letter"
+    r"|answer)\s+(?:is\s+)?)?(?P<open>[(\[【]{1,3}\s{0,3})?(?P<letter>[A-Za-z])(?P<close>\s{0,3}[)\]"
+    r"】>]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
+    re.IGNORECASE,
+)
+_SEVERAL = re.compile(
+    r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|"
+    r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
+)
+_OTHERWISE = re.compile(
+    r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were"
+    r"|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
+)
+_AFTER_LETTER_TEXT = (
+    "because since as which for due given is and but that this in with based although while so "
+    "here then now instead over rather not"
+)
+_AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
 
 
 @dataclass(frozen=True)
@@ -93,30 +175,10 @@ def grade(record: Mapping[str, Any]) -> Grade:
     return Grade(Verdict.correct if correct else Verdict.wrong, letter, scores)
 
 
-_SECTION = re.compile(
-    r"^[#*\s]*(?:final response|final answer|final choice|conclusion|answer)[*:\s]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
-
-
 def final_section(text: str) -> str:
     """Return what follows the last heading that announces the answer, or else all of it."""
     headings = [m for m in _SECTION.finditer(text) if text[m.end() :].strip()]
     return text[headings[-1].end() :].strip() if headings else text
-
-
-_QUESTION_AND_ANSWER = re.compile(r"\A(\W*Q(?:uestion)?\s*:[^\n]{1,600}?\s)A:", re.DOTALL)
-_STYLE_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|span)>", re.IGNORECASE)
-_SNAKE = re.compile(r"(?<=[a-z])_(?=[a-z])")
-_NUMBERED = re.compile(
-    r"\b(?:(?P<noun>option|choice|answer)\s+(?:number\s+)?(?P<number>[1-9])(?![\d.,%]*\d|\s*%)"
-    r"|the\s+(?P<ordinal>first|second|third|fourth|fifth|last)\s+(?:option|choice|answer|one))\b",
-    re.IGNORECASE,
-)
-_ORDINALS = {"first": 1, "second": 2, "third": 3, "fourth": 4, "fifth": 5, "last": 0}
-_ONLY_STATEMENT = re.compile(
-    r"\b[Oo]nly (?:the )?(first|second|third)(?: one| statement)? is (?:correct|true|right)\b"
-)
 
 
 def _lettered(text: str, options: Mapping[str, str]) -> str:
@@ -131,12 +193,6 @@ def _lettered(text: str, options: Mapping[str, str]) -> str:
         lambda m: f"The answer is: Only statement {_ORDINALS[m[1]]} is correct", text
     )
     return _NUMBERED.sub(letter, text)
-
-
-_BOX = re.compile(r"\\?(?:boxed|fbox|framebox)\s*\{")
-_COMPARISON = re.compile(r"[A-Z]\s*(?:[<>]|\\(?:ll|gg|lt|gt|to|rightarrow|leq?|geq?)\b)\s*[A-Z]")
-_EXPLAINED = re.compile(r"\s*(?:[=(≈]|\bi\.e\b|,?\s*\bthat\s+is\b)")
-_ANSWER_WORDS = frozenset(("yes", "no", "maybe", "true", "false"))
 
 
 class Chooser:
@@ -203,8 +259,8 @@ class Chooser:
             return whole[0]
         named = {
             letter
-            for ahead, letter in zip(lines, whole[1:], strict=False)
-            if letter and _ANNOUNCED.search(ahead)
+            for ahead, letter, behind in zip(lines, whole[1:], [*whole[2:], None], strict=False)
+            if letter and _ANNOUNCED.search(ahead) and behind in (None, letter)
         }
         if len(named) == 1:
             return named.pop()
@@ -437,8 +493,6 @@ class Chooser:
         folded_fragment = f" {folded(fragment)} "
         spans = []
         for letter, text in self.texts.items():
-            if not text:
-                continue
             if len(text) < 2 or text in ("all", "none", "both", "neither", "other", "any"):
                 continue  # in a sentence these mean something else
             if text in _ANSWER_WORDS:
@@ -479,72 +533,6 @@ class Chooser:
             remark = folded(first_sentence).removeprefix(self.texts[letter.upper()])
             return None if _REMARK.match(remark) or _TURNED_DOWN.search(remark) else letter.upper()
         return None
-
-
-_REMARK = re.compile(
-    r"\s*(?!is (?:the )?(?:correct|right|best|most likely|answer))"
-    r"(?:is|are|was|were|has|have|had|may|might|can|could|should|would|will|does|do|did|must|lacks?"
-    r"|causes?|covers?|treats?|acts?|inhibits?|works?|increases?|decreases?|requires?)\b"
-)
-"""Behind an option's text: the line speaks about the option instead of choosing it."""
-_TURNED_DOWN = re.compile(
-    r"\b(?:not|no|never|wrong|incorrect|false|less|least|second|2nd|third|alternative|poor|unlikely"
-    r"|contraindicated|reserved|avoid\w*|only if|ineffective|inappropriate|insufficient|ruled out"
-    r"|excluded?|rejected|instead)\b"
-)
-_SET_ASIDE = re.compile(
-    r"\W*(?:alternatives?|second\b[^:]{0,20}|2nd\b[^:]{0,20}|others?(?: options?)?|also possible"
-    r"|(?:less|least) \w+|differential(?: diagnos[ie]s)?|runner-up|not|rule out|avoid)\s*:",
-    re.IGNORECASE,
-)
-_OBSERVATION = re.compile(r"\W*(?:[A-Za-z]+ ){1,3}(?:falls|rises|drops|climbs)\W*")
-"""A finding, not an option: "Cardiac output falls", where options speak of a decreased output."""
-_CROSSED = re.compile("[❌✗✘]")
-_RANKING = re.compile(
-    r"\b(?:rank\w*|most to least|in order of|order of likelihood)\b", re.IGNORECASE
-)
-_CLOSING_LETTER = re.compile(r"(?:\*\*|__|\w\w[.!:]\s)\(?([A-Z])\)?\.?(?:\*\*|__)?[\s.]*$")
-_SET_OFF = re.compile(r"(?:^|[,;:.?!]|\bso)\s*(yes|no|maybe|true|false)\s*[,.;:!—–]", re.MULTILINE)
-_ANNOUNCED = re.compile(r"\b(?:is|are|be|answer)\W*:\W*$", re.IGNORECASE)
-_BOUND = re.compile(r"(?:\d\S*(?: (?:to|and|or))?|than|over|under|between|least|at most) $")
-"""Ahead of a number: it is the end of a range, or a bound."""
-_MARK = re.compile(r"(?<!\S)[(*_]*([A-Z])[*_]*(?:[.):]|\s[-–—])[*_]*\s")
-_ITEM_LETTER = re.compile(
-    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\(?([A-Z])(?:[.):]|\s[-–—]|\":|\s+is\b|\s*\|)"
-)
-_ITEMS_APART = re.compile(r"[;,.]\s{0,3}(?=\W{0,8}[A-Z](?:\s+is\b|\W{0,2}:))")
-_VERDICT = re.compile(r"\W*(?:(?:in)?correct|right|wrong|true|false)\b", re.IGNORECASE)
-_MARKED_CORRECT = re.compile(
-    r"(?<!not )(?<!n't )\bcorrect(?:ly)?\s*(?:[.,!);:|–—-]|$|answer|choice|option)|"
-    r"[✓✔✅←]|(?:\bis|:|\s[–—-])[\s*]*(?:yes|true)\b",
-    re.IGNORECASE,
-)
-_NOT_BUT = re.compile(
-    r"\W*not\s+[^.,;]{1,60}?\s*[,;]?\s+(?:but|it's|it\s+is|rather)\s+(?:rather\s+)?(.+)$",
-    re.IGNORECASE | re.DOTALL,
-)
-_NONE_OF = re.compile(
-    r"\W*(?:none|neither|no\s+(?:option|choice|answer))\b|\W*(?:can(?:not|'t)|unable)",
-    re.IGNORECASE,
-)
-_LETTER = re.compile(
-    r"\W{0,20}?(?P<label>(?:option|choice|letter|"
-    r"answer)\s+(?:is\s+)?)?(?P<open>[(\[【]{1,3}\s{0,3})?(?P<letter>[A-Za-z])"
-    r"(?P<close>\s{0,3}[)\]】>]{1,3})?(?P<stop>\s{0,3}[.:,;—–]|\s{1,3}-\s|\s*$)?(?![A-Za-z0-9-]|['’][a-z])",
-    re.IGNORECASE,
-)
-_SEVERAL = re.compile(
-    r"\W*(?:either\s+|both\s+|options?\s+)?\(?([A-Z])\)?\W*?\s*(?:and|or|/|,|&|"
-    r"\+)\s*(?:option\s+)?\(?([A-Z])\)?(?![A-Za-z])"
-)
-_OTHERWISE = re.compile(
-    r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
-)
-_AFTER_LETTER_TEXT = (
-    "because since as which for due given is and but that this in with based although while so "
-    "here then now instead over rather not"
-)
-_AFTER_LETTER = frozenset(_AFTER_LETTER_TEXT.split())
 
 
 def _sentence(text: str) -> str:

@@ -27,6 +27,43 @@ MIN_COVERAGE_LONG = 0.66
 """The same for longer options, and where every word is said that no other option has."""
 MAX_RANGE_GAP = 6
 """Characters between the ends of a range (``5 to 7``), or between a bound and its number."""
+_LETTERED_TEXT = (
+    "vitamin vit hepatitis hep type grade group factor stage class protein influenza strep phase "
+    "category schedule hemophilia haemophilia hemoglobin haemoglobin immunoglobulin complement "
+    "coenzyme cytochrome bipolar angiotensin"
+)
+LETTERED = frozenset(_LETTERED_TEXT.split())
+"""What is itself told apart by letters: vitamin C is not option C."""
+_ALL_OR_NONE = re.compile(r"\W*(all|none)(?:\s+of)?\s+(?:the\s+)?(?:above|these)\b", re.IGNORECASE)
+_COLLECTIVE = {
+    word: re.compile(
+        rf"\b{word}\s+(?:of\s+)?(?:the\s+)?(?:above|these|them|three|four|options|listed)\b",
+        re.IGNORECASE,
+    )
+    for word in ("all", "none")
+}
+"""How prose says "all of the above"."""
+_BY_LETTER = re.compile(
+    r"""
+    \b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer)s?\s+\(?([A-Z])\b
+    | \(([A-Z])\)
+    | (?<!\S)((?!I\s+(?:was|would|must|should|can|could|may|might)\b)[A-Z])
+      (?=\W*$|[.!?]\s+(?![a-z])|[,;:)]|\s+(?:is|was|are|would|must|should|seems?|appears?|remains|fits
+          |matches|makes|stands|looks|sounds|explains|describes|corresponds|has|can|could|may|might
+          |because|since|as|and|or|nor|but|over|rather|than|it|the)\b)
+    """,
+    re.VERBOSE,
+)
+"""An option named by its letter; not the article, a vitamin, a B cell or *E. coli*."""
+_SPECIES = re.compile(r"[A-Z][a-z]{3,} [a-z]{4,}", re.ASCII)
+_GENUS = re.compile(
+    r"(?:^|(?<=[a-z,:(] ))([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)",
+    re.MULTILINE,
+)
+_ANSWER_WORDS = frozenset(map(stem, ("yes", "no", "maybe", "true", "false", "not")))
+_NEGATIVE = frozenset(("no", "not", "without", "never", "cannot"))
+_CONTRASTS = frozenset(("rather", "not", "or", "but", "versus", "vs", "instead", "unlike"))
+_BOUNDS = frozenset(("more", "increase", "decrease", "over", "under", "least"))
 
 
 @dataclass(frozen=True)
@@ -126,36 +163,6 @@ def _behind_bracket(sentence: str, end: int) -> int:
     return closing.end() if closing else end
 
 
-_LETTERED_TEXT = (
-    "vitamin vit hepatitis hep type grade group factor stage class protein influenza strep phase "
-    "category schedule hemophilia haemophilia hemoglobin haemoglobin immunoglobulin complement "
-    "coenzyme cytochrome bipolar angiotensin"
-)
-LETTERED = frozenset(_LETTERED_TEXT.split())
-"""What is itself told apart by letters: vitamin C is not option C."""
-_ALL_OR_NONE = re.compile(r"\W*(all|none)(?:\s+of)?\s+(?:the\s+)?(?:above|these)\b", re.IGNORECASE)
-_COLLECTIVE = {
-    word: re.compile(
-        rf"\b{word}\s+(?:of\s+)?(?:the\s+)?(?:above|these|them|three|four|options|listed)\b",
-        re.IGNORECASE,
-    )
-    for word in ("all", "none")
-}
-"""How prose says "all of the above"."""
-_BY_LETTER = re.compile(
-    r"""
-    \b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer)s?\s+\(?([A-Z])\b
-    | \(([A-Z])\)
-    | (?<!\S)((?!I\s+(?:was|would|must|should|can|could|may|might)\b)[A-Z])
-      (?=\W*$|[.!?]\s+(?![a-z])|[,;:)]|\s+(?:is|was|are|would|must|should|seems?|appears?|remains|fits
-          |matches|makes|stands|looks|sounds|explains|describes|corresponds|has|can|could|may|might
-          |because|since|as|and|or|nor|but|over|rather|than|it|the)\b)
-    """,
-    re.VERBOSE,
-)
-"""An option named by its letter; not the article, a vitamin, a B cell or *E. coli*."""
-
-
 def _aliases(texts: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the abbreviations that a text explains: ``myocardial infarction (MI)``."""
     for text in texts:
@@ -214,8 +221,6 @@ def _variants(
         if genus in genera:
             yield [genus]
     for at, word in enumerate(words):
-        if word not in text_words and word in joined:
-            yield [*words[:at], *joined[word], *words[at + 1 :]]
         if at and words[at - 1] + word in text_words:
             yield [*words[: at - 1], words[at - 1] + word, *words[at + 1 :]]
     if any(w in aliases for w in words):
@@ -228,15 +233,6 @@ def _variants(
     outside = re.sub(r"\([^)]*\)", " ", option)
     if outside != option and len(outside.strip()) >= 4:
         yield [t.word for t in tokens_of(outside)]
-
-
-_SPECIES = re.compile(r"[A-Z][a-z]{3,} [a-z]{4,}", re.ASCII)
-_GENUS = re.compile(
-    r"(?:^|(?<=[a-z,:(] ))([A-Z][a-z]{3,})(?! [a-z]+(?:us|um|ans|ens|ae|osa|ii?|is)\b)",
-    re.MULTILINE,
-)
-_ANSWER_WORDS = frozenset(map(stem, ("yes", "no", "maybe", "true", "false", "not")))
-_NEGATIVE = frozenset(("no", "not", "without", "never", "cannot"))
 
 
 def _form(letter: str, words: Sequence[str], others: Sequence[set[str]]) -> _Form | None:
@@ -352,10 +348,6 @@ def _contradicted(form: _Form, words: Sequence[str], at: int, end: int, missing:
         ):
             return True  # it is not said of the same thing
     return False
-
-
-_CONTRASTS = frozenset(("rather", "not", "or", "but", "versus", "vs", "instead", "unlike"))
-_BOUNDS = frozenset(("more", "increase", "decrease", "over", "under", "least"))
 
 
 def _in_range(tokens: Sequence[Token], at: int, size: int) -> bool:

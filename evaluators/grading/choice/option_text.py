@@ -7,6 +7,9 @@ from functools import lru_cache
 
 from deft.evaluators.grading.choice.vocabulary import tokens_of
 
+_FRAC = re.compile(r"\\[dt]?frac[{\s]*(\d+)[}{\s]+(\d+)[}\s]*")
+_FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\s$).\\]*")
+
 
 @lru_cache(maxsize=1_000)
 def plain_text(text: str) -> str:
@@ -51,7 +54,3 @@ def number_set(text: str) -> frozenset[str] | None:
     if not re.fullmatch(r"\W*\d(?:(?:[\s,;&+]|\band\b)+\d)+\W*(?:only\W*)?", text):
         return None
     return frozenset(re.findall(r"\d", text))
-
-
-_FRAC = re.compile(r"\\[dt]?frac[{\s]*(\d+)[}{\s]+(\d+)[}\s]*")
-_FRACTION = re.compile(r"[\s$(\\]*(\d+\.?\d*|\.\d+)(?:\s*/\s*(\d+))?(\s*\\?%)?[\s$).\\]*")

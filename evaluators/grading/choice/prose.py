@@ -27,6 +27,35 @@ MAX_SENTENCES = 200
 """Sentences from the end of a response that are looked at."""
 MAX_SENTENCE = 2_000
 """Characters from the end of a sentence that are looked at."""
+_ABBREVIATION = re.compile(
+    r"\b(?:e\.g|i\.e|vs|etc|approx|cf|dr|no|fig)\.$|^\W*(?:option\s+)?\(?[A-Z]\)?\.$",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"\*\*|__|[`\"“”$]|^#+\s*", re.MULTILINE)
+_IN_BRACKETS = re.compile(r"\([^()]*\)\W*")
+_PREFACE = re.compile(
+    r"^[^;]*?\b(?:not (?:\w+ )?(?:sure|certain)|unsure|difficult|hard|cannot|can't)\b[^;]*?[,;]\s*"
+    r"(?:but|however|yet|still)\b\W*|^\W*if I (?:had|have|were|am) (?:forced )?to \w+,\s*",
+    re.IGNORECASE,
+)
+"""A doubt that is overcome in the same sentence."""
+_REFUSAL = re.compile(
+    r"\b(?:cannot|can't|unable to|not possible to|impossible to|could not|"
+    r"difficult to)\s+(?:\w+\s+)?"
+    r"(?:determine|say|tell|answer|choose|decide|calculate|provide|identify|conclude|make|give)",
+    re.IGNORECASE,
+)
+_DECLINED = re.compile(
+    r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't(?! be\b)|unable|not able|not sure"
+    r"|not certain|do not know|don't know|could not|would need)\b"
+    r"|\b(?:not enough|insufficient) information\b",
+    re.IGNORECASE,
+)
+_DEPENDS = re.compile(
+    r"\bdepend(?:s|ing)? (?:\w+ )?(?:up)?on\b|\bfor the (?:former|latter)\b|\b(?:weighed"
+    r"|individuali[sz]ed|tailored)\b",
+    re.IGNORECASE,
+)
 
 
 def abridged(said: str, options: Mapping[str, str]) -> str | None:
@@ -95,6 +124,9 @@ def concluded(text: str, options: Mapping[str, str]) -> str | None:
         return None
     suggested = [m for m in mentions if m.standing == Standing.suggested]
     if suggested:
+        first, last = suggested[0], suggested[-1]
+        if first.letter != last.letter and first.start == last.start == 0:
+            return None  # "X is the antidote for one, Y is the antidote for another"
         return _settled(suggested, mentions, elsewhere, len(sentences) - 1)
     return _only_subject(mentions, len(sentences)) or _left_over(mentions, len(sentences) - 1)
 
@@ -109,8 +141,6 @@ def _settled(
     """
     differ = len({m.letter for m in strong}) > 1
     chosen = strong[0] if differ and strong[-1].sentence < end else strong[-1]
-    if any(m.sentence == chosen.sentence and m.letter != chosen.letter for m in strong):
-        return None
     repeated = [m for m in mentions if m.sentence > chosen.sentence and m.letter == chosen.letter]
     if any(m.standing == Standing.rejected for m in repeated) and not chosen.exception:
         return None
@@ -166,13 +196,6 @@ def _left_over(mentions: Sequence[Mention], end: int) -> str | None:
     return letter if enough and all(m.standing >= Standing.stated for m in own) else None
 
 
-_ABBREVIATION = re.compile(
-    r"\b(?:e\.g|i\.e|vs|etc|approx|cf|dr|no|fig)\.$|^\W*(?:option\s+)?\(?[A-Z]\)?\.$",
-    re.IGNORECASE,
-)
-_MARKUP = re.compile(r"\*\*|__|[`\"“”$]|^#+\s*", re.MULTILINE)
-
-
 def _sentences(text: str) -> list[str]:
     """Split into sentences; an item of a list keeps its mark."""
     sentences: list[str] = []
@@ -186,28 +209,5 @@ def _sentences(text: str) -> list[str]:
             start = end.end()
         sentences.append(line[start:].strip())
     worded = [sentence[-MAX_SENTENCE:] for sentence in sentences if re.search(r"\w", sentence)]
+    worded = [s for s in worded if not _IN_BRACKETS.fullmatch(s)] or worded
     return [_PREFACE.sub("", sentence) for sentence in worded[-MAX_SENTENCES:]]
-
-
-_PREFACE = re.compile(
-    r"^[^;]*?\b(?:not (?:\w+ )?(?:sure|certain)|unsure|difficult|hard|cannot|can't)\b[^;]*?[,;]\s*"
-    r"(?:but|however|yet|still)\b\W*|^\W*if I (?:had|have|were|am) (?:forced )?to \w+,\s*",
-    re.IGNORECASE,
-)
-"""A doubt that is overcome in the same sentence."""
-_REFUSAL = re.compile(
-    r"\b(?:cannot|can't|unable to|not possible to|impossible to|could not|"
-    r"difficult to)\s+(?:\w+\s+)?"
-    r"(?:determine|say|tell|answer|choose|decide|calculate|provide|identify|conclude|make|give)",
-    re.IGNORECASE,
-)
-_DECLINED = re.compile(
-    r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't(?! be\b)|unable|not able|not sure"
-    r"|not certain|do not know|don't know|could not|would need)\b"
-    r"|\b(?:not enough|insufficient) information\b",
-    re.IGNORECASE,
-)
-_DEPENDS = re.compile(
-    r"\bdepend(?:s|ing)? (?:\w+ )?(?:up)?on\b|\b(?:weighed|individuali[sz]ed|tailored)\b",
-    re.IGNORECASE,
-)

@@ -20,6 +20,105 @@ MAX_COMPLEMENT = 200
 """Characters ahead of an option in which "is", "is called", "is most likely due to" stands."""
 MAX_HEDGE = 60
 """Characters ahead of "… is X" in which a "may" or "perhaps" concerns X."""
+_ITEM = re.compile(
+    r"^\W*(?:[-*•]\s|\d+[.)]\s"
+    r"|(?:option\s+|choice\s+)?\(?[A-Z]\)?\s*(?:[:)]|\.(?!\s(?-i:[a-z])))"  # but P. vivax
+    r"|(?:first|second|third|last)ly\b|another\b|instead\b|for (?:example|instance)\b)",
+    re.IGNORECASE,
+)
+NAMES_ANSWER = re.compile(
+    r"\b(?:(?:most|more)\s+(?:likely|probable|appropriate|suitable|fitting|common)|best|correct|"
+    r"probable|likely|preferred|main|primary|underlying)\s+(?!to\b|due\b|has\b|have\b)"
+    r"\w+\b[^.;]*?\b(?:is|are|would be|remains|appears to be|seems to be)\b"
+    r"|\bdiagnosis\s+(?:is|of)\b",
+    re.IGNORECASE,
+)
+_COMPLEMENT = re.compile(
+    r"(?:\b(?:is|are|be|was|being|remains|becomes|called|termed|named|known as|referred to as"
+    r"|described as|(?<!such )as)|['’]s)\s+"
+    r"(?:(?:an?|the|most|likely|probably|typically|indeed|therefore|thus|a case of|to|classified"
+    r"|considered|clearly|generally|usually|often|called|termed|known as|due to|caused by|give"
+    r"|start|perform|obtain|begin|order|administer|initiate|her|his|their|high[- ]dose|of)\s+)*$",
+    re.IGNORECASE,
+)
+ODD_FRAME = re.compile(
+    r"\b(?:that|which|who|one)\s+(?:is|are|does|do|would|can|should|has|have"
+    r"|was)\s*n[o'’]t\b[^.]*?\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable"
+    r"|appropriate|effective|associated)\b[^.]*?\b(?:is|are|would be)\b",
+    re.IGNORECASE,
+)
+_APPENDED = re.compile(
+    r":\s*(?:an?\s+|the\s+)?$|,\s*(?:an?|the)\s+$"
+    r"|(?<!follow)(?<!accompani)(?<!suppli)ed by\s+(?:the\s+)?$"
+)
+"""Ahead of what a sentence ends with: "one was missed, a type II error"."""
+_SOUGHT = re.compile(
+    r"\b(?:look|looking|search|searching|screen|screening|evaluat\w+|assess\w*|monitor\w*|test|"
+    r"testing|watch\w*|work-?up)\s+(?:for|of)\b[^,;]*$",
+    re.IGNORECASE,
+)
+_PICKED_OUT = re.compile(
+    r"\s*(?:is|are|would be|remains)\s+(?:thus\s+|therefore\s+)?the\s+(?:only\s+)?(?:one|drug"
+    r"|option|agent|finding)\s+(?:that|which|to|responsible|we)\b|\s+it\s+is\b|\s+(?:is"
+    r"|are)\s+what\s+(?:should|must|is|we|has)\b",
+    re.IGNORECASE,
+)
+_PARENTHESIS = re.compile(
+    r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,"
+    r"|\s*\([^()]{0,200}\)|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
+    re.IGNORECASE,
+)
+_CONTRASTED = re.compile(r"\s*,\s*(?:in|by)\s+contrast\s*,", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"\b(?:if|unless(?! contraindicated)|in case)\b[^,;]*,[^,;]*$", re.IGNORECASE
+)
+_INSTRUCTION = re.compile(
+    r"\W*(?:start|give|treat(?: (?:her|him|this patient))? with|use|prescribe|administer|begin)\s+"
+    r"(?:with\s+)?(?:oral\s+|intravenous\s+|IV\s+|a\s+course\s+of\s+)?",
+    re.IGNORECASE,
+)
+"""Ahead of what the patient shall get, as a sentence of its own."""
+_DIAGNOSED = re.compile(
+    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has"
+    r"|have)\s+(?:an?\s+)?(?:\w+\s+)?$",
+    re.IGNORECASE,
+)
+_SUMMING_UP = re.compile(
+    r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately|"
+    r"taken (?:together|as a whole)|all in all|altogether|by (?:elimination|exclusion))\b",
+    re.IGNORECASE,
+)
+_LISTED = re.compile(r"(?:[\s,/&]|\b(?:or|and|an?|the|either|even|both)\b)+", re.IGNORECASE)
+_ASIDE = re.compile(
+    r"\((?!\s*(?:option|choice|answer|i\.e|that is|also|or)\b)[^()]*(?:: |\w \w+ \w)[^()]*\)",
+    re.IGNORECASE,
+)
+"""Parentheses that say something of their own: ``(V1-V4 would be the left one)``."""
+_BRACKETS = re.compile(r"\([^()]*\)")
+_IN_OTHERS = re.compile(r"\bin (?:most |many |all |the )?others?\b", re.IGNORECASE)
+_COORDINATE = re.compile(r"and\s+(?:is|are|should|would|has)\b[^,;:()]*")
+_DENIED = re.compile(
+    r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:[\w'’]+\s+){0,2}$"
+    r"|^\W*neither\b[^,;]*$",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(
+    r"\W*(?!(?:this|that|it|he|she|they|what)\b)(?!.*\b(?:step|diagnosis|answer|option|choice|best"
+    r"|most|likely)\b).*\bwould (?:be|have been)\s+(?:an?\s+|the\s+)?$",
+    re.IGNORECASE,
+)
+"""Ahead of what another case would be: ``vaccination would be primary prevention``."""
+_QUALIFIES = re.compile(r"\b(?:of|for|in|to|with|behind|causing|that|which)\b")
+_ENUMERATED = re.compile(r"\s*,[^.;:]*?\s(?:and|or)\s")
+_OFFERED = re.compile(
+    r"\b(?:options|choices) (?:are|include)\b|\b(?:so|nor|neither) (?:is|are|does|would)\s+$",
+    re.IGNORECASE,
+)
+_NOT_HERE = re.compile(
+    r"[^.;]*?\b(?:but|though) not "
+    r"(?:here|(?:in |for )?this|in (?:her|his)|appropriate|indicated)\b",
+    re.IGNORECASE,
+)
 
 
 def any_of(*alternatives: str, also: str = "") -> re.Pattern[str]:
@@ -50,19 +149,6 @@ class Mention:
     """Whether it is said not to belong where the others do."""
 
 
-_ITEM = re.compile(
-    r"^\W*(?:[-*•]\s|\d+[.)]\s"
-    r"|(?:option\s+|choice\s+)?\(?[A-Z]\)?\s*(?:[:)]|\.(?!\s(?-i:[a-z])))"  # but P. vivax
-    r"|(?:first|second|third|last)ly\b|another\b|instead\b|for (?:example|instance)\b)",
-    re.IGNORECASE,
-)
-NAMES_ANSWER = re.compile(
-    r"\b(?:(?:most|more)\s+(?:likely|probable|appropriate|suitable|fitting|common)|best|correct|"
-    r"probable|likely|preferred|main|primary|underlying)\s+(?!to\b|due\b|has\b|have\b)"
-    r"\w+\b[^.;]*?\b(?:is|are|would be|remains|appears to be|seems to be)\b"
-    r"|\bdiagnosis\s+(?:is|of)\b",
-    re.IGNORECASE,
-)
 _CLAUSE = any_of(
     r"but|while|whereas|although|even though|though|however|because|since|despite|unlike|which",
     r"so that|and\s+(?:is|are|does|do|it|this|not|has|can|would|should)",
@@ -97,14 +183,6 @@ _OPEN = any_of(
     r"also(?!\s+(?:called|known|termed|referred))|some|(?:one|an|another|other) option",
     r"potential\w*|history of|occasionally|in addition|reserved|mimic\w*|initially|first sight",
     also=r"\?",
-)
-_COMPLEMENT = re.compile(
-    r"(?:\b(?:is|are|be|was|being|remains|becomes|called|termed|named|known as|referred to as"
-    r"|described as|(?<!such )as)|['’]s)\s+"
-    r"(?:(?:an?|the|most|likely|probably|typically|indeed|therefore|thus|a case of|to|classified"
-    r"|considered|clearly|generally|usually|often|called|termed|known as|due to|caused by|give"
-    r"|start|perform|obtain|begin|order|administer|initiate|her|his|their|high[- ]dose|of)\s+)*$",
-    re.IGNORECASE,
 )
 _CONCLUSION = any_of(
     r"most\s+(?:likely|probab(?:le|ly)|appropriate|suitable|consistent|fitting|closely|effective"
@@ -142,57 +220,10 @@ _ODD_ONE = any_of(
     r"|increase\w*|elevate\w*|seen|given|occur|true|typical\w*|component|expected|needed|necessary"
     r"|contraindicat\w+|related|involved|supply|done|constitute|require\w*)",
 )
-ODD_FRAME = re.compile(
-    r"\b(?:that|which|who|one)\s+(?:is|are|does|do|would|can|should|has|have"
-    r"|was)\s*n[o'’]t\b[^.]*?\b(?:is|are|would be)\b|\bleast\s+(?:likely|common|probable"
-    r"|appropriate|effective|associated)\b[^.]*?\b(?:is|are|would be)\b",
-    re.IGNORECASE,
-)
-_APPENDED = re.compile(
-    r":\s*(?:an?\s+|the\s+)?$|,\s*(?:an?|the)\s+$"
-    r"|(?<!follow)(?<!accompani)(?<!suppli)ed by\s+(?:the\s+)?$"
-)
-"""Ahead of what a sentence ends with: "one was missed, a type II error"."""
-_SOUGHT = re.compile(
-    r"\b(?:look|looking|search|searching|screen|screening|evaluat\w+|assess\w*|monitor\w*|test|"
-    r"testing|watch\w*|work-?up)\s+(?:for|of)\b[^,;]*$",
-    re.IGNORECASE,
-)
-_PICKED_OUT = re.compile(
-    r"\s*(?:is|are|would be|remains)\s+(?:thus\s+|therefore\s+)?the\s+(?:only\s+)?(?:one|drug|"
-    r"option|agent|finding)\s+"
-    r"(?:that|which|to|responsible|we)\b|\s+it\s+is\b|\s+(?:is|are)\s+what\s+(?:should|must|is|we|has)\b",
-    re.IGNORECASE,
-)
-_PARENTHESIS = re.compile(
-    r"\s*,\s*(?:in contrast|by contrast|however|on the other hand|though|instead|therefore)\s*,"
-    r"|\s*\([^()]{0,200}\)|\s*,\s*(?:unlike|rather than|as opposed to|in contrast to)\b[^,]*,",
-    re.IGNORECASE,
-)
-_CONTRASTED = re.compile(r"\s*,\s*(?:in|by)\s+contrast\s*,", re.IGNORECASE)
-_CONDITION = re.compile(
-    r"\b(?:if|unless(?! contraindicated)|in case)\b[^,;]*,[^,;]*$", re.IGNORECASE
-)
 _EXPLAINED = any_of(
     r"(?:is|are|was|were)\s+(?:\w+\s+){0,3}(?:due to|caused by|mediated by|attribut\w+"
     r"|explained by|because|a result of|secondary to)"
 )
-_INSTRUCTION = re.compile(
-    r"\W*(?:start|give|treat(?: (?:her|him|this patient))? with|use|prescribe|administer|begin)\s+"
-    r"(?:with\s+)?(?:oral\s+|intravenous\s+|IV\s+|a\s+course\s+of\s+)?",
-    re.IGNORECASE,
-)
-"""Ahead of what the patient shall get, as a sentence of its own."""
-_DIAGNOSED = re.compile(
-    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has|have)\s+(?:an?\s+)?(?:\w+\s+)?$",
-    re.IGNORECASE,
-)
-_SUMMING_UP = re.compile(
-    r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately|"
-    r"taken (?:together|as a whole)|all in all|altogether|by (?:elimination|exclusion))\b",
-    re.IGNORECASE,
-)
-_LISTED = re.compile(r"(?:[\s,/&]|\b(?:or|and|an?|the|either|even|both)\b)+", re.IGNORECASE)
 
 
 def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[Mention]:
@@ -208,6 +239,10 @@ def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[M
         and not _CONCEDING.search(sentence, max(0, first - 20), first)
         for place in (first, second)
     }
+    asides = [m.span() for m in _ASIDE.finditer(sentence)]
+    inside = {s for _, s, e, *_ in places if any(a < s and e <= b for a, b in asides)}
+    if any(x >= Standing.stated for _, s, _, x, _ in places if s not in inside):
+        places = [place for place in places if place[1] not in inside]
     shared = Standing.aside
     for at in range(len(places) - 1, -1, -1):
         letter, start, end, standing, odd = places[at]
@@ -251,13 +286,17 @@ class _Place:
     @property
     def is_complement(self) -> bool:
         """Check whether the sentence says that something is this."""
-        ends = not re.search(r"\w", self.rest)
+        ends = not re.search(r"\w", re.sub(r"\([^()]*\)", "", self.rest))
         tail = self.ahead[-MAX_COMPLEMENT:]
         return bool(_COMPLEMENT.search(tail) or (ends and _APPENDED.search(tail)))
 
 
 def _place(sentence: str, start: int, end: int) -> _Place:
-    marks = list(_CLAUSE.finditer(sentence))
+    # What stands in brackets ahead of the place opens no clause: "while TP / (TP + FP) is the …".
+    plain = _BRACKETS.sub(
+        lambda m: " " * len(m.group()) if m.end() <= start else m.group(), sentence
+    )
+    marks = list(_CLAUSE.finditer(plain))
     opener = max((m for m in marks if m.end() <= start), key=re.Match.end, default=None)
     opening = opener.end() if opener else 0
     aside = _PARENTHESIS.match(sentence, end)
@@ -285,7 +324,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         )
     if _TURNED_DOWN_BEHIND.search(place.behind) or _NOT_HERE.match(place.rest):
         return Standing.rejected, bool(_ODD_ONE.search(place.behind))
-    if _is_left_open(place):
+    if _is_left_open(place) or _SUPPOSED.match(place.before):
         return Standing.aside, False
     clause = f"{place.before} {place.behind}"
     if (
@@ -349,22 +388,4 @@ def _is_left_open(place: _Place) -> bool:
     return _OPEN.search(f"{place.before} {place.behind}") is not None
 
 
-_IN_OTHERS = re.compile(r"\bin (?:most |many |all |the )?others?\b", re.IGNORECASE)
-_COORDINATE = re.compile(r"and\s+(?:is|are|should|would|has)\b[^,;:()]*")
-_DENIED = re.compile(
-    r"(?:\bnot|n['’]t|\bunlikely|\bless likely|\bnever|\bhardly)\s+(?:[\w'’]+\s+){0,2}$"
-    r"|^\W*neither\b[^,;]*$",
-    re.IGNORECASE,
-)
 _UNSURE = any_of(r"whether|if|unclear|not clear|(?<!little )(?<!no )doubt\w*")
-_QUALIFIES = re.compile(r"\b(?:of|for|in|to|with|behind|causing|that|which)\b")
-_ENUMERATED = re.compile(r"\s*,[^.;:]*?\s(?:and|or)\s")
-_OFFERED = re.compile(
-    r"\b(?:options|choices) (?:are|include)\b|\b(?:so|nor|neither) (?:is|are|does|would)\s+$",
-    re.IGNORECASE,
-)
-_NOT_HERE = re.compile(
-    r"[^.;]*?\b(?:but|though) not "
-    r"(?:here|(?:in |for )?this|in (?:her|his)|appropriate|indicated)\b",
-    re.IGNORECASE,
-)

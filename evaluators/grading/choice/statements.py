@@ -81,10 +81,10 @@ REASON = re.compile(
 FURTHER_VERB = re.compile(rf"{_IS}\b\W*", re.IGNORECASE)
 BARE_LETTER = re.compile(
     r"\b(?:wait|actually|correction|scratch that|on reflection|on second thought|so|thus|therefore"
-    r"|hence|(?:looks|sounds|seems)\s+like|probably|definitely|i\s+(?:think|believe|guess)"
-    r"|i(?:'d|\s+would)\s+say|(?:^|(?<=[.!?]\s))it(?:'s|\s+is)"
-    r"|chang(?:e|ing)\s+(?:that|it|my\s+answer)(?:\s+to)?)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*"
-    r"(?:$|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
+    r"|hence|(?:looks|sounds|seems)\s+like|probably|definitely|i\s+(?:think|believe|guess)|i(?:'d"
+    r"|\s+would)\s+say|(?:^|(?<=[.!?]\s))it(?:'s|\s+is)|chang(?:e|ing)\s+(?:that|it"
+    r"|my\s+answer)(?:\s+to)?)\b\s*[,.:;—–-]*\s*(?:option\s+)?[(*]*(?-i:([A-Z]))[)*]*\s*(?:$"
+    r"|[.!;](?=\s+(?-i:[^a-z\s])|\s*$))",
     re.IGNORECASE | re.MULTILINE,
 )
 """A letter that is all a sentence says: "Correction: C."; but not "so B. subtilis"."""

@@ -9,23 +9,6 @@ from functools import lru_cache
 
 MIN_INEXACT = 8
 """Letters of a word in which one letter may differ, beside another word that fits exactly."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """A word, normalized, with its place in the sentence (characters)."""
-
-    word: str
-    start: int
-    end: int
-
-
-def main_words(option: str) -> tuple[list[str], list[str]]:
-    """Return all words of an option, and those that carry its meaning."""
-    words = re.findall(r"[A-Za-z]+", option)
-    return words, [w for w in words if w.lower() not in STOP_WORDS]
-
-
 _STOP_WORDS_TEXT = (
     "a an the of in to and with for on by at from or this that is are be as its it their his her "
     "all none above both any these those due using into than only will"
@@ -45,21 +28,15 @@ _OPPOSITES = (
 _UP = "elevate raise raises rise rises rising high higher increase enhance greater"
 _DOWN = "falls reduce low lower diminish fall decline decrease less"
 _DIRECTIONS = dict.fromkeys(_UP.split(), "increase")
-
 _DIRECTIONS |= dict.fromkeys(_DOWN.split(), "decrease")
-
-
 _COUNTED = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMERALS = {word: str(number) for number, word in enumerate(_COUNTED.split())}
 _ROMAN = "i ii iii iv v vi vii viii ix x xi xii xiii"
-
 _NUMERALS |= {numeral: str(number) for number, numeral in enumerate(_ROMAN.split(), 1)}
-
-
 _GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "κ": "kappa", "μ": "mu"}
 _SUFFIX = re.compile(
-    r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|[ae]nc|c|tic|sis|ary|y|gram?"
-    r"|graphy)$|(?<=block)ade?$|(?<=drain)ag$"
+    r"(?<=[a-z]{6})(?:e?al|ar|or|us|um|i?a|is|ic|iv|(?:at)?ion|ous|[ae]nc|c|tic|sis|ary|y)$"
+    r"|(?<=[a-z]{5})gra(?:m|phy)$|(?<=block)ade?$|(?<=drain)ag$"
 )
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
 _SYNONYMS = {
@@ -74,10 +51,40 @@ _SYNONYMS = {
 }
 """Stems of Latin names and of verdicts, with the plain word."""
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?:%|\s?per\s?cent\b)?|(?<!['’])[^\W\d_]+\d*|[<>≤≥]")
+_FILLER_TEXT = (
+    "infection disease syndrome disorder therapy treatment administration test level serum injury "
+    "condition use start perform obtain order begin administer give refer commence measurement "
+    "examination evaluation initiate supplementation infusion exposure ingestion overdose patient "
+    "acute chronic primary severe mild form simple mode phenomenon phase "
+    "study cement position immediate immediately routine reaction process finding"
+)
+_INTRAVENOUS = re.compile(
+    r"(?<!ype )(?<!tage )(?<!rade )(?<!ctor )(?<!lass )(?<!CN )(?<!erve )(?<!roup )(?<!hase )"
+    r"(?:\bIV\b|\bi\.v\.)(?=\s+[a-z])"
+)
+"""``IV`` that is no numeral."""
+OPPOSITE: dict[str, str] = {}
+DIRECTED = frozenset(("increase", "decrease"))
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word, normalized, with its place in the sentence (characters)."""
+
+    word: str
+    start: int
+    end: int
+
+
+def main_words(option: str) -> tuple[list[str], list[str]]:
+    """Return all words of an option, and those that carry its meaning."""
+    words = re.findall(r"[A-Za-z]+", option)
+    return words, [w for w in words if w.lower() not in STOP_WORDS]
 
 
 def _bare(word: str) -> str:
-    return re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", word)
+    bare = re.sub(r"(?<=[a-z]{4})(?:ing|ed|e)$", "", word)
+    return re.sub(r"([bgmnpt])\1$", r"\1", bare) if bare != word else word  # stopped
 
 
 _CANONICAL = {_bare(word): name for word, name in _DIRECTIONS.items()}
@@ -105,19 +112,7 @@ def stem(word: str) -> str:
     return _SYNONYMS.get(plain, plain) or word.lower()
 
 
-_FILLER_TEXT = (
-    "infection disease syndrome disorder therapy treatment administration test level serum injury "
-    "condition use start perform obtain order begin administer give refer commence measurement "
-    "examination evaluation initiate supplementation infusion exposure ingestion overdose patient "
-    "acute chronic primary severe mild form simple mode phenomenon phase "
-    "study cement position immediate immediately routine reaction process finding"
-)
 FILLER = frozenset(map(stem, _FILLER_TEXT.split()))
-_INTRAVENOUS = re.compile(
-    r"(?<!ype )(?<!tage )(?<!rade )(?<!ctor )(?<!lass )(?<!CN )(?<!erve )(?<!roup )(?<!hase )"
-    r"(?:\bIV\b|\bi\.v\.)(?=\s+[a-z])"
-)
-"""``IV`` that is no numeral."""
 
 
 def tokens_of(text: str) -> list[Token]:
@@ -129,13 +124,8 @@ def tokens_of(text: str) -> list[Token]:
     ]
 
 
-OPPOSITE: dict[str, str] = {}
-
 for _pair in _OPPOSITES.split():
     _one, _other = (
         stem(side) if side not in ("increase", "decrease") else side for side in _pair.split("/")
     )
     OPPOSITE |= {_one: _other, _other: _one}
-
-
-DIRECTED = frozenset(("increase", "decrease"))

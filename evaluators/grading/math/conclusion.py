@@ -10,17 +10,6 @@ from deft.evaluators.grading.math.quantities import is_unit, number_word
 
 MAX_SENTENCE = 1000
 """Characters of a closing sentence that are looked at."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A final answer."""
-
-    text: str
-    explicit: bool
-    """Whether the response says that this is its answer; else it is what it concludes with."""
-
-
 # Dollars around a formula touch it from within, and no digit follows the second: else it is money.
 FORMULA = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\\d$])\$(?![\s$])((?:\\.|[^$\\\n])*?(?:\\."
@@ -37,10 +26,13 @@ NUMBER = re.compile(
     re.IGNORECASE,
 )
 """A time of day, or a number with its groups of digits, as a mixed number, a fraction, a share."""
-OTHER_SCRIPT = re.compile("[\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]")
+OTHER_SCRIPT = re.compile(
+    "[\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u1fff\u2e80-\ud7ff\uf900-\ufdff\ufe70-\ufeff]"
+)
+"""A letter with an accent, or of another script than Latin and Greek."""
 WAVERING = re.compile(
     r"\b(?:not|n't|isn't|cannot|can't|unless|if|whether|unknown|unclear|incorrect|wrong|close to|"
-    r"somewhere|between|less than|greater than|more than|at least|at most|either)\b",
+    r"somewhere|between|less than|greater than|more than|(?:is|are|be) at (?:least|most)|either)\b",
     re.IGNORECASE,
 )
 REFUSAL = re.compile(
@@ -49,6 +41,152 @@ REFUSAL = re.compile(
     r"i would need|i need more|uncertain)\b",
     re.IGNORECASE,
 )
+_PLANNING = re.compile(
+    r"^\W*(?:problem|question|find|compute|evaluate|calculate|determine|solve|simplify|prove"
+    r"|show)\b|^(?:the (?:question|problem) is|let|now,? (?:let|we need)|next|first|suppose|assume"
+    r"|consider|step|recall|note that|remember|we (?:need|want|must|have) to|i (?:will|need"
+    r"|would))\b|\b(?:let me|let's|let us|we will|i'll|maybe|perhaps|might|we should|we could"
+    r"|to go on|to proceed|then we (?:can|need)|the (?:question|problem) (?:asks"
+    r"|says)(?![^.]*\bwhich (?:is|equals)\b))\b",
+    re.IGNORECASE,
+)
+_CIRCUMSTANCE = re.compile(
+    r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these"
+    r"|those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:(?!gives?\b|makes?\b|needs?\b"
+    r"|is\b|are\b|has\b|gets?\b|costs?\b)\w+\s+)?$"
+    r"|(?<!need )(?<!needs )(?<!has )(?<!have )(?<!able )\bto\s+(?!about|approx|exactly|roughly"
+    r"|nearly|only|be\b|get|equal|reach|total|around|just)[a-z]+\s+(?:(?:the|all|her|his|their"
+    r"|these)\s+)?$",
+    re.IGNORECASE,
+)
+_UNFINISHED = re.compile(
+    r"[:,+*/=(?]$|\b(?:and|or|until|the|an?|of|is|to|that|with|by|we|so|which|then|for|in|as|if|"
+    r"are|have|from|because|but|get|where|when|since|let|equals|gives|yields|obtain)$",
+    re.IGNORECASE,
+)
+"""It was about to go on, or asks."""
+_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?=\W*[*,.:])", re.IGNORECASE)
+_BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)(?: [a-z]+)?\W*$")
+_PREDICATE = re.compile(
+    r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
+    r"the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
+    re.IGNORECASE,
+)
+_DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+(?: \d{1,2})?)(?:st|nd|rd|th)?\W*$")
+_LIST_ITEM = re.compile(r"(?:[-*•]|\d+[.)]|\([a-z]\))\s+(\S.*)")
+_LIST_OPENS = re.compile(
+    r"\b(?:solutions?|roots?|answers?|values?|zeros|results?)\b.*:$", re.IGNORECASE
+)
+_REMARK = re.compile(
+    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|(?:to"
+    r"|let me|let's|let us|just to) (?:quickly )?(?:double[- ]?)?(?:check|verify|confirm)|i(?:'m"
+    r"| am) (?:\w+ )?(?:confident|sure|certain)|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)"
+    r"|confidence|time(?: taken)?|notes?|remarks?|explanation|justification|reason(?:ing)?|done|qed"
+    r"|step[- ]by[- ]step|where \S{1,12} (?:is|are|denotes?|represents?)|(?:you|we"
+    r"|i) (?:can )?(?:get|got|find|found) (?:this|that|it) by|q\.e\.d|that's it|indeed"
+    r"|as (?:required|desired)|it(?:'s| is) worth noting|(?:this|that|it"
+    r"|which) (?:is (?:an? (?:classic|simple|basic|common)|because|less|more|greater|smaller|within"
+    r"|valid|consistent|correct|in)\b|(?:matches|agrees|satisfies|checks|confirms"
+    r"|makes sense)))\b(?!\s*(?:=|≈))",
+    re.IGNORECASE,
+)
+"""What speaks about the answer after it was given."""
+_CONCLUDES = re.compile(r"\W*(?:so|thus|hence|therefore|answer|final(?:ly)?)\b", re.IGNORECASE)
+_OPENING_WORDS = re.compile(
+    r"^(?:[→⇒▶►>]+\s*|\d+[.)]\s+(?=\S)|(?:So|Thus|Hence|Therefore|Then|In conclusion|Finally),?\s+"
+    r"(?=[-\d$\\(]|[a-z]+(?:-[a-z]+)?\.?$)"
+    r"|(?:A|Ans|Result|Total|Sum|Solution|Remainder)\s*[:.]\s*(?=\S))",
+)
+_BOLD_PHRASE = re.compile(r"\*\*(\$?[^*$\n]{1,60})\*\*(?!\s*[:=])")
+_BOLD_VALUE = re.compile(rf"\W*{NUMBER.pattern}(?: [a-zA-Z]+){{0,3}}\W*|\d+ to \d+", re.IGNORECASE)
+_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])|(?<=[a-z][.!?])(?<!\.[a-z]\.)\s+(?=\d)")
+_TWO_CLAUSES = re.compile(r"\b[Ss]o\b|\d[.!?]\s+[A-Z][a-z]")
+_WHERE = re.compile(
+    r"\s*[,(]?\s*\b(?:attained|achieved|reached|occurs(?! is\b)|occurring|when|where|at which|"
+    r"for which)\b.*$",
+    re.IGNORECASE | re.DOTALL,
+)
+_ASIDE = re.compile(
+    r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈)[^()]*\)"
+)
+_TRAILING_REMARK = re.compile(
+    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|including|as (?:the|we|it|\d)|i\.e\.|that is,"
+    r"|and not\b|not\b|done\b|while\b|whereas\b|(?:we |the other|the negative"
+    r"|the root)[^.]*?(?:discard|reject)|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger"
+    r"|smaller|the (?:number|same|sum|total|product|difference|result|amount))\b).*$"
+    r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
+    r"|(?<=[\d$])\s*,?\s*(?:since|because)\b.*$|,\s+(?:bringing|with (?:each|every))\b.*$",
+    re.IGNORECASE,
+)
+_RESTATED = re.compile(r"(?:,|\s[–—-]+)\s*i\.e\.,?\s+(\S[^;]*?)\.?$", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"^(?:[Ii]f|[Ww]hen|[Ss]ince|[Bb]ecause|[Aa]s)\b[^,;]{1,120},\s+(?!.*\bwould\b)"
+)
+_THERE_ARE = re.compile(
+    rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
+)
+_HOW_MANY = re.compile(
+    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):[^=]*$",
+    re.IGNORECASE,
+)
+_CORRECTED = re.compile(
+    r"\b(?:is not|isn't|not)\s+[^;,.]{1,30}?[;,]?\s+((?:it's|it is|but(?: rather)?)\s.*)$",
+    re.IGNORECASE,
+)
+_COMPOUND = re.compile(
+    r"\b\d+ (?:days?|h(?:ours?|rs?)?|min(?:utes?)?|feet|foot|dollars?|pounds?|meters?)(?:,? and"
+    r"|,)? \d+ (?:h(?:ours?|rs?)?|min(?:utes?)?|s(?:ec(?:onds?)?)?|inch(?:es)?|cents?|ounces?"
+    r"|cm)\b",
+    re.IGNORECASE,
+)
+"""One quantity in two units."""
+_CHUNK = (
+    r"(?:\d+(?:,\d{3})*(?:\.\d+)?|[π∞√∛⁰¹²³⁴-⁹ⁿ½¼¾θ°()\[\]^!|]|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log"
+    r"|ln|pi|exp)(?![a-zA-Z])|(?<![a-zA-Z'’])[a-zA-Z](?![a-zA-Z'’])"
+    r"|(?!and|or)(?<![a-zA-Z])[a-zA-Z]{2,3}(?=[/^*(])|(?<=[/*(])[a-zA-Z]{2,3}(?![a-zA-Z]))+"
+)
+_PLAIN_FORMULA = re.compile(rf"[-−+±]?{_CHUNK}(?:\s?[-−+±*/×·÷=<>≤≥≈≠]\s?[-−+]?{_CHUNK}){{0,40}}")
+"""A formula that no delimiter marks: ``(7x - 5)``, ``3√13 ≈ 10.8``, ``mv/(qB)``."""
+_COUNTED = re.compile(
+    r"\b(?:there (?:are|is)|has)\s+(?:exactly |only |a total of )?([a-z]+(?:-[a-z]+)?)\b",
+    re.IGNORECASE,
+)
+_MEASURE = re.compile(
+    r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
+    r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$"
+    r"|\b(?:ends?|starts?|begins?|finish(?:es)?|arrives?|leaves?|departs?|meet|closes?|opens?"
+    r"|returns?|lands?) (?:\w+ )?at\s+$",
+    re.IGNORECASE,
+)
+_COMPARED = re.compile(r"\s*(?:\w+ )?(?:more|less|fewer|higher|lower|older|younger) than\b")
+"""Behind a number that a comma sets off: ``350 points, 80 more than Bob``."""
+_UNIT_WORDS = re.compile(
+    r"\s*((?:square |cubic )?(?:[a-zA-Z]{3,}|cm|mm|km|kg|mg|mL|ml|ft|m(?=/s))"
+    r"(?: (?:squared|cubed)\b| per [a-z]+|/[a-z]+)?)(?![a-zA-Z^/])"
+)
+_NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
+_RATIO = re.compile(r"\bratio\b.*?(?<![\d:])(\d+(?:(?:\s?:\s?| to )\d+){1,2})\W*$")
+_ASSIGNMENTS = re.compile(
+    rf"(?<![a-zA-Z\d])((?:[a-zA-Z]\s*=\s*{NUMBER.pattern}\s*(?:,\s*(?:and\s+)?|\band\s+))+"
+    rf"[a-zA-Z]\s*=\s*{NUMBER.pattern})\s*\.?$"
+)
+_END = rf"(?:{NUMBER.pattern}|[-−+]?∞)"
+_POINT = re.compile(
+    rf"(?<![a-zA-Z])([(\[]\s*{_END}(?:\s*,\s*{_END}){{1,10}}\s*[)\]])(?:\s[a-z]+){{0,3}}\W*$"
+)
+_NUMBERS_LISTED = re.compile(
+    rf"(?:\b(?:is|are|be|namely)|:)\s+"
+    rf"((?:{NUMBER.pattern}(?:,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)){{1,20}}{NUMBER.pattern})\.?$"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A final answer."""
+
+    text: str
+    explicit: bool
+    """Whether the response says that this is its answer; else it is what it concludes with."""
 
 
 def joined_formulas(text: str) -> str:
@@ -77,39 +215,6 @@ def joined_formulas(text: str) -> str:
     return ", ".join(value.strip().rstrip(".,") for value in values)
 
 
-_PLANNING = re.compile(
-    r"^\W*(?:problem|question|find|compute|evaluate|calculate|determine|solve|simplify|prove"
-    r"|show)\b|^(?:the (?:question|problem) is|let|now,? (?:let|we need)|next|first|suppose|assume"
-    r"|consider|step|recall|note that|remember|we (?:need|want|must|have) to|i (?:will|need"
-    r"|would))\b|\b(?:let me|let's|let us|we will|i'll|maybe|perhaps|might|we should|we could"
-    r"|to go on|to proceed|then we (?:can|need)|the (?:question|problem) (?:asks"
-    r"|says)(?![^.]*\bwhich (?:is|equals)\b))\b",
-    re.IGNORECASE,
-)
-_CIRCUMSTANCE = re.compile(
-    r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these|"
-    r"those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*"
-    r"(?:(?!gives?\b|makes?\b|needs?\b|is\b|are\b|has\b|gets?\b|costs?\b)\w+\s+)?$"
-    r"|\bto\s+(?!about|approx|exactly|roughly|nearly|only|be\b|get|equal|reach|total|around|just)"
-    r"[a-z]+\s+(?:(?:the|all|her|his|their|these)\s+)?$",
-    re.IGNORECASE,
-)
-_UNFINISHED = re.compile(
-    r"[:,+*/=(?]$|\b(?:and|or|until|the|an?|of|is|to|that|with|by|we|so|which|then|for|in|as|if|"
-    r"are|have|from|because|but|get|where|when|since|let|equals|gives|yields|obtain)$",
-    re.IGNORECASE,
-)
-"""It was about to go on, or asks."""
-_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?=\W*[*,.:])", re.IGNORECASE)
-_BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)(?: [a-z]+)?\W*$")
-_PREDICATE = re.compile(
-    r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
-    r"the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
-    re.IGNORECASE,
-)
-_DATE = re.compile(r"\b(?:on|in)\s+(?:a\s+)?([A-Z][a-z]+(?: \d{1,2})?)(?:st|nd|rd|th)?\W*$")
-
-
 def concluded_word(response: str) -> Found | None:
     """Return the word that the last line sets in bold at its end, or says that something is."""
     last = response.rstrip().rpartition("\n")[2].strip()
@@ -119,12 +224,6 @@ def concluded_word(response: str) -> Found | None:
         _YES_NO.match(last) or _BOLD.search(last) or _PREDICATE.search(last) or _DATE.search(last)
     )
     return Found(predicate[1].strip(), explicit=False) if predicate else None
-
-
-_LIST_ITEM = re.compile(r"(?:[-*•]|\d+[.)]|\([a-z]\))\s+(\S.*)")
-_LIST_OPENS = re.compile(
-    r"\b(?:solutions?|roots?|answers?|values?|zeros|results?)\b.*:$", re.IGNORECASE
-)
 
 
 def _listed_solutions(lines: list[str]) -> str | None:
@@ -137,30 +236,6 @@ def _listed_solutions(lines: list[str]) -> str | None:
             return ", ".join(reversed(items)) if opens and len(items) > 1 else None
         items.append(item[1].strip("*_$ ").rstrip(".,;").strip("$"))
     return None
-
-
-_REMARK = re.compile(
-    r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|(?:to"
-    r"|let me|let's|let us|just to) (?:quickly )?(?:double[- ]?)?(?:check|verify|confirm)|i(?:'m"
-    r"| am) (?:\w+ )?(?:confident|sure|certain)|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)"
-    r"|confidence|time(?: taken)?|notes?|remarks?|explanation|justification|reason(?:ing)?|done|qed"
-    r"|step[- ]by[- ]step|(?:you|we|i) (?:can )?(?:get|got|find|found) (?:this|that|it) by"
-    r"|q\.e\.d|that's it|indeed|as (?:required|desired)"
-    r"|(?:this|that|it|which) (?:is (?:because|less|more|greater|smaller|within|valid|consistent"
-    r"|correct|in)\b|(?:matches|agrees|satisfies|checks|confirms|makes sense)))\b(?!\s*(?:=|≈))",
-    re.IGNORECASE,
-)
-"""What speaks about the answer after it was given."""
-_CONCLUDES = re.compile(r"\W*(?:so|thus|hence|therefore|answer|final(?:ly)?)\b", re.IGNORECASE)
-_OPENING_WORDS = re.compile(
-    r"^(?:[→⇒▶►>]+\s*|\d+[.)]\s+(?=\S)|(?:So|Thus|Hence|Therefore|Then|In conclusion|Finally),?\s+"
-    r"(?=[-\d$\\(]|[a-z]+(?:-[a-z]+)?\.?$)"
-    r"|(?:A|Ans|Result|Total|Sum|Solution|Remainder)\s*[:.]\s*(?=\S))",
-)
-
-
-_BOLD_PHRASE = re.compile(r"\*\*([^*$\n]{1,60})\*\*(?!\s*[:=])")
-_BOLD_VALUE = re.compile(rf"\W*{NUMBER.pattern}(?: [a-zA-Z]+){{0,3}}\W*|\d+ to \d+", re.IGNORECASE)
 
 
 def bold_as_formula(line: str) -> str:
@@ -179,9 +254,6 @@ def _is_bold_value(text: str) -> bool:
         return False  # the number of a step
     formula = _PLAIN_FORMULA.match(text)
     return _BOLD_VALUE.fullmatch(text) is not None or bool(formula and _is_formula(formula.group()))
-
-
-_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])|(?<=[a-z][.!?])(?<!\.[a-z]\.)\s+(?=\d)")
 
 
 def conclusion(response: str, *, listed: bool = False) -> Found | None:
@@ -239,9 +311,6 @@ def _last_step(display: str) -> str:
     return steps[-1].replace("&", "").strip() if steps else ""
 
 
-_TWO_CLAUSES = re.compile(r"\b[Ss]o\b|\d[.!?]\s+[A-Z][a-z]")
-
-
 def is_bare_value(line: str) -> bool:
     """Check that a line is a value and nothing else: ``42``, ``x = 5``, ``$\\frac{1}{2}$``."""
     if not line or len(line) > 200 or OTHER_SCRIPT.search(line) or _TWO_CLAUSES.search(line):
@@ -253,47 +322,6 @@ def is_bare_value(line: str) -> bool:
     if re.search(r"[a-zA-Z]{4,}", stripped) or len(re.findall(r"[a-zA-Z]{2,}", stripped)) > 1:
         return False
     return re.search(r"[\d\\π∞¼-¾⅐-⅞]", line) is not None and not re.match(r"\(?\d+[.)]\s*$", line)
-
-
-_WHERE = re.compile(
-    r"\s*[,(]?\s*\b(?:attained|achieved|reached|occurs|occurring|when|where|at which|"
-    r"for which)\b.*$",
-    re.IGNORECASE | re.DOTALL,
-)
-
-
-_ASIDE = re.compile(
-    r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈)[^()]*\)"
-)
-_TRAILING_REMARK = re.compile(
-    r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|including|as (?:the|we|it|\d)|i\.e\."
-    r"|that is,|and not\b|not\b"
-    r"|done\b|while\b|whereas\b|(?:we |the other|the negative|the root)[^.]*?(?:discard|reject)"
-    r"|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger|smaller"
-    r"|the (?:number|same|sum|total|product|difference|result|amount))\b).*$"
-    r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
-    r"|(?<=\d)\s*,?\s*(?:since|because)\b.*$"
-    r"|,\s+(?:bringing|with (?:each|every))\b.*$",
-    re.IGNORECASE,
-)
-_RESTATED = re.compile(r"(?:,|\s[–—-]+)\s*i\.e\.,?\s+(\S[^;]*?)\.?$", re.IGNORECASE)
-_CONDITION = re.compile(
-    r"^(?:[Ii]f|[Ww]hen|[Ss]ince|[Bb]ecause|[Aa]s)\b[^,;]{1,120},\s+(?!.*\bwould\b)"
-)
-_THERE_ARE = re.compile(
-    rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
-)
-_HOW_MANY = re.compile(
-    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):[^=]*$",
-    re.IGNORECASE,
-)
-_SYMBOL_SAID = re.compile(r"\b(?:is|are|equals)\s+\$([a-zA-Z]|\\[a-z]+)\$\W*$")
-_CORRECTED = re.compile(
-    r"\b(?:is not|isn't|not)\s+[^;,.]{1,30}[;,]\s*((?:it's|it is|but(?: rather)?)\s.*)$",
-    re.IGNORECASE,
-)
-_EXACTLY = re.compile(rf"\bapprox[^.]*?\bexactly\s+({NUMBER.pattern})", re.IGNORECASE)
-_DOLLARS_AND_CENTS = re.compile(r"\b(\d+) dollars? and (\d{1,2}) cents?\b", re.IGNORECASE)
 
 
 def without_asides(sentence: str) -> str:
@@ -329,20 +357,15 @@ def concluded_value(sentence: str) -> str | None:
     corrected = _CORRECTED.search(sentence)
     if corrected:
         sentence = corrected[1]
-    exact = _EXACTLY.search(sentence)
-    if exact:
-        return exact[1]
-    dollars = _DOLLARS_AND_CENTS.search(sentence)
-    if dollars:
-        return f"{dollars[1]}.{int(dollars[2]):02d}"
+    compounds = list(_COMPOUND.finditer(sentence))
+    if compounds and not NUMBER.search(sentence, compounds[-1].end()):
+        return compounds[-1].group()
     where = _WHERE.search(sentence)
     # "5, attained at x = 2" says 5; "when he drops three, 7 − 3 = 4" says 4.
     if where and not re.search(r"[\d)]\s*=", where.group()):
         before = re.sub(r",?\s*\b(?:so|and|then)$", "", sentence[: where.start()])
         sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
     formulas = [f for f in FORMULA.finditer(sentence) if not _NAME.fullmatch(formula_content(f))]
-    if not formulas and (symbol := _SYMBOL_SAID.search(sentence)):
-        return symbol[1]
     named = _number_behind(sentence, formulas[-1].end()) if formulas else None
     if named is not None:
         return named
@@ -381,7 +404,12 @@ def concluded_value(sentence: str) -> str | None:
     numbers = list(NUMBER.finditer(sentence[-MAX_SENTENCE:]))
     sentence = sentence[-MAX_SENTENCE:]
     if len(numbers) > 1:
-        main = [n for n in numbers if not _is_circumstance(sentence[: n.start()].rstrip("$€£"))]
+        main = [
+            n
+            for n in numbers
+            if not _is_circumstance(before := sentence[: n.start()].rstrip("$€£"))
+            and not (before.endswith(", ") and _COMPARED.match(sentence, n.end()))
+        ]
         numbers = main or numbers
     if not numbers:
         words = (
@@ -397,15 +425,6 @@ def concluded_value(sentence: str) -> str | None:
         return around
     money = r"\$" if sentence[start - 1 : start] == "$" else ""
     return money + numbers[-1].group().strip() + _unit_behind(sentence, numbers[-1].end())
-
-
-_CHUNK = (
-    r"(?:\d+(?:,\d{3})*(?:\.\d+)?|[π∞√∛⁰¹²³⁴-⁹ⁿ½¼¾θ°()\[\]^!|]|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log"
-    r"|ln|pi|exp)(?![a-zA-Z])|(?<![a-zA-Z'’])[a-zA-Z](?![a-zA-Z'’])"
-    r"|(?!and|or)(?<![a-zA-Z])[a-zA-Z]{2,3}(?=[/^*(])|(?<=[/*(])[a-zA-Z]{2,3}(?![a-zA-Z]))+"
-)
-_PLAIN_FORMULA = re.compile(rf"[-−+±]?{_CHUNK}(?:\s?[-−+±*/×·÷=<>≤≥≈≠]\s?[-−+]?{_CHUNK}){{0,40}}")
-"""A formula that no delimiter marks: ``(7x - 5)``, ``3√13 ≈ 10.8``, ``mv/(qB)``."""
 
 
 def _is_formula(text: str) -> bool:
@@ -428,48 +447,15 @@ def _formula_around(sentence: str, position: int) -> str | None:
     return sentence[first.start() : last.end()]
 
 
-_COUNTED = re.compile(
-    r"\b(?:there (?:are|is)|has)\s+(?:exactly |only |a total of )?([a-z]+(?:-[a-z]+)?)\b",
-    re.IGNORECASE,
-)
-_MEASURE = re.compile(
-    r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
-    r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$",
-    re.IGNORECASE,
-)
-
-
 def _is_circumstance(before: str) -> bool:
     """Check whether what stands ahead of a number makes it a circumstance of the answer."""
     return _CIRCUMSTANCE.search(before) is not None and _MEASURE.search(before) is None
-
-
-_UNIT_WORDS = re.compile(
-    r"\s*((?:square |cubic )?(?:[a-zA-Z]{3,}|cm|mm|km|kg|mg|mL|ml|ft|m(?=/s))"
-    r"(?: (?:squared|cubed)\b| per [a-z]+|/[a-z]+)?)(?![a-zA-Z^/])"
-)
 
 
 def _unit_behind(sentence: str, position: int) -> str:
     """Return the unit behind a number, as text; things that are counted are none."""
     words = _UNIT_WORDS.match(sentence, position)
     return rf" \text{{{words[1]}}}" if words and is_unit(words[1]) else ""
-
-
-_NAME = re.compile(r"\s*(?!\\pi\b|\\infty\b)\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?\s*")
-_RATIO = re.compile(r"\bratio\b.*?(?<![\d:])(\d+(?:(?:\s?:\s?| to )\d+){1,2})\W*$")
-_ASSIGNMENTS = re.compile(
-    rf"(?<![a-zA-Z\d])((?:[a-zA-Z]\s*=\s*{NUMBER.pattern}\s*(?:,\s*(?:and\s+)?|\band\s+))+"
-    rf"[a-zA-Z]\s*=\s*{NUMBER.pattern})\s*\.?$"
-)
-_END = rf"(?:{NUMBER.pattern}|[-−+]?∞)"
-_POINT = re.compile(
-    rf"(?<![a-zA-Z])([(\[]\s*{_END}(?:\s*,\s*{_END}){{1,10}}\s*[)\]])(?:\s[a-z]+){{0,3}}\W*$"
-)
-_NUMBERS_LISTED = re.compile(
-    rf"(?:\b(?:is|are|be|namely)|:)\s+"
-    rf"((?:{NUMBER.pattern}(?:,\s*(?:and\s+|or\s+)?|\s+(?:and|or)\s+)){{1,20}}{NUMBER.pattern})\.?$"
-)
 
 
 def _number_behind(sentence: str, position: int) -> str | None:

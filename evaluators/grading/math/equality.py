@@ -1,17 +1,4 @@
-"""Whether two answers are the same, as a careful human would say.
-
-The rules, where people differ:
-
-- An exact gold answer demands an exact answer: 1.414 is not √2, 0.333 is not 1/3. A decimal gold
-  answer of two or more decimals (or in scientific notation) was rounded by someone: more digits,
-  or the exact value, are the same if they round to it; fewer digits are not. 27.0 is 27.
-- A missing unit is forgiven, a contradicting one is not. 50 % is 1/2, and 50 where percent were
-  asked for; 0.5 is not 50. A numeral in another base must name it.
-- The order of solutions and of set elements is free, that of coordinates is not; open and closed
-  ends differ; a bare ``1, 2`` may stand for a pair or a set, a set not for a pair.
-- Variables are case sensitive and not interchangeable. ``y = 2x + 1`` may be given as ``2x + 1``;
-  equations are equal if they are multiples of each other.
-"""
+"""Whether two answers are the same, as a careful human would say."""
 
 from __future__ import annotations
 
@@ -39,12 +26,29 @@ from deft.evaluators.grading.math.nodes import (
     pair_off,
 )
 from deft.evaluators.grading.math.reading import readings
-from deft.evaluators.grading.math.real_sets import as_real_sets, same_real_sets
+from deft.evaluators.grading.math.real_sets import same_real_sets
 from deft.evaluators.grading.math.scalars import expression_text, same_scalars
 from deft.evaluators.grading.math.words import DATE, NEGATIONS, is_name, plain_words
 
 MAX_UNORDERED = 60
 """Items that are matched in any order; more must be in the gold answer's order."""
+_LETTER_WITH_VALUE = re.compile(r"\s*(?:\\text\{)?\(?([A-F])[.):]\}?\s+\S")
+_SENTENCE = re.compile(
+    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? "
+    r"|the )?[a-zA-Z -]+?)\.?\s*\}?",
+)
+_FOR_ALL = re.compile(
+    r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
+)
+_BETWEEN = r"(?:,|\\q?quad|\\[,; ]|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
+_DOMAIN = re.compile(
+    rf"(?:\s|{_BETWEEN}){{1,8}}[a-z] *\\in *\\mathbb *\{{?[NZ]\}}?(?:\^\+)?[\s$)]*$"
+    rf"|\s*{_BETWEEN}(?:\s|{_BETWEEN}){{0,8}}[nkm] *(?:\\geq?|>|≥) *-?\d[\s$)]*$"
+)
+_ABBREVIATION = re.compile("[A-Z]{2,}")
+_IDENTITY = re.compile(r"(.*?)(?:\\cdot ?)?I(?:_\{?\d\}?)?")
+_UNIT_VECTORS = ("i", "j", "k")
+_OTHERWISE = Words("otherwise")
 
 
 def same_answer(gold: str, answer: str) -> bool:
@@ -90,9 +94,6 @@ def _spellings(gold: str, answer: str) -> Iterator[str]:
         yield r"\text{neither}"
 
 
-_LETTER_WITH_VALUE = re.compile(r"\s*(?:\\text\{)?\(?([A-F])[.):]\}?\s+\S")
-
-
 def _with_all_signs(answer: str) -> str:
     first, *rest = answer.split(r"\pm")[:5]
     signs = itertools.product("+-", repeat=len(rest))
@@ -100,20 +101,6 @@ def _with_all_signs(answer: str) -> str:
         first + "".join(f"{sign}{piece}" for sign, piece in zip(row, rest, strict=True))
         for row in signs
     )
-
-
-_SENTENCE = re.compile(
-    r"(?:\\(?:text|mathrm)\{)?\s*((?:the )?[A-Za-z]+) (?:is|has) ((?:an? "
-    r"|the )?[a-zA-Z -]+?)\.?\s*\}?",
-)
-_FOR_ALL = re.compile(
-    r"(?:[\s,$(]|\\text *\{){0,6}(?:for (?:all|every|any|each)\b|\\forall)[^<>=\d]*$", re.IGNORECASE
-)
-_BETWEEN = r"(?:,|\\q?quad|\\[,; ]|\\text\{,? *(?:where|for|with|and)? *\}|\(|for\b)"
-_DOMAIN = re.compile(
-    rf"(?:\s|{_BETWEEN}){{1,8}}[a-z] *\\in *\\mathbb *\{{?[NZ]\}}?(?:\^\+)?[\s$)]*$"
-    rf"|\s*{_BETWEEN}(?:\s|{_BETWEEN}){{0,8}}[nkm] *(?:\\geq?|>|≥) *-?\d[\s$)]*$"
-)
 
 
 def _is_decimal_comma(node: Node, text: str) -> bool:
@@ -126,9 +113,9 @@ def same(gold: Node, answer: Node) -> bool:
     if gold == answer:
         return True
     # Sets come first: an inequality is a relation, a list and a set at once.
-    sets = as_real_sets(gold, answer)
+    sets = same_real_sets(gold, answer)
     if sets is not None:
-        return same_real_sets(*sets)
+        return sets
     match gold, answer:
         case Relation(), Relation():
             return _same_relations(gold, answer)
@@ -225,13 +212,10 @@ def _stated_values(answer: Relation, gold: Node) -> list[Node]:
 
 
 def _same_relations(gold: Relation, answer: Relation) -> bool:
-    # As products, MR = SRMC and AR = SRMC could be solved for each other.
     if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
-        return _same_equations(gold, answer)
+        return sorted(gold.names) == sorted(answer.names)  # MR = MC is no product of letters
     if _is_assignment(gold) and _is_assignment(answer):
-        left, right = gold.names[0], answer.names[0]
-        renamed = left != right and len(left) == len(right) == 1
-        if _same_name(left, right) and not renamed:
+        if _same_name(gold.names[0], answer.names[0]):
             values = _stated_values(answer, gold.sides[-1])
             if any(same(gold.sides[-1], value) for value in values):
                 return True
@@ -247,21 +231,16 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
 
 
 def _same_name(left: str, right: str) -> bool:
-    if left == right or len(left) > 1 or len(right) > 1:
-        bare_left, bare_right = (re.sub(r"\(.*\)|[{}\\_ ]", "", name) for name in (left, right))
-        both_short = len(bare_left) == len(bare_right) == 1
-        return not both_short or bare_left.lower() == bare_right.lower() or "(" in left + right
-    return False
-
-
-_ABBREVIATION = re.compile("[A-Z]{2,}")
+    if len(left) == len(right) == 1:
+        return left == right
+    bare_left, bare_right = (re.sub(r"\(.*\)|[{}\\_ ]", "", name) for name in (left, right))
+    both_short = len(bare_left) == len(bare_right) == 1
+    return not both_short or bare_left.lower() == bare_right.lower() or "(" in left + right
 
 
 def _same_equations(gold: Relation, answer: Relation) -> bool:
     if len(gold.sides) != 2 or len(answer.sides) != 2:
         return False
-    if all(map(_ABBREVIATION.fullmatch, (*gold.names, *answer.names))):
-        return sorted(gold.names) == sorted(answer.names)  # MR = MC is no product of letters
     return _factor(gold, answer) is not None or _solves(answer, gold) or _solves(gold, answer)
 
 
@@ -324,72 +303,47 @@ def _side(relation: Relation, index: int) -> str:
     return expression_text(node.latex)
 
 
-# --- lists, tuples, matrices
-
-
 def _same_groups(gold: Node, answer: Node) -> bool:
-    left, right = _named_items(gold), _named_items(answer)
-    if left is None or right is None:
-        left_group = gold if isinstance(gold, Group) else Group("list", (gold,))
-        right_group = answer if isinstance(answer, Group) else Group("list", (answer,))
-        return _same_plain_groups(left_group, right_group)
-    (left_group, left_names), (right_group, right_names) = left, right
+    (left, left_names), (right, right_names) = _named_items(gold), _named_items(answer)
     # Named coordinates are matched by name, whatever order they stand in.
     if left_names and right_names:
         if set(left_names) == set(right_names) and len(set(left_names)) == len(left_names):
             order = [right_names.index(name) for name in left_names]
-            return all(map(same, left_group.items, (right_group.items[i] for i in order)))
-        if len(set(left_names)) > 1 or len(set(right_names)) > 1:
+            return all(map(same, left.items, (right.items[i] for i in order)))
+        if max(len(set(left_names)), len(set(right_names))) > 1:
             return False
     elif len(set(left_names or right_names)) > 1:
         # x = 1, y = 2 is an ordered pair, and so is y = 2, x = 1.
-        left_items, right_items = (
-            _by_name(left_group, left_names),
-            _by_name(right_group, right_names),
-        )
-        return len(left_items) == len(right_items) and all(map(same, left_items, right_items))
-    return _same_plain_groups(left_group, right_group)
+        items = _by_name(left, left_names), _by_name(right, right_names)
+        return len(items[0]) == len(items[1]) and all(map(same, *items))
+    return _same_plain_groups(left, right)
 
 
 def _by_name(group: Group, names: list[str]) -> Sequence[Node]:
-    if not all(len(name) == 1 for name in names):
+    if max(map(len, names), default=2) > 1:
         return group.items
-    order = sorted(range(len(names)), key=names.__getitem__)
-    return [group.items[i] for i in order] or group.items
+    return [group.items[i] for i in sorted(range(len(names)), key=names.__getitem__)]
 
 
-def _named_items(node: Node) -> tuple[Group, list[str]] | None:
+def _named_items(node: Node) -> tuple[Group, list[str]]:
     """Return the values and names of a list of assignments; other groups as they are."""
-    if isinstance(node, Relation) and _is_assignment(node):
-        node = Group("list", (node,))
     if not isinstance(node, Group):
         return Group("list", (node,)), []
-    if (
-        node.kind == "list"
-        and node.items
-        and all(isinstance(item, Relation) and _is_assignment(item) for item in node.items)
-    ):
-        relations = [item for item in node.items if isinstance(item, Relation)]
-        names = [relation.names[0] for relation in relations]
-        numbered = len({re.sub(r"_\{?\d\}?", "", name) for name in names}) == 1
-        values = Group("list", tuple(relation.sides[-1] for relation in relations))
-        return values, [names[0]] * len(names) if numbered else names
-    return node, []
+    assigned = [item for item in node.items if isinstance(item, Relation) and _is_assignment(item)]
+    if node.kind != "list" or not assigned or len(assigned) < len(node.items):
+        return node, []
+    names = [relation.names[0] for relation in assigned]
+    numbered = len({re.sub(r"_\{?\d\}?", "", name) for name in names}) == 1
+    values = Group("list", tuple(relation.sides[-1] for relation in assigned))
+    return values, [names[0]] * len(names) if numbered else names
 
 
 def _same_plain_groups(gold: Group, answer: Group) -> bool:
     kinds = gold.kind, answer.kind
-    match kinds:
-        case ("list" | "set", "list" | "set") | ("list", "[]"):
-            return _same_unordered(gold.items, answer.items)
-        case ("()" | "vector", "()" | "vector" | "list"):
-            pass
-        case ("list", "()" | "vector"):
-            pass
-        case (left, right) if left == right:
-            pass
-        case _:
-            return False
+    if {*kinds} <= {"list", "set"} or kinds == ("list", "[]"):
+        return _same_unordered(gold.items, answer.items)
+    if gold.kind != answer.kind and not {*kinds} <= {"list", "()", "vector"}:
+        return False
     return len(gold.items) == len(answer.items) and all(map(same, gold.items, answer.items))
 
 
@@ -434,9 +388,6 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
     )
 
 
-_IDENTITY = re.compile(r"(.*?)(?:\\cdot ?)?I(?:_\{?\d\}?)?")
-
-
 def _as_identity(node: Node, size: int) -> Matrix | None:
     """Read ``I``, ``I_2`` or ``2I`` as a matrix."""
     match = _IDENTITY.fullmatch(node.latex) if isinstance(node, Scalar) else None
@@ -447,9 +398,6 @@ def _as_identity(node: Node, size: int) -> Matrix | None:
         tuple(tuple(Scalar(factor if i == j else "0") for j in range(size)) for i in range(size)),
         determinant=False,
     )
-
-
-_UNIT_VECTORS = ("i", "j", "k")
 
 
 def _in_unit_vectors(scalar: Scalar) -> Group | None:
@@ -464,16 +412,16 @@ def _in_unit_vectors(scalar: Scalar) -> Group | None:
         return None
     if not _is_short(expression):
         return None
-    expression = sympy.expand(expression)
-    names = _UNIT_VECTORS if "k" in letters else _UNIT_VECTORS[:2]
-    units = [sympy.Symbol(name) for name in names]
     symbols = {str(symbol): symbol for symbol in expression.free_symbols}
-    units = [symbols.get(name, unit) for name, unit in zip(names, units, strict=True)]
-    coefficients = [expression.coeff(unit) for unit in units]
-    rest = expression - sum(c * unit for c, unit in zip(coefficients, units, strict=True))
-    if sympy.expand(rest) != 0:
+    names = _UNIT_VECTORS if "k" in letters else _UNIT_VECTORS[:2]
+    units = [symbols.get(name, sympy.Symbol(name)) for name in names]
+    try:
+        vector = sympy.Poly(expression, *units)
+    except sympy.PolynomialError:
         return None
-    return Group("vector", tuple(Scalar(sympy.latex(c)) for c in coefficients))
+    if not vector.is_linear or vector.coeff_monomial(1) != 0:
+        return None
+    return Group("vector", tuple(Scalar(sympy.latex(vector.coeff_monomial(u))) for u in units))
 
 
 def _same_piece(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
@@ -482,14 +430,8 @@ def _same_piece(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
     return same(gold[0], answer[0]) and (same(*conditions) or _OTHERWISE in conditions)
 
 
-_OTHERWISE = Words("otherwise")
-
-
 def _cells(matrix: Matrix) -> list[Node]:
     return [cell for row in matrix.rows for cell in row]
-
-
-# --- choices, ratios
 
 
 def _same_choice(gold: Choice, answer: Node) -> bool:
@@ -528,8 +470,6 @@ def _same_time(gold: Clock, answer: Clock) -> bool:
 def _same_ratios(gold: Ratio, answer: Ratio) -> bool:
     if len(gold.items) != len(answer.items):
         return False
-    if len(gold.items) == 2:
-        return same_scalars(quotient(gold.items), quotient(answer.items))
     return all(
         same_scalars(quotient((gold.items[0], left)), quotient((answer.items[0], right)))
         for left, right in zip(gold.items[1:], answer.items[1:], strict=True)

@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import mpmath
@@ -42,6 +43,28 @@ POINTS = 3
 """Points at which two expressions with variables must agree."""
 INTEGER_POINTS = 40
 """The same for floors, ceilings and remainders."""
+_CONFIG = ConversionConfig(lowercase_symbols=False)
+_OPENING, _CLOSING = "{([", "})]"
+_STEPPED = (sympy.floor, sympy.ceiling, sympy.Mod)
+_SAMPLES = (
+    r"\frac{1}{2}",
+    r"3\sqrt{2}+\frac{5}{7}",
+    r"2x^{2}+3x-5",
+    r"\frac{-b+\sqrt{b^{2}-4ac}}{2a}",
+    r"\sin(x)^{2}\cos\theta",
+    r"\pi r^{2}(h+1)",
+    r"e^{i\pi x}",
+    r"\log_{2}(8)+\ln x",
+    r"\binom{5}{2}n!",
+    r"4\cdot 10^{33}",
+    r"\sqrt[3]{5}",
+    r"a_{1}+a_{n}",
+    r"x(x+1)(x-1)/2",
+    r"\arcsin(\frac{10}{13})",
+    r"\tan^{-1}(2)",
+    r"|x-1|",
+    r"2^{n+1}",
+)
 
 
 class NotParsedError(ValueError):
@@ -55,10 +78,6 @@ class _ExactConverter(_Latex2Sympy):  # type: ignore[misc]
     def convert_binom(self, binom: Any) -> sympy.Expr:
         upper, lower = self.convert_expr(binom.upper), self.convert_expr(binom.lower)
         return sympy.binomial(upper, lower, evaluate=False)
-
-
-_CONFIG = ConversionConfig(lowercase_symbols=False)
-_OPENING, _CLOSING = "{([", "})]"
 
 
 @lru_cache(maxsize=4096)
@@ -83,17 +102,9 @@ def parse(latex: str) -> sympy.Expr:
 def _refuse_the_unreasonable(latex: str) -> None:
     if not latex or len(latex) > MAX_LENGTH:
         raise NotParsedError("length")
-    depth = deepest = 0
-    for character in latex:
-        if character in _OPENING:
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in _CLOSING:
-            depth -= 1
-        if depth < 0:
-            raise NotParsedError("unbalanced")
+    depths = list(accumulate((c in _OPENING) - (c in _CLOSING) for c in latex))
     # Brackets cost the parser exponential time, and bars have to be paired by guessing.
-    if depth or deepest > MAX_DEPTH or latex.count("|") > MAX_BARS:
+    if min(depths) < 0 or depths[-1] or max(depths) > MAX_DEPTH or latex.count("|") > MAX_BARS:
         raise NotParsedError("unbalanced or too deep")
     if re.search(r"\\(?:gcd|lcm|operatorname|det|Gamma|gamma\s*\()", latex):
         raise NotParsedError("a function that the parser would compute")
@@ -189,9 +200,6 @@ def _agree(gold: sympy.Expr, answer: sympy.Expr, aliases: Mapping[str, mpmath.mp
             if whole:
                 raise
     raise AssertionError
-
-
-_STEPPED = (sympy.floor, sympy.ceiling, sympy.Mod)
 
 
 def _agree_on_integers(
@@ -322,24 +330,3 @@ def warm_up() -> None:
     """Parse a few expressions, so that the parser's tables are built before the clock runs."""
     for latex in _SAMPLES:
         equal(parse(latex), parse(f"-({latex})+x"))
-
-
-_SAMPLES = (
-    r"\frac{1}{2}",
-    r"3\sqrt{2}+\frac{5}{7}",
-    r"2x^{2}+3x-5",
-    r"\frac{-b+\sqrt{b^{2}-4ac}}{2a}",
-    r"\sin(x)^{2}\cos\theta",
-    r"\pi r^{2}(h+1)",
-    r"e^{i\pi x}",
-    r"\log_{2}(8)+\ln x",
-    r"\binom{5}{2}n!",
-    r"4\cdot 10^{33}",
-    r"\sqrt[3]{5}",
-    r"a_{1}+a_{n}",
-    r"x(x+1)(x-1)/2",
-    r"\arcsin(\frac{10}{13})",
-    r"\tan^{-1}(2)",
-    r"|x-1|",
-    r"2^{n+1}",
-)

@@ -1,17 +1,6 @@
-"""Finding the final answer in the response to a mathematical problem.
-
-In this order:
-
-1. The last box (``\\boxed``, ``\\fbox``, ``\\framebox``). Boxes that only a comma, "and" or "or"
-   separates are one answer; so are the last n boxes where the gold answer has n parts.
-2. The last statement that names itself the answer ("the answer is …", "Answer: …", "#### …",
-   "final answer is $…$. I hope it is correct"), which also wins over a box further up.
-3. The conclusion: the last formula or number of the last line, if that line is nothing else, or
-   is a sentence that concludes ("so x = 5", "There are 12 ways."); the items of a closing list of
-   solutions; where the gold answer is a word, what stands in bold or behind the last "is".
+"""Finding the final answer: the last box, else the last statement of it, else the conclusion.
 
 Where a response goes on to a next problem of its own, only what stands before that counts.
-A response that was cut off has a final answer only by 1 or 2, in full.
 """
 
 from __future__ import annotations
@@ -40,6 +29,64 @@ from deft.evaluators.grading.responses import before_next_problem
 
 MAX_BOXES = 60
 """Boxes that are looked at, from the last one back."""
+_BOX = re.compile(
+    r"(?:\\?boxed|\x08oxed|\\?fbox|\\?framebox)(?![a-zA-Z])\s*(?:\[[^\[\]]{0,20}\]\s*)*"
+)
+_CHOSEN = re.compile(
+    r"\b(?:choose|pick|select|go with|answer is|choice is)\s+(?:option\s+"
+    r"|choice\s+)?\(?([A-Z])\)?\W*$"
+)
+_BOLD_VALUE = re.compile(r"\*\*[^*]*[\d$\\:][^*]*\*\*")
+_BOX_OPENS = re.compile(rf"[$\\(\[\s]*(?:{_BOX.pattern})\{{?")
+_BOX_TOKEN = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S")
+_TAKEN_BACK = re.compile(
+    r"[^.\n]{0,20}(?:which|this|that|it) (?:is|would be|was) (?:wrong|incorrect"
+    r"|not (?:right|correct))\b"
+)
+_PLACEHOLDER = re.compile(
+    r"\s*(?:(?:\\text\{)?(?:your |the |final )*(?:answer|result|value)(?: here)?\}?"
+    r"|\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*"
+)
+_CONNECTIVE = re.compile(
+    r"(?:\s|\$|\\[()\[\],;! ]|,|;|\\(?:quad|qquad)|\\text\{\s*(?:and|or|,)\s*\}|\band\b|\bor\b|&"
+    r"|[a-zA-Z](?:_\{?\w\}?)?\s*=)*"
+)
+_STATEMENT = re.compile(
+    r"""
+    \#\#\#\#[ \t]*(?P<hashes>[^\n]+)
+    | (?P<final>(?:final|correct|right|my|the|an|our|so|hence|thus|therefore)\s+(?:\w+\s+)?)?
+      (?:\b(?:answers?|(?<=the\s)final\s+result
+            |(?:correct|right|best)\s+(?:option|choice)(?=(?:\s+is)?\W{1,6}(?-i:[A-Z])\b))|答案)
+      (?P<link>
+        \s*(?:\*\*|__)?\s*[:：是为]\s*(?:\*\*|__)?\s*
+        | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{1,80}?)?
+          \s*(?:\*\*|__)?\s+(?:is|are|must\s+be|should\s+be|would\s+be|will\s+be|becomes|equals|comes\s+out\s+to\s+be)
+          (?![a-zA-Z])\s*:?\s*
+        | \s*=\s*
+      )
+      (?=(?P<rest>[^\n]{0,500}(?:\n(?!\s*\n)[^\n]{0,500})?))
+    """,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+_CHECKING = re.compile(
+    r"\b(?:check|checking|verify|verifying|confirm|confirming)\b[^.\n]*$", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
+_LEAD = re.compile(
+    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|probably"
+    r"|approximately|about|exactly|just|now|actually|indeed|equal to|an?(?=\s+\d))(?![a-zA-Z])"
+    r"|:|\*\*|[~≈])[\s:]*)+",
+    re.IGNORECASE,
+)
+_PROSE = re.compile(r"^\W*\d[\d.,]* [a-z]+ (?:for|to|of|from|who|that|with|if|when)\b")
+"""A number at the beginning of a clause: ``14 boxes for 84 eggs``."""
+_METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
+_COMMENT = re.compile(
+    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from"
+    r"|by|using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
+    r"|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -48,11 +95,6 @@ class _Box:
     end: int
     content: str
     closed: bool
-
-
-_BOX = re.compile(
-    r"(?:\\?boxed|\x08oxed|\\?fbox|\\?framebox)(?![a-zA-Z])\s*(?:\[[^\[\]]{0,20}\]\s*)*"
-)
 
 
 def find_answer(
@@ -82,12 +124,6 @@ def find_answer(
     )
 
 
-_CHOSEN = re.compile(
-    r"\b(?:choose|pick|select|go with|answer is|choice is)\s+(?:option\s+"
-    r"|choice\s+)?\(?([A-Z])\)?\W*$"
-)
-
-
 def _chosen_letter(response: str) -> Found | None:
     chosen = _CHOSEN.search(response[-200:])
     return Found(chosen[1], explicit=True) if chosen else None
@@ -101,18 +137,12 @@ def _without_bold(text: str) -> str:
     return body.replace("**", "") + line_end + last
 
 
-_BOLD_VALUE = re.compile(r"\*\*[^*]*[\d$\\:][^*]*\*\*")
-
-
 def _explicit_answer(response: str, parts: int) -> Found | None:
     boxes = _boxes(response)
     stated = _stated_answer(response, after=boxes[-1].end if boxes else 0)
     if stated is None and boxes:
         return Found(_joined(response, boxes, parts), explicit=boxes[-1].closed)
     return stated
-
-
-# --- boxes
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -141,28 +171,10 @@ def _boxes(text: str) -> list[_Box]:
     return [box for box in boxes if not _TAKEN_BACK.match(text, box.end)] or boxes
 
 
-_BOX_OPENS = re.compile(rf"[$\\(\[\s]*(?:{_BOX.pattern})\{{?")
-_BOX_TOKEN = re.compile(r"\\?[a-zA-Z]+(?:\{[^{}]*\})*|-?[\d.,/]+|\S")
-_TAKEN_BACK = re.compile(
-    r"[^.\n]{0,20}(?:which|this|that|it) (?:is|would be|was) (?:wrong|incorrect"
-    r"|not (?:right|correct))\b"
-)
-_PLACEHOLDER = re.compile(
-    r"\s*(?:(?:\\text\{)?(?:your |the |final )*(?:answer|result|value)(?: here)?\}?"
-    r"|\\text\{\s*\}|\?+|\.\.\.|\\[dl]?dots|(?:\\boxed)?\{\s*\})\s*"
-)
-
-
 def _unclosed(content: str) -> str:
     """Cut a box without end where the formula or the line ends."""
     end = re.search(r"\$|\\\]|\\\)|\n", content)
     return content[: end.start()] if end else content
-
-
-_CONNECTIVE = re.compile(
-    r"(?:\s|\$|\\[()\[\],;! ]|,|;|\\(?:quad|qquad)|\\text\{\s*(?:and|or|,)\s*\}|\band\b|\bor\b|&"
-    r"|[a-zA-Z](?:_\{?\w\}?)?\s*=)*"
-)
 
 
 def _joined(response: str, boxes: list[_Box], parts: int) -> str:
@@ -185,31 +197,6 @@ def _joined(response: str, boxes: list[_Box], parts: int) -> str:
 
 def _is_single(content: str) -> bool:
     return not re.search(r",(?!\d{3})|\\text\{ *(?:and|or) *\}", content)
-
-
-# --- statements
-
-
-_STATEMENT = re.compile(
-    r"""
-    \#\#\#\#[ \t]*(?P<hashes>[^\n]+)
-    | (?P<final>(?:final|correct|right|my|the|an|our|so|hence|thus|therefore)\s+(?:\w+\s+)?)?
-      (?:\b(?:answers?|(?<=the\s)final\s+result
-            |(?:correct|right|best)\s+(?:option|choice)(?=(?:\s+is)?\W{1,6}(?-i:[A-Z])\b))|答案)
-      (?P<link>
-        \s*(?:\*\*|__)?\s*[:：是为]\s*(?:\*\*|__)?\s*
-        | (?:\s+(?:to|for|of|in)\s+(?!is\b)[^.:\n]{1,80}?)?
-          \s*(?:\*\*|__)?\s+(?:is|are|must\s+be|should\s+be|would\s+be|will\s+be|becomes|equals|comes\s+out\s+to\s+be)
-          (?![a-zA-Z])\s*:?\s*
-        | \s*=\s*
-      )
-      (?=(?P<rest>[^\n]{0,500}(?:\n(?!\s*\n)[^\n]{0,500})?))
-    """,
-    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
-)
-_CHECKING = re.compile(
-    r"\b(?:check|checking|verify|verifying|confirm|confirming)\b[^.\n]*$", re.IGNORECASE
-)
 
 
 def _stated_answer(response: str, after: int) -> Found | None:
@@ -239,15 +226,6 @@ def _says_a_value(content: str) -> bool:
         )
         is not None
     )
-
-
-_SENTENCE_END = re.compile(r"(?<=[^\s\d.])\.(?=\s|$)|(?<=\d)\.(?=\s|$)|\n|(?<=[a-z)])[!?](?=\s|$)")
-_LEAD = re.compile(
-    r"^(?:(?:(?:as follows|given by|below|found to be|simply|thus|therefore|then|likely|probably"
-    r"|approximately|about|exactly|just|now|actually|indeed|equal to|an?(?=\s+\d))(?![a-zA-Z])"
-    r"|:|\*\*|[~≈])[\s:]*)+",
-    re.IGNORECASE,
-)
 
 
 def _statement_value(content: str, *, colon: bool) -> str | None:
@@ -295,11 +273,6 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     return None
 
 
-_PROSE = re.compile(r"^\W*\d[\d.,]* [a-z]+ (?:for|to|of|from|who|that|with|if|when)\b")
-"""A number at the beginning of a clause: ``14 boxes for 84 eggs``."""
-_METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
-
-
 def _first_sentence(content: str) -> str:
     for end in _SENTENCE_END.finditer(content):
         # A formula may hold full stops and line ends.
@@ -309,14 +282,6 @@ def _first_sentence(content: str) -> str:
         ):
             return content[: end.start()]
     return content
-
-
-_COMMENT = re.compile(
-    r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from"
-    r"|by|using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
-    r"|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 def _cut_comment(text: str) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from deft.evaluators.grading.math.conclusion import Found
 from deft.evaluators.grading.math.equality import same_answer
 from deft.evaluators.grading.math.expressions import warm_up as warm_up
 from deft.evaluators.grading.math.extraction import find_answer
@@ -17,6 +18,13 @@ from deft.evaluators.grading.math.nodes import Group, Scalar, Union, Words
 from deft.evaluators.grading.math.reading import readings
 from deft.evaluators.grading.responses import answer_part, no_answer
 from deft.evaluators.grading.verdicts import Grade, Verdict
+
+_OPENING_NUMBER = re.compile(r"\s*(-?\d[\d.,]*)\s*\n\s*\n")
+"""A number that stands alone ahead of what was cut off."""
+_SAID_IN_WORDS = (Scalar(r"\emptyset"), Scalar(r"\infty"), Scalar(r"\mathbb{R}"))
+_LETTER = re.compile(r"(?:\\text\{)?\(?[A-F]\)?\}?")
+_DOUBT = re.compile(r"[\s$}*.)\\\]]*(?:\?|(?:wait|hmm|hold on|but maybe)\b)", re.IGNORECASE)
+_PERCENT = re.compile(r"percent|per cent|\\?%", re.IGNORECASE)
 
 
 def grade(record: Mapping[str, Any]) -> Grade:
@@ -36,6 +44,8 @@ def grade(record: Mapping[str, Any]) -> Grade:
         lettered=_LETTER.fullmatch(gold) is not None,
     )
     cut_off = finish_reason == "length"
+    if cut_off and not (final and final.explicit) and (opening := _OPENING_NUMBER.match(response)):
+        final = Found(opening[1], explicit=True)
     if final is None or (cut_off and (not final.explicit or _is_doubted(response, final.text))):
         return no_answer(finish_reason)
     correct = same_answer(gold, final.text)
@@ -46,18 +56,10 @@ def grade(record: Mapping[str, Any]) -> Grade:
     return Grade(Verdict.correct if correct else Verdict.wrong, final.text.strip())
 
 
-_SAID_IN_WORDS = (Scalar(r"\emptyset"), Scalar(r"\infty"), Scalar(r"\mathbb{R}"))
-_LETTER = re.compile(r"(?:\\text\{)?\(?[A-F]\)?\}?")
-_DOUBT = re.compile(r"[\s$}*.)\\\]]*(?:\?|(?:wait|hmm|hold on|but maybe)\b)", re.IGNORECASE)
-
-
 def _is_doubted(response: str, answer: str) -> bool:
     """Check whether a response that was cut off was about to change its answer."""
     place = response.rfind(answer)
     return place >= 0 and _DOUBT.match(response, place + len(answer)) is not None
-
-
-_PERCENT = re.compile(r"percent|per cent|\\?%", re.IGNORECASE)
 
 
 def _asks_for_percent(record: Mapping[str, Any], answer: str) -> bool:

@@ -12,6 +12,13 @@ DIGITS = 40
 """Digits computed of anything smaller."""
 MAX_TERMS = 300
 """Terms of a sum or product that are computed one by one."""
+_CONSTANTS: dict[sympy.Basic, Callable[[], Any]] = {
+    sympy.pi: lambda: +mpmath.pi,
+    sympy.E: lambda: +mpmath.e,
+    sympy.I: lambda: mpmath.mpc(0, 1),
+    sympy.EulerGamma: lambda: +mpmath.euler,
+    sympy.GoldenRatio: lambda: +mpmath.phi,
+}
 
 
 class NotComputedError(ValueError):
@@ -181,13 +188,6 @@ def _modulo(left: mpmath.mpc, right: mpmath.mpc) -> mpmath.mpf:
     return left.real % right.real
 
 
-_CONSTANTS: dict[sympy.Basic, Callable[[], Any]] = {
-    sympy.pi: lambda: +mpmath.pi,
-    sympy.E: lambda: +mpmath.e,
-    sympy.I: lambda: mpmath.mpc(0, 1),
-    sympy.EulerGamma: lambda: +mpmath.euler,
-    sympy.GoldenRatio: lambda: +mpmath.phi,
-}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(mpmath, name) for name in ("sin", "cos", "tan", "sec", "csc", "cot")},
     **{name: getattr(mpmath, name) for name in ("asin", "acos", "atan", "asec", "acsc", "acot")},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from deft.evaluators.grading.brackets import closing_position, read_group
+from deft.evaluators.grading.brackets import read_group
 
 MAX_ANSWER = 5000
 """Characters of an answer that is looked at; whatever is longer is nobody's answer."""
@@ -113,8 +113,6 @@ _REPEATING = re.compile(
 _CONTINUED = re.compile(
     r"(?<![\d.])(\d*)\.(\d{0,10}?)(?:(?:(\d)\3{2,15})|(\d{2,6})\4{1,15})\s*\\ldots"
 )
-
-
 _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -159,6 +157,17 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
     ]
 ]  # fmt: skip
 """Notations that occur seldom, brought to the common one before anything else is done."""
+_VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
+_GROUP = r"\{[^{}]*\}"
+for _ in range(4):  # braces within braces
+    _GROUP = rf"\{{[^{{}}]*(?:{_GROUP}[^{{}}]*)*\}}"
+_BARE = rf"(\\sqrt\s*{_GROUP}|\\[a-zA-Z]+|[^\s{{}}\\])"
+_TOP = re.compile(rf"\\(frac|binom)(?![a-zA-Z])\s*{_BARE}")
+_BOTTOM = re.compile(rf"(\\(?:frac|binom)\s*{_GROUP})\s*{_BARE}")
+_ROOT = re.compile(
+    r"\\sqrt(?![a-zA-Z])\s*(\[[^\[\]]*\])?\s*(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\)"
+    rf"|(\\(?:frac|binom)\s*{_GROUP}\s*{_GROUP}|\d+|\\[a-zA-Z]+|[^\s{{}}\[(\\]))"
+)
 
 
 def normalize_latex(text: str, *, thousands: bool = True) -> str:
@@ -197,9 +206,6 @@ def _plain_characters(text: str) -> str:
     text = _VULGAR_FRACTION.sub(_spelled_fraction, text).translate(_UNICODE)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}", text)
     return re.sub("[₀₁₂₃₄₅₆₇₈₉₋₊ₙ]+", lambda m: f"_{{{m.group().translate(_SUBSCRIPTS)}}}", text)
-
-
-_VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
 
 
 def _spelled_fraction(match: re.Match[str]) -> str:
@@ -304,60 +310,8 @@ def _repeating_fraction(match: re.Match[str]) -> str:
 
 
 def _roots_and_fractions(text: str) -> str:
-    text = _with_arguments(text, r"\frac", 2)
-    text = _with_arguments(text, r"\binom", 2)
-    return _with_arguments(text, r"\sqrt", 1)
-
-
-def _with_arguments(text: str, command: str, count: int) -> str:
-    """Give ``command`` its arguments in braces: a token, a group, or for roots a parenthesis."""
-    pieces, position = [], 0
-    while (start := text.find(command, position)) >= 0:
-        after = start + len(command)
-        if after < len(text) and text[after].isalpha():
-            pieces.append(text[position:after])
-            position = after
-            continue
-        pieces.append(text[position:start])
-        pieces.append(command)
-        position = after
-        if command == r"\sqrt":
-            index = re.compile(r"\s*\[([^\[\]]*)\]").match(text, position)
-            if index:
-                pieces.append(f"[{index[1]}]")
-                position = index.end()
-        for _ in range(count):
-            argument, position = _argument(text, position, parenthesis=command == r"\sqrt")
-            pieces.append(f"{{{argument}}}")
-    pieces.append(text[position:])
-    return "".join(pieces)
-
-
-_TOKEN = re.compile(r"\\[a-zA-Z]+|.", re.DOTALL)
-
-
-def _argument(text: str, position: int, *, parenthesis: bool) -> tuple[str, int]:
-    while position < len(text) and text[position] == " ":
-        position += 1
-    if text.startswith("{", position):
-        content, after = read_group(text, position)
-        return _roots_and_fractions(content).strip(), after
-    if parenthesis and text.startswith("(", position):
-        end = closing_position(text, position)
-        if end is not None:
-            return _roots_and_fractions(text[position + 1 : end]), end + 1
-    digits = re.compile(r"\d+").match(text, position) if parenthesis else None
-    if digits and len(digits[0]) > 1:
-        # \sqrt15 is meant as the root of fifteen, whatever TeX makes of it.
-        return digits[0], digits.end()
-    token = _TOKEN.match(text, position)
-    if token is None:
-        return "", position
-    if token[0] in (r"\frac", r"\sqrt"):
-        inner = _roots_and_fractions(text[position:])
-        count = 2 if token[0] == r"\frac" else 1
-        end = len(token[0])
-        for _ in range(count):
-            _, end = read_group(inner, end)
-        return inner[:end], position + len(text[position:]) - len(inner[end:])
-    return token[0], token.end()
+    r"""Put what fractions and roots are of into braces; ``\sqrt15`` is the root of fifteen."""
+    text = _TOP.sub(r"\\\1{\2}", text)
+    for _ in range(4):
+        text = _BOTTOM.sub(r"\1{\2}", text)
+    return _ROOT.sub(lambda m: rf"\sqrt{m[1] or ''}{{{m[2] or m[3]}}}", text)

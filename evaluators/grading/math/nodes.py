@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
+FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,6 @@ Node = (
     | Matrix
     | Cases
 )
-FLIPPED = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 
 
 def pair_off(

@@ -45,8 +45,6 @@ _ONES_TEXT = (
 )
 _TENS_TEXT = "twenty thirty forty fifty sixty seventy eighty ninety"
 _ONES, _TENS = _ONES_TEXT.split(), _TENS_TEXT.split()
-
-
 SCALES = {
     "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
 }  # fmt: skip
@@ -54,6 +52,21 @@ _PARTS = {
     "half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7,
     "eighth": 8, "ninth": 9, "tenth": 10,
 }  # fmt: skip
+_SIZES = {
+    "length": {"mm": 1, "cm": 10, "m": 1000, "km": 10**6},
+    "imperial length": {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
+    "time": {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800},
+    "mass": {"mg": 1, "g": 1000, "kg": 10**6},
+    "imperial mass": {"oz": 1, "lb": 16},
+    "volume": {"mL": 1, "L": 1000},
+    "money": {"cent": 1, "dollar": 100},
+}
+_DIMENSION = {unit: (kind, size) for kind, sizes in _SIZES.items() for unit, size in sizes.items()}
+POWER = r"(?:\^\{?-?\d\}?)?"
+NUMERIC = r"-?(?:\d|\\frac|\\sqrt|\\pi|\\cdot|[{}.^()+/\s-])+"
+_DECIMAL = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
+_SCIENTIFIC = re.compile(r"(-?(?:\d+(?:\.\d+)?\\cdot ?)?)10\^\{?\(?(-?\d{1,4})\)?\}?")
+_FRACTION = re.compile(r"(-?)(\d*)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?\d+)/(-?\d+)")
 
 
 def number_word(words: str) -> Fraction | None:
@@ -110,8 +123,6 @@ def canonical_unit(words: str) -> str:
         else:
             result.append((_CANONICAL.get(part) or _CANONICAL.get(low) or _singular(low)) + power)
             power = ""
-    if power:
-        result.append(f"unit{power}")
     return " ".join(result).replace(" / ", "/").replace(" ^", "^")
 
 
@@ -119,26 +130,12 @@ def compatible(left: str, right: str) -> bool:
     """Check that two canonical units do not contradict each other."""
     if not left or not right or left == right:
         return True
-    if "unit" in left and "unit" in right:
-        return _power(left) == _power(right)
     first, second = left.split(), right.split()
     units = set(_SPELLINGS)
     if any(re.split(r"[\^/]", part)[0] in units for part in (*first, *second)):
         return sorted(first) == sorted(second)
     # "marble" and "red marble" are the same count; "apple" and "orange" are not.
     return set(first) <= set(second) or set(second) <= set(first)
-
-
-_SIZES = {
-    "length": {"mm": 1, "cm": 10, "m": 1000, "km": 10**6},
-    "imperial length": {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
-    "time": {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800},
-    "mass": {"mg": 1, "g": 1000, "kg": 10**6},
-    "imperial mass": {"oz": 1, "lb": 16},
-    "volume": {"mL": 1, "L": 1000},
-    "money": {"cent": 1, "dollar": 100},
-}
-_DIMENSION = {unit: (kind, size) for kind, sizes in _SIZES.items() for unit, size in sizes.items()}
 
 
 def conversion(unit: str, target: str) -> Fraction | None:
@@ -167,11 +164,6 @@ def _size(unit: str) -> tuple[tuple[tuple[str, int], ...], Fraction] | None:
     return tuple(sorted(dimensions.items())), size
 
 
-def _power(unit: str) -> str:
-    match = re.search(r"\^(-?\d)", unit)
-    return match[1] if match else "1"
-
-
 def _tokens(words: str) -> list[str]:
     words = re.sub(r"\^\{?(-?\d)\}?", r" ^\1 ", words)
     words = re.sub(r"\\cdot|[·*()]", " ", words).replace("/", " / ")
@@ -194,13 +186,8 @@ class Number:
     digits: int = 0
     """Significant digits, of decimals only."""
     scientific: bool = False
-
-
-POWER = r"(?:\^\{?-?\d\}?)?"
-NUMERIC = r"-?(?:\d|\\frac|\\sqrt|\\pi|\\cdot|[{}.^()+/\s-])+"
-_DECIMAL = re.compile(r"(-?)(\d*)(?:\.(\d*))?")
-_SCIENTIFIC = re.compile(r"(-?(?:\d+(?:\.\d+)?\\cdot ?)?)10\^\{?\(?(-?\d{1,4})\)?\}?")
-_FRACTION = re.compile(r"(-?)(\d*)(?:\\frac\{(-?)(\d+)\}\{(-?)(\d+)\}|(?<=\d)/(-?)(\d+))")
+    place: Fraction = Fraction(1)
+    """What one in the last digit is worth."""
 
 
 @lru_cache(maxsize=8192)
@@ -211,50 +198,33 @@ def number(latex: str) -> Number | None:
         latex = latex[1:-1]
     if not latex or len(latex) > 3000:
         return None
-    decimal = _DECIMAL.fullmatch(latex)
-    if decimal and (decimal[2] or decimal[3]):
-        return _decimal(*decimal.groups(default=""), pointed=decimal[3] is not None)
+    if _DECIMAL.fullmatch(latex):
+        return _decimal(latex)
     scientific = _SCIENTIFIC.fullmatch(latex)
     if scientific:
         front = re.sub(r"\\cdot ?", "", scientific[1])
-        base = number(front) if front not in ("", "-") else Number(Fraction(-1 if front else 1))
-        assert base is not None
-        value = base.value * Fraction(10) ** int(scientific[2])
-        return replace(base, value=value, scientific=True, decimals=base.decimals)
+        base = _decimal(front if front.strip("-") else f"{front}1")
+        power = Fraction(10) ** int(scientific[2])
+        return replace(base, value=base.value * power, place=base.place * power, scientific=True)
     fraction = _FRACTION.fullmatch(latex)
     return _fraction(fraction) if fraction else None
 
 
-def _decimal(sign: str, whole: str, behind: str, *, pointed: bool) -> Number:
-    value = _fraction_of(whole + behind) / Fraction(10) ** len(behind)
-    digits = len((whole + behind).lstrip("0"))
-    value = -value if sign else value
-    if not pointed or not behind.strip("0"):
-        return Number(value, digits=digits)  # 27.0 is the integer 27
-    return Number(value, len(behind), digits)
-
-
-def _fraction_of(digits: str) -> Fraction:
+def _decimal(text: str) -> Number:
     # Python refuses to read more than 4300 digits, by design; so do we, below that.
-    return Fraction(int(digits or "0"))
+    whole, _, behind = text.lstrip("-").partition(".")
+    digits = len((whole + behind).lstrip("0"))
+    decimals = len(behind) if behind.strip("0") else None
+    return Number(Fraction(text), decimals, digits, place=Fraction(1, 10 ** len(behind)))
 
 
 def _fraction(match: re.Match[str]) -> Number | None:
-    sign, whole, top_sign, top, bottom_sign, bottom, slash_sign, slash = match.groups()
-    if slash is not None:
-        numerator, denominator = int(whole), int(slash)
-        negative = bool(sign) != bool(slash_sign)
-        mixed = 0
-    else:
-        numerator, denominator = int(top), int(bottom)
-        negative = bool(sign) ^ bool(top_sign) ^ bool(bottom_sign)
-        mixed = int(whole) if whole else 0
-        if whole and (top_sign or bottom_sign):
-            return None
-    if denominator == 0:
+    sign, mixed, *parts = match.groups()
+    top, bottom = (int(part) for part in parts if part is not None)
+    if bottom == 0 or (mixed and min(top, bottom) < 0):
         return None
-    value = mixed + Fraction(numerator, denominator)
-    return Number(-value if negative else value)
+    value = int(mixed or 0) + Fraction(top, bottom)
+    return Number(-value if sign else value)
 
 
 def without_unit_letter(scalar: Scalar) -> Scalar | None:

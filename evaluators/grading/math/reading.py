@@ -55,8 +55,6 @@ MAX_ITEMS = 200
 """Items of a list that are compared; longer ones are compared as text alone."""
 MAX_LEVELS = 8
 """Levels of lists within lists."""
-
-
 _CURRENCIES = {
     r"\$": "dollar", "£": "lb", r"\pounds": "lb", r"\£": "lb", "€": "euro", r"\euro": "euro",
     r"\texteuro": "euro", r"\€": "euro", "¥": "yen", "₹": "rupee",
@@ -68,6 +66,63 @@ _CURRENCY = re.compile(
     rf"^[\s{{(]*-?\s*(?:US)?({_SIGN})\s*{_AMOUNT}(?:\\text\{{[^{{}}]*\}})?\s*$"
     rf"|^\s*{_AMOUNT}\s*({_SIGN})\s*$"
 )
+_RATIO_TERM = r"(?:\d+(?:\.\d+)?|[a-zA-Z]|\d*\\sqrt\{\d+\}|\\frac\{\d+\}\{\d+\}|\\pi)"
+_REALS = Scalar(r"\mathbb{R}")
+_EMPTY = Scalar(r"\emptyset")
+_WHOLE_WORDS: dict[str, Node] = {
+    **dict.fromkeys(
+        ("all real numbers", "all reals", "all real", "real numbers", "set of all real numbers",
+         "set of real numbers", "any real number", "every real number", "all real numbers x",
+         "x is any real number", "x can be any real number", "reals"),
+        _REALS,
+    ),
+    **dict.fromkeys(
+        ("no solution", "no solutions", "no real solution", "no real solutions", "empty set",
+         "no solution exists", "no solutions exist", "none", "no such", "no real roots",
+         "no values", "no value"),
+        _EMPTY,
+    ),
+    **dict.fromkeys(("dne", "does not exist", "doesn't exist"), Words("does not exist")),
+    **dict.fromkeys(("undefined", "not defined", "is undefined"), Words("undefined")),
+    **dict.fromkeys(
+        ("infinity", "positive infinity", "plus infinity", "infinitely many", "infinite",
+         "infinitely many solutions"),
+        Scalar(r"\infty"),
+    ),
+    **dict.fromkeys(("negative infinity", "minus infinity"), Scalar(r"-\infty")),
+}  # fmt: skip
+_CHOICE = re.compile(
+    r"^\s*(?:\\text\{\s*)?(?:option|choice|answer)?\s*"
+    r"(?:\(([A-Za-z])\)|([A-Z])[.):](?!\d)|([A-Z])\}(?=\s*$))\s*[.:]?\s*\}?(.*)$",
+    re.DOTALL | re.IGNORECASE,
+)
+_LABELED_CHOICE = re.compile(
+    r"^\s*(?:\\text\{\s*)?(?:option|choice|answer)\s+\(?([A-Z])\)?\s*\}?$", re.IGNORECASE
+)
+_OR = re.compile(r"\\text\{\s*(?:or|OR)\s*\}|\\(?:lor|vee)(?![a-zA-Z])")
+_AND = re.compile(r"\\text\{\s*(?:and|AND)\s*\}|\\(?:land|wedge)(?![a-zA-Z])|(?<!\\)&")
+_MONTH = re.compile(rf"\b(?:{MONTHS})\b", re.IGNORECASE)
+_SIGNS = (r"\leq", r"\geq", r"\neq", r"\approx", r"\in", r"\to", "<", ">", "=")
+_BRACKETS = (
+    (r"\{", r"\}"),
+    (r"\langle", r"\rangle"),
+    ("(", ")"),
+    ("(", "]"),
+    ("[", ")"),
+    ("[", "]"),
+)
+_MATRIX = re.compile(
+    r"^\s*(?P<factor>[^&\[\]]*?)(?:\\cdot\s?)?[\[(]?\s*\\begin\{(p|b|B|v|V|small)?(matrix"
+    r"|array)\}(?:\{[^{}]*\})?(?P<body>.*)\\end\{(?:p|b|B|v|V|small)?(?:matrix"
+    r"|array)\}\s*[\])]?\s*(?P<transposed>\^\{?(?:T|\\top|t|\\intercal)\}?)?\s*$",
+    re.DOTALL,
+)
+_CASES = re.compile(r"^\s*\\begin\{cases\}(.*)\\end\{cases\}\s*$", re.DOTALL)
+_CASE_WORDS = re.compile(r"\\text\{\s*(?:if|for|when|where)?\s*\}")
+_TRAILING_TEXT = re.compile(
+    rf"^(.*?)((?:[/\s]*\\text\{{[^{{}}]*\}}{POWER}(?:\s*(?:\\cdot)?\s*)?)+)$", re.DOTALL
+)
+_TRAILING_UNIT = re.compile(rf"^({NUMERIC})\s?((?:[a-zA-Z]+{POWER}[/\s]?)+)$")
 
 
 @lru_cache(maxsize=4096)
@@ -132,11 +187,12 @@ def _read_one(text: str, level: int) -> Node:
     member = _read_relation(text, level) if r"\in" in text else None
     if member is not None and r"\in" in member.signs:
         return member
+    named = len(split_outside_brackets(text, ("=",))) > 1  # A ∪ B = {1, 2} is no union
     parts = split_outside_brackets(text, (r"\cup",))
-    if len(parts) > 1:
+    if len(parts) > 1 and not named:
         return Union(tuple(read_node(part, level + 1) for part in parts))
     parts = split_outside_brackets(text, (r"\setminus",))
-    if len(parts) == 2:
+    if len(parts) == 2 and not named:
         return SetDifference(read_node(parts[0], level + 1), read_node(parts[1], level + 1))
     relation = _read_relation(text, level)
     if relation is not None:
@@ -155,9 +211,6 @@ def _read_one(text: str, level: int) -> Node:
     return _read_scalar(text)
 
 
-_RATIO_TERM = r"(?:\d+(?:\.\d+)?|[a-zA-Z]|\d*\\sqrt\{\d+\}|\\frac\{\d+\}\{\d+\}|\\pi)"
-
-
 def _unwrap(text: str) -> str:
     """Strip punctuation, markdown and braces that hold the whole."""
     while True:
@@ -172,32 +225,6 @@ def _unwrap(text: str) -> str:
                 text = content
         if text == before:
             return text
-
-
-_REALS = Scalar(r"\mathbb{R}")
-_EMPTY = Scalar(r"\emptyset")
-_WHOLE_WORDS: dict[str, Node] = {
-    **dict.fromkeys(
-        ("all real numbers", "all reals", "all real", "real numbers", "set of all real numbers",
-         "set of real numbers", "any real number", "every real number", "all real numbers x",
-         "x is any real number", "x can be any real number", "reals"),
-        _REALS,
-    ),
-    **dict.fromkeys(
-        ("no solution", "no solutions", "no real solution", "no real solutions", "empty set",
-         "no solution exists", "no solutions exist", "none", "no such", "no real roots",
-         "no values", "no value"),
-        _EMPTY,
-    ),
-    **dict.fromkeys(("dne", "does not exist", "doesn't exist"), Words("does not exist")),
-    **dict.fromkeys(("undefined", "not defined", "is undefined"), Words("undefined")),
-    **dict.fromkeys(
-        ("infinity", "positive infinity", "plus infinity", "infinitely many", "infinite",
-         "infinitely many solutions"),
-        Scalar(r"\infty"),
-    ),
-    **dict.fromkeys(("negative infinity", "minus infinity"), Scalar(r"-\infty")),
-}  # fmt: skip
 
 
 def _read_phrase(text: str, level: int) -> Node | None:
@@ -220,16 +247,6 @@ def _read_phrase(text: str, level: int) -> Node | None:
     if described:
         return read_node(described, level + 1)
     return read_clock(text) or read_compound(text)
-
-
-_CHOICE = re.compile(
-    r"^\s*(?:\\text\{\s*)?(?:option|choice|answer)?\s*"
-    r"(?:\(([A-Za-z])\)|([A-Z])[.):](?!\d)|([A-Z])\}(?=\s*$))\s*[.:]?\s*\}?(.*)$",
-    re.DOTALL | re.IGNORECASE,
-)
-_LABELED_CHOICE = re.compile(
-    r"^\s*(?:\\text\{\s*)?(?:option|choice|answer)\s+\(?([A-Z])\)?\s*\}?$", re.IGNORECASE
-)
 
 
 def _read_choice(text: str, level: int) -> Choice | None:
@@ -265,10 +282,6 @@ def _without_label(text: str) -> str:
     return rest if not is_unit(match[1]) else text
 
 
-_OR = re.compile(r"\\text\{\s*(?:or|OR)\s*\}|\\(?:lor|vee)(?![a-zA-Z])")
-_AND = re.compile(r"\\text\{\s*(?:and|AND)\s*\}|\\(?:land|wedge)(?![a-zA-Z])|(?<!\\)&")
-
-
 def _split_list(text: str) -> tuple[list[str], str]:
     """Return the items of a bare list, and the word (or comma) that joins them."""
     word = "or" if _OR.search(text) else "and" if _AND.search(text) else ","
@@ -278,9 +291,6 @@ def _split_list(text: str) -> tuple[list[str], str]:
         text = re.sub(r"\\text\{([^{}]*)\}", _split_text, text)
     parts = [part for part in split_outside_brackets(text, (",", ";")) if part.strip()]
     return [re.sub(r"^\s*;|;\s*$", "", part) for part in parts], word
-
-
-_MONTH = re.compile(rf"\b(?:{MONTHS})\b", re.IGNORECASE)
 
 
 def _split_text(match: re.Match[str]) -> str:
@@ -320,9 +330,6 @@ def _is_inequality(relation: Relation) -> bool:
     return all(sign in (*FLIPPED, r"\neq") for sign in relation.signs)
 
 
-_SIGNS = (r"\leq", r"\geq", r"\neq", r"\approx", r"\in", r"\to", "<", ">", "=")
-
-
 def _read_relation(text: str, level: int) -> Relation | None:
     positions = list(separator_positions(text, _SIGNS))
     if not positions:
@@ -346,16 +353,6 @@ def _read_relation(text: str, level: int) -> Relation | None:
 
 def _bare_name(side: str) -> str:
     return re.sub(r"\\text\{([^{}]*)\}", r"\1", side).replace(" ", "")
-
-
-_BRACKETS = (
-    (r"\{", r"\}"),
-    (r"\langle", r"\rangle"),
-    ("(", ")"),
-    ("(", "]"),
-    ("[", ")"),
-    ("[", "]"),
-)
 
 
 def _without_ellipsis(parts: list[str]) -> list[str]:
@@ -401,14 +398,6 @@ def _read_group(text: str, level: int) -> Node | None:
     return None
 
 
-_MATRIX = re.compile(
-    r"^\s*(?P<factor>[^&\[\]]*?)(?:\\cdot\s?)?[\[(]?\s*"
-    r"\\begin\{(p|b|B|v|V|small)?(matrix|array)\}(?:\{[^{}]*\})?(?P<body>.*)"
-    r"\\end\{(?:p|b|B|v|V|small)?(?:matrix|array)\}\s*[\])]?\s*(?P<transposed>\^\{?(?:T|\\top|t|\\intercal)\}?)?\s*$",
-    re.DOTALL,
-)
-
-
 def _read_matrix(text: str, level: int) -> Matrix | None:
     match = _MATRIX.match(text)
     if match is None or r"\begin" in match["body"] or re.search("[=<>,;]", match["factor"]):
@@ -428,10 +417,6 @@ def _read_matrix(text: str, level: int) -> Matrix | None:
     return Matrix(cells, determinant=match[2] in ("v", "V"))
 
 
-_CASES = re.compile(r"^\s*\\begin\{cases\}(.*)\\end\{cases\}\s*$", re.DOTALL)
-_CASE_WORDS = re.compile(r"\\text\{\s*(?:if|for|when|where)?\s*\}")
-
-
 def _read_cases(text: str, level: int) -> Node | None:
     """Read a system of equations, or a function that is defined in pieces."""
     match = _CASES.match(text)
@@ -448,12 +433,6 @@ def _read_cases(text: str, level: int) -> Node | None:
             for row in rows
         )
     )
-
-
-_TRAILING_TEXT = re.compile(
-    rf"^(.*?)((?:[/\s]*\\text\{{[^{{}}]*\}}{POWER}(?:\s*(?:\\cdot)?\s*)?)+)$", re.DOTALL
-)
-_TRAILING_UNIT = re.compile(rf"^({NUMERIC})\s?((?:[a-zA-Z]+{POWER}[/\s]?)+)$")
 
 
 def _read_scalar(text: str) -> Node:

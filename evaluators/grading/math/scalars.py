@@ -22,7 +22,10 @@ from deft.evaluators.grading.math.quantities import (
     without_unit_letter,
 )
 
-# --- numbers and expressions
+_MIXED = re.compile(r"(?<![\d.}])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
+BARE_LOG = re.compile(r"\\log(?![_a-zA-Z])")
+_RATE_OF_CHANGE = re.compile(r"\\frac\{d ?(\\?[a-zA-Z]+) ?\}\{d ?([a-z])\}")
+_DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
 
 
 def same_scalars(gold: Scalar, answer: Scalar) -> bool:
@@ -38,12 +41,6 @@ def same_scalars(gold: Scalar, answer: Scalar) -> bool:
         answer = replace(answer, unit=gold.unit, latex=_times(answer.latex, factor))
     elif not compatible(gold.unit, answer.unit):
         return False
-    if (
-        gold.unit == "dozen"
-        and not answer.unit
-        and _same_latex(_times(gold.latex, Fraction(12)), answer.latex)
-    ):
-        return True
     if gold.percent != answer.percent:
         return _same_percentage(gold, answer)
     if gold.degree != answer.degree:
@@ -119,22 +116,16 @@ def _same_latex(gold: str, answer: str) -> bool:
     if max(len(gold), len(answer)) > expressions.MAX_LENGTH:
         return False
     try:
-        parsed_gold = expressions.parse(expression_text(gold))
         parsed_answer = expressions.parse(expression_text(answer))
-        if expressions.equal(parsed_gold, parsed_answer):
-            return True
-        # The grammar reads 22\frac13\pi as a product; people mean 22 1/3 times π.
-        mixed = [_MIXED.sub(_mixed_number, side) for side in (gold, answer)]
-        if mixed != [gold, answer] and expressions.equal(
-            *(expressions.parse(expression_text(side)) for side in mixed)
-        ):
-            return True
-        if BARE_LOG.search(gold + answer):  # some mean the common logarithm
-            common = [
-                expressions.parse(expression_text(BARE_LOG.sub(r"\\log_{10}", side)))
-                for side in (gold, answer)
-            ]
-            if expressions.equal(*common):
+        # The grammar reads 22\frac13\pi as a product; people mean 22 1/3 times π, and some by
+        # \log the common logarithm.
+        spellings = [
+            (gold, answer),
+            (_MIXED.sub(_mixed_number, gold), _MIXED.sub(_mixed_number, answer)),
+            (BARE_LOG.sub(r"\\log_{10}", gold), BARE_LOG.sub(r"\\log_{10}", answer)),
+        ]
+        for pair in dict.fromkeys(spellings):
+            if expressions.equal(*(expressions.parse(expression_text(side)) for side in pair)):
                 return True
     except NotParsedError:
         return False
@@ -143,9 +134,6 @@ def _same_latex(gold: str, answer: str) -> bool:
 
 def latex_key(latex: str) -> str:
     return re.sub(r"[ ]|\\cdot", "", latex).replace(r"\infty", "∞").replace("+∞", "∞")
-
-
-_MIXED = re.compile(r"(?<![\d.}])(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 
 
 def _mixed_number(match: re.Match[str]) -> str:
@@ -174,20 +162,7 @@ def _was_rounded(gold: Number) -> bool:
 
 
 def _rounds_to(gold: Number, exact: Fraction) -> bool:
-    return abs(exact - gold.value) <= _unit_in_last_place(gold) / 2
-
-
-def _unit_in_last_place(gold: Number) -> Fraction:
-    # Behind a decimal point the digits say how far the number was rounded;
-    if not gold.scientific:
-        return Fraction(1, 10 ** (gold.decimals or 0))
-    digits = max(gold.digits, 1)
-    magnitude = (
-        len(str(abs(gold.value.numerator) // gold.value.denominator))
-        if abs(gold.value) >= 1
-        else (1 - len(str(int(1 / abs(gold.value)))))
-    )
-    return Fraction(10) ** (magnitude - digits)
+    return abs(exact - gold.value) <= gold.place / 2
 
 
 def _is_rounded_value(gold: Number, answer: object) -> bool:
@@ -202,11 +177,6 @@ def _is_rounded_value(gold: Number, answer: object) -> bool:
     # Through text, since a binary float would move the value to the other side of a tie.
     exact = Fraction(mpmath.nstr(computed.real, 30, min_fixed=-5, max_fixed=25))
     return _rounds_to(gold, exact)
-
-
-BARE_LOG = re.compile(r"\\log(?![_a-zA-Z])")
-_RATE_OF_CHANGE = re.compile(r"\\frac\{d ?(\\?[a-zA-Z]+) ?\}\{d ?([a-z])\}")
-_DEGREES_IN_FUNCTION = re.compile(r"(\d+(?:\.\d+)?)°")
 
 
 def expression_text(latex: str) -> str:

@@ -9,16 +9,6 @@ from deft.evaluators.grading.math.quantities import is_unit
 
 _ARTICLES = re.compile(r"\b(?:the|an?|is|it|its|it's|there (?:is|are)|triangle|function|student)\b")
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
-
-
-def plain_words(text: str) -> str:
-    """Remove case, markup, articles and punctuation: the form in which phrases are compared."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    text = re.sub(r"[\\${}*_`\".,;:!?]", " ", text.lower())
-    words = " ".join(_ORDINAL.sub("", _ARTICLES.sub(" ", text)).split())
-    return words or " ".join(text.split())
-
-
 _WORD_RUN = re.compile(r"(?<![a-zA-Z\\])[A-Za-z][a-zA-Z']*(?:[ -][A-Za-z][a-zA-Z']*)*")
 _SHORT_WORDS_TEXT = (
     "or and to no is of by in at if not yes per am pm cm km mm kg mg ml ft mi hr hrs min sec "
@@ -27,6 +17,28 @@ _SHORT_WORDS_TEXT = (
 _SHORT_WORDS = frozenset(_SHORT_WORDS_TEXT.split())
 _RATE = re.compile(r"\\text\{([a-zA-Z]+)\}/([a-zA-Z]+)(?![a-zA-Z(])")
 """``km/h``, of which only the first is long enough to be a word."""
+MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
+DATE = re.compile(rf"(?:(\d{{1,2}}) (?:of )?)?({MONTHS})(?: (\d{{1,2}})(?!\d))?(?:,? (\d{{4}}))?")
+NEGATIONS = re.compile(
+    r"\b(?:not|no|never|none|except|unless|least|most|more|less|than|greater|neither|if|when|n't"
+    r"|other|minus|negative|plus|times|divided|over|half|twice|double|below|above|between)\b|n't\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(
+    r"\|?(?:m?\\angle\s?)?(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*"
+    r"|\\Delta [a-z])(?:_\{[^{}]*\})?'*(?:\^\{-1\})?(?:\(-?[^()+*/-]*\))?\|?"
+)
+_CONSTANT_OR_FUNCTION = re.compile(
+    r"\\(?:pi|infty|emptyset|mathbb|ln|log|exp|sin|cos|tan|arc[a-z]+)(?![a-zA-Z])"
+)
+
+
+def plain_words(text: str) -> str:
+    """Remove case, markup, articles and punctuation: the form in which phrases are compared."""
+    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"[\\${}*_`\".,;:!?]", " ", text.lower())
+    words = " ".join(_ORDINAL.sub("", _ARTICLES.sub(" ", text)).split())
+    return words or " ".join(text.split())
 
 
 def mark_words(text: str) -> str:
@@ -96,30 +108,14 @@ def _is_wordy(words: list[str], *, loose: bool, joined: bool) -> bool:
     return longest >= 3 if loose else longest >= 5
 
 
-MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
-DATE = re.compile(rf"(?:(\d{{1,2}}) (?:of )?)?({MONTHS})(?: (\d{{1,2}})(?!\d))?(?:,? (\d{{4}}))?")
-NEGATIONS = re.compile(
-    r"\b(?:not|no|never|none|except|unless|least|most|more|less|than|greater|neither|if|when|n't"
-    r"|other|minus|negative|plus|times|divided|over|half|twice|double|below|above|between)\b|n't\b",
-    re.IGNORECASE,
-)
-_NAME = re.compile(
-    r"\|?(?:m?\\angle\s?)?(?:\\(?:overline|bar|mathcal|vec)\{[A-Za-z]+\}|\\?[A-Za-z]+'*"
-    r"|\\Delta [a-z])(?:_\{[^{}]*\})?'*(?:\^\{-1\})?(?:\(-?[^()+*/-]*\))?\|?"
-)
-
-
-_CONSTANT_OR_FUNCTION = re.compile(
-    r"\\(?:pi|infty|emptyset|mathbb|ln|log|exp|sin|cos|tan|arc[a-z]+)(?![a-zA-Z])"
-)
-
-
 def is_name(text: str) -> bool:
     """Check whether the left side of an equation only names the right side."""
     if _CONSTANT_OR_FUNCTION.match(text):
         return False
     if re.fullmatch(
-        r"\([a-zA-Z](?:,[a-zA-Z])*\)|\\frac\{d[a-z]?\}\{d[a-z]\}|[a-z],[a-z](?:,[a-z])*", text
+        r"\([a-zA-Z](?:,[a-zA-Z])*\)|\\frac\{d[a-z]?\}\{d[a-z]\}|[a-z],[a-z](?:,[a-z])*"
+        r"|[A-Z](?:\\(?:cup|cap|setminus)[A-Z])+",
+        text,
     ):
         return True
     return _NAME.fullmatch(text) is not None or bool(re.fullmatch(r"[A-Za-z ]{3,}", text))

@@ -166,6 +166,38 @@ def test_most_likely_option_is_that_of_transformers(
     assert set(table["response"]) <= set("ABCDE")
 
 
+def test_tasks_of_lm_evaluation_harness_are_scored_like_by_transformers(
+    pool: EvaluatorPool,
+    model_paths: dict[str, str],
+    harness_tasks: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    spec = BenchmarkSpec.model_validate({"name": harness_tasks["own_group"], "num_fewshot": 1})
+    items = str(prepare_items(spec, None, tmp_path / "cache"))
+    ours, theirs = (
+        EvaluationJob("tiny", model_paths["first"], spec, items, "chat", str(tmp_path / engine))
+        for engine in ("vllm", "transformers")
+    )
+    ((result, table),) = run(pool, ours)
+    expected = Evaluator(EngineSpec(type="transformers")).run(theirs)
+    assert table == pq.read_table(theirs.predictions).to_pydict()
+    assert result.metrics == expected.metrics
+    scored, reference = (
+        [json.loads(line) for line in each.responses.read_text().splitlines()]
+        for each in (ours, theirs)
+    )
+    by_key = {(row["id"], row["sample"]): row["response"] for row in reference}
+    for row in scored:
+        theirs_said = by_key[row["id"], row["sample"]]
+        if row["id"].startswith("own_choice"):
+            logp, is_greedy = json.loads(row["response"])
+            their_logp, they_are_greedy = json.loads(theirs_said)
+            assert logp == pytest.approx(their_logp, abs=1e-3)
+            assert is_greedy == they_are_greedy
+        else:
+            assert row["response"] == theirs_said
+
+
 def test_response_ends_at_eos(
     pool: EvaluatorPool, items: Path, model_paths: dict[str, str], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from deft.evaluators.scores import heldout as losses
 from deft.evaluators.scores.heldout import encode_rows, measure_losses
 from deft.evaluators.scores.heldout_table import read_losses, summarize_losses
 from deft.evaluators.scores.statistics import expected_calibration_error
+from deft.evaluators.scores.token_table import read_tokens
 from deft.workers.common.example import IGNORE_INDEX, Example
 
 RESPONSES = ["MAD", "Ω is two bytes", "a longer answer, of many tokens", "x", "fifth"]
@@ -49,9 +50,8 @@ def test_every_number_is_that_of_the_materialized_logits(
     monkeypatch.setattr(losses, "resolve_dtype", lambda name: torch.float32)
     path = Path(model_paths["first untied"])
     seen: list[tuple[int, int]] = []
-    metrics = measure_losses(
-        path, rows, tmp_path / "losses.parquet", lambda done, total: seen.append((done, total))
-    )
+    tables = tmp_path / "losses.parquet", tmp_path / "tokens.parquet"
+    metrics = measure_losses(path, rows, *tables, lambda done, total: seen.append((done, total)))
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     nlls, ends, entropies, confidences, hits = [], [], [], [], []
     for row in rows:
@@ -84,3 +84,16 @@ def test_every_number_is_that_of_the_materialized_logits(
     assert [loss.n_bytes for loss in table] == [len(r.encode()) for r in RESPONSES]
     assert [loss.row for loss in table] == list(range(len(RESPONSES)))
     assert metrics == summarize_losses(table) | {"ece": metrics["ece"]}
+
+    # Single tokens of the first rows, with the text that they spell, byte by byte of "Ω" too.
+    tokens = read_tokens(tmp_path / "tokens.parquet")
+    assert [-token.logp for token in tokens] == pytest.approx(nlls, rel=1e-4, abs=1e-5)
+    assert [token.entropy for token in tokens] == pytest.approx(entropies, rel=1e-4)
+    assert [math.exp(token.top_logp) for token in tokens] == pytest.approx(confidences, rel=1e-4)
+    assert all(token.entropy_top <= math.log(20) + 1e-6 for token in tokens)
+    for number, response in enumerate(RESPONSES):
+        spelled = [token for token in tokens if token.row == number]
+        text = "".join(token.text for token in spelled).replace("\ufffd", "")
+        assert text.startswith(response)
+        assert f"question {number}" in spelled[0].before
+        assert not any(token.before for token in spelled[1:])

@@ -168,7 +168,7 @@ def test_empty_dataset_is_refused(
     (tmp_path / "none.jsonl").write_text("\n")
     (tmp_path / "run.yaml").write_text("dataset: none.jsonl" + SMALL)
     message = refused("run", "run.yaml", RAY_ADDRESS=ray_address)
-    assert "there is no example in it" in message
+    assert "no example in it" in message
 
 
 def test_more_workers_than_the_cluster_has_are_refused(

@@ -28,7 +28,7 @@ def test_run_is_found_by_path_name_and_prefix(tmp_path: Path) -> None:
     assert find_run("figfont-D", tmp_path) == expected
     # A whole name is preferred to longer ones that begin with it.
     assert find_run("figfont-p-02", tmp_path) == tmp_path / "figfont-p-02"
-    with pytest.raises(UserError, match="several runs start so: figfont-p-02, figfont-p-022"):
+    with pytest.raises(UserError, match="several runs start with this: figfont-p-02, "):
         find_run("figfont-p", tmp_path)
 
 

@@ -14,15 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
+from deft.platform.commands.compare import compare_runs
+from deft.platform.commands.compare_table import show_comparison
 from deft.platform.config.loading import load_evaluation
 from deft.platform.console import RunConsole
+from deft.platform.errors import UserError
 from deft.platform.records.manifests import EvaluateManifest, RecordManifest, require_manifest
 from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.context import RunContext
 from deft.platform.run.evaluate_command import run_evaluation
 from deft.platform.tracking import recorder as tracking
 from deft.platform.tracking.experiment_recorder import ExperimentRecorder
-from helpers import make_train_manifest
+from deft.workers.common.example import Example
+from deft.workers.modeling.model_files import build_tiny
+from helpers import make_train_manifest, write_harness_tasks
 
 Deft = Callable[..., CompletedProcess[str]]
 
@@ -189,3 +194,37 @@ def test_data_that_is_missing_is_said_before_anything_is_made(
     assert "there is no gsm8k.jsonl|.json|.parquet in the data folder" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_tasks_of_lm_evaluation_harness_stand_in_the_same_tables(
+    tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two models on a benchmark of the platform and a task of the library: one comparison."""
+    names = ["chain_sum", write_harness_tasks(tmp_path)["own_choice"]]
+    settings = ["evaluation.engine.type=transformers", "evaluation.heldout=null"]
+    console, uri, runs = RunConsole(), f"sqlite:///{tmp_path / 'mlflow.db'}", []
+    for seed in (0, 1):
+        path = tmp_path / f"model-{seed}"
+        path.mkdir()
+        text = "0123456789 + = none user assistant"
+        build_tiny(path, [Example("0", ({"role": "user", "content": text},), "")], seed=seed)
+        sampling = {"size": 9, "max_tokens": 4}
+        spec = load_evaluation(str(path), names, sampling, {}, settings, tmp_path)
+        runs.append(run_evaluation(spec, RunContext(tmp_path, console, uri)))
+    comparison = compare_runs([run.path for run in runs])
+    tables = {(row.benchmark, row.metric) for row in comparison.rows}
+    assert tables == {("chain_sum", "avg_at_1"), ("lm_eval:own_choice", "avg_at_1")}
+    assert comparison.num_comparisons == 2
+    show_comparison(comparison, console)
+    assert "lm_eval:own_choice, avg@1 (9 items)" in capsys.readouterr().out
+
+    (measured,) = runs[1].require_manifest(EvaluateManifest).models.values()
+    client = MlflowClient(uri)
+    recorded = client.get_run(runs[1].require_manifest(RecordManifest).mlflow_run_id)
+    accuracy = measured.benchmarks["lm_eval:own_choice"].metrics["acc"]
+    assert recorded.data.metrics["eval/lm_eval:own_choice/acc"] == accuracy
+
+
+def test_unknown_task_is_refused_with_the_nearest_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"did you mean lm_eval:arc_challenge\?"):
+        load_evaluation("my-model", ["lm_eval:arc_chalenge"], {}, {}, (), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from deft.evaluators.scores.token_table import HeldoutToken, write_tokens
+from deft.evaluators.spec import token_table
 from deft.platform.viewer.page import render, write_view
 from helpers import make_prediction, write_finished_run
 
@@ -94,6 +97,73 @@ def test_thousands_of_items_are_filtered_and_compared(page: Any, tmp_path: Path)
     assert page.locator("#count").inner_text() == "0 of 5,000 items"
 
 
+def write_heldout_tokens(run: Path, label: str, probabilities: list[float]) -> None:
+    """Leave one held-out row "3 + 4 = 7" of a run's model; every token has the same neighbors."""
+    words = ["3 + 4", " =", " 7"]
+    tokens = [
+        HeldoutToken(
+            row=0,
+            digest="0123456789ab",
+            before="what is the sum?\n" if index == 0 else "",
+            text=words[index],
+            logp=math.log(p),
+            entropy=1.5,
+            entropy_top=1.2,
+            concentration=0.25,
+            top_logp=math.log(max(p, 0.5)),
+        )
+        for index, p in enumerate(probabilities)
+    ]
+    write_tokens(tokens, run / token_table(label))
+
+
+def depths(page: Any) -> list[list[float]]:
+    """Return the depths of color of the tokens, model by model."""
+    return [
+        [
+            float(token.evaluate("each => each.style.getPropertyValue('--depth')"))
+            for token in side.locator(".token").all()
+        ]
+        for side in page.locator("#token-sides .side").all()
+    ]
+
+
+def test_held_out_tokens_are_colored_by_what_objectives_make_of_them(
+    page: Any, tmp_path: Path
+) -> None:
+    tables = {label: {"sums": [make_prediction(0, is_correct=True)]} for label in ("eval", "base")}
+    runs = [
+        write_finished_run(tmp_path, tables, objective=objective).path
+        for objective in ("original", "p")
+    ]
+    for run, probabilities in zip(runs, ([0.5, 0.9, 0.1], [0.25, 1.0, 0.5]), strict=True):
+        write_heldout_tokens(run, "eval", probabilities)
+        write_heldout_tokens(run, "base", [0.1, 0.1, 0.1])
+    out = tmp_path / "view.html"
+    write_view(runs, "two runs", out)
+    page.goto(out.as_uri())
+    page.click("#show-tokens")
+    assert page.locator("#responses").is_hidden()
+    assert page.locator("#example option").all_inner_texts() == ["row 0: 3 + 4 = 7"]
+    texts = page.locator("#token-sides pre").all_inner_texts()
+    assert texts == ["what is the sum?\n3 + 4 = 7"] * 3
+    deepest = 0.65
+    shares = [[0.5, 0.9, 0.1], [0.25, 1.0, 0.5], [0.1] * 3]
+    by_p = [[pytest.approx(deepest * p, abs=1e-3) for p in model] for model in shares]
+    assert depths(page) == by_p
+    # The gate of NLL is 1, that of "p" is p; the untouched model has none of its own.
+    page.select_option("#color", "own")
+    assert depths(page) == [[deepest] * 3, by_p[1], []]
+    assert "not trained" in page.locator("#token-sides .side").nth(2).inner_text()
+    page.select_option("#color", label="gate: p")
+    page.locator(".token").nth(5).hover()
+    told = page.locator("#token").inner_text()
+    for number in ('" 7"', runs[1].name, "p 0.5", "entropy 1.5", "gate of original 1"):
+        assert number in told
+    page.click("#show-responses")
+    assert page.locator("#tokens").is_hidden()
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_response_runs_script_or_breaks_the_page(page: Any, tmp_path: Path, width: int) -> None:
     answers = {"0": [HOSTILE[0], "wrong", None, 1, "stop", {}]}
@@ -102,7 +172,16 @@ def test_no_response_runs_script_or_breaks_the_page(page: Any, tmp_path: Path, w
         {**item, "prompt": text, "gold": text, "answers": {"0": [text, text, text, 1, text, {}]}}
         for text in HOSTILE
     ] + [{**item, "prompt": "", "gold": "", "answers": answers}]
-    data = json.dumps({"models": [HOSTILE[1]], "items": items}, ensure_ascii=False)
+    numbers = [0.5] * len(HOSTILE)
+    measured = {"p": numbers, "entropy": numbers, "gates": {HOSTILE[0]: numbers}}
+    tokens = {
+        "objectives": [HOSTILE[0]],
+        "problems": {HOSTILE[2]: HOSTILE[0]},
+        "own": [HOSTILE[0]],
+        "examples": [{"row": 0, "before": HOSTILE, "texts": HOSTILE, "models": {"0": measured}}],
+    }
+    page_data = {"models": [HOSTILE[1]], "items": items, "tokens": tokens}
+    data = json.dumps(page_data, ensure_ascii=False)
     out = tmp_path / "hostile.html"
     out.write_text(render(HOSTILE[1], data), encoding="utf-8")
     messages: list[str] = []
@@ -118,6 +197,13 @@ def test_no_response_runs_script_or_breaks_the_page(page: Any, tmp_path: Path, w
     page.locator("#list").press("ArrowUp")
     assert page.locator("#detail pre").nth(0).inner_text().strip() in (*HOSTILE, "")
     assert page.title() == HOSTILE[1]
+    page.click("#show-tokens")
+    for color in ("p", "own", "0"):
+        page.select_option("#color", color)
+        page.locator(".token").first.click()
+        assert HOSTILE[0] in page.locator("#token").inner_text()
+    assert page.locator("#tokens pre").inner_text().count("owned") == 10
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     # Nothing of it became an element, and the policy had nothing to refuse.
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 2

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from deft.platform.records.manifests import (
     manifest_file,
     save_manifest,
 )
+from deft.platform.tracking.outbox import Outbox
 from deft.sweeps.report.document import Table
 from deft.sweeps.report.landscapes import LandscapeError, token_landscapes
 from deft.sweeps.report.read_sweep import choose, find_sweep, read_sweep
@@ -558,7 +560,7 @@ def test_page_stands_alone_and_is_well_formed(written: Path) -> None:
 
 def test_pictures_take_the_page_s_ink_in_light_and_dark(written: Path) -> None:
     html = (written / "report.html").read_text()
-    for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+    for svg in re.findall(r'<svg role="img".*?</svg>', html, re.DOTALL):
         assert "currentColor" in svg
         assert INK not in svg
         assert not re.search(r"#000000|(?<!-)\bblack\b", svg)
@@ -673,7 +675,7 @@ def test_sweep_is_found_by_the_beginning_of_its_name(trial: Disk) -> None:
     with pytest.raises(UserError, match=r"no such sweep in .* there are: trial-0123456789"):
         find_sweep("other", trial.root)
     shutil.copytree(trial.directory, trial.directory.with_name("trial-9"))
-    with pytest.raises(UserError, match="several sweeps start so: trial-0123456789, trial-9"):
+    with pytest.raises(UserError, match="several sweeps start with this: trial-0123456789, "):
         find_sweep("trial", trial.root)
     (trial.directory / "cells.jsonl").write_text("{")
     with pytest.raises(DamagedFileError, match="damaged"):
@@ -725,6 +727,41 @@ def test_landscape_is_computed_once_from_what_was_prepared(
     assert again["DEFT"].p.tolist() == panels["DEFT"].p.tolist()
     with pytest.raises(LandscapeError, match="is gone"):
         token_landscapes(cell, ["EAFT"], disk.root / "cache")
+
+
+def test_page_fits_a_phone(written: Path, ui: ModuleType) -> None:
+    with ui.browser_page() as page:
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.goto((written / "report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        # Figures are columns of panels, whose letters are as large as they were drawn or larger.
+        assert page.locator("figure > svg").first.bounding_box()["width"] == 0
+        panels = page.locator(".panels > svg")
+        assert panels.count() >= page.locator("figure").count() + 4
+        for panel in panels.all():
+            shown = panel.bounding_box()
+            assert 150 < shown["width"] <= 358
+            points = panel.evaluate("each => each.viewBox.baseVal.width")
+            assert shown["width"] > points
+        page.set_viewport_size({"width": 1280, "height": 844})
+        assert page.locator("figure > svg").first.bounding_box()["width"] > 400
+        assert panels.first.bounding_box() is None
+
+
+def test_page_says_where_training_has_only_harmed(disk: Disk, console: RunConsole) -> None:
+    for objective, number in (("original", 10), ("DEFT", 9)):
+        run = disk.add_cell(objective, 0)
+        finish_cell(run, {"figfont": right(number)}, {"figfont": right(12)}, nll=2.0)
+        link = f"http://127.0.0.1:5000/#/runs/of-{objective}"
+        record = RecordManifest(mlflow_run_id=f"of-{objective}", link=link)
+        save_manifest(manifest_file(run, "record"), record)
+    disk.write(axes=["objective", "seed"])
+    Outbox(disk.directory, "trial").bind_run("of-the-sweep")
+    (answer,) = headline_sentences(findings_of(disk)).items
+    assert "No objective reaches the untouched model, which has 0.200:" in answer.text
+    links = page_of(write_report(disk.directory, disk.root, console)).links
+    for run_id in ("of-the-sweep", "of-original", "of-DEFT"):
+        assert f"http://127.0.0.1:5000/#/runs/{run_id}" in links
 
 
 def test_page_says_that_two_seeds_are_not_enough(written: Path) -> None:

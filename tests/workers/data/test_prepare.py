@@ -373,7 +373,7 @@ def test_other_refusals_name_the_records(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"s.jsonl:101: the text spells the control token"):
         prepared(tmp_path, spelled)
     nothing = write_lines(tmp_path / "none.jsonl", [])
-    with pytest.raises(ValueError, match="there is no example in it"):
+    with pytest.raises(ValueError, match="no example in it"):
         prepared(tmp_path, nothing)
     only_bad = write_lines(tmp_path / "bad.jsonl", [{"prompt": "a"}])
     with pytest.raises(ValueError, match="1 bad record"):

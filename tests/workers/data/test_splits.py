@@ -164,7 +164,7 @@ def test_what_belongs_to_each_data_set_is_refused_for_the_mixture() -> None:
     for wrong, message in (
         ({"split": "test"}, "split: give it for each data set"),
         ({"size": 10}, "size: no data set of the mixture has a weight"),
-        ({"mixture": [{"name": "figfont", "revision": "v1"}]}, "revision: belongs to the Hugging"),
+        ({"mixture": [{"name": "figfont", "revision": "v1"}]}, "revision: only datasets of"),
         ({"mixture": [{"name": "figfont", "noise": 0.1}]}, "noise"),
     ):
         with pytest.raises(ValueError, match=message):
