@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,3 +169,20 @@ def test_a_real_run_is_evaluated_again_and_compared(ray_cluster: None, tmp_path:
     assert values[0]["avg_at_1"] == values[1]["avg_at_1"]
     comparison = compare([trained.run, again.run], root=tmp_path)
     assert comparison.rows[1].conclusion == "not distinguishable"
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_is_reported_again(
+    ray_cluster: None, finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file = tmp_path / "runs", finished.root.parent / "sweep.yaml"
+    shutil.copytree(finished.root, root, symlinks=True)
+    results = sweep(file, root=root)
+    assert results.cells == {finished.run.name: "finished"}
+    assert results.failures == {}
+    assert (results.report / "report.html").is_file()
+    again = load_results(sweep=results.sweep, root=root)
+    assert results.table().to_pylist() == again.to_pylist()
+    capsys.readouterr()
+    app(["sweep", str(file), "--root", str(root), "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == results.model_dump(mode="json")
