@@ -93,6 +93,8 @@ def measure_losses(
     out: Path,
     tokens_out: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    dtype: str | None = None,
 ) -> dict[str, float]:
     """Measure loss and calibration of a model on rows, and write them to Parquet tables.
 
@@ -102,6 +104,8 @@ def measure_losses(
         out: table of `RowLoss`, one for each row.
         tokens_out: table of `HeldoutToken`, of the first `NUM_TOKEN_ROWS` rows.
         on_progress: called with the numbers of rows that are done and of all rows.
+        dtype: of the parameters, as training agreed on; if not given, what this machine computes
+            in. Losses in different dtypes are not to be compared.
 
     Returns:
         ``nll`` (mean over target tokens, nats) and ``bits_per_byte`` (the same sum in bits, for
@@ -115,10 +119,10 @@ def measure_losses(
     tokenizer = load_tokenizer(model_dir)
     control = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = resolve_dtype("auto")
+    parameters = getattr(torch, dtype) if dtype else resolve_dtype("auto")
     # Several GPUs hold some of the layers each.
-    device_map = device if fits_one_device(model_dir, dtype) else "auto"
-    model = load_causal_lm(model_dir, dtype=dtype, device_map=device_map).eval()
+    device_map = device if fits_one_device(model_dir, parameters) else "auto"
+    model = load_causal_lm(model_dir, dtype=parameters, device_map=device_map).eval()
     transform = logit_transform(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     losses: dict[int, RowLoss] = {}

@@ -1,4 +1,4 @@
-"""The `torch` backend: the head in chunks of rows, on any device, with library products only.
+"""The `torch` backend on a CPU: the head in chunks of rows, with library products only.
 
 A chunk's logits are turned into their softmax in place, a few rows at a time while they are in
 cache. If the objective is token-local its gates are known at once, and the chunk yields its share
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from deft.objectives.base import Objective, ObjectiveOutput, Target, TokenStats
-from deft.objectives.head import blocked
 from deft.objectives.head.interface import (
     HeadInputs,
     HeadResult,
@@ -31,17 +30,14 @@ from deft.objectives.head.interface import (
 from deft.objectives.head.matmul import fast_float32_products, gradients_into, logits_into
 from deft.objectives.head.softmax_stats import soft_cap_, softmax_with_statistics_
 
-# Rows whose logits are held at once. On a CPU more rows only cost memory; a GPU needs thousands to
-# keep its tensor cores busy.
-_CHUNK_ROWS = {"cpu": 384, "cuda": 4096}
+# Rows whose logits are held at once; more would only cost memory.
+_CHUNK_ROWS = 384
 # Memory for all [R, V] buffers together, in bytes: a second distribution or a soft cap needs more
 # of them, and then fewer rows are held. Fewer than the least number make inefficient products.
 _CHUNK_BYTES = 2**30
 _LEAST_CHUNK_ROWS = 256
 # Logits per core that stay in its cache over the passes of `softmax_with_statistics_`.
 _CACHED_LOGITS = 2**19
-# Rows of a tile on a GPU: enough to fill it, and the passes' temporary tensors stay small.
-_GPU_TILE_ROWS = 512
 # From this share of gated-off rows on, copying the others out costs less than multiplying all.
 _WORTH_DROPPING = 0.1
 
@@ -49,8 +45,6 @@ _WORTH_DROPPING = 0.1
 @torch.no_grad()
 def chunked_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> HeadResult:
     """Compute value, gate and gradients with one chunk's logits at a time."""
-    if blocked.fits(inputs, objective):
-        return blocked.blocked_head(inputs, objective, wanted)
     chunks = _even_chunks(len(inputs.labels), _rows_at_once(inputs, objective.target, wanted))
     head = _ChunkedHead(inputs, objective.target, wanted, max_rows=_length(chunks[0]))
     stats: list[TokenStats] = []
@@ -85,10 +79,9 @@ def _keeps_slope(inputs: HeadInputs, wanted: Wanted) -> bool:
 
 def _rows_at_once(inputs: HeadInputs, target: Target | None, wanted: Wanted) -> int:
     """Choose the rows of a chunk, so that its buffers fit `_CHUNK_BYTES` where that is possible."""
-    most = _CHUNK_ROWS.get(inputs.hidden.device.type, 1024)
     buffers = 1 + _keeps_distribution(target) + _keeps_slope(inputs, wanted)
     row_bytes = accumulation_dtype(inputs.hidden.dtype).itemsize * len(inputs.weight) * buffers
-    return min(most, max(_LEAST_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+    return min(_CHUNK_ROWS, max(_LEAST_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
 
 
 class _ChunkedHead:
@@ -104,15 +97,13 @@ class _ChunkedHead:
         self.inputs, self.target, self.wanted = inputs, target, wanted
         self.has_grad_weight = False
         M, (V, D) = len(inputs.labels), inputs.weight.shape
-        device, dtype = inputs.hidden.device, accumulation_dtype(inputs.hidden.dtype)
+        dtype = accumulation_dtype(inputs.hidden.dtype)
 
         def buffer(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
+            return torch.empty(shape, dtype=dtype)
 
-        self.tile_rows = min(max_rows, _GPU_TILE_ROWS)
-        if device.type == "cpu":
-            cached_rows = torch.get_num_threads() * max(1, _CACHED_LOGITS // V)
-            self.tile_rows = max(1, min(max_rows, cached_rows))
+        cached_rows = torch.get_num_threads() * max(1, _CACHED_LOGITS // V)
+        self.tile_rows = max(1, min(max_rows, cached_rows))
         self.probs = buffer(max_rows, V)
         self.scratch = buffer(self.tile_rows, V)
         self.distribution = buffer(max_rows, V) if _keeps_distribution(target) else None
@@ -180,9 +171,7 @@ class _ChunkedHead:
         # For all others the gate scales the narrow side of the products, see `gradients_into`.
         gate = None if output.mix is not None else output.gate
         active: Tensor | None = None
-        # A GPU would have to be waited for; there the backend in tiles drops rows.
-        may_drop = gate is not None and not gate.is_cuda
-        if gate is not None and may_drop and int((gate == 0).sum()) > _WORTH_DROPPING * len(gate):
+        if gate is not None and int((gate == 0).sum()) > _WORTH_DROPPING * len(gate):
             active = gate.nonzero().squeeze(-1)
             error, hidden, gate = error[active], hidden[active], gate[active]
 

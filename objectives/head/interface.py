@@ -94,6 +94,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def weight_gradient_dtype(weight: torch.dtype) -> torch.dtype:
+    """Choose how the weight's gradient is stored where nothing is added to it once it is written.
+
+    A copy in float32 would be twice as large as the weight. float16 ends at 65,504, which sums over
+    thousands of rows exceed before they are divided by the number of tokens.
+    """
+    return torch.bfloat16 if weight == torch.bfloat16 else accumulation_dtype(weight)
+
+
 def apply_objective(
     objective: Objective,
     stats: TokenStats,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ from deft.objectives.head.interface import (
 from deft.objectives.spec import ObjectiveSpec
 
 BackendName = Literal["auto", "reference", "torch", "triton"]
+HeadName = Literal["reference", "chunked", "blocked", "gpu_blocks", "triton"]
+"""The module of this folder that computes a head."""
 
 
 class NonFiniteLogitsError(FloatingPointError):
@@ -122,8 +124,8 @@ def linear_objective(
             range: otherwise the host waits for the device to find them.
         raises: whether to wait for the device and raise where something is not finite. If not, the
             loss and all gradients are NaN then, and `finite` says why.
-        backend: `reference` materializes the logits, `torch` works in chunks on any device,
-            `triton` in tiles on CUDA; `auto` takes the best that the device has.
+        backend: `reference` materializes the logits, `torch` works in chunks or blocks on any
+            device, `triton` in tiles on CUDA; `auto` takes the best that the device has.
 
     Raises:
         ValueError: shapes, dtypes, labels or options that do not fit together.
@@ -161,7 +163,7 @@ def linear_objective(
     )
     # Autocast off: backends choose the precision of every product themselves.
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        result = _backend(backend, inputs, objective, wanted)(inputs, objective, wanted)
+        result = _backend(backend, inputs, objective)(inputs, objective, wanted)
         finite = FiniteCheck(
             (
                 ("logits are", result.stats.logp),
@@ -278,33 +280,52 @@ class _AttachGradients(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def _backend(
-    name: BackendName, inputs: HeadInputs, objective: Objective, wanted: Wanted
-) -> Backend:
-    if name == "auto":
-        name = "triton" if _triton_fits(inputs, objective, wanted) else "torch"
-    if name == "reference":
+def _backend(name: BackendName, inputs: HeadInputs, objective: Objective) -> Backend:
+    head = head_for(name, inputs, objective, inputs.hidden.device.type)
+    if head == "reference":
         from deft.objectives.head.reference import reference_head
 
         return reference_head
-    if name == "torch":
+    if head == "chunked":
         from deft.objectives.head.chunked import chunked_head
 
         return chunked_head
-    if name == "triton":
-        from deft.objectives.head.triton_head import triton_head
+    if head == "blocked":
+        from deft.objectives.head.blocked import blocked_head
 
-        return triton_head
-    raise ValueError(f"unknown backend {name!r}; expected auto, reference, torch or triton")
+        return blocked_head
+    if head == "gpu_blocks":
+        from deft.objectives.head.gpu_blocks import gpu_blocks_head
+
+        return gpu_blocks_head
+    from deft.objectives.head.triton_head import triton_head
+
+    return triton_head
 
 
-def _triton_fits(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> bool:
+def head_for(
+    name: BackendName, inputs: HeadInputs, objective: Objective, device_type: str
+) -> HeadName:
+    """Choose who computes a request on a kind of device: cpu, cuda or another GPU."""
+    if name not in get_args(BackendName):
+        raise ValueError(f"unknown backend {name!r}; expected auto, reference, torch or triton")
+    if name in ("reference", "triton"):
+        return name
+    if device_type != "cpu":
+        in_tiles = name == "auto" and device_type == "cuda" and _triton_fits(inputs, objective)
+        return "triton" if in_tiles else "gpu_blocks"
+    from deft.objectives.head.blocked import fits
+
+    return "blocked" if fits(inputs, objective) else "chunked"
+
+
+def _triton_fits(inputs: HeadInputs, objective: Objective) -> bool:
     """Tell whether the tile-wise kernels can run here and support the request."""
-    if not inputs.hidden.is_cuda or find_spec("triton") is None:
+    if find_spec("triton") is None:
         return False
     from deft.objectives.head.triton_head import unsupported
 
-    return unsupported(inputs, objective, wanted) is None
+    return unsupported(inputs, objective) is None
 
 
 def _map_stats(stats: TokenStats, spread: Callable[[Tensor], Tensor]) -> TokenStats:

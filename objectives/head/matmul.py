@@ -15,12 +15,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from deft.objectives.head.interface import accumulation_dtype
+
 # Rows of the weight that are converted to float32 at a time: enough for an efficient product, and
 # with D = 4096 32 MiB instead of a float32 copy of the whole weight.
 _CONVERTED_ROWS = 2048
-# Rows of the weight that a GPU multiplies at once: a widening product has a buffer of its own, as
-# large as the logits or the gradient of the weight if all rows were multiplied together.
-_GPU_ROWS = 2**15
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -61,11 +60,26 @@ def fast_float32_products(operands: torch.dtype, device: torch.device) -> Iterat
         settings.fp32_precision = before
 
 
+def widening_product(left: Tensor, right: Tensor) -> Tensor:
+    """Compute left @ right in the accumulation dtype, from operands as they are stored.
+
+    Only a GPU has such a product; a CPU converts the operands.
+    """
+    dtype = accumulation_dtype(left.dtype)
+    if left.dtype == dtype:
+        return left @ right
+    if left.numel() == 0:
+        return left.new_zeros((left.shape[0], right.shape[1]), dtype=dtype)
+    if left.device.type == "cpu":
+        return left.to(dtype) @ right.to(dtype)
+    return torch.mm(left, right, out_dtype=dtype)
+
+
 def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Compute out [R, V] = hidden [R, D] @ weight.T [D, V] + bias [V]."""
-    hidden = _operand(hidden, out)
+    hidden = hidden.to(out.dtype)
     for block in _blocks(weight, out):
-        _multiply_into(out[:, block], hidden, _operand(weight[block], out).T, accumulate=False)
+        torch.mm(hidden, weight[block].to(out.dtype).T, out=out[:, block])
     if bias is not None:
         out += bias
 
@@ -90,15 +104,12 @@ def gradients_into(
     gated = hidden.to(error.dtype)
     if gate is not None:
         gated = gate[:, None] * gated
-    on_cpu = error.device.type == "cpu"
-    if not on_cpu:
-        gated = gated.to(weight.dtype)
     for index, block in enumerate(_blocks(weight, error)):
-        # A GPU's tensor cores take both operands in 16 bits. On a CPU float32 stays: without AMX
-        # it multiplies faster, and with AMX oneDNN rounds by itself, see `fast_float32_products`.
-        part = error[:, block] if on_cpu else error[:, block].to(weight.dtype)
+        # Errors stay in float32: without AMX a CPU multiplies it faster, and with AMX oneDNN rounds
+        # by itself, see `fast_float32_products`.
+        part = error[:, block]
         if grad_hidden is not None:
-            operand = _operand(weight[block], grad_hidden)
+            operand = weight[block].to(error.dtype)
             _multiply_into(grad_hidden, part, operand, accumulate=index > 0)
         if grad_weight is not None:
             _multiply_into(grad_weight[block], part.T, gated, accumulate=accumulate)
@@ -108,29 +119,13 @@ def gradients_into(
 
 def _blocks(weight: Tensor, result: Tensor) -> list[slice]:
     """Split the weight's rows into those multiplied at once: all, unless that takes a copy."""
-    V = len(weight)
-    step = _CONVERTED_ROWS if _operand(weight[:0], result).dtype != weight.dtype else V
-    if result.device.type != "cpu":
-        step = _GPU_ROWS
-    return [slice(start, start + step) for start in range(0, V, step)]
-
-
-def _operand(tensor: Tensor, result: Tensor) -> Tensor:
-    """Convert an operand for a float32 result; only CUDA has a product that widens by itself."""
-    return tensor.to(result.dtype) if tensor.device.type == "cpu" else tensor
+    step = len(weight) if weight.dtype == result.dtype else _CONVERTED_ROWS
+    return [slice(start, start + step) for start in range(0, len(weight), step)]
 
 
 def _multiply_into(out: Tensor, left: Tensor, right: Tensor, *, accumulate: bool) -> None:
     """Compute out (+)= left @ right."""
-    if left.dtype == out.dtype:
-        if accumulate:
-            out.addmm_(left, right)
-        else:
-            torch.mm(left, right, out=out)
-        return
-    # `out_dtype` takes neither `out` nor a summand, so the product has a buffer of its own.
-    product = torch.mm(left, right, out_dtype=out.dtype)
     if accumulate:
-        out += product
+        out.addmm_(left, right)
     else:
-        out.copy_(product)
+        torch.mm(left, right, out=out)

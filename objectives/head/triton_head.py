@@ -40,6 +40,9 @@ on a CPU; relative errors are what skipping adds to the hidden states' and the w
     GeneralFamily-4   0.59  0.04  0.09  0.59 %, 0.49 %  0.56; 0.40
     OnlyTopP-0.9      0.22  0.01  0.01  1.30 %, 1.11 %  0.16; 0.10
 
+Tiles that are dead as a whole are not found before their logits are recomputed: the last column
+says that, beyond the rows that are left out, this would spare next to nothing of one product.
+
 The kernels have been compiled for compute capability 9.0 and interpreted; no figure here is a
 measurement on a GPU.
 
@@ -48,6 +51,7 @@ Shapes: M target rows, A of them active, D width, V vocabulary, B columns of a b
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,7 +60,14 @@ import triton
 from torch import Tensor
 
 from deft.objectives.base import Objective, TokenStats
-from deft.objectives.head.interface import HeadInputs, HeadResult, Wanted, apply_objective
+from deft.objectives.head.gpu_blocks import top_entropy
+from deft.objectives.head.interface import (
+    HeadInputs,
+    HeadResult,
+    Wanted,
+    apply_objective,
+    weight_gradient_dtype,
+)
 from deft.objectives.head.triton_kernels import (
     error_kernel,
     hidden_gradient_kernel,
@@ -66,7 +77,6 @@ from deft.objectives.head.triton_kernels import (
 )
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_STATISTICS = frozenset({"concentration", "entropy", "top_logp"})
 # Bytes for the operands of the widest products; A100, H100 and their successors have them.
 _SHARED_MEMORY = 160 * 1024
 # Tiles of the vocabulary per program of the statistics pass: with more, processors would idle at
@@ -83,15 +93,23 @@ _BLOCK_BYTES = 2**28
 _MIN_BLOCK_COLUMNS = 4096
 
 
-def unsupported(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> str | None:
-    """Say why this backend cannot compute the request, or None if it can."""
-    device, dtype = inputs.hidden.device, inputs.hidden.dtype
+def unsupported(inputs: HeadInputs, objective: Objective) -> str | None:
+    """Say why this backend cannot compute the request here, or None if it can."""
+    return unsupported_request(objective, inputs.hidden.dtype) or _unsupported_device(
+        inputs.hidden.device
+    )
+
+
+def unsupported_request(objective: Objective, dtype: torch.dtype) -> str | None:
+    """Say why the kernels cannot compute an objective in a dtype, or None if they can."""
     if objective.target is not None:
         return f"{objective.spec} mixes in a second distribution"
-    if missing := sorted(wanted.statistics - _STATISTICS):
-        return f"the statistic {missing[0]!r} does not combine over tiles of the vocabulary"
     if dtype not in _DTYPES:
         return f"{dtype} is not among {', '.join(map(str, _DTYPES))}"
+    return None
+
+
+def _unsupported_device(device: torch.device) -> str | None:
     if triton.knobs.runtime.interpret:
         return None
     if device.type != "cuda" or torch.version.hip is not None:
@@ -110,7 +128,7 @@ def triton_head(inputs: HeadInputs, objective: Objective, wanted: Wanted) -> Hea
     Raises:
         ValueError: `unsupported` gives a reason.
     """
-    if reason := unsupported(inputs, objective, wanted):
+    if reason := unsupported(inputs, objective):
         raise ValueError(f"backend 'triton' cannot be used: {reason}; use backend 'torch'")
     inputs = inputs._replace(hidden=inputs.hidden.contiguous(), weight=inputs.weight.contiguous())
     with torch.cuda.device_of(inputs.hidden):
@@ -166,6 +184,9 @@ def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats,
         mask=torch.ones_like(logp, dtype=torch.bool),
         concentration=concentration,
         entropy=entropy,
+        # The largest logits of all tiles would take a product more in the kernel as well: there is
+        # no place in registers to sort a tile. Library calls do it, block by block.
+        entropy_top=top_entropy(inputs) if "entropy_top" in wanted else None,
         top_logp=-total.log() if "top_logp" in wanted else None,
         step_mean_p=inputs.step_mean_p,
     )
@@ -181,7 +202,8 @@ class _Active(NamedTuple):
     """int64: their places among all rows."""
     hidden: Tensor
     labels: Tensor
-    log_normalizer: Tensor
+    log2_normalizer: Tensor
+    """log₂ Σ e^z."""
     target_error: Tensor
     """p − 1."""
     gate: Tensor
@@ -204,7 +226,7 @@ def _gradients(
     grad_hidden = empty(*inputs.hidden.shape).zero_() if wanted.hidden else None
     grad_weight = None
     if wanted.weight:
-        grad_weight = empty(V, D, dtype=_weight_gradient_dtype(inputs.weight.dtype))
+        grad_weight = empty(V, D, dtype=weight_gradient_dtype(inputs.weight.dtype))
     grad_bias = empty(V) if wanted.bias else None
     active = _active_rows(inputs, logp, log_normalizer, gate) if wanted.gradients else None
     if active is None or active.size == 0:
@@ -239,15 +261,6 @@ def _gradients(
     return grad_hidden, grad_weight, grad_bias
 
 
-def _weight_gradient_dtype(weight: torch.dtype) -> torch.dtype:
-    """Choose how the weight's gradient is stored, which no block adds to once it is written.
-
-    A copy in float32 would be twice as large as the weight. float16 ends at 65,504, which sums over
-    thousands of rows exceed before they are divided by the number of tokens.
-    """
-    return torch.bfloat16 if weight == torch.bfloat16 else torch.float32
-
-
 def _active_rows(inputs: HeadInputs, logp: Tensor, log_normalizer: Tensor, gate: Tensor) -> _Active:
     """Select rows with an entry of gate · (P − e_y) that reaches a threshold."""
     magnitude = gate.abs()
@@ -270,7 +283,7 @@ def _active_rows(inputs: HeadInputs, logp: Tensor, log_normalizer: Tensor, gate:
         rows=rows,
         hidden=inputs.hidden[rows],
         labels=inputs.labels[rows],
-        log_normalizer=log_normalizer[rows],
+        log2_normalizer=log_normalizer[rows] / math.log(2),
         target_error=target_error[rows],
         gate=gate,
         scale=scale,
@@ -282,7 +295,7 @@ class _Errors(NamedTuple):
     """Output of `error_kernel` for a block; R row tiles."""
 
     errors: Tensor
-    """[B, A], transposed."""
+    """[B, A]."""
     live: Tensor
     """int8 [R, B]: 2 where a column counts for both gradients, 1 for the hidden states' only."""
     column_sums: Tensor
@@ -306,7 +319,7 @@ def _errors(inputs: HeadInputs, active: _Active, block: range, buffer: Tensor) -
         inputs.weight,
         inputs.bias,
         active.labels,
-        active.log_normalizer,
+        active.log2_normalizer,
         active.target_error,
         active.gate,
         active.thresholds,

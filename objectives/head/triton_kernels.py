@@ -22,6 +22,9 @@ import triton.language as tl
 
 # Row tiles whose programs run side by side, so that their common tile of the weight is in L2.
 GROUP = 16
+LOG2_E = tl.constexpr(1.4426950408889634)
+"""log₂ e. Kernels take powers of 2: the exponential of a GPU is one, and Triton's `exp` guards it
+against results below 2⁻¹²⁶ by three instructions more, where `exp2` lets them be 0."""
 
 
 class Tiles(NamedTuple):
@@ -73,42 +76,31 @@ def _place(program, num_row_tiles, num_columns, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _logits(
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    softcap,
-    rows,
-    columns,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """Compute logits [ROWS, COLUMNS], soft-capped, of rows and columns that must exist.
+def _add_products(sums, left_ptr, right_ptr, left_rows, right_rows, width, DEPTH: tl.constexpr):
+    """Add left @ right.T to sums [LEFT, RIGHT], for rows of both that must exist.
 
-    Both count from where the pointers point; 32 bits are enough for a tile and spare registers.
+    Rows count from where the pointers point; 32 bits are enough for a tile and spare registers.
     """
-    # Starting from the bias, rather than adding it at the end, spares a thread 64 registers.
-    logits = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if bias_ptr is not None:
-        logits += tl.load(bias_ptr + columns).to(tl.float32)[None, :]
     depth = tl.arange(0, DEPTH)
-    hidden_ptrs = hidden_ptr + rows[:, None] * width + depth[None, :]
-    weight_ptrs = weight_ptr + columns[None, :] * width + depth[:, None]
+    left_ptrs = left_ptr + left_rows[:, None] * width + depth[None, :]
+    right_ptrs = right_ptr + right_rows[None, :] * width + depth[:, None]
     for start in range(0, width, DEPTH):
         # D need not be a multiple of DEPTH: what lies beyond adds 0 · 0 to the sum.
         inside = depth < width - start
-        hidden = tl.load(hidden_ptrs, mask=inside[None, :], other=0.0)
-        weight = tl.load(weight_ptrs, mask=inside[:, None], other=0.0)
+        left = tl.load(left_ptrs, mask=inside[None, :], other=0.0)
+        right = tl.load(right_ptrs, mask=inside[:, None], other=0.0)
         # "ieee": TF32 would round float32 operands to 11 bits.
-        logits = tl.dot(hidden, weight, logits, input_precision="ieee")
-        hidden_ptrs += DEPTH
-        weight_ptrs += DEPTH
-    if softcap is not None:
-        # tanh(x) = 1 − 2 / (1 + exp(2x)) holds for ±inf as well.
-        logits = softcap - 2.0 * softcap / (1.0 + tl.exp(logits * (2.0 / softcap)))
-    return logits
+        sums = tl.dot(left, right, sums, input_precision="ieee")
+        left_ptrs += DEPTH
+        right_ptrs += DEPTH
+    return sums
+
+
+@triton.jit
+def _soft_cap(logits, softcap):
+    """Return softcap · tanh(logits / softcap)."""
+    # tanh(x) = 1 − 2 / (1 + exp(2x)) holds for ±inf as well.
+    return softcap - 2.0 * softcap / (1.0 + tl.exp2(logits * (2.0 * LOG2_E / softcap)))
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_splits"])
@@ -158,28 +150,28 @@ def statistics_kernel(
     for tile in range(first_tile, last_tile):
         first_column = tile * COLUMNS
         columns = tl.arange(0, COLUMNS)
-        inside = (columns < vocabulary - first_column)[None, :]
-        logits = _logits(
+        tile_columns = tl.minimum(columns, vocabulary - first_column - 1)
+        # Starting from the bias, rather than adding it at the end, spares a thread 64 registers.
+        logits = tl.zeros((ROWS, COLUMNS), tl.float32)
+        if bias_ptr is not None:
+            logits += tl.load(bias_ptr + first_column + tile_columns).to(tl.float32)[None, :]
+        logits = _add_products(
+            logits,
             hidden_ptr + first_row * width,
             weight_ptr + first_column.to(tl.int64) * width,
-            None if bias_ptr is None else bias_ptr + first_column,
-            softcap,
             tile_rows,
-            tl.minimum(columns, vocabulary - first_column - 1),
+            tile_columns,
             width,
-            ROWS,
-            COLUMNS,
             DEPTH,
         )
+        if softcap is not None:
+            logits = _soft_cap(logits, softcap)
         # The reduction over the tile runs only where some row has its target in it: once per row
         # over the whole vocabulary.
         local = labels - first_column
         if tl.max(((local >= 0) & (local < COLUMNS)).to(tl.int32), axis=0) > 0:
             is_target = columns[None, :] == local[:, None]
             target += tl.sum(tl.where(is_target, logits, 0.0), axis=1)
-        # exp(−inf) = 0 would hide a logit of −inf; NaN and +inf show by themselves.
-        has_infinity = tl.abs(tl.sum(logits, axis=1)) == float("inf")
-
         # Online rescaling. With m the maximum so far and m' the new one, what was summed relative
         # to m becomes relative to m' by the factor d = e^(m−m') ≤ 1: Σ e^(z−m') = d · Σ e^(z−m),
         # and for the squares d². Nothing overflows; what underflows is below the sum's last bit.
@@ -187,14 +179,21 @@ def statistics_kernel(
         before = largest
         largest = tl.maximum(largest, tl.max(logits, axis=1))
         shifted = logits - largest[:, None]
-        terms = tl.where(inside, tl.exp(shifted), 0.0)
+        inside = (columns < vocabulary - first_column)[None, :]
+        terms = tl.where(inside, tl.exp2(shifted * LOG2_E), 0.0)
         shift = before - largest
-        decay = tl.exp(shift)
+        decay = tl.exp2(shift * LOG2_E)
+        # exp(−inf) = 0 would hide a logit of −inf, but −inf · 0 is NaN and so is a sum with it. NaN
+        # and +inf show by themselves.
         if ENTROPY:
             # Σ (z−m') e^(z−m') = d · (Σ (z−m) e^(z−m) + (m−m') · Σ e^(z−m)). Before the first tile
             # m is −inf and the sums are 0: 0 · −inf would be NaN.
             carried = decay * (moment + tl.where(total == 0.0, 0.0, shift * total))
-            moment = carried + tl.sum(shifted * terms, axis=1)
+            in_tile = tl.sum(shifted * terms, axis=1)
+            moment = carried + in_tile
+            has_infinity = in_tile != in_tile
+        else:
+            has_infinity = tl.abs(tl.sum(logits, axis=1)) == float("inf")
         if CONCENTRATION:
             squares = decay * decay * squares + tl.sum(terms * terms, axis=1)
         total = decay * total + tl.sum(terms, axis=1)
@@ -219,7 +218,7 @@ def error_kernel(
     weight_ptr,
     bias_ptr,
     labels_ptr,
-    log_normalizer_ptr,
+    log2_normalizer_ptr,
     target_error_ptr,
     gate_ptr,
     thresholds_ptr,
@@ -242,11 +241,11 @@ def error_kernel(
     """Write a tile of a block's gated errors gate · (P − e_y), and where they reach the threshold.
 
     The block is columns `first` to `first + num_columns` of the vocabulary. For the active rows:
-    hidden [A, D], labels [A] int64, and float32 [A] log_normalizer = log Σ e^z,
+    hidden [A, D], labels [A] int64, and float32 [A] log2_normalizer = log₂ Σ e^z,
     target_error = p − 1 and gate, which is 0 in rows that only fill up.
 
-    error [B, error_stride] is transposed and in the operands' dtype. live [row tiles, B] int8 says
-    which of the two thresholds a column reaches in a tile's rows: 2 both, 1 the second, 0 none.
+    error [B, error_stride] has the operands' dtype. live [row tiles, B] int8 says which of the two
+    thresholds a column reaches in a tile's rows: 2 both, 1 the second, 0 none.
     Sums, float32: column_sums [row tiles, B] over a tile's rows; skipped_rows [column tiles, A]
     over those of a tile's columns that reach no threshold.
     """
@@ -255,47 +254,56 @@ def error_kernel(
     )
     first_row, first_column = row_tile.to(tl.int64) * ROWS, column_tile * COLUMNS
     rows, columns = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    inside = columns < num_columns - first_column
-    logits = _logits(
-        hidden_ptr + first_row * width,
+    # Beyond the last column the tile repeats it: nobody reads what is written there.
+    tile_columns = tl.minimum(columns, num_columns - first_column - 1)
+    # The tile is [columns, rows], as it is stored. A thread of a tensor core's tile holds many
+    # entries along the second axis and few along the first, so the sums and maxima over the rows,
+    # two for every column, stay within a thread, and only one over the columns crosses threads.
+    logits = tl.zeros((COLUMNS, ROWS), tl.float32)
+    if bias_ptr is not None:
+        logits += tl.load(bias_ptr + first + first_column + tile_columns).to(tl.float32)[:, None]
+    logits = _add_products(
+        logits,
         weight_ptr + (first + first_column).to(tl.int64) * width,
-        None if bias_ptr is None else bias_ptr + first + first_column,
-        softcap,
+        hidden_ptr + first_row * width,
+        tile_columns,
         rows,
-        tl.minimum(columns, num_columns - first_column - 1),
         width,
-        ROWS,
-        COLUMNS,
         DEPTH,
     )
+    if softcap is not None:
+        logits = _soft_cap(logits, softcap)
 
-    # P − e_y. The target's entry p − 1 comes from outside as expm1(log p), because 1 − p from the
-    # probability computed here loses its digits where the model is almost certain.
-    probs = tl.exp(logits - tl.load(log_normalizer_ptr + first_row + rows)[:, None])
-    local = tl.load(labels_ptr + first_row + rows) - first - first_column
-    target_error = tl.load(target_error_ptr + first_row + rows)
-    error = tl.where(columns[None, :] == local[:, None], target_error[:, None], probs)
-    error *= tl.load(gate_ptr + first_row + rows)[:, None]
+    # gate · (P − e_y). The normalizer in base 2 makes the argument of the power one operation.
+    normalizer = tl.load(log2_normalizer_ptr + first_row + rows)
+    gate = tl.load(gate_ptr + first_row + rows)
+    error = tl.exp2(logits * LOG2_E - normalizer[None, :]) * gate[None, :]
+    # The target's entry p − 1 comes from outside as expm1(log p), because 1 − p from the
+    # probability computed here loses its digits where the model is almost certain. Most tiles have
+    # no target in them.
+    local = (tl.load(labels_ptr + first_row + rows) - first - first_column).to(tl.int32)
+    if tl.max(((local >= 0) & (local < COLUMNS)).to(tl.int32), axis=0) > 0:
+        at_target = tl.load(target_error_ptr + first_row + rows) * gate
+        error = tl.where(columns[:, None] == local[None, :], at_target[None, :], error)
     if softcap is not None:
         # The soft cap's derivative, from its result: z = softcap · tanh(·), dz = 1 − tanh².
         tanh = logits * (1.0 / softcap)
         error *= 1.0 - tanh * tanh
-    error = tl.where(inside[None, :], error, 0.0)
 
     # All decisions and sums are taken from float32, before the error is rounded to be stored.
     place = row_tile * block_columns + first_column + columns
-    tl.store(column_sums_ptr + place, tl.sum(error, axis=0))
+    tl.store(column_sums_ptr + place, tl.sum(error, axis=1))
     # The first threshold is the weight's and the larger one, so the two booleans add up to a level.
-    largest = tl.max(tl.abs(error), axis=0)
+    largest = tl.max(tl.abs(error), axis=1)
     is_first = largest >= tl.load(thresholds_ptr)
     is_second = largest >= tl.load(thresholds_ptr + 1)
     tl.store(live_ptr + place, is_first.to(tl.int8) + is_second.to(tl.int8))
+    is_skipped = ((columns < num_columns - first_column) & (is_second == 0)).to(tl.float32)
     skipped_rows_ptr += column_tile.to(tl.int64) * num_row_tiles * ROWS + first_row
-    tl.store(skipped_rows_ptr + rows, tl.sum(tl.where(is_second[None, :], 0.0, error), axis=1))
-    # Transposed, [columns, rows]: the two products gather live columns, which are then contiguous
-    # in memory along the rows.
+    tl.store(skipped_rows_ptr + rows, tl.sum(error * is_skipped[:, None], axis=0))
+    # The two products gather live columns, which are contiguous in memory along the rows.
     error_ptr += first_column.to(tl.int64) * error_stride + first_row
-    error_ptrs = error_ptr + columns[None, :] * error_stride + rows[:, None]
+    error_ptrs = error_ptr + columns[:, None] * error_stride + rows[None, :]
     tl.store(error_ptrs, error.to(error_ptr.dtype.element_ty))
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deft.objectives.catalog import CATALOG
 from deft.workers.catalogs.models import ModelDimensions
 from deft.workers.spec import LoraSpec, TrainingSpec
 
@@ -32,11 +33,9 @@ BUCKET = 200_000_000
 MAX_LIVE = 1_000_000_000
 """Parameters that ZeRO 3 holds gathered or updates at most (DeepSpeed's default)."""
 HEAD_BLOCK = 2**28
-"""Bytes of a block of errors of the head in tiles, on a GPU."""
-CHUNK_BYTES, CHUNK_ROWS, LEAST_CHUNK_ROWS = 2**30, 4096, 256
-"""Bytes of the head in chunks, on a GPU, and the most and the fewest rows of logits in them."""
-SCRATCH_ROWS, PRODUCT_COLUMNS = 512, 2**15
-"""Rows of that head's scratch memory, and columns of the logits that it multiplies at once."""
+"""Bytes of a block of errors of the head in tiles, or of logits of the head in blocks, on a GPU."""
+TILES_COLUMNS, BLOCKS_COLUMNS = 4096, 1024
+"""Entries of the vocabulary in such a block at the least, however many tokens there are."""
 FITS = "fits"
 """What a plan says of a card that is large enough."""
 USABLE = 0.9
@@ -81,22 +80,20 @@ class DataSize:
 class HeadKind:
     """What the head of an objective keeps on a GPU."""
 
-    distributions: int = 0
-    """Chunks of logits that are held at once, one for each distribution; 0 for tiles."""
+    in_blocks: bool = False
+    """Whether it holds blocks of logits, or else works in tiles."""
     has_reference: bool = False
     """Whether a frozen model is at hand besides."""
 
 
-TILES = HeadKind()
+TILES, BLOCKS, ANCHORED_BLOCKS = HeadKind(), HeadKind(True), HeadKind(True, True)
 HEADS = {
-    "EAFT": HeadKind(1),
-    "EAFT_axolotl": HeadKind(1),
-    "LabelSmoothing": HeadKind(1),
-    "GEM": HeadKind(2),
-    "ASFT": HeadKind(2, has_reference=True),
-    "ASFT_reverse": HeadKind(2, has_reference=True),
-    "SFT_KL": HeadKind(2, has_reference=True),
-    "SFT_KL_reverse": HeadKind(2, has_reference=True),
+    "LabelSmoothing": BLOCKS,
+    "GEM": BLOCKS,
+    "ASFT": ANCHORED_BLOCKS,
+    "ASFT_reverse": ANCHORED_BLOCKS,
+    "SFT_KL": ANCHORED_BLOCKS,
+    "SFT_KL_reverse": ANCHORED_BLOCKS,
 }
 """Heads of the objectives that kernels in tiles cannot compute, by name."""
 
@@ -189,15 +186,26 @@ def head_bytes(
 ) -> int:
     """Bytes of the head over ``tokens`` target tokens, forward and backward."""
     vocabulary, width = model.vocab_size, model.hidden_size
-    gradients = (4 + 2 * itemsize) * tokens * width
-    if head.distributions == 0:
-        # The weight's gradient is written once, and so in bfloat16 if the weight is.
-        return HEAD_BLOCK + (2 if is_bfloat16 else 4) * vocabulary * width + gradients
-    row = 4 * vocabulary
-    rows = min(CHUNK_ROWS, max(LEAST_CHUNK_ROWS, CHUNK_BYTES // (row * head.distributions)), tokens)
-    chunks = head.distributions * rows * row + min(rows, SCRATCH_ROWS) * row
-    product = 4 * PRODUCT_COLUMNS * max(rows, width)
-    return chunks + product + row * width + gradients
+    # The weight's gradient is written once, and so in bfloat16 if the weight is. That of the hidden
+    # states is added up in float32; beside it are its final dtype and what multiplies the errors.
+    gradients = (2 if is_bfloat16 else 4) * vocabulary * width
+    gradients += (4 + 2 * itemsize) * tokens * width
+    if not head.in_blocks:
+        errors = tokens * itemsize
+        return errors * _block_columns(vocabulary, errors, TILES_COLUMNS) + gradients
+    # The first pass holds logits in float32, those of a frozen model, and what is made of them.
+    first_pass = 4 * tokens * (2 + head.has_reference)
+    columns = _block_columns(vocabulary, first_pass, BLOCKS_COLUMNS)
+    # The second holds errors and the other distribution, then errors as the products read them and
+    # a product in float32, before it is stored.
+    errors = columns * 4 * tokens * 2
+    products = columns * tokens * itemsize + 4 * width * max(tokens, columns)
+    return max(columns * first_pass, gradients + max(errors, products))
+
+
+def _block_columns(vocabulary: int, column: int, least: int) -> int:
+    """Return the entries of a block of the vocabulary, one of which takes ``column`` bytes."""
+    return min(vocabulary, max(HEAD_BLOCK // column, least))
 
 
 def memory_per_device(
@@ -272,7 +280,7 @@ def worker_memory(
     Args:
         model: its sizes.
         training: how to train.
-        objective: its name; one that is given by an import path has its head in tiles.
+        objective: its name; of one that is given by an import path the larger head is counted.
         stage: of ZeRO; that of ``training`` if not given.
         checkpointed: whether activations are recomputed; as in ``training`` if not given.
     """
@@ -282,7 +290,7 @@ def worker_memory(
         stage=training.resolved_zero_stage if stage is None else stage,
         checkpointed=training.gradient_checkpointing if checkpointed is None else checkpointed,
         itemsize=itemsize(training),
-        head=HEADS.get(objective, TILES),
+        head=HEADS.get(objective, TILES if objective in CATALOG else BLOCKS),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from deft.platform.records.manifests import (
     ModelResult,
     PrepareManifest,
     Timings,
+    TrainManifest,
     load_manifest,
     save_manifest,
 )
@@ -75,6 +77,7 @@ def evaluate_stage(
             out=run.path,
             context=context,
             validation_dir=prepared.validation_dir,
+            dtype=trained_dtype(run),
         )
         trained = replace(base, models={"eval": str(run.path / "model")})
         losses = measure_heldout(trained, events)
@@ -84,6 +87,13 @@ def evaluate_stage(
         )
     warn_of_other_formats(prepared, outcome.models["eval"], console)
     run.finish(outcome)
+
+
+def trained_dtype(run: RunDirectory[ExperimentSpec]) -> str:
+    """Return the dtype that the training workers agreed on, or else that of what they exported."""
+    if (dtype := run.require_manifest(TrainManifest).dtype) is not None:
+        return dtype
+    return str(json.loads((run.path / "model" / "config.json").read_text())["dtype"])
 
 
 def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
@@ -149,6 +159,7 @@ def _digest_of_inputs(evaluation: Evaluation) -> str:
         *(content_in(evaluation.items[name]) for name in sorted(evaluation.items)),
         evaluation.trained_style,
         str(evaluation.validation_dir),
+        str(evaluation.dtype),
     )
 
 

@@ -46,6 +46,9 @@ class Evaluation:
     context: RunContext
     validation_dir: str | None = None
     """Held-out rows, as the prepare stage leaves them."""
+    dtype: str | None = None
+    """Dtype of the parameters in training, in which all losses are measured; None takes that of the
+    node that measures."""
 
 
 @contextmanager
@@ -151,6 +154,7 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
         return {}
     file = str(Path(spec.file).absolute()) if spec.file else None
     rows_dir, style, size = evaluation.validation_dir, evaluation.trained_style, spec.size
+    dtype = evaluation.dtype
 
     def work(label: str, model: str, out: Path) -> dict[str, float]:
         from deft.evaluators.scores.heldout import measure_losses, read_rows
@@ -164,7 +168,7 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
         if not rows:
             return {}
         tables = out / heldout_table(label), out / token_table(label)
-        return measure_losses(Path(model), rows, *tables, report)
+        return measure_losses(Path(model), rows, *tables, report, dtype=dtype)
 
     gpus = evaluation.spec.engine.tensor_parallel if evaluation.context.use_gpu else 0
     remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy=ANYWHERE)(work)

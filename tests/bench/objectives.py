@@ -19,8 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +30,9 @@ from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 PLAIN = "plain NLL"
-BOTH_BACKENDS = ("original", "p", "DEFT", "Cayley_Trans", "OnlyTopP-0.1")
-TORCH_BACKEND = ("EAFT", "LabelSmoothing", "GEM", "ASFT", "SFT_KL")
-"""Objectives whose statistics or second distribution the Triton kernels do not have."""
+BOTH_BACKENDS = ("original", "p", "DEFT", "Cayley_Trans", "OnlyTopP-0.1", "EAFT")
+TORCH_BACKEND = ("LabelSmoothing", "GEM", "ASFT", "SFT_KL")
+"""Objectives with a second distribution, which the Triton kernels do not have."""
 
 
 class Shape(NamedTuple):
@@ -108,21 +110,27 @@ def cut_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def ours(objective: str, backend: str) -> Loss:
-    """Build a loss from this platform's head."""
+    """Build a loss from this platform's head; `gpu_blocks` is what `torch` runs on a GPU."""
     from deft.objectives import ReferenceHead, get_objective, linear_objective
+    from deft.objectives.head import linear
 
     needs_reference = get_objective(objective).needs_reference
 
     def loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        return linear_objective(
-            hidden,
-            weight,
-            labels,
-            objective,
-            # As under LoRA, where the frozen model shares the weight.
-            reference=ReferenceHead(hidden.detach(), weight.detach()) if needs_reference else None,
-            backend=backend,  # type: ignore[arg-type]
-        ).loss
+        # As under LoRA, where the frozen model shares the weight.
+        reference = ReferenceHead(hidden.detach(), weight.detach()) if needs_reference else None
+        chosen: Any = nullcontext()
+        if backend == "gpu_blocks":
+            chosen = patch.object(linear, "head_for", lambda *_: backend)
+        with chosen:
+            return linear_objective(
+                hidden,
+                weight,
+                labels,
+                objective,
+                reference=reference,
+                backend="triton" if backend == "triton" else "torch",
+            ).loss
 
     return loss
 
@@ -143,6 +151,9 @@ def variants(device: str) -> dict[str, Loss]:
         for objective in (*BOTH_BACKENDS, *TORCH_BACKEND):
             if backend == "torch" or objective in BOTH_BACKENDS:
                 named[f"{backend}: {objective}"] = ours(objective, backend)
+    if device == "cpu":
+        # A GPU's blocks, for their memory: a CPU converts operands, which takes copies and time.
+        named |= {f"gpu_blocks: {name}": ours(name, "gpu_blocks") for name in TORCH_BACKEND}
     return named
 
 

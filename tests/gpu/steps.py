@@ -11,10 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from check import Row, verdict
@@ -36,7 +38,10 @@ HEADS = {
     "qwen2.5-7b": HeadShape(3584, 152_064),
     "llama-3.1-8b": HeadShape(4096, 128_256),
 }
-PARITY_OBJECTIVES = ("original", "p", "DEFT", "Cayley_Trans", "GeneralFamily--1", "OnlyTopP-0.2")
+PARITY_OBJECTIVES = ("original", "DEFT", "EAFT", "Cayley_Trans", "GeneralFamily--1", "OnlyTopP-0.2")
+"""What the kernels compute, those whose parts differ first."""
+SECOND_DISTRIBUTIONS = ("ASFT", "SFT_KL_reverse", "GEM", "LabelSmoothing")
+"""What blocks of the vocabulary compute on a GPU."""
 CCE, LIGER = "cut-cross-entropy NLL", "Liger fused linear NLL"
 """Peers of the head, as `tests/bench/objectives.py` names them."""
 MAX_TIME_OF_CCE = MAX_MEMORY_OF_CCE = 1.1
@@ -98,7 +103,7 @@ def poison(num_bytes: int) -> None:
 
 
 def parity(tiny: bool) -> Iterator[Row]:
-    """Compare every objective of the Triton head with the reference in float64."""
+    """Compare every objective of the Triton head with the reference in float64, and the blocks."""
     # (N, D, V): odd sizes, a row, narrow and wide; the interpreter takes milliseconds a tile.
     sizes = [(37, 24, 301)] if tiny else [(1000, 576, 20_011), (129, 50, 257), (1, 1536, 151_936)]
     # The interpreter multiplies bfloat16 wrongly; float16 stands in for it.
@@ -113,10 +118,28 @@ def parity(tiny: bool) -> Iterator[Row]:
             what = f"parity {objective} {str(dtype).removeprefix('torch.')}"
             yield Row(what, f"{worst:.1e} (≤ {bound:.0e})", verdict(worst <= bound))
             yield Row(f"{what}, twice bit-equal", "", verdict(equal))
+    with on_gpu_blocks():
+        for objective in SECOND_DISTRIBUTIONS:
+            for dtype in dtypes:
+                results = [head_error(objective, dtype, size, backend="auto") for size in sizes]
+                error, equal = max(error for error, _ in results), all(same for _, same in results)
+                bound = 1e-5 if dtype is torch.float32 else 1e-2
+                what = f"parity {objective} in blocks, {str(dtype).removeprefix('torch.')}"
+                yield Row(what, f"{error:.1e} (≤ {bound:.0e})", verdict(error <= bound and equal))
     if not tiny:
         # V · D beyond 2^31 elements: 32-bit offsets would overflow.
         error, same = head_error("DEFT", torch.bfloat16, (64, 8192, 270_000), against=torch.float32)
         yield Row("parity DEFT, V·D > 2^31", f"{error:.1e}", verdict(error <= 1e-2 and same))
+
+
+def on_gpu_blocks() -> Any:
+    """Let `linear_objective` choose as on a GPU where there is none."""
+    from deft.objectives.head import linear
+
+    if torch.cuda.is_available():
+        return nullcontext()
+    choose = linear.head_for
+    return patch.object(linear, "head_for", lambda *request: choose(*request[:3], "cuda"))
 
 
 def head_error(
@@ -125,6 +148,7 @@ def head_error(
     size: tuple[int, int, int],
     *,
     against: torch.dtype = torch.float64,
+    backend: str = "triton",
 ) -> tuple[float, bool]:
     """Return the worst relative error of values and gradients, and whether two runs are equal."""
     N, D, V = size
@@ -135,8 +159,8 @@ def head_error(
     labels[::2] = (hidden[::2].float() @ weight.float().T).argmax(-1)
     expected = head_outputs(objective, hidden.to(against), weight.to(against), labels, "reference")
     poison(max(4 * N * V, 2**24))
-    actual = head_outputs(objective, hidden, weight, labels, "triton")
-    again = head_outputs(objective, hidden, weight, labels, "triton")
+    actual = head_outputs(objective, hidden, weight, labels, backend)
+    again = head_outputs(objective, hidden, weight, labels, backend)
     errors = [relative_error(ours, exact) for ours, exact in zip(actual, expected, strict=True)]
     equal = all(torch.equal(one, other) for one, other in zip(actual, again, strict=True))
     return max(errors), equal
@@ -145,9 +169,12 @@ def head_error(
 def head_outputs(
     objective: str, hidden: Tensor, weight: Tensor, labels: Tensor, backend: str
 ) -> list[Tensor]:
-    """Return log p, gate and both gradients."""
-    from deft.objectives import linear_objective
+    """Return log p, gate and both gradients; a reference model sees the other hidden states."""
+    from deft.objectives import ReferenceHead, get_objective, linear_objective
 
+    reference: ReferenceHead | None = None
+    if get_objective(objective).needs_reference:
+        reference = ReferenceHead(hidden.flip(1).contiguous(), weight)
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
     output = linear_objective(
         hidden,
@@ -155,6 +182,7 @@ def head_outputs(
         labels,
         objective,
         backend=backend,  # type: ignore[arg-type]
+        reference=reference,
         normalizer=1.0,
     )
     output.loss.backward()
@@ -182,10 +210,11 @@ def head_variants(tiny: bool, with_second_distribution: bool) -> dict[str, Any]:
     named = {name: everything[name] for name in ("plain NLL", CCE, LIGER) if name in everything}
     if not tiny:
         named["compiled NLL"] = torch.compile(named["plain NLL"])
-        named |= {f"triton: {name}": ours(name, "triton") for name in ("original", "DEFT")}
-    named["torch: DEFT"] = ours("DEFT", "torch")
+        named |= {f"triton: {name}": ours(name, "triton") for name in ("original", "DEFT", "EAFT")}
+    blocks = "torch" if torch.cuda.is_available() else "gpu_blocks"
+    named["blocks: DEFT"] = ours("DEFT", blocks)
     if with_second_distribution:
-        named |= {f"torch: {name}": ours(name, "torch") for name in ("EAFT", "GEM")}
+        named |= {f"blocks: {name}": ours(name, blocks) for name in SECOND_DISTRIBUTIONS}
     return named
 
 

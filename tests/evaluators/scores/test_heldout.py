@@ -78,6 +78,7 @@ def test_every_number_is_that_of_the_materialized_logits(
     assert metrics["ece"] == pytest.approx(expected, abs=1e-5)
     assert (metrics["num_items"], metrics["num_tokens"]) == (len(RESPONSES), len(nlls))
     assert metrics["nll_ci_low"] < metrics["nll"] < metrics["nll_ci_high"]
+
     assert seen == [(4, 5), (5, 5)]
 
     table = read_losses(tmp_path / "losses.parquet")
@@ -97,3 +98,18 @@ def test_every_number_is_that_of_the_materialized_logits(
         assert text.startswith(response)
         assert f"question {number}" in spelled[0].before
         assert not any(token.before for token in spelled[1:])
+
+
+def test_losses_are_measured_in_the_dtype_of_training(
+    model_paths: dict[str, str], rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nll(machine: torch.dtype, dtype: str | None) -> float:
+        monkeypatch.setattr(losses, "resolve_dtype", lambda name: machine)
+        path = Path(model_paths["first untied"])
+        losses_file, tokens_file = tmp_path / "losses.parquet", tmp_path / "tokens.parquet"
+        return measure_losses(path, rows, losses_file, tokens_file, dtype=dtype)["nll"]
+
+    exact, rounded = nll(torch.float32, None), nll(torch.bfloat16, None)
+    assert exact != rounded
+    assert nll(torch.bfloat16, "float32") == exact
+    assert nll(torch.float32, "bfloat16") == rounded

@@ -20,7 +20,7 @@ from deft.objectives import (
     get_objective,
     linear_objective,
 )
-from deft.objectives.head import blocked, chunked
+from deft.objectives.head import blocked, chunked, gpu_blocks, linear
 
 EXAMPLES = [
     *(info.example for info in CATALOG.values()),
@@ -134,10 +134,20 @@ def assert_matches_float64(
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, tiles and blocks even in small problems, none of them full."""
-    monkeypatch.setattr(chunked, "_CHUNK_ROWS", {"cpu": 24})
+    monkeypatch.setattr(chunked, "_CHUNK_ROWS", 24)
     monkeypatch.setattr(chunked, "_CACHED_LOGITS", 1024)
     monkeypatch.setattr(blocked, "_ROWS", 24)
     monkeypatch.setattr(blocked, "_ENTRIES", 128)
+    monkeypatch.setattr(gpu_blocks, "BLOCK_BYTES", 0)
+    monkeypatch.setattr(gpu_blocks, "LEAST_COLUMNS", 128)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device_type(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the head be the one of this kind of device, whatever the tensors are on."""
+    choose, kind = linear.head_for, str(request.param)
+    monkeypatch.setattr(linear, "head_for", lambda *request: choose(*request[:3], kind))
+    return kind
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -146,6 +156,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     ("dtype", "tolerance"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)],
 )
+@pytest.mark.usefixtures("device_type")
 def test_torch_backend_matches_float64(
     objective: str, dtype: torch.dtype, tolerance: float, softcap: float | None
 ) -> None:
@@ -186,6 +197,7 @@ def test_any_shape_in_bfloat16(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.0, 30.0, 1000.0])
+@pytest.mark.usefixtures("device_type")
 def test_extreme_logits_stay_finite_and_right(dtype: torch.dtype, scale: float) -> None:
     problem = Problem(60, 32, 300, scale=scale, dtype=dtype)
     _, nll = problem.run("original", "reference", torch.float64)
@@ -235,6 +247,7 @@ def test_reference_gradients_are_autograds(objective: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("device_type")
 def test_statistics_are_those_of_the_softmax(dtype: torch.dtype) -> None:
     problem = Problem(50, 16, 300, scale=0.5, dtype=dtype)
     names = ("concentration", "entropy", "top_logp", "entropy_top")
@@ -263,6 +276,7 @@ def test_statistics_are_those_of_the_softmax(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("device_type")
 def test_an_almost_certain_token_keeps_the_digits_of_what_it_lacks(dtype: torch.dtype) -> None:
     problem = Problem(60, 32, 300, scale=2.0, dtype=dtype)
     problem.labels = (problem.hidden @ problem.weight.T + problem.bias).argmax(-1)
@@ -286,6 +300,7 @@ def test_what_has_no_target_has_no_part() -> None:
     assert problem.run("DEFT", "torch", torch.float32)[0].loss == output.loss
 
 
+@pytest.mark.usefixtures("device_type")
 def test_dropped_tokens_leave_loss_normalizer_and_gradient() -> None:
     problem = Problem(80, 16, 300, scale=0.6, dtype=torch.float32)
     output, (grad_hidden, *_) = problem.run("OnlyTopLogP-0.3", "torch", torch.float32)
@@ -299,6 +314,7 @@ def test_dropped_tokens_leave_loss_normalizer_and_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("objective", ["DEFT", "Cayley_Trans", "TopQuantileP-0.5", "GEM"])
 @pytest.mark.parametrize("rows", [0, 7])
+@pytest.mark.usefixtures("device_type")
 def test_without_targets_loss_and_gradients_are_zero(
     objective: str, rows: int, dtype: torch.dtype
 ) -> None:
@@ -314,6 +330,7 @@ def test_without_targets_loss_and_gradients_are_zero(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("device_type")
 def test_without_kept_tokens_loss_and_gradients_are_zero(dtype: torch.dtype) -> None:
     problem = Problem(40, 16, 300, scale=0.1, dtype=dtype)
     output, gradients = problem.run("OnlyTopP-0.5", "torch", dtype)
@@ -324,6 +341,7 @@ def test_without_kept_tokens_loss_and_gradients_are_zero(dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("objective", ["DEFT", "OnlyTopP-0.2", "GEM"])
+@pytest.mark.usefixtures("device_type")
 def test_accumulation_with_a_shared_normalizer_is_one_batch(objective: str) -> None:
     problem = Problem(90, 16, 300, scale=0.5, dtype=torch.float64)
     whole, gradients = problem.run(objective, "torch", torch.float64)
@@ -424,6 +442,7 @@ def test_autocast_multiplies_in_its_dtype() -> None:
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.usefixtures("device_type")
 def test_logits_that_are_not_finite_are_refused_with_their_rows(
     backend: str, dtype: torch.dtype, poison: float
 ) -> None:

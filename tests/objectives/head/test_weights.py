@@ -47,7 +47,7 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "_CHUNK_ROWS", {"cpu": 24})
+    monkeypatch.setattr(chunked, "_CHUNK_ROWS", 24)
     monkeypatch.setattr(blocked, "_ROWS", 24)
     monkeypatch.setattr(blocked, "_ENTRIES", 128)
 

@@ -16,20 +16,17 @@ from transformers import (
 )
 
 from deft.objectives import CATALOG, get_objective
-from deft.objectives.head import chunked, matmul
+from deft.objectives.head import gpu_blocks, triton_head
 from deft.platform.commands.cost_model import (
+    BLOCKS_COLUMNS,
     BUCKET,
     CARDS,
-    CHUNK_BYTES,
-    CHUNK_ROWS,
     GIB,
     HEAD_BLOCK,
     HEADS,
-    LEAST_CHUNK_ROWS,
     MAX_LIVE,
-    PRODUCT_COLUMNS,
-    SCRATCH_ROWS,
     TILES,
+    TILES_COLUMNS,
     DataSize,
     HeadKind,
     activation_bytes,
@@ -116,7 +113,7 @@ def test_memory_by_stage_worked_out_by_hand() -> None:
     assert [memory.buffers for memory in by_stage] == [0, 0, 8 * BUCKET, 4 * BUCKET + 2 * n]
     # 20 tokens of 2 bytes; a layer keeps 4·8 + 2·8 + 2·4 + 3·16 = 104 numbers of each.
     assert {memory.activations for memory in by_stage} == {20 * 2 * 2 * 104}
-    assert {memory.head for memory in by_stage} == {HEAD_BLOCK + 2 * 32 * 8 + 8 * 20 * 8}
+    assert {memory.head for memory in by_stage} == {20 * 32 * 2 + 2 * 32 * 8 + 8 * 20 * 8}
     assert {memory.reference for memory in by_stage} == {0}
     again = memory_per_device(SMALL, SPEC, stage=0, checkpointed=True, itemsize=2)
     assert again.activations == 20 * 2 * (2 * 8 + 104)
@@ -146,23 +143,21 @@ def test_every_objective_is_planned_with_the_head_that_a_gpu_runs() -> None:
     for name, info in CATALOG.items():
         given = {info.parameter: 0.5} if info.parameter else {}
         objective = get_objective({"name": name, **given})
-        target = objective.target
-        in_tiles = target is None and "entropy_top" not in objective.needs
-        chunks = 1 + (target is not None and target.kind != "uniform")
-        expected = HeadKind(0 if in_tiles else chunks, objective.needs_reference)
+        in_tiles = triton_head.unsupported_request(objective, torch.bfloat16) is None
+        expected = HeadKind(not in_tiles, objective.needs_reference)
         assert HEADS.get(name, TILES) == expected, name
-    assert (CHUNK_BYTES, LEAST_CHUNK_ROWS) == (chunked._CHUNK_BYTES, chunked._LEAST_CHUNK_ROWS)
-    assert chunked._CHUNK_ROWS["cuda"] == CHUNK_ROWS
-    assert (SCRATCH_ROWS, PRODUCT_COLUMNS) == (chunked._GPU_TILE_ROWS, matmul._GPU_ROWS)
+    assert triton_head._BLOCK_BYTES == gpu_blocks.BLOCK_BYTES == HEAD_BLOCK
+    assert triton_head._MIN_BLOCK_COLUMNS == TILES_COLUMNS
+    assert gpu_blocks.LEAST_COLUMNS == BLOCKS_COLUMNS
 
 
-def test_an_anchored_objective_keeps_a_frozen_model_and_chunks_of_two_distributions() -> None:
+def test_an_anchored_objective_keeps_a_frozen_model_and_blocks_of_two_distributions() -> None:
     n, kind = SMALL.num_parameters, HEADS["ASFT"]
     memory = memory_per_device(SMALL, SPEC, stage=1, checkpointed=False, itemsize=2, head=kind)
     assert memory.reference == 2 * n
-    # 20 rows of 32 logits in float32, for two distributions and as scratch; a product's buffer.
-    chunks = 3 * 20 * 32 * 4 + 4 * PRODUCT_COLUMNS * 20
-    assert memory.head == chunks + 4 * 32 * 8 + 8 * 20 * 8
+    # 20 rows of 32 logits in float32, twice in the second pass; the gradients of the weight in
+    # bfloat16 and of the hidden states. The first pass has 3 of them and no gradient.
+    assert memory.head == max(3 * 20 * 32 * 4, 2 * 20 * 32 * 4 + 2 * 32 * 8 + 8 * 20 * 8)
     adapted = SPEC.model_copy(update={"lora": LoraSpec()})
     memory = memory_per_device(SMALL, adapted, stage=1, checkpointed=False, itemsize=2, head=kind)
     assert memory.reference == 0

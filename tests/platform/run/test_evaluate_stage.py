@@ -12,9 +12,12 @@ from rich.console import Console
 from deft.evaluators.generation.job import EvaluationJob, JobResult, PromptRecord
 from deft.evaluators.generation.prompts import Stops
 from deft.evaluators.spec import EvaluationSpec
+from deft.platform.config.spec import ExperimentSpec
 from deft.platform.console import RunConsole
+from deft.platform.records.manifests import TrainManifest
+from deft.platform.records.run_directory import RunDirectory
 from deft.platform.run.context import RunContext
-from deft.platform.run.evaluate_stage import evaluate_base
+from deft.platform.run.evaluate_stage import evaluate_base, trained_dtype
 from deft.platform.run.evaluation import Evaluation
 
 
@@ -35,6 +38,18 @@ class ScriptedPool:
             job.predictions.write_bytes(b"graded")
             prompt = PromptRecord(style="chat", hash="0" * 12, num_bos=0, stop=Stops([0], []))
             yield job, JobResult({"avg_at_1": 0.5}, prompt, 1, 0, 0.0, 0.0)
+
+
+def test_losses_of_both_models_are_measured_in_the_dtype_of_training(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, ExperimentSpec(dataset="figfont", model="tiny", objective="p"))
+    (run.path / "model").mkdir(parents=True)
+    (run.path / "model" / "config.json").write_text('{"dtype": "bfloat16"}')
+    trained = TrainManifest(model="model", seconds=1.0, step=2, dtype="float16", metrics={})
+    run.finish(trained)
+    assert trained_dtype(run) == "float16"
+    # The last start found all steps taken, and so heard no worker say it.
+    run.finish(trained.model_copy(update={"dtype": None}))
+    assert trained_dtype(run) == "bfloat16"
 
 
 def test_a_changed_grader_grades_the_base_models_responses_again(tmp_path: Path) -> None:
