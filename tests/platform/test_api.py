@@ -146,6 +146,13 @@ def test_a_sweep_may_be_a_mapping(tmp_path: Path) -> None:
     assert [cell.run for cell in again.cells] == [cell.run for cell in plan.cells]
 
 
+def test_paths_and_tuples_are_settings_too(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1=", "response": "2"}\n')
+    texts = {"dataset": str(tmp_path / "sums.jsonl"), "model": "tiny", "objective": "p"}
+    paths = {**texts, "dataset": tmp_path / "sums.jsonl", "evaluation": {"benchmarks": ()}}
+    assert load_spec(paths) == load_spec({**texts, "evaluation": {"benchmarks": []}})
+
+
 @pytest.mark.slow
 def test_a_real_run_is_evaluated_again_and_compared(ray_cluster: None, tmp_path: Path) -> None:
     settings = {
@@ -161,7 +168,9 @@ def test_a_real_run_is_evaluated_again_and_compared(ray_cluster: None, tmp_path:
     }
     trained = run(settings, root=tmp_path)
     assert all(manifest_file(trained.directory, stage).is_file() for stage in STAGES)
-    again = evaluate({"model": trained.run, "evaluation": settings["evaluation"]}, root=tmp_path)
+    again = evaluate(
+        {"model": trained.directory, "evaluation": settings["evaluation"]}, root=tmp_path
+    )
     values = [
         {row.metric: row.value for row in results.results if row.benchmark == "figfont"}
         for results in (trained, again)
