@@ -69,7 +69,7 @@ def test_cells_train_and_evaluate_two_objectives(ray_cluster: None, cells: list[
     exec(cells[0], variables)
     variables["experiment"] |= {
         "dataset": {"name": "chain_sum", "size": 200},
-        "training": {"num_workers": 1, "max_steps": 3, "batch_size": 8},
+        "training": {"num_workers": 1, "max_steps": 3, "batch_size": 16},
         "evaluation": {
             "general": False,
             "benchmarks": [{"name": "chain_sum", "size": 4, "max_tokens": 8}],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
+import os
 from collections.abc import Iterable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -68,7 +69,19 @@ def read_settings(
     Raises:
         UserError: the file cannot be read.
     """
-    return ({**copy.deepcopy(source)}, {}) if isinstance(source, Mapping) else read_yaml(source)
+    return (_copy(source), {}) if isinstance(source, Mapping) else read_yaml(source)
+
+
+def _copy(value: Any) -> Any:
+    """Copy settings as a file would hold them: a path is a text, a tuple a list."""
+    match value:
+        case Mapping():
+            return {str(key): _copy(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_copy(item) for item in value]
+        case PathLike():
+            return os.fspath(value)
+    return value
 
 
 def to_experiment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +146,13 @@ def test_a_sweep_may_be_a_mapping(tmp_path: Path) -> None:
     assert [cell.run for cell in again.cells] == [cell.run for cell in plan.cells]
 
 
+def test_paths_and_tuples_are_settings_too(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1=", "response": "2"}\n')
+    texts = {"dataset": str(tmp_path / "sums.jsonl"), "model": "tiny", "objective": "p"}
+    paths = {**texts, "dataset": tmp_path / "sums.jsonl", "evaluation": {"benchmarks": ()}}
+    assert load_spec(paths) == load_spec({**texts, "evaluation": {"benchmarks": []}})
+
+
 @pytest.mark.slow
 def test_a_real_run_is_evaluated_again_and_compared(ray_cluster: None, tmp_path: Path) -> None:
     settings = {
@@ -160,7 +168,9 @@ def test_a_real_run_is_evaluated_again_and_compared(ray_cluster: None, tmp_path:
     }
     trained = run(settings, root=tmp_path)
     assert all(manifest_file(trained.directory, stage).is_file() for stage in STAGES)
-    again = evaluate({"model": trained.run, "evaluation": settings["evaluation"]}, root=tmp_path)
+    again = evaluate(
+        {"model": trained.directory, "evaluation": settings["evaluation"]}, root=tmp_path
+    )
     values = [
         {row.metric: row.value for row in results.results if row.benchmark == "figfont"}
         for results in (trained, again)
@@ -168,3 +178,20 @@ def test_a_real_run_is_evaluated_again_and_compared(ray_cluster: None, tmp_path:
     assert values[0]["avg_at_1"] == values[1]["avg_at_1"]
     comparison = compare([trained.run, again.run], root=tmp_path)
     assert comparison.rows[1].conclusion == "not distinguishable"
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_is_reported_again(
+    ray_cluster: None, finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file = tmp_path / "runs", finished.root.parent / "sweep.yaml"
+    shutil.copytree(finished.root, root, symlinks=True)
+    results = sweep(file, root=root)
+    assert results.cells == {finished.run.name: "finished"}
+    assert results.failures == {}
+    assert (results.report / "report.html").is_file()
+    again = load_results(sweep=results.sweep, root=root)
+    assert results.table().to_pylist() == again.to_pylist()
+    capsys.readouterr()
+    app(["sweep", str(file), "--root", str(root), "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out) == results.model_dump(mode="json")

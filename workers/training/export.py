@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import deepspeed
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from deft.workers.data.chat import end_of_turn
 from deft.workers.modeling.loading import load_causal_lm
@@ -69,8 +69,7 @@ def export_model(
     problem: list[str | None] = [None]
     if torch.distributed.get_rank() == 0:
         limit_length(tokenizer, model)
-        with suppress(ValueError):  # a template that refuses two plain turns
-            declare_end(model.generation_config, end_of_turn(tokenizer, style))
+        declare_end(model, tokenizer, style)
         model.save_pretrained(directory, state_dict=dict(state))
         tokenizer.save_pretrained(directory)
         if keep_adapter:
@@ -94,16 +93,21 @@ def limit_length(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
         tokenizer.model_max_length = positions
 
 
-def declare_end(config: GenerationConfig, token_ids: Sequence[int]) -> None:
-    """Let generation end at ``token_ids`` too: a base model ends at EOS alone, not at a turn's end.
+def declare_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: str) -> None:
+    """Let generation end where turns end in ``style``: a base model's config names EOS alone.
 
-    Servers and `generate` read this where they are told nothing else.
+    Servers and `generate` read it where they are told nothing else.
     """
+    config = getattr(model, "generation_config", None)
+    token_ids: list[int] = []
+    with suppress(ValueError):  # a template that refuses two plain turns
+        token_ids = end_of_turn(tokenizer, style)
+    if config is None or not token_ids:
+        return
     declared = config.eos_token_id
     known = declared if isinstance(declared, list) else [declared]
     ends = list(dict.fromkeys(id for id in (*known, *token_ids) if id is not None))
-    if ends:
-        config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def gather(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TextStreamer
+from transformers.utils.logging import disable_progress_bar
 
 from deft.evaluators.generation.model_dir import read_stop_token_ids
 from deft.evaluators.generation.prompts import resolve_stops
@@ -32,20 +33,22 @@ class Chat:
             max_tokens: length limit of a response.
             temperature: of sampling; 0 for greedy decoding.
         """
+        disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = load_causal_lm(model, dtype="auto", device_map=device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._style = style
         self._max_tokens = max_tokens
         declared = read_stop_token_ids(model, self._tokenizer.eos_token_id)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-        self._generation = GenerationConfig(
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
+        )
+        # In place of what the model's directory suggests.
+        self._model.generation_config = GenerationConfig(
             eos_token_id=resolve_stops(self._tokenizer, style, declared).token_ids or None,
             pad_token_id=0,
             **sampling,
         )
-        # What a model directory suggests would fill in for what is not said above.
-        self._model.generation_config = GenerationConfig()
         self.turns: tuple[Message, ...] = ()
         """Turns so far; none in a style that spells out a single turn."""
 
@@ -72,7 +75,6 @@ class Chat:
         output = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            generation_config=self._generation,
             max_new_tokens=limit,
             streamer=_Stream(self._tokenizer, write),
         )

@@ -14,13 +14,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
 )
 
+from deft.workers.common.example import Example
 from deft.workers.data.example_store import open_rows
 from deft.workers.modeling.loading import load_causal_lm
 from deft.workers.modeling.lora import add_adapters, merged_tensors
+from deft.workers.modeling.model_files import train_tokenizer
 from deft.workers.modeling.self_check import own_logp
 from deft.workers.spec import LoraSpec, TrainingSpec
 from deft.workers.training.export import declare_end
@@ -158,13 +159,16 @@ def _as_list(token_ids: Any) -> list[int]:
 
 
 def test_generation_ends_where_turns_end_and_where_it_did_before() -> None:
-    config = GenerationConfig(eos_token_id=7)
-    declare_end(config, [7])
-    assert config.eos_token_id == 7
-    declare_end(config, [9])
-    assert config.eos_token_id == [7, 9]
-    declare_end(unset := GenerationConfig(), [])
-    assert unset.eos_token_id is None
+    model = build("gpt2")
+    tokenizer = train_tokenizer([Example("0", ({"role": "user", "content": "1 + 2"},), "3")])
+    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for declared in (7, [7, turn_end]):
+        model.generation_config.eos_token_id = declared
+        declare_end(model, tokenizer, "chat")
+        assert model.generation_config.eos_token_id == [7, turn_end]
+    model.generation_config.eos_token_id = None
+    declare_end(model, tokenizer, "chat")
+    assert model.generation_config.eos_token_id == turn_end
 
 
 def held_out_nll(model: PreTrainedModel, job: TrainJob) -> float:
