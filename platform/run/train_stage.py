@@ -43,7 +43,7 @@ def train_stage(
     started = time.monotonic()
     with console.progress("steps") as view:
         progress = TrainingProgress(run, num_steps, console, view, on_validation)
-        view.wait(f"{plural(training.num_workers, 'worker')}: starting, loading the model")
+        view.wait(f"starting {plural(training.num_workers, 'worker')}")
         with event_queue(progress.handle) as events:
             job = TrainJob(
                 training=training,
@@ -65,6 +65,7 @@ def train_stage(
                 use_gpu=context.use_gpu,
                 on_restart=progress.restarted,
                 is_training=lambda: progress.has_begun,
+                on_poll=progress.require_recorded,
             )
     fetch_model(chosen_checkpoint(result, training.keep), run.path / "model")
     seconds, metrics = time.monotonic() - started, dict(result.metrics or {})
@@ -103,6 +104,7 @@ class TrainingProgress:
         self._on_validation = on_validation
         self.has_begun = False
         """Whether a worker has taken a step since this process was started."""
+        self._failure: OSError | None = None
         self.dtype: str | None = None
         """Of the parameters, once the workers have loaded them."""
         # A resumed run repeats the steps since its checkpoint.
@@ -115,7 +117,19 @@ class TrainingProgress:
         self._show(kind, step, metrics)
         if kind in ("train", "validation") and (kind, step) not in self._recorded:
             self._recorded.add((kind, step))
-            self._run.append_event(step, {f"{kind}/{name}": x for name, x in metrics.items()})
+            try:
+                self._run.append_event(step, {f"{kind}/{name}": x for name, x in metrics.items()})
+            except OSError as error:
+                self._failure = error
+                raise
+
+    def require_recorded(self) -> None:
+        """Raise the OSError that kept metrics from being appended to the run's events.
+
+        A deleted directory or a full disk would else show only once the training has ended.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def restarted(self, cause: str) -> None:
         """Warn that workers were replaced."""
@@ -128,7 +142,7 @@ class TrainingProgress:
             shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
             self._view.update("train", step, self._num_steps, shown)
             if step == self._num_steps:
-                self._view.wait("the model is stored and checked")
+                self._view.wait("storing the model")
         elif kind == "validation":
             shown = format_metrics(metrics, ("nll", "bits_per_byte", "token_accuracy"))
             self._console.print(f"          held out, after {step} steps  {shown}")
