@@ -14,8 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from deft.evaluators.generation.pool import EvaluatorPool
-from deft.evaluators.spec import EngineSpec
 from deft.platform.commands.compare import compare_runs
 from deft.platform.commands.compare_table import show_comparison
 from deft.platform.config.loading import load_evaluation
@@ -205,15 +203,14 @@ def test_tasks_of_lm_evaluation_harness_stand_in_the_same_tables(
     names = ["chain_sum", write_harness_tasks(tmp_path)["own_choice"]]
     settings = ["evaluation.engine.type=transformers", "evaluation.heldout=null"]
     console, uri, runs = RunConsole(), f"sqlite:///{tmp_path / 'mlflow.db'}", []
-    with EvaluatorPool(EngineSpec(type="transformers", cpus=1), use_gpu=False) as pool:
-        for seed in (0, 1):
-            path = tmp_path / f"model-{seed}"
-            path.mkdir()
-            text = "0123456789 + = none user assistant"
-            build_tiny(path, [Example("0", ({"role": "user", "content": text},), "")], seed=seed)
-            sampling = {"size": 9, "max_tokens": 4}
-            spec = load_evaluation(str(path), names, sampling, {}, settings, tmp_path)
-            runs.append(run_evaluation(spec, RunContext(tmp_path, console, uri, pool=pool)))
+    for seed in (0, 1):
+        path = tmp_path / f"model-{seed}"
+        path.mkdir()
+        text = "0123456789 + = none user assistant"
+        build_tiny(path, [Example("0", ({"role": "user", "content": text},), "")], seed=seed)
+        sampling = {"size": 9, "max_tokens": 4}
+        spec = load_evaluation(str(path), names, sampling, {}, settings, tmp_path)
+        runs.append(run_evaluation(spec, RunContext(tmp_path, console, uri)))
     comparison = compare_runs([run.path for run in runs])
     tables = {(row.benchmark, row.metric) for row in comparison.rows}
     assert tables == {("chain_sum", "avg@1"), ("lm_eval:own_choice", "avg@1")}
