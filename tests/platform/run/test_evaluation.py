@@ -213,7 +213,7 @@ def test_tasks_of_lm_evaluation_harness_stand_in_the_same_tables(
         runs.append(run_evaluation(spec, RunContext(tmp_path, console, uri)))
     comparison = compare_runs([run.path for run in runs])
     tables = {(row.benchmark, row.metric) for row in comparison.rows}
-    assert tables == {("chain_sum", "avg_at_1"), ("lm_eval:own_choice", "avg_at_1")}
+    assert tables == {("chain_sum", "avg@1"), ("lm_eval:own_choice", "avg@1")}
     assert comparison.num_comparisons == 2
     show_comparison(comparison, console)
     assert "lm_eval:own_choice, avg@1 (9 items)" in capsys.readouterr().out
