@@ -8,7 +8,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ MAX_RESTARTS = 3
 STOP_GRACE = 20.0
 """Seconds for a last checkpoint after SIGTERM: Kubernetes and SLURM give a process 30 to end."""
 
+POLL_INTERVAL = 1.0
+"""Seconds between calls of `on_poll`."""
+
 
 def fit(
     job: TrainJob,
@@ -43,6 +46,7 @@ def fit(
     use_gpu: bool,
     on_restart: Callable[[str], None],
     is_training: Callable[[], bool],
+    on_poll: Callable[[], None] = lambda: None,
 ) -> ray.train.Result:
     """Train ``job``, from its last checkpoint if there is one.
 
@@ -56,6 +60,7 @@ def fit(
         use_gpu: whether every worker gets a GPU.
         on_restart: called with the cause each time workers are replaced.
         is_training: whether there is anything to store when SIGTERM comes.
+        on_poll: called every second; what it raises ends the training.
 
     Raises:
         KeyboardInterrupt: the driver was asked to end.
@@ -88,7 +93,7 @@ def fit(
     while True:
         kills_before = count_kernel_kills()
         try:
-            return _fit(trainer, is_training)
+            return _fit(trainer, is_training, on_poll)
         except Exception as error:
             cause = lost_worker(error)
             if cause is None:
@@ -122,7 +127,9 @@ class ProcessGroupConfig(TorchConfig):
         return ProcessGroupBackend
 
 
-def _fit(trainer: TorchTrainer, is_training: Callable[[], bool]) -> ray.train.Result:
+def _fit(
+    trainer: TorchTrainer, is_training: Callable[[], bool], on_poll: Callable[[], None]
+) -> ray.train.Result:
     """Fit; after SIGTERM give the workers `STOP_GRACE` seconds to store a checkpoint.
 
     Raises:
@@ -139,6 +146,9 @@ def _fit(trainer: TorchTrainer, is_training: Callable[[], bool]) -> ray.train.Re
     # In the main thread, Ray Train would set a handler of SIGINT.
     threading.Thread(target=work, name="fit", daemon=True).start()
     try:
+        while not outcome.done():
+            wait([outcome], timeout=POLL_INTERVAL)
+            on_poll()
         result = outcome.result()
     except KeyboardInterrupt:
         if received_signal() == signal.SIGTERM and is_training():
