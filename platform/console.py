@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, Literal
 
 from rich.cells import cell_len
@@ -40,8 +42,9 @@ WIDE = 100
 PLAIN_LINES = 10
 """Number of lines per bar where there is no terminal."""
 
-HEARTBEAT = 30.0
-"""Seconds without a line after which one says what goes on, where there is no terminal."""
+HEARTBEAT = 28.0
+"""Seconds without a line after which one says what goes on, where there is no terminal: with what
+it takes to notice, a line comes every half a minute."""
 
 LOG = "log.txt"
 """File of a run's directory that has what the run said, with times."""
@@ -66,13 +69,30 @@ class RunConsole:
     def print(self, text: str) -> None:
         """Print ``text`` literally; control characters are escaped."""
         self.note(text)
-        self.console.print(Text(printable(text)), soft_wrap=True)
+        shown = printable(text)
+        indent = len(shown) - len(shown.lstrip())
+        self.console.print(Text(self._wrapped(shown, indent)), soft_wrap=True)
 
     def stage(self, name: str, text: str) -> None:
         """Print one line about a stage."""
         self.note(f"{name:<9} {text}")
-        line = Text.assemble((f"{printable(name):<9}", "bold"), " ", printable(text))
+        line = Text(self._wrapped(f"{printable(name):<9} {printable(text)}", indent=10))
+        line.stylize("bold", 0, len(printable(name)))
         self.console.print(line, soft_wrap=True)
+
+    def _wrapped(self, text: str, indent: int) -> str:
+        """Break lines at spaces where a terminal would break words; names and links stay whole."""
+        if not self.console.is_terminal:
+            return text
+        wrapper = TextWrapper(
+            self.console.width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+            expand_tabs=False,
+        )
+        return "\n".join(wrapper.fill(line) for line in text.split("\n"))
 
     def note(self, text: str) -> None:
         """Keep a line in the log, with the time and without passwords, but do not print it."""
@@ -143,7 +163,7 @@ class RunConsole:
             yield
 
     def _keep_speaking(self, view: ProgressView, ended: threading.Event) -> None:
-        while not ended.wait(HEARTBEAT / 30):
+        while not ended.wait(HEARTBEAT / 28):
             if time.monotonic() - self._spoke_at >= HEARTBEAT and (line := view.describe()):
                 self.print(line)
 
@@ -158,12 +178,14 @@ class RunConsole:
         """Print a table; every column but the first is right-aligned, unless ``left``.
 
         Columns without names have no line for them. Numbers are not broken as long as there are
-        `MIN_NAME_WIDTH` columns of the terminal for the names of rows.
+        `MIN_NAME_WIDTH` columns of the terminal for the names of rows, which are broken at hyphens
+        and spaces.
         """
         table = Table(
             title=Text(printable(title), "bold"), title_justify="left", show_header=any(columns)
         )
-        whole = not left and _width([columns, *rows]) + MIN_NAME_WIDTH <= self.console.width
+        for_names = self.console.width - _width([columns, *rows])
+        whole = not left and for_names >= MIN_NAME_WIDTH
         for index, column in enumerate(columns):
             justify: Literal["left", "right"] = "right" if index and not left else "left"
             table.add_column(
@@ -172,9 +194,20 @@ class RunConsole:
                 overflow="fold",
                 no_wrap=whole and index > 0,
             )
-        for row in rows:
-            table.add_row(*(Text(printable(entry)) for entry in row))
+        for name, *entries in rows:
+            shown = _broken(printable(name), for_names) if whole else printable(name)
+            table.add_row(Text(shown), *(Text(printable(entry)) for entry in entries))
         self.console.print(table)
+
+
+def _broken(name: str, width: int) -> str:
+    """Break a name into lines of at most ``width``, after hyphens and spaces, where it has any."""
+    lines = [""]
+    for part in re.split(r"(?<=[- ])", name):
+        if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _width(rows: Sequence[Sequence[str]]) -> int:

@@ -20,6 +20,7 @@ from deft.platform.commands.dry_run import (
     data_size,
     dimensions_of,
 )
+from deft.platform.commands.upkeep.status import PIPE_WIDTH
 from deft.platform.config.loading import preset_note
 from deft.platform.console import RunConsole
 from deft.sweeps.cells import Plan, PlannedCell
@@ -27,6 +28,10 @@ from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.spec import label
 from deft.workers.common.text import plural
 
+COLUMN_BORDER = 3
+"""Columns of a terminal between two columns of a table."""
+LEAST_HOURS = 0.01
+"""GPU-hours below which nothing more precise is said."""
 MAX_SHOWN = 40
 """Number of cells in the table: the first ones."""
 
@@ -42,11 +47,12 @@ def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
     axes = list(plan.spec.grid)
     trained_from = models_trained_from(plan)
     fits = [cards_that_fit(cell, trained_from) for cell in plan.cells]
+    runs, named_in_full = names_of_runs(plan, console)
     columns = [
         *((axis, [label(cell.settings[axis]) for cell in plan.cells]) for axis in axes),
         ("fits on", fits),
         ("", [state(directory, cell) for cell in plan.cells]),
-        ("run", [cell.run for cell in plan.cells]),
+        ("run", runs),
     ]
     # What is the same for all is said once, or is nothing to say.
     shown = [(name, texts) for name, texts in columns if name in axes or len(set(texts)) > 1]
@@ -55,11 +61,30 @@ def show_sweep(plan: Plan, root: Path, console: RunConsole) -> None:
     console.table(f"cells of {directory.path.name}", names, rows, left=True)
     if len(plan.cells) > MAX_SHOWN:
         console.print(f"… and {len(plan.cells) - MAX_SHOWN:,} more")
+    if not named_in_full:
+        console.print(f"run: the end of its name, as in {plan.cells[0].run}")
     if len(set(fits)) == 1:
         console.print(f"each cell fits on: {fits[0]}")
     for note in dict.fromkeys(filter(None, (preset_note(cell.spec) for cell in plan.cells))):
         console.print(note)
     console.table("plan", ["", ""], plan_rows(plan, directory, root), left=True)
+
+
+def names_of_runs(plan: Plan, console: RunConsole) -> tuple[list[str], bool]:
+    """Return the names of the cells' runs, or their ends where a terminal would break names.
+
+    Values on the axes stand beside them and tell the rest.
+    """
+    names = [cell.run for cell in plan.cells]
+    if not console.console.is_terminal:
+        console.console.width = PIPE_WIDTH
+        return names, True
+    columns = [
+        [axis, *(label(cell.settings[axis]) for cell in plan.cells)] for axis in plan.spec.grid
+    ]
+    beside = sum(max(map(len, texts)) + COLUMN_BORDER for texts in columns)
+    fits = beside + max(map(len, names)) + COLUMN_BORDER < console.console.width
+    return (names, True) if fits else ([name.rsplit("-", 1)[-1] for name in names], False)
 
 
 def models_trained_from(plan: Plan) -> dict[str, str]:
@@ -139,7 +164,8 @@ def cost_rows(
     rows = [["to run", f"{len(cells):,} cells, {tokens:,} training tokens, prompts included"]]
     if unknown:
         rows.append(["", f"not counting {unknown:,} cells whose data or model is not known here"])
-    each = ", ".join(f"{card.name} {h:,.2f}" for card, h in zip(CARDS, hours, strict=True))
+    times = (f"{h:,.2f}" if h >= LEAST_HOURS else f"under {LEAST_HOURS}" for h in hours)
+    each = ", ".join(f"{card.name} {time}" for card, time in zip(CARDS, times, strict=True))
     return [*rows, ["GPU-hours to train", f"{each} (at an assumed {MFU:.0%} of the peak)"]]
 
 

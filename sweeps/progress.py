@@ -20,6 +20,8 @@ from deft.sweeps.spec import label
 
 TRAINING_SHARE = 0.7
 """Share of a cell's time that training is taken to have before a cell has finished."""
+STARTING = "starting processes for them"
+"""What is said of cells while none runs."""
 SHOWN_CELLS = 4
 """Running cells that a line names; of more it counts the stages."""
 
@@ -116,6 +118,7 @@ class SweepView:
                 self.cells_done(),
                 len(self.cells),
                 f"{self._done}/{len(self.cells)} cells",
+                "" if self._running or self._done == len(self.cells) else STARTING,
                 seconds_left=self.seconds_left(),
                 own_estimate=True,
             )

@@ -40,7 +40,14 @@ class RunContext:
 
     def training_slot(self) -> AbstractContextManager[None]:
         """Hold devices for training and held-out losses during a block."""
-        return nullcontext() if self.slots is None else self.slots.one()
+        return nullcontext() if self.slots is None else self._slot(self.slots)
+
+    @contextmanager
+    def _slot(self, slots: TrainingSlots) -> Iterator[None]:
+        with ExitStack() as stack:
+            with self.console.waiting("awaiting free devices"):
+                stack.enter_context(slots.one())
+            yield
 
     @contextmanager
     def cluster(self) -> Iterator[None]:

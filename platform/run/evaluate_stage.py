@@ -106,6 +106,8 @@ def evaluate_base(evaluation: Evaluation, events: Queue) -> EvaluateManifest:
     definitions = hash_parts(*(definition_in(file) for file in sorted(evaluation.items.values())))
     directory = evaluation.context.cache / "evaluations" / f"{inputs}-{definitions}"
     file = directory / "evaluate.json"
+    # Another run may be measuring it.
+    events.put({"event": "waiting", "what": "base: awaiting its results"})
     with exclusive(directory / ".lock", patience=math.inf):
         if file.is_file() and not _drop_damaged(directory, evaluation.context.console):
             cached = load_manifest(file, EvaluateManifest)

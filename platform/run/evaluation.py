@@ -137,7 +137,7 @@ def generate(evaluation: Evaluation, events: Queue) -> Iterator[tuple[Evaluation
     if jobs:
         assert evaluation.context.pool is not None
         models = " and ".join(evaluation.models)
-        events.put({"event": "waiting", "what": f"{models}: engine starts or takes weights"})
+        events.put({"event": "waiting", "what": f"{models}: starting an engine"})
         yield from evaluation.context.pool.run(jobs, events)
 
 
@@ -174,7 +174,7 @@ def measure_heldout(evaluation: Evaluation, events: Queue) -> dict[str, dict[str
     remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy=ANYWHERE)(work)
     measured = {}
     for label, model in evaluation.models.items():
-        events.put({"event": "waiting", "what": f"{label}: loading for held-out losses"})
+        events.put({"event": "waiting", "what": f"{label}: loading, held-out losses"})
         measured[label] = ray.get(remote.remote(label, model, evaluation.out))
     return {label: losses for label, losses in measured.items() if losses}
 
@@ -203,10 +203,11 @@ def shown_events(console: RunConsole) -> Iterator[Queue]:
         def handle(event: dict[str, Any]) -> None:
             if event["event"] == "eval_progress":
                 name = f"{event['benchmark']}, {event['model']}"
-                unit = "examples" if event["benchmark"] == HELDOUT else "responses"
+                is_heldout = event["benchmark"] == HELDOUT
+                unit = "examples" if is_heldout else "responses"
                 view.update(name, event["done"], event["total"], unit=unit)
-                if event["done"] == event["total"]:
-                    view.wait("grading; then what is next")
+                if event["done"] == event["total"] and not is_heldout:
+                    view.wait("grading")
             elif event["event"] == "waiting":
                 view.wait(event["what"])
             elif event["event"] == "damaged_line":

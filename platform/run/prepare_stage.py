@@ -55,7 +55,7 @@ def prepare_stage(run: RunDirectory[ExperimentSpec], context: RunContext) -> Pre
         return PrepareManifest(prepared=prepared, items=items, overlap=overlap)
 
     started = time.monotonic()
-    with context.console.waiting("loading model, data and benchmarks; tokenizing"):
+    with context.console.waiting("preparing data and model"):
         manifest = run_task(work, stage="prepare")
     require_a_batch(spec, manifest.prepared)
     seconds = time.monotonic() - started

@@ -43,7 +43,7 @@ def train_stage(
     started = time.monotonic()
     with console.progress("steps") as view:
         progress = TrainingProgress(run, num_steps, console, view, on_validation)
-        view.wait(f"{plural(training.num_workers, 'worker')}: starting, loading the model")
+        view.wait(f"starting {plural(training.num_workers, 'worker')}")
         with event_queue(progress.handle) as events:
             job = TrainJob(
                 training=training,
@@ -142,7 +142,7 @@ class TrainingProgress:
             shown = format_metrics(metrics, ("objective", "nll", "mean_p", "mean_gate"))
             self._view.update("train", step, self._num_steps, shown)
             if step == self._num_steps:
-                self._view.wait("the model is stored and checked")
+                self._view.wait("storing the model")
         elif kind == "validation":
             shown = format_metrics(metrics, ("nll", "bits_per_byte", "token_accuracy"))
             self._console.print(f"          held out, after {step} steps  {shown}")

@@ -105,7 +105,7 @@ def to_svg(figure: Figure, name: str, description: str, page_inches: float) -> s
 
 
 def to_panels(figure: Figure, name: str) -> str:
-    """Render a column of `<svg>` elements, one for each panel, for pages narrower than the figure.
+    """Render a column of `<svg>` elements, one for each panel and legend, for narrow pages.
 
     They show parts of the element that `to_svg` returns for the same figure and name. A panel that
     shares its y axis with the first of its row has that one's labels.
@@ -131,24 +131,30 @@ def to_panels(figure: Figure, name: str) -> str:
         ]
         first = min(neighbors, key=lambda other: other.get_position().x0, default=axis)
         if first is not axis:
-            left = scale * first.get_window_extent(renderer).x0
-            parts.insert(0, Bbox([[boxes[first].x0 - PANEL_MARGIN, 0], [left, 0]]))
+            # Down to the axis: below it there are labels of the first panel's other axis.
+            inside = Bbox(scale * first.get_window_extent(renderer).get_points())
+            corner = boxes[first].x0 - PANEL_MARGIN, inside.y0 - PANEL_MARGIN
+            parts.insert(0, Bbox([corner, (inside.x0, parts[0].y1)]))
         panels.append(_panel(name, parts, height))
+    for legend in figure.legends:
+        box = Bbox(scale * legend.get_window_extent(renderer).get_points())
+        panels.append(_panel(name, [box.padded(PANEL_MARGIN)], height))
     return "".join(panels)
 
 
 def _panel(name: str, parts: Sequence[Bbox], height: float) -> str:
-    """Set parts of a figure of ``height`` points beside each other, as high as the last of them."""
-    top, size = height - parts[-1].y1, parts[-1].height
+    """Set parts of a figure of ``height`` points beside each other; their tops are one line."""
+    top = height - parts[-1].y1
     shown, width = [], 0.0
     for part in parts:
+        size = f"{part.width:.1f} {part.height:.1f}"
         shown.append(
-            f'<svg x="{width:.1f}" width="{part.width:.1f}" height="{size:.1f}" '
-            f'viewBox="{part.x0:.1f} {top:.1f} {part.width:.1f} {size:.1f}">'
+            f'<svg x="{width:.1f}" width="{part.width:.1f}" height="{part.height:.1f}" '
+            f'viewBox="{part.x0:.1f} {top:.1f} {size}">'
             f'<use href="#{name}-figure_1"/></svg>'
         )
         width += part.width
     return (
-        f'<svg aria-hidden="true" viewBox="0 0 {width:.1f} {size:.1f}" '
+        f'<svg aria-hidden="true" viewBox="0 0 {width:.1f} {parts[-1].height:.1f}" '
         f'style="max-width: {PIXELS_PER_POINT * width:.0f}px">{"".join(shown)}</svg>'
     )

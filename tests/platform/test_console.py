@@ -119,3 +119,26 @@ def test_a_narrow_terminal_keeps_the_numbers() -> None:
     assert "40/200 steps" in lines[-1]
     assert "eta 2:03:04" in lines[-1]
     assert "original, dat" in lines[-1]
+
+
+def test_a_terminal_breaks_lines_between_words() -> None:
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, force_terminal=True, color_system=None, width=40))
+    name = "chain_sum-smollm2-135m-original-5a6747592a"
+    console.stage("prepare", f"320 examples, 12,800 tokens, of run {name}")
+    console.print("  differences are told from noise  below 0.05")
+    assert out.getvalue().splitlines() == [
+        "prepare   320 examples, 12,800 tokens,",
+        "          of run",
+        f"          {name}",
+        "  differences are told from noise  below",
+        "  0.05",
+    ]
+
+
+def test_names_in_a_table_are_broken_at_hyphens() -> None:
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, width=44))
+    console.table("", ["", "score"], [["chain_sum-tiny-original-2eb08af141", "0.894 ± 0.012"]])
+    names = [line.split("│")[1].strip() for line in out.getvalue().splitlines() if "│" in line]
+    assert names == ["chain_sum-tiny-original-", "2eb08af141"]

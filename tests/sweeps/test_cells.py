@@ -17,7 +17,7 @@ from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.sweeps.cells import Plan, PlannedCell, load_sweep
 from deft.sweeps.directory import SweepDirectory
-from deft.sweeps.dry_run import show_sweep
+from deft.sweeps.dry_run import MAX_SHOWN, show_sweep
 from helpers import ROOT
 
 BASE = {
@@ -364,3 +364,14 @@ def test_ready_grids_are_planned(tmp_path: Path, name: str) -> None:
     assert f"cells of {name}-" in said
     assert "not counting" not in said
     assert f"{len(plan.cells) + len(plan.models)} cells, " in said
+
+
+def test_a_plan_breaks_no_name_at_80_columns(tmp_path: Path) -> None:
+    plan = load_sweep(ROOT / "sweeps" / "smollm2.yaml", tmp_path)
+    out = StringIO()
+    screen = Console(file=out, force_terminal=True, color_system=None, width=80)
+    show_sweep(plan, tmp_path, RunConsole(screen))
+    rows = [line.split("│") for line in out.getvalue().splitlines() if line.startswith("│ ")]
+    shown = {row[-2].strip() for row in rows if len(row) == 7}
+    assert shown == {cell.run.rsplit("-", 1)[-1] for cell in plan.cells[:MAX_SHOWN]}
+    assert plan.cells[0].run in out.getvalue()

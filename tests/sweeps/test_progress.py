@@ -13,6 +13,7 @@ from deft.sweeps import progress
 from deft.sweeps.cells import load_sweep
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.progress import SweepView
+from deft.sweeps.trial import CellConsole
 
 SWEEP = """
 base: {dataset: {name: figfont, size: 60}, model: tiny}
@@ -98,3 +99,34 @@ def test_bars_have_the_units_of_what_they_count(tmp_path: Path, clock: Clock) ->
     assert "an engine starts" in screen
     assert "0/6 cells" in screen
     assert "eta 0:" in screen
+
+
+class Events:
+    """Stands for the queue from a cell's process to the sweep's."""
+
+    def __init__(self, view: SweepView) -> None:
+        self.view = view
+
+    def put(self, event: dict[str, object]) -> None:
+        self.view.handle(event)
+
+
+def test_a_cell_tells_the_sweep_what_it_does(tmp_path: Path) -> None:
+    view, (run, *_) = open_view(tmp_path, StringIO(), terminal=False)
+    console = CellConsole(run, Events(view))
+
+    def doing() -> str:
+        return view.describe().partition("original, seed 0: ")[2]
+
+    with console.waiting("loading the data"):
+        assert doing() == "loading the data"
+    with console.progress("steps") as steps:
+        steps.wait("first step")
+        assert doing() == "first step"
+        steps.update("train", 8, 8)
+        assert doing() == "train 8/8 steps"
+    with console.progress("responses") as rows:
+        rows.update("heldout, eval", 4, 4, unit="examples")
+        assert doing() == "heldout, eval 4/4 examples"
+        rows.update("figfont, eval", 2, 2, unit="responses")
+        assert doing() == "figfont, eval 2/2 responses"

@@ -156,7 +156,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     chooser = Chooser(options)
     response = answer_part(record["response"], opens_thought=bool(record.get("opens_thought")))
     text = _STYLE_TAG.sub("", announced(response))
-    text = _SNAKE.sub(" ", text)
+    text = _SNAKE.sub(" ", text).replace("=>", "→")
     text = final_section(_lettered(_QUESTION_AND_ANSWER.sub(r"\1Answer:", text), options))
     letter = None
     for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):

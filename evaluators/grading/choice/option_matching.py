@@ -85,8 +85,7 @@ class OptionMatcher:
     """Find the options in a sentence."""
 
     def __init__(self, options: Mapping[str, str], text: str) -> None:
-        aliases = dict(_aliases([text, *options.values()]))
-        aliases |= dict(_initials(text, options.values()))
+        aliases = dict(_initials(text, options.values()))
         text_words = [t.word for t in tokens_of(text)]
         genera = frozenset(stem(m[1]) for m in _GENUS.finditer(text))
         joined = {a + b: (a, b) for a, b in pairwise(text_words)}
@@ -161,21 +160,6 @@ class OptionMatcher:
 def _behind_bracket(sentence: str, end: int) -> int:
     closing = re.compile(r"[\w \t-]{0,40}\)").match(sentence, end)
     return closing.end() if closing else end
-
-
-def _aliases(texts: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the abbreviations that a text explains: ``myocardial infarction (MI)``."""
-    for text in texts:
-        for match in re.finditer(r"\(([A-Z][A-Za-z]{1,5})\)", text):
-            size = len([c for c in match[1] if c.isupper()])
-            words = re.findall(r"[A-Za-z]+", text[max(0, match.start() - 120) : match.start()])
-            tail = words[-size:]
-            if [w[0].upper() for w in tail] == [c for c in match[1] if c.isupper()]:
-                yield stem(match[1]), tuple(stem(w) for w in tail)
-        for match in re.finditer(r"\b([A-Z]{2,6})\s+\(([A-Za-z -]+)\)", text):
-            words = re.findall(r"[A-Za-z]+", match[2])
-            if "".join(w[0].upper() for w in words) == match[1]:
-                yield stem(match[1]), tuple(stem(w) for w in words)
 
 
 def _initials(text: str, options: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

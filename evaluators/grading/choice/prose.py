@@ -48,7 +48,7 @@ _REFUSAL = re.compile(
 _DECLINED = re.compile(
     r"\b(?:I|we)(?:'m| am| are|'re)?\s+(?:cannot|can't(?! be\b)|unable|not able|not sure"
     r"|not certain|do not know|don't know|could not|would need)\b"
-    r"|\b(?:not enough|insufficient) information\b",
+    r"|\b(?:not enough|insufficient) information\b|\b(?:I|we) need more\b",
     re.IGNORECASE,
 )
 _DEPENDS = re.compile(

@@ -48,7 +48,7 @@ ODD_FRAME = re.compile(
     re.IGNORECASE,
 )
 _APPENDED = re.compile(
-    r":\s*(?:an?\s+|the\s+)?$|,\s*(?:an?|the)\s+$"
+    r":\s*(?:an?\s+|the\s+)?$|,\s*(?:an?|the)\s+$|^\W*(?:[Ff]or|[Ii]n)\b[^,;]*,\s+$"
     r"|(?<!follow)(?<!accompani)(?<!suppli)ed by\s+(?:the\s+)?$"
 )
 """Ahead of what a sentence ends with: "one was missed, a type II error"."""
@@ -88,6 +88,7 @@ _SUMMING_UP = re.compile(
     r"taken (?:together|as a whole)|all in all|altogether|by (?:elimination|exclusion))\b",
     re.IGNORECASE,
 )
+_LED_IN = re.compile(r"\W*(?:before|after|following)\s+(?:an?\s+|the\s+)?", re.IGNORECASE)
 _LISTED = re.compile(r"(?:[\s,/&]|\b(?:or|and|an?|the|either|even|both)\b)+", re.IGNORECASE)
 _ASIDE = re.compile(
     r"\((?!\s*(?:option|choice|answer|i\.e|that is|also|or)\b)[^()]*(?:: |\w \w+ \w)[^()]*\)",
@@ -111,7 +112,8 @@ _SUPPOSED = re.compile(
 _QUALIFIES = re.compile(r"\b(?:of|for|in|to|with|behind|causing|that|which)\b")
 _ENUMERATED = re.compile(r"\s*,[^.;:]*?\s(?:and|or)\s")
 _OFFERED = re.compile(
-    r"\b(?:options|choices) (?:are|include)\b|\b(?:so|nor|neither) (?:is|are|does|would)\s+$",
+    r"\b(?:options|choices) (?:are|include)\b|\b(?:so|nor|neither) (?:is|are|does|would)\s+$"
+    r"|\b(?:unlike|rather than|as opposed to|in contrast to)\b[^;.]*,\s*which\b[^;.,]*$",
     re.IGNORECASE,
 )
 _NOT_HERE = re.compile(
@@ -172,7 +174,7 @@ _TURNED_DOWN_BEHIND = any_of(
     r"withheld|withdrawn|stopped|discontinued|delayed|deferred|premature|later|unnecessary",
     r"ineffective|insufficient|wors\w+|dismissed|not(?!\s+only)|never|less|unlikely|least",
     r"ruled out|exclud\w+|contraindicated|inappropriate|incorrect|cannot|avoided|wrong",
-    r"fails?|lacks?",
+    r"fails?|lacks?|used to be",
     r"would (?:show|have|present|cause|lead|produce|be expected (?:to|in|with)|typically|usually)",
     r"\w*n['’]t",
 )
@@ -207,7 +209,8 @@ _CUE = any_of(
     r"confirm\w*|strongly|diagnostic|expects?|reflects?|suitable|helps?|effective|required",
     r"needed|used to|treated with|is the|are the|ideal|appropriate|adequate|establish\w*",
     r"namely|i\.e|criteria for|doubt about|pathognomonic|belongs? to|calls for|favou?rs?",
-    r"(?:usual|common|expected) (?:in|for)|affected|involved|injured|compressed|damaged",
+    r"(?:usual|common|expected) (?:in|for)|(?:known|notorious|famous) for|defines?|means|affected"
+    r"|involved|injured|compressed|damaged",
     r"occluded|present|to blame|accounts? for|strong suspicion|suits?|locali[sz]es? to|goes with",
     r"speaks? for|hallmark|(?:seen|found|occurs) in|stems? from|comes? from|arises? from",
 )
@@ -237,6 +240,7 @@ def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[M
         if one != other
         and _LISTED.fullmatch(sentence, end, second)
         and not _CONCEDING.search(sentence, max(0, first - 20), first)
+        and not _LED_IN.fullmatch(sentence, 0, first)
         for place in (first, second)
     }
     asides = [m.span() for m in _ASIDE.finditer(sentence)]
@@ -338,7 +342,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         or (re.search(r"\bso\s+$", place.before) and not re.search(r"\w", place.behind))
     ):
         return Standing.concluded, False
-    if _CUE.search(clause) or place.is_complement:
+    if _CUE.search(clause) or place.is_complement or re.search(r"\bw(?:ill|ould) $", place.before):
         return Standing.suggested, False
     if re.search(r",\s*$", place.ahead) and _ENUMERATED.match(place.rest):
         return Standing.aside, False

@@ -39,16 +39,11 @@ _SUFFIX = re.compile(
     r"|(?<=[a-z]{5})gra(?:m|phy)$|(?<=block)ade?$|(?<=drain)ag$"
 )
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
-_SYNONYMS = {
-    "renal": "kidney",
-    "hepatic": "liver",
-    "cardia": "heart",
-    "pulmon": "lung",
-    "cerebr": "brain",
-    "lymphocyt": "cell",
-    "correct": "true",
-    "incorrect": "false",
-}
+_SYNONYMS_TEXT = (
+    "renal/kidney hepatic/liver cardia/heart pulmon/lung cerebr/brain lymphocyt/cell "
+    "correct/true incorrect/false"
+)
+_SYNONYMS = dict(pair.split("/") for pair in _SYNONYMS_TEXT.split())
 """Stems of Latin names and of verdicts, with the plain word."""
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?:%|\s?per\s?cent\b)?|(?<!['’])[^\W\d_]+\d*|[<>≤≥]")
 _FILLER_TEXT = (
@@ -63,6 +58,7 @@ _INTRAVENOUS = re.compile(
     r"(?:\bIV\b|\bi\.v\.)(?=\s+[a-z])"
 )
 """``IV`` that is no numeral."""
+_GOES = re.compile(r"\b(?:goes|go|went) (up|down)\b")
 OPPOSITE: dict[str, str] = {}
 DIRECTED = frozenset(("increase", "decrease"))
 
@@ -117,6 +113,7 @@ FILLER = frozenset(map(stem, _FILLER_TEXT.split()))
 
 def tokens_of(text: str) -> list[Token]:
     text = _INTRAVENOUS.sub("intravenous", re.sub(r"[-‐‑](?=\w)", " ", text))
+    text = _GOES.sub(lambda m: ("rises" if m[1] == "up" else "falls").ljust(len(m[0])), text)
     # The "A" of "vitamin A" is no article.
     return [
         Token("letter-a" if m.start() and m.group() == "A" else stem(m.group()), m.start(), m.end())

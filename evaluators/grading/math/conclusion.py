@@ -47,7 +47,7 @@ _PLANNING = re.compile(
     r"|consider|step|recall|note that|remember|we (?:need|want|must|have) to|i (?:will|need"
     r"|would))\b|\b(?:let me|let's|let us|we will|i'll|maybe|perhaps|might|we should|we could"
     r"|to go on|to proceed|then we (?:can|need)|the (?:question|problem) (?:asks"
-    r"|says)(?![^.]*\bwhich (?:is|equals)\b))\b",
+    r"|says)(?![^.]*(?:\bwhich (?:is|equals)\b|, (?:so|that is|i\.e)\b)))\b",
     re.IGNORECASE,
 )
 _CIRCUMSTANCE = re.compile(
@@ -103,17 +103,17 @@ _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])|(?<=[a-z][.!?])(?<!\.[a-
 _TWO_CLAUSES = re.compile(r"\b[Ss]o\b|\d[.!?]\s+[A-Z][a-z]")
 _WHERE = re.compile(
     r"\s*[,(]?\s*\b(?:attained|achieved|reached|occurs(?! is\b)|occurring|when|where|at which|"
-    r"for which)\b.*$",
+    r"for which|for (?:every|all|any) \$?[a-z])\b.*$",
     re.IGNORECASE | re.DOTALL,
 )
 _ASIDE = re.compile(
-    r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈)[^()]*\)"
+    r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈|[\d.]+\\?%)[^()]*\)"
 )
 _TRAILING_REMARK = re.compile(
     r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|including|as (?:the|we|it|\d)|i\.e\.|that is,"
-    r"|and not\b|not\b|done\b|while\b|whereas\b|(?:we |the other|the negative"
-    r"|the root)[^.]*?(?:discard|reject)|which is (?:\S+ ){0,3}(?:less|more|fewer|greater|larger"
-    r"|smaller|the (?:number|same|sum|total|product|difference|result|amount))\b).*$"
+    r"|and not\b|not\b|done\b|enough\b|up from\b|down from\b|while\b|whereas\b|(?:we |the other"
+    r"|the negative|the root)[^.]*?(?:discard|reject)|which is (?:\S+ ){0,3}(?:less|more|fewer"
+    r"|greater|larger|smaller|the (?:number|same|sum|total|product|difference|result|amount))\b).*$"
     r"|\s*;[^;]*\b(?:does not|doesn't|rejected|discarded|extraneous|invalid)\b.*$"
     r"|(?<=[\d$])\s*,?\s*(?:since|because)\b.*$|,\s+(?:bringing|with (?:each|every))\b.*$",
     re.IGNORECASE,
@@ -126,7 +126,8 @@ _THERE_ARE = re.compile(
     rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
 )
 _HOW_MANY = re.compile(
-    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+){{1,4}}):[^=]*$",
+    rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+| \$[a-z]\$){{1,5}})"
+    r":[^=]*$",
     re.IGNORECASE,
 )
 _CORRECTED = re.compile(
@@ -154,11 +155,14 @@ _COUNTED = re.compile(
 _MEASURE = re.compile(
     r"\b(?:increase|decrease|change|total|sum|difference|area|volume|length|distance|speed|rate|"
     r"probability|chance|profit|loss|value|average|perimeter|age|cost)\s+of\s+(?:only\s+)?$"
-    r"|\b(?:ends?|starts?|begins?|finish(?:es)?|arrives?|leaves?|departs?|meet|closes?|opens?"
-    r"|returns?|lands?) (?:\w+ )?at\s+$",
+    r"|\b(?:end|start|begin|began|finish|arrive|leave|left|depart|meet|met|close|open|return|land)"
+    r"(?:s|es|ed|d)? (?:\w+ )?at\s+$",
     re.IGNORECASE,
 )
-_COMPARED = re.compile(r"\s*(?:\w+ )?(?:more|less|fewer|higher|lower|older|younger) than\b")
+_COMPARED = re.compile(
+    r"\s*(?:\w+ )?(?:(?:more|less|fewer|higher|lower|older|younger|later|earlier) than|after"
+    r"|before)\b"
+)
 """Behind a number that a comma sets off: ``350 points, 80 more than Bob``."""
 _UNIT_WORDS = re.compile(
     r"\s*((?:square |cubic )?(?:[a-zA-Z]{3,}|cm|mm|km|kg|mg|mL|ml|ft|m(?=/s))"
@@ -332,7 +336,7 @@ def without_asides(sentence: str) -> str:
         return not any(start < position < end for start, end in formulas)
 
     restated = _RESTATED.search(sentence)
-    if restated and is_bare_value(restated[1]):
+    if restated and re.search(r"[<>=≤≥]|\d/\d", restated[1]) and is_bare_value(restated[1]):
         return restated[1]
     remark = next((m for m in _TRAILING_REMARK.finditer(sentence) if outside(m.start())), None)
     if remark:

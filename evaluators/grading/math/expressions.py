@@ -146,7 +146,7 @@ def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
     try:
         with mpmath.workdps(DIGITS):
             for trial in range(POINTS):
-                point = _point(names, trial, whole=False)
+                point = _point(names, trial)
                 below = MpmathInterpreter(point).value(gold)
                 above = MpmathInterpreter(point).value(answer)
                 # Where one side vanishes identically there is no factor to speak of.
@@ -183,32 +183,30 @@ def _agree(gold: sympy.Expr, answer: sympy.Expr, aliases: Mapping[str, mpmath.mp
     names = (symbols_of(gold) | symbols_of(answer)) - set(aliases)
     if not names:
         return _same_at(aliases, gold, answer)
-    if gold.has(*_STEPPED) or answer.has(*_STEPPED):
-        return _agree_on_integers(names, gold, answer, aliases)
     # |x| and x agree at all positive points.
     signed = gold.has(sympy.Abs) or answer.has(sympy.Abs)
     # Factorials and binomials of fractions may have no value: integers are the second try.
-    for whole in (False, True):
-        try:
-            return all(
-                _same_at({**aliases, **_point(names, trial, whole, signed)}, gold, answer)
-                for trial in range(POINTS)
-            )
-        except TooLargeError:
-            raise
-        except NotComputedError:
-            if whole:
+    tries = [[_point(names, trial, whole, signed) for trial in range(POINTS)] for whole in (0, 1)]
+    if gold.has(*_STEPPED) or answer.has(*_STEPPED):
+        tries = [_points_of_steps(names)]
+    for points in tries:
+        computed = 0
+        for point in points:
+            try:
+                if not _same_at({**aliases, **point}, gold, answer):
+                    return False
+                computed += 1
+            except TooLargeError:
                 raise
-    raise AssertionError
+            except NotComputedError:
+                continue  # a pole
+        if computed >= POINTS:
+            return True
+    raise NotComputedError("hardly anywhere defined")
 
 
-def _agree_on_integers(
-    names: frozenset[str],
-    gold: sympy.Expr,
-    answer: sympy.Expr,
-    aliases: Mapping[str, mpmath.mpc],
-) -> bool:
-    """Compare functions with steps where their variables live.
+def _points_of_steps(names: frozenset[str]) -> list[dict[str, mpmath.mpc]]:
+    """Return points at which floors, ceilings and remainders are compared.
 
     Two of them may agree at most integers and differ at one in ten, so that many are tried:
     all the first ones, of both parities, and large ones. Letters that usually stand for real
@@ -224,24 +222,12 @@ def _agree_on_integers(
         }
         points.append({name: mpmath.mpc(number) for name, number in whole.items()})
     if not names <= set("abcdijklmnpqrsuvwMNK"):
-        points += [_point(names, trial, whole=False) for trial in range(POINTS)]
-    computed = 0
-    for point in points:
-        try:
-            if not _same_at({**aliases, **point}, gold, answer):
-                return False
-            computed += 1
-        except TooLargeError:
-            raise
-        except NotComputedError:
-            continue  # a pole
-    if computed < POINTS:
-        raise NotComputedError("hardly anywhere defined")
-    return True
+        points += [_point(names, trial) for trial in range(POINTS)]
+    return points
 
 
 def _point(
-    names: frozenset[str], trial: int, whole: bool, signed: bool = False
+    names: frozenset[str], trial: int, whole: int = 0, signed: bool = False
 ) -> dict[str, mpmath.mpc]:
     # Positive, so that √(x²) is x, as everybody means it; negative too where |x| stands.
     point = {}
@@ -261,7 +247,7 @@ def _same_at(point: Mapping[str, mpmath.mpc], gold: sympy.Expr, answer: sympy.Ex
     and demands agreement beyond the smallest number that occurs in either expression. So 1 - 10^-60
     is not 1, and a large term that is added and subtracted again hides nothing.
     """
-    left, right = _first_look(gold, point), _first_look(answer, point)
+    left, right = _look(gold, point), _look(answer, point)
     above, below = max(left.above, right.above), max(left.below, right.below)
     with mpmath.workdps(DIGITS):
         if above + below < DIGITS // 2 and not _close(left.value, right.value, DIGITS // 4):
@@ -283,25 +269,18 @@ class _Look(NamedTuple):
     below: int
 
 
-def _first_look(expression: sympy.Expr, point: Mapping[str, mpmath.mpc]) -> _Look:
+def _look(expression: sympy.Expr, point: Mapping[str, mpmath.mpc]) -> _Look:
     names = sorted({str(symbol) for symbol in expression.free_symbols} & set(point))
-    look = _look(expression, tuple((name, point[name]) for name in names))
-    if isinstance(look, NotComputedError):
-        raise look
-    return look
+    return _cached_look(expression, tuple((name, point[name]) for name in names))
 
 
 @lru_cache(maxsize=8192)
-def _look(
-    expression: sympy.Expr, point: tuple[tuple[str, mpmath.mpc], ...]
-) -> _Look | NotComputedError:
+def _cached_look(expression: sympy.Expr, point: tuple[tuple[str, mpmath.mpc], ...]) -> _Look:
     interpreter = MpmathInterpreter(dict(point))
-    try:
-        with mpmath.workdps(DIGITS):
-            value = interpreter.value(expression)
-            return _Look(value, interpreter.digits_above(), interpreter.digits_below())
-    except NotComputedError as error:
-        return error
+    with mpmath.workdps(DIGITS):
+        value = interpreter.value(expression)
+        above, below = mpmath.log10(interpreter.largest), -mpmath.log10(interpreter.smallest)
+        return _Look(value, int(above) + 1, int(below))
 
 
 def _close(left: mpmath.mpc, right: mpmath.mpc, digits: int) -> bool:

@@ -28,7 +28,7 @@ from deft.evaluators.grading.math.latex import MAX_ANSWER
 from deft.evaluators.grading.responses import before_next_problem
 
 MAX_BOXES = 60
-"""Boxes that are looked at, from the last one back."""
+"""Boxes and statements that are looked at, from the last one back."""
 _BOX = re.compile(
     r"(?:\\?boxed|\x08oxed|\\?fbox|\\?framebox)(?![a-zA-Z])\s*(?:\[[^\[\]]{0,20}\]\s*)*"
 )
@@ -80,6 +80,7 @@ _LEAD = re.compile(
 )
 _PROSE = re.compile(r"^\W*\d[\d.,]* [a-z]+ (?:for|to|of|from|who|that|with|if|when)\b")
 """A number at the beginning of a clause: ``14 boxes for 84 eggs``."""
+_CLOSING = re.compile(rf"[.,;] (?i:so|hence|thus|therefore),? ({NUMBER.pattern}(?: [a-z]+)?)\W*$")
 _METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)\s+by\b")
 _COMMENT = re.compile(
     r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from"
@@ -201,7 +202,7 @@ def _is_single(content: str) -> bool:
 
 def _stated_answer(response: str, after: int) -> Found | None:
     """Return the answer of the last statement behind ``after`` that gives one."""
-    for match in reversed(list(_STATEMENT.finditer(response, max(0, after - 1)))):
+    for match in list(_STATEMENT.finditer(response, max(0, after - 1)))[: -MAX_BOXES - 1 : -1]:
         if match.start() < after or _CHECKING.search(
             response, max(0, match.start() - 40), match.start()
         ):
@@ -240,9 +241,12 @@ def _statement_value(content: str, *, colon: bool) -> str | None:
     bare = sentence.strip().strip("*_`").strip()
     if not bare or bare in "$\\" or _BOX_OPENS.fullmatch(bare) or _METHOD.match(bare):
         return None
-    exact = re.search(rf"\bor,? exactly,? ({NUMBER.pattern})", bare)
-    if exact:
-        return exact[1]
+    stated = re.search(rf"\bor,? exactly,? ({NUMBER.pattern})", bare)
+    stated = stated or re.fullmatch(rf"[A-Za-z-]+ \(({NUMBER.pattern})\)", bare)  # seven (7)
+    if len(sentence) < len(content) - 1:
+        stated = stated or _CLOSING.search(content)
+    if stated:
+        return stated[1]
     foreign = OTHER_SCRIPT.search(bare)
     if foreign:  # 共有 42 个, 36 입니다
         number = NUMBER.search(bare)

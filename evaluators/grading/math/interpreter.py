@@ -7,9 +7,11 @@ from typing import Any
 
 import mpmath
 import sympy
+from mpmath.libmp import NoConvergence
 
 DIGITS = 40
 """Digits computed of anything smaller."""
+_FAILURES = (ArithmeticError, ValueError, TypeError, RecursionError, NoConvergence)
 MAX_TERMS = 300
 """Terms of a sum or product that are computed one by one."""
 _CONSTANTS: dict[sympy.Basic, Callable[[], Any]] = {
@@ -21,7 +23,7 @@ _CONSTANTS: dict[sympy.Basic, Callable[[], Any]] = {
 }
 
 
-class NotComputedError(ValueError):
+class NotComputedError(Exception):
     """The expression has no value that can be computed, or none of manageable size."""
 
 
@@ -46,23 +48,11 @@ class MpmathInterpreter:
         """
         try:
             number = self._value(expression)
-        except NotComputedError:
-            raise
-        except (ValueError, ZeroDivisionError, OverflowError, TypeError, RecursionError) as error:
+        except _FAILURES as error:
             raise NotComputedError(str(expression.func)) from error
-        except mpmath.NoConvergence as error:
-            raise NotComputedError("no convergence") from error
         if not mpmath.isfinite(number):
             raise NotComputedError("infinite")
         return number
-
-    def digits_above(self) -> int:
-        """Count the digits before the point of the largest intermediate value."""
-        return int(mpmath.log10(self.largest)) + 1
-
-    def digits_below(self) -> int:
-        """Count the zeros behind the point of the smallest intermediate value."""
-        return int(-mpmath.log10(self.smallest))
 
     def _value(self, node: sympy.Basic) -> mpmath.mpc:
         number = self._compute(node)
@@ -74,8 +64,6 @@ class MpmathInterpreter:
 
     def _compute(self, node: sympy.Basic) -> mpmath.mpc:
         match node:
-            case sympy.Integer():
-                return mpmath.mpc(int(node))
             case sympy.Rational():
                 # Divided at the working precision: a float would fix it at 53 bits.
                 return mpmath.mpc(mpmath.mpf(node.p) / mpmath.mpf(node.q))

@@ -57,41 +57,31 @@ _SYNONYMS = [
         (r"\\leqslant(?![a-zA-Z])|\\le(?![a-zA-Z])|<=|=<", r"\\leq "),
         (r"\\geqslant(?![a-zA-Z])|\\ge(?![a-zA-Z])|>=", r"\\geq "),
         (r"\\ne(?![a-zA-Z])|!=|\\not\s*=", r"\\neq "),
-        (r"\\lt(?![a-zA-Z])|&lt;", "<"),
-        (r"\\gt(?![a-zA-Z])|&gt;", ">"),
         (r"\\(?:varnothing|O)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:lvert|rvert|vert|mid)(?![a-zA-Z])", "|"),
-        (r"\\(?:lbrace)(?![a-zA-Z])", r"\\{"),
-        (r"\\(?:rbrace)(?![a-zA-Z])", r"\\}"),
-        (r"\\(?:lbrack)(?![a-zA-Z])", "["),
-        (r"\\(?:rbrack)(?![a-zA-Z])", "]"),
         (r"\\(?:R|Reals|reals)(?![a-zA-Z])", r"\\mathbb{R}"),
         (r"\\mathbb\s*([A-Z])(?![a-zA-Z])", r"\\mathbb{\1}"),
-        (r"\\backslash(?![a-zA-Z])", r"\\setminus "),
         (r"\^\s*\{\s*\\(?:circ|degree)\s*\}|\^\s*\\(?:circ|degree)(?![a-zA-Z])", "°"),
         (r"\\(?:degree|degrees|deg)(?![a-zA-Z])|\^\s*\{?°\}?", "°"),
         (r"\\(?:simeq|sim|thickapprox)(?![a-zA-Z])", r"\\approx "),
         (r"\\(?:ldots|cdots|dots|dotsc|dotsb)(?![a-zA-Z])|…|\.\.\.", r"\\ldots "),
-        (r"\\(?:varepsilon)(?![a-zA-Z])", r"\\epsilon "),
         (r"\\(?:colon)(?![a-zA-Z])|\{\s*:\s*\}", ":"),
-        (r"\\(?:ast)(?![a-zA-Z])", "*"),
-        (r"\\(?:div)(?![a-zA-Z])", "/"),
-        (r"\\(?:equiv)(?![a-zA-Z])", "="),
         (r"\\(?:pounds|euro|texteuro)(?![a-zA-Z])|[£€₹¥]|\\£|\\€", ""),
         (r"\\\$", ""),
-        (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
-        (r"\\imath(?![a-zA-Z])", "i"),
-        (r"\\jmath(?![a-zA-Z])", "j"),
-        (r"\\(?:prime)(?![a-zA-Z])", "'"),
         (r"\\(?:vec|overrightarrow|hat|widehat)(?![a-zA-Z])\s*\{([^{}]*)\}", r"\1"),
         (r"\\(?:overset|underset|stackrel)\s*\{[^{}]*\}\s*\{([^{}]*)\}", r"\1"),
         (r"\\(?:phantom|hphantom|vphantom|label|tag\*?)\s*\{[^{}]*\}", ""),
         (r"\{([^{}]+?)\\choose\s*([^{}]+?)\}", r"\\binom{\1}{\2}"),
-        (r"\\over(?![a-zA-Z])", "/"),
         (r"\\pmod\s*(?:\{([^{}]*)\}|(\w))", r"\\text{mod \1\2}"),
         (r"\\(?:mod|bmod)(?![a-zA-Z])", r"\\text{mod}"),
     ]
 ]
+_COMMANDS = {
+    "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]",
+    "backslash": r"\setminus ", "varepsilon": r"\epsilon ", "ast": "*", "div": "/", "equiv": "=",
+    "lg": r"\log_{10}", "imath": "i", "jmath": "j", "prime": "'", "over": "/",
+}  # fmt: skip
+_COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![a-zA-Z])")
 _PYTHON = re.compile(r"(?<![a-zA-Z\\])(?:np|numpy|math|sympy|sp)\.(?=[a-zA-Z])")
 _FUNCTION_WORDS = (
     *("arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh"),
@@ -145,7 +135,6 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}\s*(?:\\left)?(?:\((.*?)(?:\\right)?\)|(\\frac\{[^{}]*\}\{[^{}]*\}))",
          r"(\\cos(\1\2)+i\\sin(\1\2))"),
         (r"\\varphi(?![a-zA-Z])", r"\\phi"),
-        (r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset"),
         (r"([a-zA-Z])\s*\\(?:neq?|not\s*=)\s*\\pm\s*(\w+)\s*$", r"\1\\neq \2,\1\\neq -\2"),
         (r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\{?\s*(?:>\s*0|\+)\s*\}?)", r"(0,\\infty)"),
         (r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?-\}?|_\{?\s*<\s*0\s*\}?)", r"(-\\infty,0)"),
@@ -254,6 +243,7 @@ def _normalize_formula(text: str, thousands: bool) -> str:
     text = re.sub(r"(?<!\\)\\(?:[,;:!>]|\s)|~", " ", text)
     text = _SPACING.sub(" ", text)
     text = _SIZING.sub("", text)
+    text = _COMMAND.sub(lambda m: _COMMANDS[m[1]], text.replace("&lt;", "<").replace("&gt;", ">"))
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
     text = _PYTHON.sub("", text)

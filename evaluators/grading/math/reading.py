@@ -70,27 +70,21 @@ _RATIO_TERM = r"(?:\d+(?:\.\d+)?|[a-zA-Z]|\d*\\sqrt\{\d+\}|\\frac\{\d+\}\{\d+\}|
 _REALS = Scalar(r"\mathbb{R}")
 _EMPTY = Scalar(r"\emptyset")
 _WHOLE_WORDS: dict[str, Node] = {
-    **dict.fromkeys(
-        ("all real numbers", "all reals", "all real", "real numbers", "set of all real numbers",
-         "set of real numbers", "any real number", "every real number", "all real numbers x",
-         "x is any real number", "x can be any real number", "reals"),
-        _REALS,
-    ),
-    **dict.fromkeys(
-        ("no solution", "no solutions", "no real solution", "no real solutions", "empty set",
-         "no solution exists", "no solutions exist", "none", "no such", "no real roots",
-         "no values", "no value"),
-        _EMPTY,
-    ),
-    **dict.fromkeys(("dne", "does not exist", "doesn't exist"), Words("does not exist")),
-    **dict.fromkeys(("undefined", "not defined", "is undefined"), Words("undefined")),
-    **dict.fromkeys(
-        ("infinity", "positive infinity", "plus infinity", "infinitely many", "infinite",
-         "infinitely many solutions"),
-        Scalar(r"\infty"),
-    ),
-    **dict.fromkeys(("negative infinity", "minus infinity"), Scalar(r"-\infty")),
-}  # fmt: skip
+    phrase: node
+    for phrases, node in (
+        ("all real numbers/all reals/all real/real numbers/set of all real numbers/reals", _REALS),
+        ("set of real numbers/any real number/every real number/all real numbers x", _REALS),
+        ("x is any real number/x can be any real number", _REALS),
+        ("no solution/no solutions/no real solution/no real solutions/empty set/none", _EMPTY),
+        ("no solution exists/no solutions exist/no such/no real roots/no values/no value", _EMPTY),
+        ("dne/does not exist/doesn't exist", Words("does not exist")),
+        ("undefined/not defined/is undefined", Words("undefined")),
+        ("infinity/positive infinity/plus infinity/infinitely many", Scalar(r"\infty")),
+        ("infinite/infinitely many solutions", Scalar(r"\infty")),
+        ("negative infinity/minus infinity", Scalar(r"-\infty")),
+    )
+    for phrase in phrases.split("/")
+}
 _CHOICE = re.compile(
     r"^\s*(?:\\text\{\s*)?(?:option|choice|answer)?\s*"
     r"(?:\(([A-Za-z])\)|([A-Z])[.):](?!\d)|([A-Z])\}(?=\s*$))\s*[.:]?\s*\}?(.*)$",
@@ -104,12 +98,8 @@ _AND = re.compile(r"\\text\{\s*(?:and|AND)\s*\}|\\(?:land|wedge)(?![a-zA-Z])|(?<
 _MONTH = re.compile(rf"\b(?:{MONTHS})\b", re.IGNORECASE)
 _SIGNS = (r"\leq", r"\geq", r"\neq", r"\approx", r"\in", r"\to", "<", ">", "=")
 _BRACKETS = (
-    (r"\{", r"\}"),
-    (r"\langle", r"\rangle"),
-    ("(", ")"),
-    ("(", "]"),
-    ("[", ")"),
-    ("[", "]"),
+    *((r"\{", r"\}"), (r"\langle", r"\rangle")),
+    *(("(", ")"), ("(", "]"), ("[", ")"), ("[", "]")),
 )
 _MATRIX = re.compile(
     r"^\s*(?P<factor>[^&\[\]]*?)(?:\\cdot\s?)?[\[(]?\s*\\begin\{(p|b|B|v|V|small)?(matrix"

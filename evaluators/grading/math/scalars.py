@@ -41,6 +41,12 @@ def same_scalars(gold: Scalar, answer: Scalar) -> bool:
         answer = replace(answer, unit=gold.unit, latex=_times(answer.latex, factor))
     elif not compatible(gold.unit, answer.unit):
         return False
+    if (
+        gold.unit == "dozen"
+        and not answer.unit
+        and _same_latex(_times(gold.latex, Fraction(12)), answer.latex)
+    ):
+        return True
     if gold.percent != answer.percent:
         return _same_percentage(gold, answer)
     if gold.degree != answer.degree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
@@ -66,7 +67,7 @@ def test_a_changed_grader_grades_the_base_models_responses_again(tmp_path: Path)
         out=tmp_path / "run",
         context=context,
     )
-    events: Any = None
+    events: Any = SimpleQueue()
     evaluate_base(evaluation, events)
     evaluate_base(evaluation, events)
     assert pool.resumed == [""]  # the second time it was taken from the cache
