@@ -59,7 +59,7 @@ CASES = {
     "none-kept": Case("OnlyTopP-0.999999", scale=0.1, bias=True),
     "rounded-gradient": Case("DEFT", stored=torch.bfloat16),
     "hidden-only": Case("p", wanted="hidden"),
-    "weight-only": Case("p", wanted="weight entropy"),
+    "negative-gates": Case("IDFT", wanted="weight"),
     "no-gradient": Case("DEFT", wanted="concentration top_logp"),
     "huge-logits": Case("DEFT", scale=2000.0),
     "not-finite": Case("original", M=70, wanted="", bias=True, spoiled=(0, 13, 64)),
@@ -69,7 +69,7 @@ CASES = {
     "top-entropy-capped": Case("EAFT_axolotl(a=0.5,k=33)", softcap=5.0),
     "half-original": Case("original", torch.float16, bias=True),
     "half-deft": Case("DEFT", torch.float16, softcap=20.0),
-    "half-peaked": Case("original", torch.float16, M=250, V=4000, scale=40.0),
+    "half-peaked": Case("original", torch.float16, M=250, V=2000, scale=40.0),
     "bounded": Case("p", V=1000, wanted="hidden weight", skipping=2.0**17),
     "flat": Case("original", scale=1.0, common=1.0, wanted="hidden", skipping=2.0**24),
 }
