@@ -42,7 +42,7 @@ STAND_INS = {
 }
 """What is run here for words of the pages that need a download, time, or a table of one's own."""
 
-ELSEWHERE = ("submit", "--model Qwen/", "--model runs/", "grade math responses.jsonl")
+ELSEWHERE = ("submit", "push", "--model Qwen/", "--model runs/", "grade math responses.jsonl")
 """Words of commands that need a cluster's head, the hub or files of the reader."""
 
 ENDLESS = ("ui", "status --watch", "logs")
