@@ -150,12 +150,23 @@ def show_evaluation(
         console.table("mean over benchmarks", ["", *(labels[label] for label in means)], rows)
 
 
+NOT_LISTED = {
+    "objectives": "MODULE:FUNCTION, one of your own",
+    "models": "a directory, an id of the Hugging Face hub, or a run",
+    "datasets": "a file, a directory, an id of the Hugging Face hub, or a list of them",
+    "benchmarks": "MODULE:BENCHMARK, one of your own; lm_eval:TASK, one of lm-evaluation-harness",
+}
+"""What may be given by catalog in place of an entry's name."""
+
+
 def show_catalog(kind: str, console: RunConsole) -> None:
-    """Print the entries of a catalog, a line each with its source."""
+    """Print the entries of a catalog, a line each with its source, and what else may be given."""
     entries = catalog_entries(kind)
     width = max(len(entry["signature"]) for entry in entries)
     for entry in entries:
         console.print(f"{entry['signature']:<{width}}  {entry['summary']} [{entry['source']}]")
+    if kind in NOT_LISTED:
+        console.print(f"also: {NOT_LISTED[kind]}")
 
 
 def catalog_entries(kind: str) -> list[dict[str, str]]:

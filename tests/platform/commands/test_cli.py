@@ -117,7 +117,9 @@ def test_lists_name_everything_with_its_source(deft: Deft) -> None:
     listed = deft("list", "models", COLUMNS="200").stdout
     assert all(name in listed and info.source in listed for name, info in MODELS.items())
     assert "reasoning-gym" in deft("list", "datasets", COLUMNS="200").stdout
-    assert "figfont" in deft("list", "benchmarks", COLUMNS="200").stdout
+    listed = deft("list", "benchmarks", COLUMNS="200").stdout
+    assert "figfont" in listed
+    assert "also: MODULE:BENCHMARK, one of your own; lm_eval:TASK" in listed
 
 
 def test_dry_run_prints_a_spec_that_means_the_same_run(deft: Deft, tmp_path: Path) -> None:
