@@ -52,7 +52,7 @@ class Instruction(NamedTuple):
 
     @property
     def jump(self) -> int | None:
-        """Where a branch goes; None for any other instruction."""
+        """Return where a branch goes; None for any other instruction."""
         match = re.search(r"\bBRA\S*\s.*?(0x[0-9a-f]+)", self.text)
         return int(match[1], 16) if match else None
 

@@ -240,7 +240,7 @@ def peak_memory_in_a_process(name: str, shape_name: str, dtype: str, device: str
 
 
 def fits(shape: Shape, dtype: torch.dtype, device: str) -> bool:
-    """Whether plain NLL's inputs, gradients and three copies of its logits fit."""
+    """Tell whether plain NLL's inputs, gradients and three copies of its logits fit."""
     N, D, V = shape
     needed = dtype.itemsize * (2 * D * (N + V) + 3 * N * V)
     if device == "cuda":
