@@ -28,7 +28,7 @@ def test_a_worker_killed_for_memory_is_named_with_need_and_remedy(
     monkeypatch.setattr(memory, "count_kernel_kills", lambda: 7)
     by_monitor = describe_shortage(OutOfMemoryError(MONITOR), job, 7)
     assert by_monitor == (
-        "out of memory: the node's use was 8.37 GB of 23.54 GB; a worker needs about 0.3 GiB and "
+        "out of memory: the node's use was 8.37 GB of 23.54 GB; a worker needs about 0.1 GiB and "
         "its libraries; lower training.micro_batch_size or training.max_length, or set "
         "training.gradient_checkpointing, or raise training.zero_stage"
     )

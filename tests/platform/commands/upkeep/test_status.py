@@ -81,7 +81,7 @@ def test_nothing_and_nowhere_are_said(
     app(["status", "--root", str(tmp_path)], standalone_mode=False)
     assert "no runs there yet; start one with `deft run`" in capsys.readouterr().out
     for arguments, message in (
-        (["--root", str(tmp_path / "no")], "there is no such folder"),
+        (["--root", str(tmp_path / "no")], "no such folder"),
         (["nosuch", "--root", str(root)], "nosuch: no run and no sweep of .* begins so"),
         (["--watch", "--root", str(root)], "--watch: needs a terminal"),
     ):
