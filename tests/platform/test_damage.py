@@ -28,7 +28,7 @@ from deft.platform.console import RunConsole
 from deft.platform.errors import UserError, warn_once
 from deft.platform.records.manifests import PrepareManifest, require_manifest
 from deft.platform.records.run_directory import RunDirectory
-from deft.platform.run import driver
+from deft.platform.run import context
 from deft.platform.run.evaluate_stage import _drop_damaged
 from deft.sweeps.report import landscapes
 from deft.workers.common.checksums import write_checksums
@@ -109,7 +109,7 @@ def command(
         return {name: column.numpy() for name, column in stats.items() if column is not None}
 
     # A run with a stage to do starts Ray; that it goes on from there is tested elsewhere.
-    monkeypatch.setattr(driver, "ray_cluster", no_cluster)
+    monkeypatch.setattr(context, "ray_cluster", no_cluster)
     monkeypatch.setattr(landscapes, "_compute", compute)
     monkeypatch.setenv("DEFT_ROOT", str(finished.root))
 
