@@ -37,6 +37,12 @@ def handle_signals() -> None:
         signal.signal(number, _interrupt)
 
 
+def leave_signals_to_system() -> None:
+    """Let a signal end the process: once its work is done, there is nothing left to interrupt."""
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _received:
         Console(stderr=True).show_cursor()  # which a progress bar has hidden

@@ -17,9 +17,9 @@ from helpers import ROOT, commands_in, free_port
 
 DEFT = Path(sys.executable).with_name("deft")
 
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("quickstart", "extending", "sweeps")))
-PAGES += ("docs/evaluating.md", "docs/run-files.md", "docs/mlflow.md")
-"""In the order in which a reader meets them: later pages name runs of earlier ones."""
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("quickstart", "mlflow", "extending")))
+PAGES += ("docs/sweeps.md", "docs/evaluating.md", "docs/run-files.md")
+"""In an order in which later pages find the runs of earlier ones that they name."""
 
 TRAINING = (
     *("dataset.size=96", "dataset.validation=16", "training.max_steps=3"),
@@ -42,11 +42,19 @@ STAND_INS = {
 }
 """What is run here for words of the pages that need a download, time, or a table of one's own."""
 
-ELSEWHERE = ("submit", "push", "--model Qwen/", "--model runs/", "grade math responses.jsonl")
-"""Words of commands that need a cluster's head, the hub or files of the reader."""
+ELSEWHERE = (
+    "submit",
+    "push",
+    "lm_eval:",
+    "status --watch",
+    "--model Qwen/",
+    "--model runs/",
+    "grade math responses.jsonl",
+)
+"""Words of commands that need a cluster's head, the hub, a terminal or files of the reader."""
 
-ENDLESS = ("ui", "status --watch", "logs")
-"""Words of commands that go on until they are interrupted."""
+FILE = re.compile(r"^```(?:python|yaml)\n# (my_\w+\.\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+"""Files of the reader, which begin with their names."""
 
 EXIT_CODES = {"deft run typo.yaml": 2}
 
@@ -58,12 +66,13 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "sweeps").mkdir()
     for sweep in (ROOT / "sweeps").glob("*.yaml"):
         shutil.copy(sweep, tmp_path / "sweeps")
-    readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(# my_objectives.py\n.*?)```", readme, re.DOTALL)
-    (tmp_path / "my_objectives.py").write_text(code)
+    for page in PAGES:
+        for name, code in FILE.findall((ROOT / page).read_text()):
+            (tmp_path / name).write_text(code)
     (tmp_path / "typo.yaml").write_text(
         "dataset: figfont\nmodel: tiny\nobjective: DEFT\ntraining:\n  lerning_rate: 1.0e-4\n"
     )
+    (tmp_path / "my_benchmarks.py").unlink()  # its table is on the hub
     made = [DEFT, "new", "benchmark", "my_benchmarks.py"]
     subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
     return tmp_path
@@ -82,6 +91,9 @@ def _run(line: str, folder: Path, ray_address: str) -> None:
     if name == "new" and (folder / words[1]).exists():
         (folder / words[1]).unlink()
     arguments = [name, *(STAND_INS.get(word, word) for word in words)]
+    if name == "evaluate":  # `tiny` has no weights of its own
+        trained = next(folder.glob("runs/chain_sum-tiny-original-*"))
+        arguments = [str(trained) if word == "tiny" else word for word in arguments]
     for setting in SMALLER.get(name, ()):
         arguments += ["--set", setting]
     if name == "ui":
@@ -97,7 +109,7 @@ def _run(line: str, folder: Path, ray_address: str) -> None:
         text=True,
     )
     try:
-        if any(line.startswith(f"deft {words}") for words in ENDLESS):
+        if name == "ui":  # goes on until it is interrupted
             assert process.stdout is not None
             assert process.stdout.readline() != "", line
             process.send_signal(signal.SIGINT)

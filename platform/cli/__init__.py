@@ -13,7 +13,13 @@ from typer.exceptions import TyperException
 from deft.platform.api import prepare_environment
 from deft.platform.cli import authoring, experiments, results, upkeep
 from deft.platform.errors import StageError, UserError, describe_os_error, fail
-from deft.platform.signals import KEPT, end_by_signal, handle_signals, received_signal
+from deft.platform.signals import (
+    KEPT,
+    end_by_signal,
+    handle_signals,
+    leave_signals_to_system,
+    received_signal,
+)
 from deft.workers.common.files import DamagedFileError
 
 PACKAGE = "deft-platform"
@@ -88,6 +94,7 @@ def main() -> NoReturn:
         message = f"{message.rstrip('.')}; here, {option}" if option else message
     if received_signal():  # Typer turns KeyboardInterrupt into an exit code
         end_by_signal(KEPT.get(sys.argv[1], "the same command starts again"))
+    leave_signals_to_system()
     if message:
         fail(message, code)
     sys.exit(code)

@@ -95,7 +95,8 @@ def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished: Any
 ) -> Command:
     """Run `deft` in this process: arguments → exit code, output, errors."""
-    monkeypatch.setattr(cli, "handle_signals", lambda: None)
+    for function in ("handle_signals", "leave_signals_to_system"):
+        monkeypatch.setattr(cli, function, lambda: None)
 
     @contextmanager
     def no_cluster(*, verbose: bool) -> Iterator[None]:
