@@ -114,7 +114,7 @@ def _run(line: str, folder: Path, ray_address: str) -> None:
             assert process.stdout.readline() != "", line
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate(timeout=60)
-            assert process.returncode in (0, 130), f"{line}\n{output}"
+            assert process.returncode in (0, 130, -signal.SIGINT), f"{line}\n{output}"
         else:
             output, _ = process.communicate(timeout=900)
             assert process.returncode == EXIT_CODES.get(line, 0), f"{line}\n{output}"
