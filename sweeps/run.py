@@ -118,7 +118,7 @@ def run_all(
             )
             context = replace(context, pool=stack.enter_context(pool))
         view.shown_in(stack.enter_context(context.console.progress("cells")))
-        events = stack.enter_context(event_queue(view.handle))
+        events, _ = stack.enter_context(event_queue(view.handle))
         trial = Trial(
             context=context,
             sweep=directory.path.name,

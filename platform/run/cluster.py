@@ -258,11 +258,14 @@ def _run_where_it_can(work: Callable[[], Result]) -> Result:
 
 
 @contextmanager
-def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
+def event_queue(
+    handle: Callable[[dict[str, Any]], None],
+) -> Iterator[tuple[Queue, Callable[[], None]]]:
     """Yield a queue for events of Ray workers; a thread passes them to ``handle`` one by one.
 
     All events put before the block ends are handled before it is left. An exception of ``handle``
-    is raised then, unless the block itself raised.
+    is raised then, unless the block itself raised; or before, by the function that is yielded with
+    the queue, for blocks that would be long in vain.
     """
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
     failures: list[BaseException] = []
@@ -282,15 +285,18 @@ def event_queue(handle: Callable[[dict[str, Any]], None]) -> Iterator[Queue]:
             except Exception as error:
                 failures.append(error)
 
+    def raise_failure() -> None:
+        if failures:
+            raise failures[0]
+
     thread = threading.Thread(target=pump, name="events", daemon=True)
     thread.start()
     try:
-        yield queue
+        yield queue, raise_failure
     finally:
         with suppress(RayError):
             queue.put(None)
         thread.join()
         with suppress(RayError):
             queue.shutdown(force=True)
-    if failures:
-        raise failures[0]
+    raise_failure()

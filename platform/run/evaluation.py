@@ -222,5 +222,5 @@ def shown_events(console: RunConsole) -> Iterator[Queue]:
                 name = f"{event['benchmark']}, {event['model']}"
                 console.print(f"          {name}: evaluator lost, another goes on")
 
-        with event_queue(handle) as events:
+        with event_queue(handle) as (events, _):
             yield events

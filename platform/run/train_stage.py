@@ -44,7 +44,7 @@ def train_stage(
     with console.progress("steps") as view:
         progress = TrainingProgress(run, num_steps, console, view, on_validation)
         view.wait(f"starting {plural(training.num_workers, 'worker')}")
-        with event_queue(progress.handle) as events:
+        with event_queue(progress.handle) as (events, raise_failure):
             job = TrainJob(
                 training=training,
                 objective=str(spec.objective),
@@ -65,7 +65,7 @@ def train_stage(
                 use_gpu=context.use_gpu,
                 on_restart=progress.restarted,
                 is_training=lambda: progress.has_begun,
-                on_poll=progress.require_recorded,
+                on_poll=raise_failure,
             )
     fetch_model(chosen_checkpoint(result, training.keep), run.path / "model")
     seconds, metrics = time.monotonic() - started, dict(result.metrics or {})
@@ -104,7 +104,6 @@ class TrainingProgress:
         self._on_validation = on_validation
         self.has_begun = False
         """Whether a worker has taken a step since this process was started."""
-        self._failure: OSError | None = None
         self.dtype: str | None = None
         """Of the parameters, once the workers have loaded them."""
         # A resumed run repeats the steps since its checkpoint.
@@ -117,19 +116,7 @@ class TrainingProgress:
         self._show(kind, step, metrics)
         if kind in ("train", "validation") and (kind, step) not in self._recorded:
             self._recorded.add((kind, step))
-            try:
-                self._run.append_event(step, {f"{kind}/{name}": x for name, x in metrics.items()})
-            except OSError as error:
-                self._failure = error
-                raise
-
-    def require_recorded(self) -> None:
-        """Raise the OSError that kept metrics from being appended to the run's events.
-
-        A deleted directory or a full disk would else show only once the training has ended.
-        """
-        if self._failure is not None:
-            raise self._failure
+            self._run.append_event(step, {f"{kind}/{name}": x for name, x in metrics.items()})
 
     def restarted(self, cause: str) -> None:
         """Warn that workers were replaced."""
