@@ -177,8 +177,10 @@ def trained_style(run: Path) -> str:
     Raises:
         UserError: the run has no model.
     """
-    if not (run / "model").is_dir():
-        raise UserError(f"model: the run {run} has no trained model; run its command first")
+    # With the tables of results, which a plan needs not.
+    from deft.platform.records.find import trained_model
+
+    trained_model(run)
     with reading(run / "spec.json", "run the command of this run again"):
         spec = json.loads((run / "spec.json").read_text(encoding="utf-8"))
         return str(spec.get("dataset", {}).get("prompt_style", "chat"))

@@ -64,6 +64,18 @@ def find_run(name: str, root: Path) -> Path:
     return run
 
 
+def trained_model(run: Path) -> Path:
+    """Return the directory of the model that the run in directory ``run`` trained.
+
+    Raises:
+        UserError: the run has none.
+    """
+    model = run / "model"
+    if not model.is_dir():
+        raise UserError(f"{run}: the run has no trained model; run its command first")
+    return model
+
+
 def finished_runs(root: Path) -> list[Path]:
     """Return the directories of all runs and evaluations under ``root`` that have results.
 

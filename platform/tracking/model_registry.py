@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe_error
+from deft.platform.records.find import trained_model
 from deft.platform.records.manifests import manifest_file
 from deft.platform.tracking.outbox import read_delivered
 from deft.platform.tracking.uri import require_tracking_uri
@@ -34,8 +35,7 @@ def register_model(run: Path, name: str, tracking_uri: str, console: RunConsole)
     """
     require_tracking_uri(tracking_uri)
     delivered = read_delivered(run)
-    if not (run / "model").is_dir():
-        raise UserError(f"{run}: the run has no trained model")
+    model_dir = trained_model(run)
     if delivered is None or not manifest_file(run, "record").is_file():
         raise UserError(f"{run}: not recorded in MLflow yet; the command that ran it records it")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
@@ -48,7 +48,7 @@ def register_model(run: Path, name: str, tracking_uri: str, console: RunConsole)
         model = _logged_model(client, delivered.id)
         if model is None:
             raise UserError(f"{run}: MLflow at {tracking_uri} does not know the run")
-        _upload(client, model, run / "model", console)
+        _upload(client, model, model_dir, console)
         number = _register(client, model, name)
     except MlflowException as error:
         raise StageError(f"MLflow: {describe_error(error)}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deft.platform.console import RunConsole
 from deft.platform.errors import StageError, UserError, describe_error
+from deft.platform.records.find import trained_model
 
 
 def push_model(run: Path, hub_id: str, console: RunConsole, *, public: bool) -> None:
@@ -27,9 +28,7 @@ def push_model(run: Path, hub_id: str, console: RunConsole, *, public: bool) -> 
     from huggingface_hub.constants import REPOCARD_NAME
     from huggingface_hub.errors import HFValidationError
 
-    model = run / "model"
-    if not model.is_dir():
-        raise UserError(f"{run}: the run has no trained model")
+    model = trained_model(run)
     card = model / REPOCARD_NAME
     if not card.is_file():
         raise UserError(f"{card}: no such file; the command of this run writes it")
