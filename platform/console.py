@@ -43,8 +43,10 @@ PLAIN_LINES = 10
 """Number of lines per bar where there is no terminal."""
 
 HEARTBEAT = 28.0
-"""Seconds without a line after which one says what goes on, where there is no terminal: with what
-it takes to notice, a line comes every half a minute."""
+"""Seconds without a line after which one says what goes on, where there is no terminal."""
+
+PIPE_WIDTH = 500
+"""Columns of a table where no terminal limits them: nothing is broken into lines."""
 
 LOG = "log.txt"
 """File of a run's directory that has what the run said, with times."""
@@ -163,9 +165,18 @@ class RunConsole:
             yield
 
     def _keep_speaking(self, view: ProgressView, ended: threading.Event) -> None:
-        while not ended.wait(HEARTBEAT / 28):
-            if time.monotonic() - self._spoke_at >= HEARTBEAT and (line := view.describe()):
-                self.print(line)
+        pause = HEARTBEAT
+        while not ended.wait(pause):
+            pause = self._spoke_at + HEARTBEAT - time.monotonic()
+            if pause <= 0:
+                pause = HEARTBEAT
+                if line := view.describe():
+                    self.print(line)
+
+    def widen_pipe(self) -> None:
+        """Let what is printed from now on have `PIPE_WIDTH` columns, unless it is to a terminal."""
+        if not self.console.is_terminal:
+            self.console.width = PIPE_WIDTH
 
     def table(
         self,

@@ -20,7 +20,6 @@ from deft.platform.commands.dry_run import (
     data_size,
     dimensions_of,
 )
-from deft.platform.commands.upkeep.status import PIPE_WIDTH
 from deft.platform.config.loading import preset_note
 from deft.platform.console import RunConsole
 from deft.sweeps.cells import Plan, PlannedCell
@@ -76,8 +75,8 @@ def names_of_runs(plan: Plan, console: RunConsole) -> tuple[list[str], bool]:
     Values on the axes stand beside them and tell the rest.
     """
     names = [cell.run for cell in plan.cells]
+    console.widen_pipe()
     if not console.console.is_terminal:
-        console.console.width = PIPE_WIDTH
         return names, True
     columns = [
         [axis, *(label(cell.settings[axis]) for cell in plan.cells)] for axis in plan.spec.grid

@@ -23,8 +23,6 @@ MAX_CAUSE = 120
 """Characters of a cause in the table; `deft logs` has all of it."""
 WATCH_INTERVAL = 2.0
 """Seconds between looks at the root."""
-PIPE_WIDTH = 500
-"""Columns of the table where no terminal limits them: nothing is broken into lines."""
 COLORS = {"running": "cyan", "finished": "green", "failed": "red", "stopped": "yellow"}
 
 
@@ -222,8 +220,7 @@ def show_status(status: RootStatus, shown: RootStatus, console: RunConsole) -> N
     if not shown.runs and not shown.sweeps:
         console.print(f"{status.root}: no runs there yet; start one with `deft run`")
         return
-    if not console.console.is_terminal:
-        console.console.width = PIPE_WIDTH
+    console.widen_pipe()
     console.console.print(status_table(shown, console.console.width))
     console.print(footer(status, shown))
 
