@@ -30,7 +30,7 @@ from deft.objectives.head.interface import (
     weight_gradient_dtype,
 )
 from deft.objectives.head.matmul import widening_product
-from deft.objectives.head.softmax_stats import soft_cap_
+from deft.objectives.head.softmax_stats import CombinedSums, combine_parts, soft_cap_
 
 BLOCK_BYTES = 2**28
 """Bytes of all [M, B] buffers together. Not taken from what is free: the size of a block decides
@@ -144,36 +144,28 @@ def _statistics(
         del logits
     parts = {name: torch.stack([block_sums[name] for block_sums in sums]) for name in sums[0]}
 
-    # [K, M]: what every block's sums must be multiplied by to be relative to the same logit.
-    largest = parts["largest"].amax(0)
-    shift = parts["largest"] - largest
-    decay = shift.exp()
-    total = (decay * parts["total"]).sum(0)
-    log_total = total.log()
-    logp = parts["target"].sum(0) - largest - log_total
-    concentration = entropy = divergence = target_normalizer = None
-    if "concentration" in statistics:
-        concentration = (decay.square() * parts["squares"]).sum(0) / total.square()
-    if "entropy" in statistics:
-        # H = log Σ e^(z−m) − Σ (z−m) e^(z−m) / Σ e^(z−m), which loses no digits to a large m.
-        moment = (decay * (parts["moment"] + shift * parts["total"])).sum(0)
-        entropy = log_total - moment / total
+    combined = combine_parts(
+        parts["largest"],
+        parts["total"],
+        parts["target"],
+        squares=parts.get("squares"),
+        moments=parts.get("moment"),
+    )
+    divergence = target_normalizer = None
     if target is not None:
-        divergence, target_normalizer = _divergence(
-            target, parts, shift, decay, total, largest, len(inputs.weight)
-        )
+        divergence, target_normalizer = _divergence(target, parts, combined, len(inputs.weight))
     stats = TokenStats(
-        logp=logp,
-        p=logp.exp(),
-        mask=torch.ones_like(logp, dtype=torch.bool),
-        concentration=concentration,
-        entropy=entropy,
+        logp=combined.logp,
+        p=combined.logp.exp(),
+        mask=torch.ones_like(combined.logp, dtype=torch.bool),
+        concentration=combined.concentration,
+        entropy=combined.entropy,
         entropy_top=None if largest_logits is None else _entropy(largest_logits),
-        top_logp=-log_total if "top_logp" in statistics else None,
+        top_logp=-combined.log_total if "top_logp" in statistics else None,
         divergence=divergence,
         step_mean_p=inputs.step_mean_p,
     )
-    return stats, _Normalizers(largest + log_total, target_normalizer)
+    return stats, _Normalizers(combined.largest + combined.log_total, target_normalizer)
 
 
 def _block_sums(
@@ -226,19 +218,13 @@ def _block_sums(
 
 
 def _divergence(
-    target: Target,
-    parts: dict[str, Tensor],
-    shift: Tensor,
-    decay: Tensor,
-    total: Tensor,
-    largest: Tensor,
-    vocabulary: int,
+    target: Target, parts: dict[str, Tensor], combined: CombinedSums, vocabulary: int
 ) -> tuple[Tensor, Tensor | None]:
     """Combine the blocks' sums [K, M] to D(T, P) [M] and log Σ e^z of the second distribution.
 
     For the tempered one z is the model's logit over the temperature.
     """
-    log_total = total.log()
+    shift, log_total = combined.shift, combined.log_total
     if target.kind == "uniform":
         mean = (parts["centered"] + parts["size"] * shift).sum(0) / vocabulary
         return log_total - mean, None
@@ -247,7 +233,7 @@ def _divergence(
         target_total = (target_decay * parts["target_total"]).sum(0)
         moment = parts["target_moment"] + shift * parts["target_total"]
         divergence = log_total - (target_decay * moment).sum(0) / target_total
-        return divergence, largest / target.temperature + target_total.log()
+        return divergence, combined.largest / target.temperature + target_total.log()
     target_largest = parts["target_largest"].amax(0)
     target_shift = parts["target_largest"] - target_largest
     target_decay = target_shift.exp()
@@ -259,8 +245,8 @@ def _divergence(
     if target.kind == "reference":
         cross = (target_decay * (parts["cross"] + rise * parts["target_total"])).sum(0)
         return cross / target_total - log_ratio, normalizer
-    cross = (decay * (parts["cross"] - rise * parts["total"])).sum(0)
-    return cross / total + log_ratio, normalizer
+    cross = (combined.decay * (parts["cross"] - rise * parts["total"])).sum(0)
+    return cross / combined.total + log_ratio, normalizer
 
 
 # -------------------------------------------------------------------------------- gradients

@@ -10,6 +10,8 @@ log Σ e^(z−m) lies between 0 and log V. Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,55 @@ def soft_cap_(logits: Tensor, cap: float, slope: Tensor | None) -> None:
     if slope is not None:
         torch.mul(logits, logits, out=slope).neg_().add_(1)
     logits.mul_(cap)
+
+
+class CombinedSums(NamedTuple):
+    """Sums over the vocabulary; [M], and [K, M] what its K parts contribute."""
+
+    largest: Tensor
+    """The row's largest logit m."""
+    shift: Tensor
+    """Largest logit of each part, less m; [K, M]."""
+    decay: Tensor
+    """Its exponential; [K, M]."""
+    total: Tensor
+    """Σ e^(z−m)."""
+    log_total: Tensor
+    logp: Tensor
+    """Log-probability of the target."""
+    concentration: Tensor | None
+    entropy: Tensor | None
+
+
+def combine_parts(
+    maxima: Tensor,
+    totals: Tensor,
+    targets: Tensor,
+    squares: Tensor | None = None,
+    moments: Tensor | None = None,
+) -> CombinedSums:
+    """Combine sums [K, M] over K parts of the vocabulary, each relative to its own largest logit n.
+
+    Args:
+        maxima: n.
+        totals: Σ e^(z−n).
+        targets: the target's logit where it is in the part, else 0.
+        squares: Σ e^2(z−n), for the concentration.
+        moments: Σ (z−n) e^(z−n), for the entropy.
+    """
+    largest = maxima.amax(0)
+    shift = maxima - largest
+    decay = shift.exp()
+    total = (decay * totals).sum(0)
+    log_total = total.log()
+    concentration = entropy = None
+    if squares is not None:
+        concentration = (decay.square() * squares).sum(0) / total.square()
+    if moments is not None:
+        # H = log Σ e^(z−m) − Σ (z−m) e^(z−m) / Σ e^(z−m), which loses no digits to a large m.
+        entropy = log_total - (decay * (moments + shift * totals)).sum(0) / total
+    logp = targets.sum(0) - largest - log_total
+    return CombinedSums(largest, shift, decay, total, log_total, logp, concentration, entropy)
 
 
 def softmax_with_statistics_(

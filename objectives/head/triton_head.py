@@ -68,6 +68,7 @@ from deft.objectives.head.interface import (
     apply_objective,
     weight_gradient_dtype,
 )
+from deft.objectives.head.softmax_stats import combine_parts
 from deft.objectives.head.triton_kernels import (
     error_kernel,
     hidden_gradient_kernel,
@@ -166,31 +167,27 @@ def _statistics(inputs: HeadInputs, wanted: frozenset[str]) -> tuple[TokenStats,
         )
 
     # The splits' sums are relative to their own maxima; this is the kernel's rescaling once more.
-    maxima, sums, targets, *others = partial
-    largest = maxima.amax(0)
-    shift = maxima - largest
-    decay = shift.exp()
-    total = (decay * sums).sum(0)
-    logp = targets.sum(0) - largest - total.log()
-    concentration = entropy = None
-    if has_concentration:
-        concentration = (decay.square() * others[0]).sum(0) / total.square()
-    if has_entropy:
-        # H = log Σ e^(z−m) − Σ (z−m) e^(z−m) / Σ e^(z−m), which loses no digits to a large m.
-        entropy = total.log() - (decay * (others[-1] + shift * sums)).sum(0) / total
+    maxima, totals, targets, *others = partial
+    sums = combine_parts(
+        maxima,
+        totals,
+        targets,
+        squares=others[0] if has_concentration else None,
+        moments=others[-1] if has_entropy else None,
+    )
     stats = TokenStats(
-        logp=logp,
-        p=logp.exp(),
-        mask=torch.ones_like(logp, dtype=torch.bool),
-        concentration=concentration,
-        entropy=entropy,
+        logp=sums.logp,
+        p=sums.logp.exp(),
+        mask=torch.ones_like(sums.logp, dtype=torch.bool),
+        concentration=sums.concentration,
+        entropy=sums.entropy,
         # The largest logits of all tiles would take a product more in the kernel as well: there is
         # no place in registers to sort a tile. Library calls do it, block by block.
         entropy_top=top_entropy(inputs) if "entropy_top" in wanted else None,
-        top_logp=-total.log() if "top_logp" in wanted else None,
+        top_logp=-sums.log_total if "top_logp" in wanted else None,
         step_mean_p=inputs.step_mean_p,
     )
-    return stats, largest + total.log()
+    return stats, sums.largest + sums.log_total
 
 
 class _Active(NamedTuple):
