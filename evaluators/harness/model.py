@@ -70,7 +70,7 @@ class EngineModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Where the tokenizer was loaded from."""
+        """The directory that the tokenizer was loaded from."""
         return str(self.tokenizer.name_or_path)
 
     def apply_chat_template(

@@ -78,6 +78,10 @@ AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print the results as JSON, and all else to the error output."),
 ]
+RunName = Annotated[
+    str,
+    typer.Argument(help="A run directory, or its name in the root.", autocompletion=names_of_runs),
+]
 Verbose = Annotated[
     bool,
     typer.Option(

@@ -12,6 +12,7 @@ from deft.platform.cli.options import (
     AsJson,
     Overrides,
     Root,
+    RunName,
     TrackingUri,
     as_user_error,
     names_of_both,
@@ -189,12 +190,7 @@ def plot_sweep(
 
 @app.command(epilog="Example: deft register chain_sum-tiny-DEFT adder")
 def register(
-    run: Annotated[
-        str,
-        typer.Argument(
-            help="A run directory, or its name in the root.", autocompletion=names_of_runs
-        ),
-    ],
+    run: RunName,
     name: Annotated[str, typer.Argument(help="What the model is called in MLflow's registry.")],
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
@@ -210,12 +206,7 @@ def register(
 
 @app.command(epilog="Example: deft push chain_sum-tiny-DEFT me/adder")
 def push(
-    run: Annotated[
-        str,
-        typer.Argument(
-            help="A run directory, or its name in the root.", autocompletion=names_of_runs
-        ),
-    ],
+    run: RunName,
     hub_id: Annotated[str, typer.Argument(help="Repository of the Hugging Face hub: ORG/NAME.")],
     public: Annotated[
         bool, typer.Option("--public", help="Let everyone read a repository that is made.")
@@ -232,12 +223,7 @@ def push(
 
 @app.command(epilog="Example: deft chat chain_sum-tiny-DEFT --temperature 0.7")
 def chat(
-    run: Annotated[
-        str,
-        typer.Argument(
-            help="A run directory, or its name in the root.", autocompletion=names_of_runs
-        ),
-    ],
+    run: RunName,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding.")] = 0.0,
     root: Root = Path("runs"),

@@ -94,7 +94,7 @@ class BenchmarkResult(_Part):
 
     @property
     def primary_key(self) -> str:
-        """What that metric is called in ``metrics``."""
+        """The name of that metric in ``metrics``."""
         return self.primary_metric_name.replace("@", "_at_")
 
 

@@ -40,21 +40,20 @@ class RunContext:
 
     def training_slot(self) -> AbstractContextManager[None]:
         """Hold devices for training and held-out losses during a block."""
-        return nullcontext() if self.slots is None else self._slot(self.slots)
+        if self.slots is None:
+            return nullcontext()
+        return self._entering(self.slots.one(), "awaiting free devices")
 
-    @contextmanager
-    def _slot(self, slots: TrainingSlots) -> Iterator[None]:
-        with ExitStack() as stack:
-            with self.console.waiting("awaiting free devices"):
-                stack.enter_context(slots.one())
-            yield
-
-    @contextmanager
-    def cluster(self) -> Iterator[None]:
+    def cluster(self) -> AbstractContextManager[None]:
         """Connect to the Ray cluster for a block, or start one, see `ray_cluster`."""
+        return self._entering(ray_cluster(verbose=self.verbose), "starting Ray")
+
+    @contextmanager
+    def _entering(self, block: AbstractContextManager[None], what: str) -> Iterator[None]:
+        """Say ``what`` until ``block`` is entered."""
         with ExitStack() as stack:
-            with self.console.waiting("starting Ray"):
-                stack.enter_context(ray_cluster(verbose=self.verbose))
+            with self.console.waiting(what):
+                stack.enter_context(block)
             yield
 
     def on_cluster(self, num_workers: int = 0) -> RunContext:
