@@ -6,16 +6,19 @@ import json
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deft.evaluators.generation.job import PromptRecord
+from deft.evaluators.benchmarks.items import prepare_items
+from deft.evaluators.generation.job import EvaluationJob, PromptRecord
 from deft.evaluators.generation.prompts import Stops
 from deft.evaluators.scores.metrics import accuracy
 from deft.evaluators.scores.predictions import Prediction, summarize_predictions, write_predictions
+from deft.evaluators.spec import BenchmarkSpec
 from deft.platform.config.loading import load_spec
 from deft.platform.config.spec import ExperimentSpec
 from deft.platform.records.manifests import (
@@ -36,8 +39,30 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
+DEFT = Path(sys.executable).with_name("deft")
+"""The installed command."""
 SHARED = ROOT.parent / "shared"
 """Data beside the checkout that some machines have; tests that read it skip where it is absent."""
+SMALL_RUN_STEPS = 40
+SMALL_RUN: dict[str, Any] = {
+    "dataset": {"name": "figfont", "size": 120},
+    "model": "tiny",
+    "training": {
+        "num_workers": 1,
+        "epochs": 10,
+        "max_steps": SMALL_RUN_STEPS,
+        "batch_size": 8,
+        "micro_batch_size": 8,
+        "max_length": 256,
+        "dtype": "float32",
+    },
+    "evaluation": {
+        "general": False,
+        "benchmarks": [{"name": "figfont", "size": 8, "max_tokens": 8}],
+        "engine": {"type": "transformers"},
+    },
+}
+"""A run of some seconds, but for its objective."""
 
 BLOCK = re.compile(r"^```[a-z]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(deft .*)")
@@ -63,6 +88,19 @@ def wait_until(
             assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
+
+
+def train_steps(run: Path) -> list[int]:
+    """Return the optimizer steps on record of the run in directory ``run``, in their order."""
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [event["step"] for event in events if "train/nll" in event["metrics"]]
+
+
+def evaluation_job(model: str, folder: Path, **benchmark: Any) -> EvaluationJob:
+    """Prepare the evaluation of a model on one benchmark, below ``folder``."""
+    spec = BenchmarkSpec.model_validate(benchmark)
+    items = prepare_items(spec, None, folder / "cache")
+    return EvaluationJob("eval", model, spec, str(items), "chat", str(folder / "out"))
 
 
 def free_ports(number: int) -> list[int]:

@@ -8,14 +8,11 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, commands_in, free_port
-
-DEFT = Path(sys.executable).with_name("deft")
+from helpers import DEFT, ROOT, commands_in, free_port
 
 PAGES = ("README.md", *(f"docs/{name}.md" for name in ("quickstart", "mlflow", "extending")))
 PAGES += ("docs/sweeps.md", "docs/evaluating.md", "docs/run-files.md")

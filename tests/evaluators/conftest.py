@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
+from deft.evaluators.generation.actor import Evaluator
+from deft.evaluators.spec import EngineSpec
 from deft.workers.data.figfont import TEST_START, figfont_examples
 from deft.workers.modeling.model_files import train_tokenizer
 from helpers import write_harness_tasks
@@ -67,3 +69,9 @@ def model_paths(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -
 @pytest.fixture(scope="session")
 def harness_tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return write_harness_tasks(tmp_path_factory.mktemp("harness"))
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    """Make an evaluator in this process, on the engine of transformers."""
+    return Evaluator(EngineSpec(type="transformers"))

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from helpers import wait_until
-
-DEFT = Path(sys.executable).with_name("deft")
+from helpers import DEFT, wait_until
 
 RUN: dict[str, Any] = {
     "name": "ended",

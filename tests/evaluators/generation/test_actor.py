@@ -12,14 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
-from deft.evaluators.benchmarks.items import prepare_items, read_items
+from deft.evaluators.benchmarks.items import read_items
 from deft.evaluators.generation.actor import Evaluator
-from deft.evaluators.generation.job import EvaluationJob
 from deft.evaluators.generation.journal import Response, ResponseJournal
 from deft.evaluators.generation.prompts import encode_item
 from deft.evaluators.scores.comparison import different_conditions, read_predictions
 from deft.evaluators.scores.second_opinions import read_second_opinions
-from deft.evaluators.spec import BenchmarkSpec, EngineSpec
+from helpers import evaluation_job
 
 BENCHMARK = """
 from dataclasses import replace
@@ -32,17 +31,6 @@ own = replace(CHAIN_SUM, name="own", grader="failing_benchmark:grade")
 """
 
 
-@pytest.fixture(scope="module")
-def evaluator() -> Evaluator:
-    return Evaluator(EngineSpec(type="transformers"))
-
-
-def job(model: str, folder: Path, **benchmark: Any) -> EvaluationJob:
-    spec = BenchmarkSpec.model_validate(benchmark)
-    items = prepare_items(spec, None, folder / "cache")
-    return EvaluationJob("eval", model, spec, str(items), "chat", str(folder / "out"))
-
-
 def test_most_likely_option_is_that_of_the_logits(
     evaluator: Evaluator, model_paths: dict[str, str], tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -53,7 +41,7 @@ def test_most_likely_option_is_that_of_the_logits(
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path, file = model_paths["first"], str(tmp_path / "rows.jsonl")
-    one = job(path, tmp_path, name="medical_likelihood", file=file)
+    one = evaluation_job(path, tmp_path, name="medical_likelihood", file=file)
     result = evaluator.run(one)
     table = pq.read_table(one.predictions).to_pydict()
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -79,7 +67,7 @@ def test_tables_hold_what_a_comparison_must_know(
 ) -> None:
     settings = {"name": "chain_sum", "size": 3}
     jobs = [
-        job(model_paths["first"], tmp_path / str(limit), **settings, max_tokens=limit)
+        evaluation_job(model_paths["first"], tmp_path / str(limit), **settings, max_tokens=limit)
         for limit in (2, 3)
     ]
     for one in jobs:
@@ -97,7 +85,7 @@ def test_math_is_graded_by_a_second_grader_as_well(
     rows = [{"question": f"1 + {n}?", "answer": f"#### {n + 1}"} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     file = str(tmp_path / "rows.jsonl")
-    one = job(model_paths["first"], tmp_path, name="gsm8k", file=file)
+    one = evaluation_job(model_paths["first"], tmp_path, name="gsm8k", file=file)
     texts = ["It is $\\boxed{1}$.", "$x = 2$\n\nCheck: $2 + 8 = 10$", "No idea."]
     with ResponseJournal(one.responses) as journal:
         for item, text in zip(read_items(Path(one.items)), texts, strict=True):
@@ -123,7 +111,9 @@ def test_grader_that_fails_on_all_responses_ends_the_evaluation(
 ) -> None:
     (tmp_path / "failing_benchmark.py").write_text(BENCHMARK)
     monkeypatch.syspath_prepend(tmp_path)
-    one = job(model_paths["first"], tmp_path, name="failing_benchmark:own", size=2, max_tokens=2)
+    one = evaluation_job(
+        model_paths["first"], tmp_path, name="failing_benchmark:own", size=2, max_tokens=2
+    )
     with pytest.raises(ValueError, match=r"own: the grader .* all 2 responses: LookupError: noth"):
         evaluator.run(one)
     assert not one.predictions.exists()

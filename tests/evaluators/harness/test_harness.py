@@ -14,23 +14,12 @@ from lm_eval.tasks import TaskManager
 
 from deft.evaluators.benchmarks.catalog import get_benchmark
 from deft.evaluators.benchmarks.definition import definition_digest
-from deft.evaluators.benchmarks.items import prepare_items, read_items
+from deft.evaluators.benchmarks.items import read_items
 from deft.evaluators.generation.actor import Evaluator
-from deft.evaluators.generation.job import EvaluationJob
 from deft.evaluators.harness import tasks as harness_tasks_module
 from deft.evaluators.scores.comparison import different_conditions, read_predictions
-from deft.evaluators.spec import BenchmarkSpec, EngineSpec, EvaluationSpec
-
-
-@pytest.fixture(scope="module")
-def evaluator() -> Evaluator:
-    return Evaluator(EngineSpec(type="transformers"))
-
-
-def job(model: str, folder: Path, **benchmark: Any) -> EvaluationJob:
-    spec = BenchmarkSpec.model_validate(benchmark)
-    items = prepare_items(spec, None, folder / "cache")
-    return EvaluationJob("eval", model, spec, str(items), "chat", str(folder / "out"))
+from deft.evaluators.spec import EvaluationSpec
+from helpers import evaluation_job
 
 
 def test_scores_are_those_of_the_library_s_own_model(
@@ -40,7 +29,7 @@ def test_scores_are_those_of_the_library_s_own_model(
     tmp_path: Path,
 ) -> None:
     path, name = model_paths["undecided"], harness_tasks["own_group"]
-    one = job(path, tmp_path, name=name, size=10, num_fewshot=2)
+    one = evaluation_job(path, tmp_path, name=name, size=10, num_fewshot=2)
     result = evaluator.run(one)
     folder = Path(name.removeprefix("lm_eval:")).parent
     theirs = simple_evaluate(
@@ -80,9 +69,9 @@ def test_shards_and_resumed_jobs_give_what_one_job_gives(
 ) -> None:
     """Examples in a prompt and drawn tokens do not depend on how the work was spread."""
     settings = {"name": harness_tasks["own_group"], "num_fewshot": 1}
-    whole = job(model_paths["undecided"], tmp_path / "whole", **settings)
+    whole = evaluation_job(model_paths["undecided"], tmp_path / "whole", **settings)
     expected = evaluator.run(whole)
-    parts = job(model_paths["undecided"], tmp_path / "parts", **settings)
+    parts = evaluation_job(model_paths["undecided"], tmp_path / "parts", **settings)
     results = [evaluator.run(replace(parts, shard=n, num_shards=2)) for n in range(2)]
     assert sum(result.num_generated for result in results) == expected.num_generated == 9 * 3 + 9
     merged = evaluator.run(replace(parts, num_merged=2))
@@ -105,7 +94,9 @@ def test_chat_template_is_used_where_it_is_asked_for(
 ) -> None:
     name = harness_tasks["own_text"]
     plain, chat = (
-        job(model_paths["first"], tmp_path / str(style), name=name, size=2, prompt_style=style)
+        evaluation_job(
+            model_paths["first"], tmp_path / str(style), name=name, size=2, prompt_style=style
+        )
         for style in (None, "chat")
     )
     evaluator.run(plain)
@@ -124,7 +115,7 @@ def test_chat_template_is_used_where_it_is_asked_for(
 def test_items_are_the_questions_without_examples(
     harness_tasks: dict[str, str], tmp_path: Path
 ) -> None:
-    one = job("nowhere", tmp_path, name=harness_tasks["own_choice"], num_fewshot=3)
+    one = evaluation_job("nowhere", tmp_path, name=harness_tasks["own_choice"], num_fewshot=3)
     first, second, *_ = read_items(Path(one.items))
     assert (first.id, first.question, first.gold) == ("0", "0 + 0 = ", "A")
     assert (second.gold, second.options) == ("B", {"A": "2", "B": "11", "C": "none"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -15,9 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from helpers import ROOT
-
-DEFT = Path(sys.executable).with_name("deft")
+from helpers import DEFT, ROOT
 
 RUN = {
     "dataset": {"name": "figfont", "size": 100},

@@ -19,9 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from helpers import wait_until
-
-DEFT = Path(sys.executable).with_name("deft")
+from helpers import DEFT, wait_until
 
 RUN: dict[str, Any] = {
     "name": "faulty",

@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import yaml
 
-from helpers import wait_until
-
-DEFT = Path(sys.executable).with_name("deft")
-STEPS = 40
-BASE: dict[str, Any] = {
-    "dataset": {"name": "figfont", "size": 120},
-    "model": "tiny",
-    "training": {
-        "num_workers": 1,
-        "epochs": 10,
-        "max_steps": STEPS,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "max_length": 256,
-        "dtype": "float32",
-    },
-    "evaluation": {
-        "general": False,
-        "benchmarks": [{"name": "figfont", "size": 8, "max_tokens": 8}],
-        "engine": {"type": "transformers"},
-    },
-}
+from helpers import DEFT, SMALL_RUN, SMALL_RUN_STEPS, train_steps, wait_until
 
 Fault = Callable[..., None]
-
-
-def steps_of(run: Path) -> list[int]:
-    lines = (run / "events.jsonl").read_text().splitlines()
-    events = [json.loads(line) for line in lines]
-    return [event["step"] for event in events if "train/nll" in event["metrics"]]
 
 
 IN_A_SMALL_SHARED_MEMORY = """
@@ -60,9 +30,9 @@ def test_the_shared_memory_that_docker_gives_is_enough(tmp_path: Path, fault: Fa
     allowed = ["unshare", "--mount", "true"]
     if subprocess.run(allowed, check=False, capture_output=True).returncode:
         pytest.skip("no rights to mount a file system")
-    training = {**BASE["training"], "num_workers": 2, "micro_batch_size": 4}
-    evaluation = {**BASE["evaluation"], "engine": {"kv_cache_gib": 0.25, "cpus": 1}}
-    spec = {**BASE, "objective": "DEFT", "training": training, "evaluation": evaluation}
+    training = {**SMALL_RUN["training"], "num_workers": 2, "micro_batch_size": 4}
+    evaluation = {**SMALL_RUN["evaluation"], "engine": {"kv_cache_gib": 0.25, "cpus": 1}}
+    spec = {**SMALL_RUN, "objective": "DEFT", "training": training, "evaluation": evaluation}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
@@ -76,7 +46,7 @@ def test_the_shared_memory_that_docker_gives_is_enough(tmp_path: Path, fault: Fa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = (file.parent for file in (tmp_path / "runs").glob("*/spec.json"))
-    assert steps_of(run) == list(range(1, STEPS + 1))
+    assert train_steps(run) == list(range(1, SMALL_RUN_STEPS + 1))
     assert (run / "stages" / "record.json").is_file()
     fault("/dev/shm of 64 MiB (Docker's default)", "nothing", seconds="it does not stop")
 
@@ -113,7 +83,7 @@ def test_a_worker_that_takes_too_much_memory_is_named_with_what_to_lower(
         pytest.skip("too little free memory")
     root = tmp_path / "runs"
     (tmp_path / "hungry_objective.py").write_text(HUNGRY)
-    spec = {**BASE, "objective": "hungry_objective:hungry"}
+    spec = {**SMALL_RUN, "objective": "hungry_objective:hungry"}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
     environment = {
         "RAY_ADDRESS": "local",
@@ -135,7 +105,7 @@ def test_a_worker_that_takes_too_much_memory_is_named_with_what_to_lower(
     assert "warning: lost a training worker (out of memory: the node's use was " in output, output
     assert re.search(r"a worker needs about 0\.\d GiB and its libraries; lower training\.", output)
     (directory,) = (file.parent for file in root.glob("*/spec.json"))
-    assert steps_of(directory) == list(range(1, STEPS + 1))
+    assert train_steps(directory) == list(range(1, SMALL_RUN_STEPS + 1))
     fault(
         "Ray's memory monitor kills a training worker",
         "it is replaced; the message says what it needed, what there was, and what to lower",

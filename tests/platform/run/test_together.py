@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,28 +17,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from helpers import free_port, wait_until
+from helpers import DEFT, SMALL_RUN, SMALL_RUN_STEPS, free_port, train_steps, wait_until
 
-DEFT = Path(sys.executable).with_name("deft")
-STEPS = 40
-BASE: dict[str, Any] = {
-    "dataset": {"name": "figfont", "size": 120},
-    "model": "tiny",
-    "training": {
-        "num_workers": 1,
-        "epochs": 10,
-        "max_steps": STEPS,
-        "batch_size": 8,
-        "micro_batch_size": 8,
-        "max_length": 256,
-        "dtype": "float32",
-    },
-    "evaluation": {
-        "general": False,
-        "benchmarks": [{"name": "figfont", "size": 8, "max_tokens": 8}],
-        "engine": {"type": "transformers"},
-    },
-}
 OBJECTIVES = ["original", "DEFT"]
 
 Fault = Callable[..., None]
@@ -76,18 +54,12 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def steps_of(run: Path) -> list[int]:
-    lines = (run / "events.jsonl").read_text().splitlines()
-    events = [json.loads(line) for line in lines]
-    return [event["step"] for event in events if "train/nll" in event["metrics"]]
-
-
 def require_whole_runs(root: Path, number: int) -> None:
     """Require that every run under ``root`` was trained once, evaluated, and recorded once."""
     runs = [file.parent for file in root.glob("*/spec.json")]
     assert len(runs) == number
     for run in runs:
-        assert steps_of(run) == list(range(1, STEPS + 1))
+        assert train_steps(run) == list(range(1, SMALL_RUN_STEPS + 1))
         stages = {file.stem for file in (run / "stages").iterdir()}
         assert stages == {"prepare", "train", "evaluate", "record"}
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
@@ -105,7 +77,7 @@ def require_whole_runs(root: Path, number: int) -> None:
 def test_two_runs_at_once(tmp_path: Path, ray_address: str, fault: Fault) -> None:
     """They prepare the same model and data, and evaluate the same model before training."""
     for name in OBJECTIVES:
-        write(tmp_path, f"{name}.yaml", {**BASE, "name": name, "objective": name})
+        write(tmp_path, f"{name}.yaml", {**SMALL_RUN, "name": name, "objective": name})
     with (
         started(tmp_path, "run", "original.yaml", RAY_ADDRESS=ray_address) as first,
         started(tmp_path, "run", "DEFT.yaml", RAY_ADDRESS=ray_address) as second,
@@ -123,7 +95,7 @@ def test_two_runs_at_once(tmp_path: Path, ray_address: str, fault: Fault) -> Non
 def test_a_sweep_waits_for_a_run_that_is_one_of_its_cells(
     tmp_path: Path, ray_address: str, fault: Fault
 ) -> None:
-    base = {**BASE, "training": {**BASE["training"], "max_steps": STEPS}}
+    base = {**SMALL_RUN, "training": {**SMALL_RUN["training"], "max_steps": SMALL_RUN_STEPS}}
     write(tmp_path, "sweep.yaml", {"base": base, "grid": {"objective": OBJECTIVES}})
     write(tmp_path, "run.yaml", {**base, "objective": "DEFT"})
     root = tmp_path / "runs"
@@ -145,7 +117,7 @@ def test_two_sweeps_over_the_same_cells_while_others_read_them(
     tmp_path: Path, ray_address: str, fault: Fault
 ) -> None:
     for name in ("a", "b"):
-        sweep = {"name": name, "base": BASE, "grid": {"objective": OBJECTIVES}}
+        sweep = {"name": name, "base": SMALL_RUN, "grid": {"objective": OBJECTIVES}}
         write(tmp_path, f"{name}.yaml", sweep)
     root, port = tmp_path / "runs", free_port()
     with (
@@ -187,7 +159,7 @@ def answers(port: int) -> bool:
 
 @pytest.mark.slow
 def test_a_root_that_is_deleted_is_named(tmp_path: Path, ray_address: str, fault: Fault) -> None:
-    long = {**BASE, "training": {**BASE["training"], "epochs": 1000, "max_steps": 3000}}
+    long = {**SMALL_RUN, "training": {**SMALL_RUN["training"], "epochs": 1000, "max_steps": 3000}}
     write(tmp_path, "run.yaml", {**long, "objective": "DEFT"})
     root = tmp_path / "runs"
     with started(tmp_path, "run", "run.yaml", RAY_ADDRESS=ray_address) as run:
@@ -211,7 +183,7 @@ def test_a_root_that_is_deleted_is_named(tmp_path: Path, ray_address: str, fault
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["blanks and letters", "symbolic link", "question mark and hash"])
 def test_roots_of_any_name(kind: str, tmp_path: Path, ray_address: str) -> None:
-    write(tmp_path, "run.yaml", {**BASE, "objective": "DEFT"})
+    write(tmp_path, "run.yaml", {**SMALL_RUN, "objective": "DEFT"})
     root = tmp_path / "läufe von heute, 日本"
     arguments = ["run", "run.yaml"]
     if kind == "symbolic link":
@@ -224,7 +196,7 @@ def test_roots_of_any_name(kind: str, tmp_path: Path, ray_address: str) -> None:
     with started(tmp_path, *arguments, "--root", str(root), RAY_ADDRESS=ray_address) as run:
         finish(run)
     (directory,) = (file.parent for file in root.glob("*/spec.json"))
-    assert steps_of(directory) == list(range(1, STEPS + 1))
+    assert train_steps(directory) == list(range(1, SMALL_RUN_STEPS + 1))
     assert (directory / "stages" / "record.json").is_file()
     for command in (["compare", directory.name], ["view", directory.name, "--no-browser"]):
         with started(tmp_path, *command, "--root", str(root)) as reader:
