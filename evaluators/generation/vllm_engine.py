@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 from vllm import EngineArgs, LLMEngine, SamplingParams
@@ -33,6 +36,14 @@ from deft.workers.common.loopback import bind_stores_to_loopback
 
 QUEUED_REQUESTS = 256
 """Requests inside the engine beyond those being generated; the others are added later."""
+
+
+class _Query(NamedTuple):
+    """One request to vLLM."""
+
+    number: int
+    token_ids: Sequence[int]
+    params: SamplingParams
 
 
 class VllmEngine:
@@ -65,49 +76,33 @@ class VllmEngine:
         self, requests: Sequence[Request], decoding: Decoding
     ) -> Iterator[tuple[int, Generation]]:
         """Generate responses, see `Engine`."""
-        engine = self._loaded()
-        max_model_len = self.context_length
-        window = engine.vllm_config.scheduler_config.max_num_seqs + QUEUED_REQUESTS
         # Whole outputs at the end are cheaper, unless every token must be looked at.
-        streams = decoding.reached_stop is not None
-        running: dict[int, list[int]] = {}
-        waiting = iter(enumerate(requests))
-        exhausted = False
-        try:
-            while running or not exhausted:
-                while not exhausted and len(running) < window:
-                    next_request = next(waiting, None)
-                    if next_request is None:
-                        exhausted = True
-                        break
-                    index, request = next_request
-                    if len(request.prompt) >= max_model_len:
-                        yield index, Generation([], "prompt_too_long")
-                        continue
-                    running[index] = []
-                    self._add(engine, index, request, decoding, streams)
-                if not running:
-                    continue
-                for output in engine.step():
-                    assert isinstance(output, RequestOutput)
-                    index, completion = int(output.request_id), output.outputs[0]
-                    tokens = running[index]
-                    tokens += completion.token_ids
-                    if output.finished:
-                        del running[index]
-                        yield index, Generation(tokens, str(completion.finish_reason))
-                    elif decoding.reached_stop is not None and decoding.reached_stop(tokens):
-                        engine.abort_request([output.request_id])
-                        del running[index]
-                        yield index, Generation(tokens, "stop")
-        finally:
-            # A caller that stops listening must not leave its requests to the next one.
-            engine.abort_request([str(index) for index in running])
+        streams, context = decoding.reached_stop is not None, self.context_length
+        fitting = []
+        for index, request in enumerate(requests):
+            if len(request.prompt) >= context:
+                yield index, Generation([], "prompt_too_long")
+            else:
+                fitting.append(index)
+        queries = (
+            _Query(index, requests[index].prompt, _sampling(requests[index], decoding, streams))
+            for index in fitting
+        )
+        running: set[int] = set()
+        tokens: dict[int, list[int]] = defaultdict(list)
+        with closing(self._outputs(queries, running)) as outputs:
+            for index, output in outputs:
+                completion = output.outputs[0]
+                tokens[index] += completion.token_ids
+                if output.finished:
+                    yield index, Generation(tokens.pop(index), str(completion.finish_reason))
+                elif decoding.reached_stop is not None and decoding.reached_stop(tokens[index]):
+                    self._loaded().abort_request([output.request_id])
+                    running.discard(index)
+                    yield index, Generation(tokens.pop(index), "stop")
 
     def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, Likelihood]]:
         """Score texts, see `Engine`: the prompt's own log-probabilities, one token generated."""
-        engine = self._loaded()
-        window = engine.vllm_config.scheduler_config.max_num_seqs + QUEUED_REQUESTS
         params = SamplingParams(
             max_tokens=1,
             temperature=0,
@@ -115,21 +110,37 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        running: set[int] = set()
-        waiting = iter(enumerate(continuations))
+        queries = (_Query(i, text.token_ids, params) for i, text in enumerate(continuations))
+        with closing(self._outputs(queries, set())) as outputs:
+            for index, output in outputs:
+                yield index, _likelihood(output, continuations[index].start)
+
+    def _outputs(
+        self, queries: Iterator[_Query], running: set[int]
+    ) -> Generator[tuple[int, RequestOutput], None, None]:
+        """Yield the engine's outputs as they come; some queries more than it runs are queued.
+
+        ``running`` holds the indices of queries that are not finished; a caller that aborts one
+        takes it out.
+        """
+        engine = self._loaded()
+        window = engine.vllm_config.scheduler_config.max_num_seqs + QUEUED_REQUESTS
         try:
             while True:
-                for index, text in islice(waiting, window - len(running)):
-                    running.add(index)
-                    engine.add_request(str(index), {"prompt_token_ids": text.token_ids}, params)
+                for query in islice(queries, window - len(running)):
+                    running.add(query.number)
+                    prompt = {"prompt_token_ids": query.token_ids}
+                    engine.add_request(str(query.number), prompt, query.params)
                 if not running:
                     return
                 for output in engine.step():
                     assert isinstance(output, RequestOutput)
                     index = int(output.request_id)
-                    running.discard(index)
-                    yield index, _likelihood(output, continuations[index].start)
+                    if output.finished:
+                        running.discard(index)
+                    yield index, output
         finally:
+            # A caller that stops listening must not leave its requests to the next one.
             engine.abort_request([str(index) for index in running])
 
     @property
@@ -141,25 +152,6 @@ class VllmEngine:
         if self._engine is None:
             raise RuntimeError("no model is loaded")
         return self._engine
-
-    @staticmethod
-    def _add(
-        engine: LLMEngine, index: int, request: Request, decoding: Decoding, streams: bool
-    ) -> None:
-        engine.add_request(
-            str(index),
-            {"prompt_token_ids": request.prompt},
-            SamplingParams(
-                max_tokens=decoding.max_tokens,
-                temperature=decoding.temperature,
-                top_p=decoding.top_p,
-                seed=request.seed if decoding.temperature > 0 else None,
-                stop_token_ids=decoding.stop_token_ids,
-                allowed_token_ids=list(request.allowed_token_ids) or None,
-                detokenize=False,
-                output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
-            ),
-        )
 
     def _start(self, model_path: Path) -> None:
         self._engine = None
@@ -201,6 +193,19 @@ class VllmEngine:
         self._engine.apply_model(_repack_head)
         # Cached keys and values belong to the former weights.
         self._engine.reset_prefix_cache()
+
+
+def _sampling(request: Request, decoding: Decoding, streams: bool) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=decoding.max_tokens,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        seed=request.seed if decoding.temperature > 0 else None,
+        stop_token_ids=decoding.stop_token_ids,
+        allowed_token_ids=list(request.allowed_token_ids) or None,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _likelihood(output: RequestOutput, start: int) -> Likelihood:
