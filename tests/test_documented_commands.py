@@ -15,7 +15,9 @@ import pytest
 from helpers import DEFT, ROOT, commands_in, free_port
 
 PAGES = ("README.md", *(f"docs/{name}.md" for name in ("quickstart", "mlflow", "extending")))
-PAGES += ("docs/sweeps.md", "docs/evaluating.md", "docs/run-files.md")
+PAGES += tuple(
+    f"docs/{name}.md" for name in ("sweeps", "evaluating", "run-files", "python", "paper")
+)
 """In an order in which later pages find the runs of earlier ones that they name."""
 
 TRAINING = (
@@ -47,8 +49,10 @@ ELSEWHERE = (
     "--model Qwen/",
     "--model runs/",
     "grade math responses.jsonl",
+    "priors",
 )
-"""Words of commands that need a cluster's head, the hub, a terminal or files of the reader."""
+"""Words of commands that need a cluster's head, the hub, a terminal, files of the reader or an
+hour."""
 
 FILE = re.compile(r"^```(?:python|yaml)\n# (my_\w+\.\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 """Files of the reader, which begin with their names."""
