@@ -20,7 +20,7 @@ FORMULA = re.compile(
 NUMBER = re.compile(
     r"(?<![\w.\\])(?:\d{1,2}:\d\d(?![\d:])(?:\s?[ap]\.?m\b\.?)?|\d{1,2}\s[ap]\.?m\b\.?"
     r"|[-−+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?: \d{3})+(?![\d.,]\d|\d)"
-    r"|\d{1,4} \d{1,2}/\d{1,3}(?![\d/])|\d+(?:\.\d+)?|\.\d+)"
+    r"|\d{1,4} \d{1,2}/\d{1,3}(?![\d/])|(?<!\d,)\d+,\d{1,2}(?![,\d])|\d+(?:\.\d+)?|\.\d+)"
     r"(?:\s*[eE][-+]?\d+)?(?:\s?/\s?\d+(?!\d*(?:/|\.\d)))?(?:\s*(?:\\?%|°|percent\b))?"
     r"(?!\d*(?:st|nd|rd|th)\b))",
     re.IGNORECASE,
@@ -38,7 +38,7 @@ WAVERING = re.compile(
 REFUSAL = re.compile(
     r"\b(?:cannot|can't|can not|unable|not sure|don't know|do not know|not possible|impossible to"
     r"|unsure|no idea|stuck|give up|not enough information|insufficient|sorry|let me know|"
-    r"i would need|i need more|uncertain)\b",
+    r"i would need|i need more|uncertain|i only see|please (?:provide|send|share|clarify))\b",
     re.IGNORECASE,
 )
 _PLANNING = re.compile(
@@ -50,6 +50,13 @@ _PLANNING = re.compile(
     r"|says)(?![^.]*(?:\bwhich (?:is|equals)\b|, (?:so|that is|i\.e)\b)))\b",
     re.IGNORECASE,
 )
+_INSTRUCTION = re.compile(
+    r"^(?:(?:with|given|using|for|from|then|now|finally)\b[^,]*, )?(?:just |simply )?(?:plug|use"
+    r"|apply|substitute|multiply|divide|add|subtract|set up|take|you (?:can|should|need to))\b"
+    r"(?!.*[=≈])(?!.*\b(?:gives?|get|is|are|be) \W?\d)",
+    re.IGNORECASE,
+)
+"""What the reader is to do, without a result."""
 _CIRCUMSTANCE = re.compile(
     r"\b(?:in|after|for|per|on|at|of|from|by|every|with|than|within|during|over|if|when|all|these"
     r"|those|each)\s+(?:the\s+|all\s+|these\s+|those\s+|of\s+)*(?:(?!gives?\b|makes?\b|needs?\b"
@@ -81,7 +88,7 @@ _REMARK = re.compile(
     r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|(?:to"
     r"|let me|let's|let us|just to) (?:quickly )?(?:double[- ]?)?(?:check|verify|confirm)|i(?:'m"
     r"| am) (?:\w+ )?(?:confident|sure|certain)|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)"
-    r"|confidence|time(?: taken)?|notes?|remarks?|explanation|justification|reason(?:ing)?|done|qed"
+    r"|confidence|assumptions?|time(?: taken)?|notes?|remarks?|explanation|justification|reason(?:ing)?|done|qed"
     r"|step[- ]by[- ]step|where \S{1,12} (?:is|are|denotes?|represents?)|(?:you|we"
     r"|i) (?:can )?(?:get|got|find|found) (?:this|that|it) by|q\.e\.d|that's it|indeed"
     r"|as (?:required|desired)|it(?:'s| is) worth noting|(?:this|that|it"
@@ -100,6 +107,7 @@ _OPENING_WORDS = re.compile(
 _BOLD_PHRASE = re.compile(r"\*\*(\$?[^*$\n]{1,60})\*\*(?!\s*[:=])")
 _BOLD_VALUE = re.compile(rf"\W*{NUMBER.pattern}(?: [a-zA-Z]+){{0,3}}\W*|\d+ to \d+", re.IGNORECASE)
 _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])|(?<=[a-z][.!?])(?<!\.[a-z]\.)\s+(?=\d)")
+_BRACKETED = re.compile(r"\([^()]*\)\W*")
 _TWO_CLAUSES = re.compile(r"\b[Ss]o\b|\d[.!?]\s+[A-Z][a-z]")
 _WHERE = re.compile(
     r"\s*[,(]?\s*\b(?:attained|achieved|reached|occurs(?! is\b)|occurring|when|where|at which|"
@@ -174,6 +182,7 @@ _ASSIGNMENTS = re.compile(
     rf"(?<![a-zA-Z\d])((?:[a-zA-Z]\s*=\s*{NUMBER.pattern}\s*(?:,\s*(?:and\s+)?|\band\s+))+"
     rf"[a-zA-Z]\s*=\s*{NUMBER.pattern})\s*\.?$"
 )
+_TOLD = re.compile(rf"[a-z]{{3}}: {NUMBER.pattern}(?: [a-z]+)?\W*$")
 _END = rf"(?:{NUMBER.pattern}|[-−+]?∞)"
 _POINT = re.compile(
     rf"(?<![a-zA-Z])([(\[]\s*{_END}(?:\s*,\s*{_END}){{1,10}}\s*[)\]])(?:\s[a-z]+){{0,3}}\W*$"
@@ -283,7 +292,7 @@ def conclusion(response: str, *, listed: bool = False) -> Found | None:
         shown = display and display.group().startswith(("$$", r"\["))
         return Found(_last_step(formula_content(display)) if display and shown else last, False)
     for sentence in reversed(_SENTENCE_GAP.split(last)):
-        if _REMARK.match(sentence) and sentence != last:
+        if sentence != last and (_REMARK.match(sentence) or _BRACKETED.fullmatch(sentence)):
             continue
         counted = None if listed else _HOW_MANY.search(sentence)
         value = concluded_value(counted[1] if counted else sentence)
@@ -351,7 +360,8 @@ def concluded_value(sentence: str) -> str | None:
     """Return what a closing sentence says: behind its last "=", its last formula or number."""
     if (
         REFUSAL.search(sentence)
-        or _PLANNING.search(sentence)
+        or (_PLANNING.search(sentence) and not _TOLD.search(sentence))
+        or _INSTRUCTION.search(sentence)
         or sentence.rstrip(" *").endswith("?")
     ):
         return None

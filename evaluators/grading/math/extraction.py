@@ -85,7 +85,7 @@ _METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived)
 _COMMENT = re.compile(
     r"\s*,?\s*\(?\b(?:because|since|as (?:the|we|it|required|desired)|which|where|so that|so|from"
     r"|by|using|after|when|therefore|hence|thus|but|not|rather|i hope|obtained)\b.*$"
-    r"|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
+    r"|(?<=\d): (?=[A-Za-z]+ [a-z]).*$|\s\((?!mod\b)(?=[^()]*[a-z]{2} [a-z]{2})[^()]*\)$",
     re.IGNORECASE | re.DOTALL,
 )
 

@@ -51,7 +51,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     correct = same_answer(gold, final.text)
     if not correct and final.text.endswith("!") and "boxed" not in response:
         correct = same_answer(gold, final.text[:-1])  # "The answer is 42!"
-    if not correct and _asks_for_percent(record, final.text):
+    if not correct and _asks_for_percent(record, final):
         correct = same_answer(rf"{gold}\%", final.text)
     return Grade(Verdict.correct if correct else Verdict.wrong, final.text.strip())
 
@@ -62,15 +62,17 @@ def _is_doubted(response: str, answer: str) -> bool:
     return place >= 0 and _DOUBT.match(response, place + len(answer)) is not None
 
 
-def _asks_for_percent(record: Mapping[str, Any], answer: str) -> bool:
+def _asks_for_percent(record: Mapping[str, Any], final: Found) -> bool:
     """Check whether 50 in the gold answer stands for 50 %: by the question, if it is known.
 
-    Else by the words of the response around its answer: "the percentage is 50 %".
+    Else by the response: "the percentage is 50 %", or a conclusion: "he got 50 % of the votes".
     """
     if record.get("question"):
         return _PERCENT.search(str(record["question"])) is not None
-    end = record["response"].rfind(answer[:20])
-    return "percentage" in record["response"][max(0, end - 120) : max(end, 0)].lower()
+    ahead, _, behind = str(record["response"]).rpartition(final.text[:20])
+    if re.match(r"\*{0,2} (?:of|on)\b", behind) and not final.explicit:
+        return True
+    return "percentage" in ahead[-120:].lower()
 
 
 def gold_answer(gold: str) -> str:
