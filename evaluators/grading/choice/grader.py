@@ -127,6 +127,16 @@ _OTHERWISE = re.compile(
     r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were"
     r"|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
 )
+_LETTER_BEHIND = re.compile(r"\s*\([A-Z]\)\W*$")
+_OTHERS_HEADING = re.compile(
+    r"\W*(?:why )?(?:the )?(?:other|remaining|incorrect|wrong) (?:options|choices|answers)\b[^.]*",
+    re.IGNORECASE,
+)
+_UNFINISHED = re.compile(
+    r"(?:\w,|\b(?:and|or|the|of|is|to|that|with|by|which|for|in|as|are|because|but|since|where"
+    r"|when|has|have|would|be))$"
+)
+"""It was about to go on."""
 _AFTER_LETTER_TEXT = (
     "because since as which for due given is and but that this in with based although while so "
     "here then now instead over rather not"
@@ -158,13 +168,14 @@ def grade(record: Mapping[str, Any]) -> Grade:
     text = _STYLE_TAG.sub("", announced(response))
     text = _SNAKE.sub(" ", text).replace("=>", "→")
     text = final_section(_lettered(_QUESTION_AND_ANSWER.sub(r"\1Answer:", text), options))
+    cut_off = finish_reason == "length" or _UNFINISHED.search(text) is not None
     letter = None
     for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
         letter = letter or chooser.explicit(part)
         # What a next problem follows was complete, wherever that one was cut off.
-        if letter is None and (finish_reason != "length" or part != text):
+        if letter is None and (not cut_off or part != text):
             letter = chooser.implied(part)
-    if letter is None and finish_reason == "length":
+    if letter is None and cut_off:
         letter = chooser.opening(text)
     as_the_paper = choose_as_the_paper(without_marks(record["response"]), options)
     gold = record["gold"].strip().upper()
@@ -222,7 +233,9 @@ class Chooser:
         whole = [self._whole_line(line) for line in lines]
         items = [m[1] if (m := _ITEM_LETTER.match(line)) else None for line in lines]
         first = list(self.options)[:3]
-        for at in range(1, len(lines) - 2):
+        for at in range(1, len(lines)):
+            if _OTHERS_HEADING.fullmatch(lines[at]):
+                return "\n".join(lines[:at])
             if first not in (whole[at : at + 3], items[at : at + 3]):
                 continue
             ahead = "\n".join(lines[:at])
@@ -385,7 +398,7 @@ class Chooser:
             fragment = _sentence(rest)
             contrast = _NOT_BUT.match(fragment)
             fragment = contrast[1] if contrast else fragment
-            exact = self._exact(fragment)
+            exact = self._exact(fragment) or self._exact(_LETTER_BEHIND.sub("", fragment))
             if exact:
                 yield Statement(match.start(), exact)
                 continue

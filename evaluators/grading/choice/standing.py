@@ -60,7 +60,7 @@ _SOUGHT = re.compile(
 _PICKED_OUT = re.compile(
     r"\s*(?:is|are|would be|remains)\s+(?:thus\s+|therefore\s+)?the\s+(?:only\s+)?(?:one|drug"
     r"|option|agent|finding)\s+(?:that|which|to|responsible|we)\b|\s+it\s+is\b|\s+(?:is"
-    r"|are)\s+what\s+(?:should|must|is|we|has)\b",
+    r"|are)\s+what\s+(?:should|must|is|we|i|has)\b",
     re.IGNORECASE,
 )
 _PARENTHESIS = re.compile(
@@ -79,10 +79,12 @@ _INSTRUCTION = re.compile(
 )
 """Ahead of what the patient shall get, as a sentence of its own."""
 _DIAGNOSED = re.compile(
-    r"\b(?:this|the|our)\s+(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*\b(?:has"
-    r"|have)\s+(?:an?\s+)?(?:\w+\s+)?$",
+    r"\b(?:this|the|our)\b[^,;]*\b(?:patient|man|woman|child|boy|girl|infant|\w+ic)\b[^,;]*"
+    r"\b(?:has|have)\s+(?:an?\s+)?(?:\w+\s+)?$",
     re.IGNORECASE,
 )
+_IT_IS = re.compile(r"\b(?:it|this)(?:['’]s| is)\s+(?:an?\s+|the\s+)?$", re.IGNORECASE)
+_LETTER_BEHIND = re.compile(r"\s*\([A-Z]\)\W*")
 _SUMMING_UP = re.compile(
     r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately|"
     r"taken (?:together|as a whole)|all in all|altogether|by (?:elimination|exclusion))\b",
@@ -175,6 +177,7 @@ _TURNED_DOWN_BEHIND = any_of(
     r"ineffective|insufficient|wors\w+|dismissed|not(?!\s+only)|never|less|unlikely|least",
     r"ruled out|exclud\w+|contraindicated|inappropriate|incorrect|cannot|avoided|wrong",
     r"fails?|lacks?|used to be",
+    r"(?:we|you|one|i)(?:['’]d| would) (?:expect|see|find)",
     r"would (?:show|have|present|cause|lead|produce|be expected (?:to|in|with)|typically|usually)",
     r"\w*n['’]t",
 )
@@ -214,6 +217,8 @@ _CUE = any_of(
     r"occluded|present|to blame|accounts? for|strong suspicion|suits?|locali[sz]es? to|goes with",
     r"speaks? for|hallmark|(?:seen|found|occurs) in|stems? from|comes? from|arises? from",
 )
+_EXAMPLES = re.compile(r"\b(?:such as|like|e\.g|including|for example)\b.*")
+"""Behind an option: what it is said of, not the option, is exemplified."""
 _ODD_ONE = any_of(
     r"least likely|exception|except|odd one out|cannot be used",
     r"(?:is|are|would|does|do|has|have|can|should|was|were)\s*n[o'’]t\s+(?:(?:be|have|directly"
@@ -338,6 +343,8 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         or _INSTRUCTION.fullmatch(place.ahead)
         or _DIAGNOSED.search(place.before)
         or re.match(r"\s*(?:is|are) given\b", place.behind)
+        or _LETTER_BEHIND.fullmatch(place.rest)
+        or (_IT_IS.search(place.before) and not re.search(r"\w", place.rest))
         or re.search(r"\b(?:should|must)\s+$", place.before)
         or (re.search(r"\bso\s+$", place.before) and not re.search(r"\w", place.behind))
     ):
@@ -389,7 +396,8 @@ def _is_left_open(place: _Place) -> bool:
     chosen = _CONCLUSION.search(place.behind) or _CUE.search(place.behind)
     if example and chosen and not _OPEN.search(place.behind):
         return False  # "a macrolide such as azithromycin is preferred"
-    return _OPEN.search(f"{place.before} {place.behind}") is not None
+    behind = _EXAMPLES.sub("", place.behind)
+    return _OPEN.search(f"{place.before} {behind}") is not None
 
 
 _UNSURE = any_of(r"whether|if|unclear|not clear|(?<!little )(?<!no )doubt\w*")

@@ -10,7 +10,7 @@ _IS = (
 )
 _KIND = (
     r"(?:final|correct|best|right|most\s+likely|most\s+appropriate|most\s+accurate|likely|single|"
-    r"probable|appropriate|only|overall|proper|my|ideal|preferred)"
+    r"probable|appropriate|only|overall|proper|my|ideal|preferred|(?:first|top)(?=\s+choice\b))"
 )
 _ADVERBS = (
     r"(?:(?:therefore|thus|then|clearly|probably|likely|indeed|definitely|most\s+likely)\b\W*)*"

@@ -41,10 +41,10 @@ _SUFFIX = re.compile(
 """What tells a noun from its adjective behind a stem of 6 letters: meniscus, meniscal."""
 _SYNONYMS_TEXT = (
     "renal/kidney hepatic/liver cardia/heart pulmon/lung cerebr/brain lymphocyt/cell "
-    "correct/true incorrect/false"
+    "correct/true incorrect/false qv/intraven"
 )
 _SYNONYMS = dict(pair.split("/") for pair in _SYNONYMS_TEXT.split())
-"""Stems of Latin names and of verdicts, with the plain word."""
+"""Stems of Latin names, of verdicts and of ``IV`` (``qv``), with the plain word."""
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*(?:%|\s?per\s?cent\b)?|(?<!['’])[^\W\d_]+\d*|[<>≤≥]")
 _FILLER_TEXT = (
     "infection disease syndrome disorder therapy treatment administration test level serum injury "
@@ -112,7 +112,7 @@ FILLER = frozenset(map(stem, _FILLER_TEXT.split()))
 
 
 def tokens_of(text: str) -> list[Token]:
-    text = _INTRAVENOUS.sub("intravenous", re.sub(r"[-‐‑](?=\w)", " ", text))
+    text = _INTRAVENOUS.sub(lambda m: "qv".ljust(len(m[0])), re.sub(r"[-‐‑](?=\w)", " ", text))
     text = _GOES.sub(lambda m: ("rises" if m[1] == "up" else "falls").ljust(len(m[0])), text)
     # The "A" of "vitamin A" is no article.
     return [
