@@ -38,8 +38,8 @@ _MARK = re.compile(
 _LOOP = re.compile(rf"(\D{{1,16}}?|\D{{0,4}}\d{{1,4}}\D{{1,4}}?)\1{{{MAX_REPEATS},}}")
 _CLOSING = re.compile(
     r"\b(?:I hope (?:this|that)|hope (?:this|that) helps|(?:please )?let me know|feel free|"
-    r"(?:please )?don't hesitate|thank you|is there anything|would you like|do you want|(?:should|shall) i)\b"
-    r"[^\n]{0,200}$",
+    r"(?:please )?don't hesitate|thank you|is there anything|would you like|do you want"
+    r"|(?:should|shall) i)\b[^\n]{0,200}$",
     re.IGNORECASE,
 )
 _NEXT_PROBLEM = re.compile(

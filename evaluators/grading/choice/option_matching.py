@@ -324,7 +324,8 @@ def _contradicted(form: _Form, words: Sequence[str], at: int, end: int, missing:
         opposite = OPPOSITE.get(word)
         if opposite and opposite not in form.words and opposite in words[max(0, at - 2) : end + 1]:
             return True
-        if word in DIRECTED and len(form.words) > 1 and not any(
+        directed = word in DIRECTED and len(form.words) > 1
+        if directed and not any(
             other in form.weights and other != word
             for place in range(at, end + 1)
             if words[place] == word
