@@ -25,6 +25,7 @@ from deft.evaluators.grading.math.nodes import (
     Words,
     pair_off,
 )
+from deft.evaluators.grading.math.quantities import compatible
 from deft.evaluators.grading.math.reading import readings
 from deft.evaluators.grading.math.real_sets import same_real_sets
 from deft.evaluators.grading.math.scalars import expression_text, same_scalars
@@ -47,6 +48,8 @@ _DOMAIN = re.compile(
 )
 _ABBREVIATION = re.compile("[A-Z]{2,}")
 _IDENTITY = re.compile(r"(.*?)(?:\\cdot ?)?I(?:_\{?\d\}?)?")
+_FUNCTION_OF = re.compile(r"\s*([fghFGHy])\(([a-z])\)\s*=")
+_CONSTANT = re.compile(r"\+\s*(?:C|K|k|c|D|\\text\{ ?constant\})\s*$")
 _UNIT_VECTORS = ("i", "j", "k")
 _OTHERWISE = Words("otherwise")
 
@@ -86,6 +89,11 @@ def _spellings(gold: str, answer: str) -> Iterator[str]:
     if re.search(r"(?<![a-zA-Z\\])C(?=_|\s|\b|e|x)", gold) and "c" not in letters[0]:
         yield re.sub(r"(?<![a-zA-Z\\])c(?=_|\s|\b|e|x)", "C", answer)
         yield re.sub(r"\\(?:text|mathrm)\{\s*(?:constant|const\.?)\s*\}", "C", answer)
+    named, other = _FUNCTION_OF.match(gold), _FUNCTION_OF.match(answer)
+    if named and other and named[1] == other[1] and named[2] not in letters[1]:
+        yield re.sub(rf"(?<![a-zA-Z\\]){other[2]}(?![a-zA-Z])", named[2], answer)  # f(t) for f(x)
+    if _CONSTANT.search(gold) and (constant := _CONSTANT.search(answer)):
+        yield answer[: constant.start()] + "+C"
     sentence = _SENTENCE.fullmatch(answer.strip())
     if sentence and not NEGATIONS.search(sentence[2]):
         yield rf"\text{{{sentence[1]}}}"
@@ -241,6 +249,10 @@ def _same_name(left: str, right: str) -> bool:
 def _same_equations(gold: Relation, answer: Relation) -> bool:
     if len(gold.sides) != 2 or len(answer.sides) != 2:
         return False
+    units = [side.unit for side in (*gold.sides, *answer.sides) if isinstance(side, Scalar)]
+    units = [unit for unit in units if unit]
+    if not all(compatible(units[0], unit) for unit in units):
+        return False
     return _factor(gold, answer) is not None or _solves(answer, gold) or _solves(gold, answer)
 
 
@@ -375,7 +387,7 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
     matrix, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
     assert isinstance(matrix, Matrix)
     # Only the other side tells how large I is.
-    identity = _as_identity(other, len(matrix.rows))
+    identity = _as_identity(other, len(matrix.rows)) or _as_rows(other)
     if identity is not None:
         return _same_matrices(matrix, identity)
     # Rows and columns are told apart between matrices, not against a plain tuple.
@@ -398,6 +410,14 @@ def _as_identity(node: Node, size: int) -> Matrix | None:
         tuple(tuple(Scalar(factor if i == j else "0") for j in range(size)) for i in range(size)),
         determinant=False,
     )
+
+
+def _as_rows(node: Node) -> Matrix | None:
+    """Read ``[[1, 2], [3, 4]]`` as a matrix."""
+    if not isinstance(node, Group) or node.kind != "[]":
+        return None
+    rows = [item.items for item in node.items if isinstance(item, Group)]
+    return Matrix(tuple(rows), determinant=False) if len(rows) == len(node.items) else None
 
 
 def _in_unit_vectors(scalar: Scalar) -> Group | None:

@@ -160,6 +160,18 @@ def proportional(gold: sympy.Expr, answer: sympy.Expr) -> complex | None:
         return None
 
 
+def differ_by_constant(gold: sympy.Expr, answer: sympy.Expr) -> bool:
+    """Check whether two expressions with variables have the same difference everywhere."""
+    names = symbols_of(gold) | symbols_of(answer)
+    try:
+        with mpmath.workdps(DIGITS):
+            points = [MpmathInterpreter(_point(names, trial)) for trial in range(POINTS)]
+            differences = [point.value(gold) - point.value(answer) for point in points]
+    except NotComputedError:
+        return False
+    return bool(names) and all(_close(d, differences[0], DIGITS // 2) for d in differences)
+
+
 def value(expression: sympy.Expr) -> mpmath.mpc:
     """Compute an expression without variables to `DIGITS` digits.
 

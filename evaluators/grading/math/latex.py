@@ -118,7 +118,7 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
         (r"^\s*(\d{1,2}),(\d\d),(\d{3})\s*$", r"\1\2\3"),
         (r"^\s*(\d+)\{(\d+)\}\s*$", r"\1\2"),
         # fractions, combinations, bases, exponents, degrees
-        (r"\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
+        (r"(?:\{\})?\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
         (r"(?:\{\}\s*)?[_^]\{?(\w)\}?\s*(?:C|\\mathrm\{C\})_\{?(\w)\}?", r"\\binom{\1}{\2}"),
         (r"^\s*\((\w+)\)_", r"\1_"),
         (r"^\s*(?:\\(?:text|mathrm)\{)?0x([\dA-Fa-f]+)\}?\s*$", r"\1_{16}"),

@@ -57,6 +57,13 @@ class Union:
 
 
 @dataclass(frozen=True)
+class Intersection:
+    """What several sets have in common."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
 class SetDifference:
     """All of the first set but the second."""
 
@@ -112,6 +119,7 @@ Node = (
     | Choice
     | Group
     | Union
+    | Intersection
     | SetDifference
     | Relation
     | Ratio

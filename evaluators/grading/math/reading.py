@@ -23,7 +23,9 @@ from deft.evaluators.grading.math.nodes import (
     FLIPPED,
     Cases,
     Choice,
+    Clock,
     Group,
+    Intersection,
     Matrix,
     Node,
     Ratio,
@@ -82,6 +84,8 @@ _WHOLE_WORDS: dict[str, Node] = {
         ("infinity/positive infinity/plus infinity/infinitely many", Scalar(r"\infty")),
         ("infinite/infinitely many solutions", Scalar(r"\infty")),
         ("negative infinity/minus infinity", Scalar(r"-\infty")),
+        ("noon/12 noon", Clock(12, 0, "p")),
+        ("midnight/12 midnight", Clock(12, 0, "a")),
     )
     for phrase in phrases.split("/")
 }
@@ -178,9 +182,10 @@ def _read_one(text: str, level: int) -> Node:
     if member is not None and r"\in" in member.signs:
         return member
     named = len(split_outside_brackets(text, ("=",))) > 1  # A ∪ B = {1, 2} is no union
-    parts = split_outside_brackets(text, (r"\cup",))
-    if len(parts) > 1 and not named:
-        return Union(tuple(read_node(part, level + 1) for part in parts))
+    for operator, kind in ((r"\cup", Union), (r"\cap", Intersection)):
+        parts = split_outside_brackets(text, (operator,))
+        if len(parts) > 1 and not named:
+            return kind(tuple(read_node(part, level + 1) for part in parts))
     parts = split_outside_brackets(text, (r"\setminus",))
     if len(parts) == 2 and not named:
         return SetDifference(read_node(parts[0], level + 1), read_node(parts[1], level + 1))
@@ -368,6 +373,8 @@ def _read_group(text: str, level: int) -> Node | None:
         inner = text[len(opening) : len(text) - len(closing)]
         if not is_balanced(inner):
             continue
+        if (opening, inner.strip()) == (r"\{", r"\emptyset"):
+            return Group("set", (Group("set", ()),))  # which has an element
         conditioned = re.split(r"\\mid|\||:", inner) if opening == r"\{" else [inner]
         if len(conditioned) == 2 and re.search(r"[<>=]|\\leq|\\geq|\\neq", conditioned[1]):
             return read_node(conditioned[1], level + 1)  # {x | x > 3}

@@ -14,6 +14,7 @@ from deft.evaluators.grading.math.interpreter import NotComputedError
 from deft.evaluators.grading.math.nodes import (
     FLIPPED,
     Group,
+    Intersection,
     Node,
     Relation,
     Scalar,
@@ -46,7 +47,13 @@ def same_real_sets(gold: Node, answer: Node) -> bool | None:
 
 def is_set_like(node: Node) -> bool:
     match node:
-        case Union() | SetDifference() | Scalar(latex=r"\mathbb{R}") | Group(kind="(]" | "[)"):
+        case (
+            Union()
+            | Intersection()
+            | SetDifference()
+            | Scalar(latex=r"\mathbb{R}")
+            | Group(kind="(]" | "[)")
+        ):
             return True
         case Group(kind="()" | "[]", items=(_, _)):
             # (3, 5) is a point as well as an interval; with an infinite end it can only be the
@@ -111,8 +118,10 @@ class _RealSet:
                 return sympy.S.EmptySet
             case Union(parts=parts) if len(parts) <= MAX_PIECES:
                 return sympy.Union(*map(self._set, parts))
-            case SetDifference(whole=Scalar(latex=r"\mathbb{R}"), removed=removed):
-                return _LINE - self._removed(removed)
+            case Intersection(parts=parts) if len(parts) <= MAX_PIECES:
+                return sympy.Intersection(*map(self._set, parts))
+            case SetDifference(whole=whole, removed=removed):
+                return self._set(whole) - self._removed(removed)
             case Group(kind="()" | "[]" | "(]" | "[)" as kind, items=(low, high)):
                 return self._interval(low, high, kind[0] == "(", kind[1] == ")")
             case Group(kind="set", items=items):
@@ -128,7 +137,7 @@ class _RealSet:
         raise _NoSetError
 
     def _removed(self, node: Node) -> sympy.Set:
-        if isinstance(node, Union) or (_is_interval(node) and not _is_point_like(node)):
+        if isinstance(node, Union) or _is_interval(node):
             return self._set(node)
         points = node.items if isinstance(node, Group) else (node,)
         return sympy.FiniteSet(*map(self._end, points))

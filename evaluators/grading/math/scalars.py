@@ -37,8 +37,9 @@ def same_scalars(gold: Scalar, answer: Scalar) -> bool:
         return False
     # Only metric units, imperial ones among themselves, time and money: their factors are exact.
     factor = conversion(answer.unit, gold.unit) if gold.unit and answer.unit else None
-    if factor is not None and factor != 1:
-        answer = replace(answer, unit=gold.unit, latex=_times(answer.latex, factor))
+    if factor is not None:
+        latex = answer.latex if factor == 1 else _times(answer.latex, factor)
+        answer = replace(answer, unit=gold.unit, latex=latex)
     elif not compatible(gold.unit, answer.unit):
         return False
     if (
@@ -133,6 +134,9 @@ def _same_latex(gold: str, answer: str) -> bool:
         for pair in dict.fromkeys(spellings):
             if expressions.equal(*(expressions.parse(expression_text(side)) for side in pair)):
                 return True
+        if gold.endswith("+C") and answer.endswith("+C"):  # another constant of integration
+            bare = [expressions.parse(expression_text(side[:-2])) for side in (gold, answer)]
+            return expressions.differ_by_constant(*bare)
     except NotParsedError:
         return False
     return left is not None and left.decimals is not None and _is_rounded_value(left, parsed_answer)
