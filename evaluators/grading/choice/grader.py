@@ -47,10 +47,6 @@ MAX_VERBS = 3
 """Verbs that a question may have before "… is" leads to its answer."""
 MAX_STATEMENTS = 50
 """Statements of one kind that are looked at, from the last one back."""
-_SECTION = re.compile(
-    r"^[#*\s]*(?:final response|final answer|final choice|conclusion|answer)[*:\s]*$",
-    re.IGNORECASE | re.MULTILINE,
-)
 _QUESTION_AND_ANSWER = re.compile(r"\A(\W*Q(?:uestion)?\s*:[^\n]{1,600}?\s)A:", re.DOTALL)
 _STYLE_TAG = re.compile(r"</?(?:b|strong|i|em|u|p|span)>", re.IGNORECASE)
 _SNAKE = re.compile(r"(?<=[a-z])_(?=[a-z])")
@@ -167,7 +163,7 @@ def grade(record: Mapping[str, Any]) -> Grade:
     response = answer_part(record["response"], opens_thought=bool(record.get("opens_thought")))
     text = _STYLE_TAG.sub("", announced(response))
     text = _SNAKE.sub(" ", text).replace("=>", "→")
-    text = final_section(_lettered(_QUESTION_AND_ANSWER.sub(r"\1Answer:", text), options))
+    text = _lettered(_QUESTION_AND_ANSWER.sub(r"\1Answer:", text), options)
     cut_off = finish_reason == "length" or _UNFINISHED.search(text) is not None
     letter = None
     for part in dict.fromkeys((chooser.before_options(before_next_problem(text)), text)):
@@ -184,12 +180,6 @@ def grade(record: Mapping[str, Any]) -> Grade:
         return replace(no_answer(finish_reason), scores=scores)
     correct = letter == gold
     return Grade(Verdict.correct if correct else Verdict.wrong, letter, scores)
-
-
-def final_section(text: str) -> str:
-    """Return what follows the last heading that announces the answer, or else all of it."""
-    headings = [m for m in _SECTION.finditer(text) if text[m.end() :].strip()]
-    return text[headings[-1].end() :].strip() if headings else text
 
 
 def _lettered(text: str, options: Mapping[str, str]) -> str:

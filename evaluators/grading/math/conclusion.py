@@ -131,9 +131,6 @@ _RESTATED = re.compile(r"(?:,|\s[–—-]+)\s*i\.e\.,?\s+(\S[^;]*?)\.?$", re.IGN
 _CONDITION = re.compile(
     r"^(?:[Ii]f|[Ww]hen|[Ss]ince|[Bb]ecause|[Aa]s)\b[^,;]{1,120},\s+(?!.*\bwould\b)"
 )
-_THERE_ARE = re.compile(
-    rf"(\bthere (?:are|is|were)\s+{NUMBER.pattern}\s+[a-z]+)\s*:.*$", re.IGNORECASE
-)
 _HOW_MANY = re.compile(
     rf"(.*\b(?:there (?:are|is|were)|has|have)\s+{NUMBER.pattern}(?: [a-z]+| \$[a-z]\$){{1,5}})"
     r":[^=]*$",
@@ -352,9 +349,7 @@ def without_asides(sentence: str) -> str:
     if remark:
         before = sentence[: remark.start()]
         sentence = before if re.search(r"\d|\\[a-z]", before) else sentence
-    return _THERE_ARE.sub(
-        r"\1", _ASIDE.sub(lambda m: "" if outside(m.start() + 1) else m.group(), sentence)
-    )
+    return _ASIDE.sub(lambda m: "" if outside(m.start() + 1) else m.group(), sentence)
 
 
 def concluded_value(sentence: str) -> str | None:
