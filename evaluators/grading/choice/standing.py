@@ -252,6 +252,10 @@ def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[M
     inside = {s for _, s, e, *_ in places if any(a < s and e <= b for a, b in asides)}
     if any(x >= Standing.stated for _, s, _, x, _ in places if s not in inside):
         places = [place for place in places if place[1] not in inside]
+    places = [
+        (c, s, e, min(x, Standing.aside) if _is_outdone(sentence, c, e, places) else x, o)
+        for c, s, e, x, o in places
+    ]
     shared = Standing.aside
     for at in range(len(places) - 1, -1, -1):
         letter, start, end, standing, odd = places[at]
@@ -270,6 +274,17 @@ def mentions_in(index: int, sentence: str, matcher: OptionMatcher) -> Iterator[M
             ]
     for letter, start, _, standing, odd in places:
         yield Mention(index, start, letter, standing, odd)
+
+
+def _is_outdone(
+    sentence: str, letter: str, end: int, places: list[tuple[str, int, int, Standing, bool]]
+) -> bool:
+    """Check whether another option follows behind a "but" that is more than stated."""
+    return any(
+        start > end and re.search(r",\s*but\b", sentence[end:start]) is not None
+        for other, start, _, standing, _ in places
+        if other != letter and standing >= Standing.suggested
+    )
 
 
 def _ends(sentence: str, start: int, end: int, standing: Standing) -> bool:
@@ -344,6 +359,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         or _DIAGNOSED.search(place.before)
         or re.match(r"\s*(?:is|are) given\b", place.behind)
         or _LETTER_BEHIND.fullmatch(place.rest)
+        or (place.ahead.endswith("(") and re.fullmatch(r"\)\W*", place.rest))
         or (_IT_IS.search(place.before) and not re.search(r"\w", place.rest))
         or re.search(r"\b(?:should|must)\s+$", place.before)
         or (re.search(r"\bso\s+$", place.before) and not re.search(r"\w", place.behind))

@@ -75,7 +75,7 @@ _UNFINISHED = re.compile(
 _YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?=\W*[*,.:])", re.IGNORECASE)
 _BOLD = re.compile(r"(?:\*\*|__)([^*_\n]{1,60}?)(?:\*\*|__)(?: [a-z]+)?\W*$")
 _PREDICATE = re.compile(
-    r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:an?\s+|"
+    r"\b(?:is|are|was|be|becomes|equals|called)\s+(?:on\s+)?(?:an?\s+|"
     r"the\s+)?([a-zA-Z][a-zA-Z' -]{0,40})\W*$",
     re.IGNORECASE,
 )
@@ -88,8 +88,8 @@ _REMARK = re.compile(
     r"(?:\d+[.)]\s*)?\W*(?:(?:double[- ]?)?check(?:ing|ed|s)?|verif(?:y|ication|ying|ied)|(?:to"
     r"|let me|let's|let us|just to) (?:quickly )?(?:double[- ]?)?(?:check|verify|confirm)|i(?:'m"
     r"| am) (?:\w+ )?(?:confident|sure|certain)|(?:we|you|i) (?:can )?(?:also )?(?:check|verify)"
-    r"|confidence|assumptions?|time(?: taken)?|notes?|remarks?|explanation|justification"
-    r"|reason(?:ing)?|done|qed"
+    r"|confidence|assumptions?|great job|good luck|well done|congratulations|time(?: taken)?"
+    r"|notes?|remarks?|explanation|justification|reason(?:ing)?|done|qed"
     r"|step[- ]by[- ]step|where \S{1,12} (?:is|are|denotes?|represents?)|(?:you|we"
     r"|i) (?:can )?(?:get|got|find|found) (?:this|that|it) by|q\.e\.d|that's it|indeed"
     r"|as (?:required|desired)|it(?:'s| is) worth noting|(?:this|that|it"
@@ -107,7 +107,9 @@ _OPENING_WORDS = re.compile(
 )
 _BOLD_PHRASE = re.compile(r"\*\*(\$?[^*$\n]{1,60})\*\*(?!\s*[:=])")
 _BOLD_VALUE = re.compile(rf"\W*{NUMBER.pattern}(?: [a-zA-Z]+){{0,3}}\W*|\d+ to \d+", re.IGNORECASE)
-_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$(])|(?<=[a-z][.!?])(?<!\.[a-z]\.)\s+(?=\d)")
+_SENTENCE_GAP = re.compile(
+    r"(?<=[.!?])\s+(?=[A-Z\\$(])|(?<=[a-z][.!?])(?<!\.[a-z]\.)\s+(?=\d)|(?<=。)(?=.)"
+)
 _BRACKETED = re.compile(r"\([^()]*\)\W*")
 _TWO_CLAUSES = re.compile(r"\b[Ss]o\b|\d[.!?]\s+[A-Z][a-z]")
 _WHERE = re.compile(
@@ -116,7 +118,8 @@ _WHERE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _ASIDE = re.compile(
-    r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈|[\d.]+\\?%)[^()]*\)"
+    r"\s*(?<!\\)\((?!\s*(?:mod|base)\b)(?:[^()]*?[a-zA-Z]{3,}|\s*or\b|i\.e|=|≈|[\d.]+\\?%"
+    r"|[\d.,]+ [a-zA-Z]{1,3}(?=\)))[^()]*\)"
 )
 _TRAILING_REMARK = re.compile(
     r"\s*(?:[,;:]|\s[—–-]+)\s*(?:since|because|including|as (?:the|we|it|\d)|i\.e\.|that is,"

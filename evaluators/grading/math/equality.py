@@ -89,9 +89,10 @@ def _spellings(gold: str, answer: str) -> Iterator[str]:
     if re.search(r"(?<![a-zA-Z\\])C(?=_|\s|\b|e|x)", gold) and "c" not in letters[0]:
         yield re.sub(r"(?<![a-zA-Z\\])c(?=_|\s|\b|e|x)", "C", answer)
         yield re.sub(r"\\(?:text|mathrm)\{\s*(?:constant|const\.?)\s*\}", "C", answer)
-    named, other = _FUNCTION_OF.match(gold), _FUNCTION_OF.match(answer)
-    if named and other and named[1] == other[1] and named[2] not in letters[1]:
-        yield re.sub(rf"(?<![a-zA-Z\\]){other[2]}(?![a-zA-Z])", named[2], answer)  # f(t) for f(x)
+    named, named_else = _FUNCTION_OF.match(gold), _FUNCTION_OF.match(answer)
+    if named and named_else and named[1] == named_else[1] and named[2] not in letters[1]:
+        # f(t) for f(x)
+        yield re.sub(rf"(?<![a-zA-Z\\]){named_else[2]}(?![a-zA-Z])", named[2], answer)
     if _CONSTANT.search(gold) and (constant := _CONSTANT.search(answer)):
         yield answer[: constant.start()] + "+C"
     sentence = _SENTENCE.fullmatch(answer.strip())
@@ -241,6 +242,8 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
 def _same_name(left: str, right: str) -> bool:
     if len(left) == len(right) == 1:
         return left == right
+    if left.count("'") != right.count("'"):
+        return False
     bare_left, bare_right = (re.sub(r"\(.*\)|[{}\\_ ]", "", name) for name in (left, right))
     both_short = len(bare_left) == len(bare_right) == 1
     return not both_short or bare_left.lower() == bare_right.lower() or "(" in left + right
