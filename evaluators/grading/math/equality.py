@@ -242,7 +242,7 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
 def _same_name(left: str, right: str) -> bool:
     if len(left) == len(right) == 1:
         return left == right
-    if left.count("'") != right.count("'"):
+    if "'" in left and "'" in right and left.count("'") != right.count("'"):
         return False
     bare_left, bare_right = (re.sub(r"\(.*\)|[{}\\_ ]", "", name) for name in (left, right))
     both_short = len(bare_left) == len(bare_right) == 1

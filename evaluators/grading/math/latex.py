@@ -112,10 +112,9 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bold|mathstrut)(?![a-zA-Z])", ""),
         (r"^\s*\\?#\s*(?=[\d-])", ""),
         (r"\(\s*\\(?:text|mathrm)\s*\{([a-z ]*)\}\s*\)\s*$", r"\\text{ \1}"),
-        # digits in groups: 1.234.567, 1_234_567, 1'234'567, 12,34,567; 4{2}
+        # digits in groups: 1.234.567, 1_234_567, 1'234'567; 4{2}
         (r"^\s*(\d{1,3})[.](\d{3})[.](\d{3})\s*$", r"\1\2\3"),
         (r"(?<=\d)(?:\\?_|')(?=\d{3}(?!\d))(?<!_\d_)", ""),
-        (r"^\s*(\d{1,2}),(\d\d),(\d{3})\s*$", r"\1\2\3"),
         (r"^\s*(\d+)\{(\d+)\}\s*$", r"\1\2"),
         # fractions, combinations, bases, exponents, degrees
         (r"(?:\{\})?\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
@@ -132,8 +131,6 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
         (r"\\(max|min)\s*(?:\\left)?\s*\\\{(.*?)(?:\\right)?\s*\\\}", r"\\\1(\2)"),
         (r"\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}\s*(?:\\left)?\(?(-?\d+(?:\.\d+)?)\s*(?:°|\^\{?\\circ\}?)(?:\\right)?\)?",
          r"(\\cos(\1°)+i\\sin(\1°))"),
-        (r"\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}\s*(?:\\left)?(?:\((.*?)(?:\\right)?\)|(\\frac\{[^{}]*\}\{[^{}]*\}))",
-         r"(\\cos(\1\2)+i\\sin(\1\2))"),
         (r"\\varphi(?![a-zA-Z])", r"\\phi"),
         (r"([a-zA-Z])\s*\\(?:neq?|not\s*=)\s*\\pm\s*(\w+)\s*$", r"\1\\neq \2,\1\\neq -\2"),
         (r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\{?\s*(?:>\s*0|\+)\s*\}?)", r"(0,\\infty)"),
