@@ -42,6 +42,9 @@ WIDE = 100
 PLAIN_LINES = 10
 """Number of lines per bar where there is no terminal."""
 
+MIN_PAUSE = 1.0
+"""Seconds between two lines of a bar where there is no terminal, but for its last line."""
+
 HEARTBEAT = 28.0
 """Seconds without a line after which one says what goes on, where there is no terminal."""
 
@@ -268,6 +271,7 @@ class _Row:
     note: str = ""
     printed: int = -1
     """The last tenth that there was a line about."""
+    quiet_until: float = 0.0
 
 
 class ProgressView:
@@ -353,13 +357,17 @@ class ProgressView:
             self.show(what, 0, None, "")
 
     def due_line(self, name: str, done: int, total: int, note: str) -> str | None:
-        """Return a line about the progress of ``name`` if another tenth of it is done."""
-        row = self._rows.setdefault(name, _Row(time.monotonic(), done))
+        """Return a line about the progress of ``name`` if another tenth of it is done.
+
+        What ends within seconds gets fewer lines: `MIN_PAUSE` lies between them.
+        """
+        now = time.monotonic()
+        row = self._rows.setdefault(name, _Row(now, done))
         row.done, row.total, row.note, self._current = done, total, note, name
         part = done * PLAIN_LINES // max(total, 1)
-        if row.printed == part:
+        if row.printed == part or (now < row.quiet_until and done < total):
             return None
-        row.printed = part
+        row.printed, row.quiet_until = part, now + MIN_PAUSE
         return self._line(name)
 
     def _line(self, name: str) -> str:

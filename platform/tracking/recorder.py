@@ -264,12 +264,16 @@ def key_of_benchmark(items: Mapping[str, str], benchmark: str) -> dict[str, str]
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested settings to dotted keys; ``x.name`` becomes ``x``, so that people can filter.
 
-    Items of a list are keyed by their names, as in ``evaluation.benchmarks.figfont.size``.
+    Items of a list are keyed by their names, as in ``evaluation.benchmarks.figfont.size``; a list
+    whose items have no names of their own stays one value.
     """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         path = prefix if key == "name" and prefix else f"{prefix}.{key}".lstrip(".")
         if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-            value = {item["name"]: {k: v for k, v in item.items() if k != "name"} for item in value}
+            names = [item.get("name") for item in value]
+            if None not in names and len(set(names)) == len(names):
+                items = [{k: v for k, v in item.items() if k != "name"} for item in value]
+                value = dict(zip(names, items, strict=True))
         flat |= flatten(value, path) if isinstance(value, Mapping) else {path: value}
     return flat

@@ -243,7 +243,9 @@ def test_a_model_of_the_sweep_is_trained_first(
     file = write_sweep(
         tmp_path,
         models={"strong": {"objective": "original", "training": {"max_steps": 8}}},
-        grid={"model": ["strong", "tiny"], "objective": ["DEFT"]},
+        grid={"model": ["strong", "tiny"], "objective": ["p", "DEFT"]},
+        exclude=[{"objective": "p"}],
+        overrides=[{"match": {"model": "tiny"}, "set": {"training.warmup_ratio": 0.2}}],
     )
     done = deft("sweep", file.name, RAY_ADDRESS=ray_address)
     assert done.returncode == 0, done.stderr

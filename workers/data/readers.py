@@ -31,7 +31,9 @@ MAX_UNPACKED = 200
 UNPACKED_ANYWAY = 2**28
 """Bytes that any file may have unpacked."""
 PARQUET_BATCH = 1000
-"""Rows of Parquet that are read at a time."""
+"""Rows of Parquet that are read at a time, where `MAX_BATCH_BYTES` allows it."""
+MAX_BATCH_BYTES = 2**29
+"""Bytes that a batch of Parquet has at most, even if each of its rows repeats the largest value."""
 INDEX_COLUMN = re.compile(r"Unnamed: \d+(\.\d+)?|__index_level_\d+__")
 """What pandas calls the index of a table where it has no name."""
 
@@ -307,7 +309,10 @@ def _read_parquet(path: Path, name: str, columns: Collection[str]) -> Iterator[R
             skipped = tuple(name for name in names if selected and name not in selected)
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
             require_measure(path, sum(group.total_byte_size for group in groups))
-            yield from file.iter_batches(batch_size=PARQUET_BATCH, columns=selected)
+            # A dictionary has a value once, and rows without number may refer to it.
+            largest = max((group.total_byte_size for group in groups), default=0)
+            num_rows = max(1, min(PARQUET_BATCH, MAX_BATCH_BYTES // max(largest, 1)))
+            yield from file.iter_batches(batch_size=num_rows, columns=selected)
         except (FileNotFoundError, TooLargeError):
             raise
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -346,6 +346,10 @@ def test_parameters_are_named_as_people_filter_by_them(make_run: MakeRun, uri: s
     assert flat["training.learning_rate"] == 1e-3
     assert flat["evaluation.benchmarks.figfont.size"] == 500
     assert flat["seed"] == 0
+    rules = [{"objective": "p", "seed": 1}, {"objective": "DEFT"}]
+    same = [{"name": "figfont", "size": 60}, {"name": "figfont", "size": 80}]
+    tree = {"exclude": rules, "grid": {"dataset": same}, "overrides": []}
+    assert flatten(tree) == {"exclude": rules, "grid.dataset": same}
     run = make_run(objective="GeneralFamily-0.5")
     with ExperimentRecorder(run, uri, print) as recorder:
         recorder.finish()

@@ -148,6 +148,24 @@ def test_files_that_unpack_without_measure_are_refused(
         read(tmp_path / name)
 
 
+def test_a_value_that_many_rows_share_is_not_held_for_each_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has the value once, in its dictionary, and is no larger unpacked."""
+    monkeypatch.setattr(readers, "MAX_BATCH_BYTES", 2**20)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000), pa.array(["a" * 2**16]))
+    pq.write_table(pa.table({"prompt": column.cast(pa.string())}), tmp_path / "a.parquet")
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    default = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        num_rows = sum(1 for _ in read_records(tmp_path / "a.parquet", "a.parquet", ()))
+    finally:
+        pa.set_memory_pool(default)
+    assert num_rows == 1000
+    assert pool.max_memory() < 2**24
+
+
 def test_tally_names_the_first_of_each_kind_and_counts_the_rest() -> None:
     tally = BadRecordLog()
     for number in range(5):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from deft.platform import console as deft_console
 from deft.platform.cli import app
 from deft.platform.console import LOG, RunConsole
 from deft.platform.errors import UserError
@@ -16,8 +17,12 @@ from deft.platform.errors import UserError
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
 def test_a_log_has_every_line_once_with_its_time(
-    tmp_path: Path, terminal: bool, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    terminal: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(deft_console, "MIN_PAUSE", 0.0)
     run = tmp_path / "mine-0123456789"
     run.mkdir()
     (run / "spec.json").write_text("{}")
