@@ -112,9 +112,10 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
         (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bold|mathstrut)(?![a-zA-Z])", ""),
         (r"^\s*\\?#\s*(?=[\d-])", ""),
         (r"\(\s*\\(?:text|mathrm)\s*\{([a-z ]*)\}\s*\)\s*$", r"\\text{ \1}"),
-        # digits in groups: 1.234.567, 1_234_567, 1'234'567; 4{2}
+        # digits in groups: 1.234.567, 1_234_567, 1'234'567, 12,34,567; 4{2}
         (r"^\s*(\d{1,3})[.](\d{3})[.](\d{3})\s*$", r"\1\2\3"),
         (r"(?<=\d)(?:\\?_|')(?=\d{3}(?!\d))(?<!_\d_)", ""),
+        (r"^\s*(\d{1,2}),(\d\d),(\d{3})\s*$", r"\1\2\3"),
         (r"^\s*(\d+)\{(\d+)\}\s*$", r"\1\2"),
         # fractions, combinations, bases, exponents, degrees
         (r"(?:\{\})?\^\{?(\d+)\}?\s*/\s*_\{?(\d+)\}?", r"\\frac{\1}{\2}"),
