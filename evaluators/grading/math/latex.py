@@ -132,6 +132,8 @@ _NOTATIONS: list[tuple[re.Pattern[str], str]] = [
         (r"\\(max|min)\s*(?:\\left)?\s*\\\{(.*?)(?:\\right)?\s*\\\}", r"\\\1(\2)"),
         (r"\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}\s*(?:\\left)?\(?(-?\d+(?:\.\d+)?)\s*(?:°|\^\{?\\circ\}?)(?:\\right)?\)?",
          r"(\\cos(\1°)+i\\sin(\1°))"),
+        (r"\\(?:operatorname|text|mathrm)\s*\{\s*cis\s*\}\s*(?:\\left)?(?:\((.*?)(?:\\right)?\)|(\\frac\{[^{}]*\}\{[^{}]*\}))",
+         r"(\\cos(\1\2)+i\\sin(\1\2))"),
         (r"\\varphi(?![a-zA-Z])", r"\\phi"),
         (r"([a-zA-Z])\s*\\(?:neq?|not\s*=)\s*\\pm\s*(\w+)\s*$", r"\1\\neq \2,\1\\neq -\2"),
         (r"\\mathbb\s*\{?R\}?\s*(?:\^\s*\{?\+\}?|_\{?\s*(?:>\s*0|\+)\s*\}?)", r"(0,\\infty)"),

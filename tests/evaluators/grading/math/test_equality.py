@@ -241,6 +241,8 @@ x=4,y=1 | \begin{cases}x=4\\y=1\end{cases}
 \binom{7}{3} | {}_7C_3
 \max(p,q) | \max\{p,q\}
 \frac{1+i\sqrt{3}}{2} | \operatorname{cis}60^\circ
+1+i\sqrt{3} | 2\operatorname{cis}\left(\frac{\pi}{3}\right)
+i | \text{cis}\frac{\pi}{2}
 54\text{ km/h} | 15\text{ m/s}
 54\text{ km/h} | 54\ \frac{\text{km}}{\text{h}}
 2.5\text{ kg} | 2500\text{ g}
