@@ -148,7 +148,6 @@ def commands_on(finished: Any) -> dict[str, tuple[str, ...]]:
         "status": ("status", "--all"),
         "status --json": ("status", "--json"),
         "clean": ("clean",),
-        "logs": ("logs", run),
     }
 
 
@@ -202,7 +201,7 @@ class Fuzzer:
 
 
 CHEAP = ("run", "compare", "evaluate", "status", "clean")
-UNSTEADY = ("status", "status --json", "clean", "logs")
+UNSTEADY = ("status", "status --json", "clean")
 """Commands that show ages, sizes and states, which change with the damage and without it."""
 DRAWING = ("view", "view a sweep", "report", "report --json", "plot sweep")
 
