@@ -50,6 +50,15 @@ class Generation:
     """``stop``, ``length`` or ``prompt_too_long``."""
 
 
+def split_by_length(requests: Sequence[Request], context: int) -> tuple[list[int], list[int]]:
+    """Return the indices of requests that leave room in ``context`` tokens, and of the others."""
+    fitting: list[int] = []
+    too_long: list[int] = []
+    for index, request in enumerate(requests):
+        (fitting if len(request.prompt) < context else too_long).append(index)
+    return fitting, too_long
+
+
 @dataclass(frozen=True)
 class Continuation:
     """A text whose end is scored."""

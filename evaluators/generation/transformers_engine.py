@@ -23,6 +23,7 @@ from deft.evaluators.generation.engine import (
     Likelihood,
     Request,
     Start,
+    split_by_length,
 )
 from deft.evaluators.generation.model_dir import Architecture
 from deft.evaluators.spec import EngineSpec
@@ -63,12 +64,8 @@ class TransformersEngine:
     ) -> Iterator[tuple[int, Generation]]:
         """Generate responses, see `Engine`."""
         context = self.context_length
-        fitting = []
-        for index, request in enumerate(requests):
-            if len(request.prompt) >= context:
-                yield index, Generation([], "prompt_too_long")
-            else:
-                fitting.append(index)
+        fitting, too_long = split_by_length(requests, context)
+        yield from ((index, Generation([], "prompt_too_long")) for index in too_long)
         fitting.sort(key=lambda index: len(requests[index].prompt))
         size = 1 if self._spec.batch_invariant else BATCH_SIZE
         for start in range(0, len(fitting), size):

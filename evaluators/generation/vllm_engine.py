@@ -29,6 +29,7 @@ from deft.evaluators.generation.engine import (
     Likelihood,
     Request,
     Start,
+    split_by_length,
 )
 from deft.evaluators.generation.model_dir import Architecture
 from deft.evaluators.spec import EngineSpec
@@ -77,13 +78,9 @@ class VllmEngine:
     ) -> Iterator[tuple[int, Generation]]:
         """Generate responses, see `Engine`."""
         # Whole outputs at the end are cheaper, unless every token must be looked at.
-        streams, context = decoding.reached_stop is not None, self.context_length
-        fitting = []
-        for index, request in enumerate(requests):
-            if len(request.prompt) >= context:
-                yield index, Generation([], "prompt_too_long")
-            else:
-                fitting.append(index)
+        streams = decoding.reached_stop is not None
+        fitting, too_long = split_by_length(requests, self.context_length)
+        yield from ((index, Generation([], "prompt_too_long")) for index in too_long)
         queries = (
             _Query(index, requests[index].prompt, _sampling(requests[index], decoding, streams))
             for index in fitting
