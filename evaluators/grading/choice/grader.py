@@ -22,6 +22,7 @@ from deft.evaluators.grading.choice.option_text import (
 )
 from deft.evaluators.grading.choice.paper import choose_as_the_paper
 from deft.evaluators.grading.choice.prose import abridged, concluded
+from deft.evaluators.grading.choice.standing import LETTER_BEHIND
 from deft.evaluators.grading.choice.statements import (
     BAD_AHEAD,
     BARE_LETTER,
@@ -123,7 +124,6 @@ _OTHERWISE = re.compile(
     r"[,;]\s*(?:and\s+|but\s+)?(?:if|otherwise)\b(?![^.]*\b(?:would|were"
     r"|had)\b)[^.]*?\b([A-Z])(?![^\W_])"
 )
-_LETTER_BEHIND = re.compile(r"\s*\([A-Z]\)\W*$")
 _OTHERS_HEADING = re.compile(
     r"\W*(?:why )?(?:the )?(?:other|remaining|incorrect|wrong) (?:options|choices|answers)\b[^.]*",
     re.IGNORECASE,
@@ -388,7 +388,7 @@ class Chooser:
             fragment = _sentence(rest)
             contrast = _NOT_BUT.match(fragment)
             fragment = contrast[1] if contrast else fragment
-            exact = self._exact(fragment) or self._exact(_LETTER_BEHIND.sub("", fragment))
+            exact = self._exact(fragment) or self._exact(LETTER_BEHIND.sub("", fragment))
             if exact:
                 yield Statement(match.start(), exact)
                 continue

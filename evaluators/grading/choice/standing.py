@@ -84,7 +84,8 @@ _DIAGNOSED = re.compile(
     re.IGNORECASE,
 )
 _IT_IS = re.compile(r"\b(?:it|this)(?:['’]s| is)\s+(?:an?\s+|the\s+)?$", re.IGNORECASE)
-_LETTER_BEHIND = re.compile(r"\s*\([A-Z]\)\W*")
+LETTER_BEHIND = re.compile(r"\s*\([A-Z]\)\W*$")
+"""Behind an option, at the end: ``gingival hyperplasia (E).``"""
 _SUMMING_UP = re.compile(
     r"\W*(?:therefore|thus|hence|in summary|in conclusion|overall|so|consequently|ultimately|"
     r"taken (?:together|as a whole)|all in all|altogether|by (?:elimination|exclusion))\b",
@@ -358,7 +359,7 @@ def _standing(place: _Place) -> tuple[Standing, bool]:
         or _INSTRUCTION.fullmatch(place.ahead)
         or _DIAGNOSED.search(place.before)
         or re.match(r"\s*(?:is|are) given\b", place.behind)
-        or _LETTER_BEHIND.fullmatch(place.rest)
+        or LETTER_BEHIND.fullmatch(place.rest)
         or (place.ahead.endswith("(") and re.fullmatch(r"\)\W*", place.rest))
         or (_IT_IS.search(place.before) and not re.search(r"\w", place.rest))
         or re.search(r"\b(?:should|must)\s+$", place.before)

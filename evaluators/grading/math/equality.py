@@ -390,9 +390,9 @@ def _same_matrices(gold: Node, answer: Node) -> bool:
     matrix, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
     assert isinstance(matrix, Matrix)
     # Only the other side tells how large I is.
-    identity = _as_identity(other, len(matrix.rows)) or _as_rows(other)
-    if identity is not None:
-        return _same_matrices(matrix, identity)
+    as_matrix = _as_identity(other, len(matrix.rows)) or _as_rows(other)
+    if as_matrix is not None:
+        return _same_matrices(matrix, as_matrix)
     # Rows and columns are told apart between matrices, not against a plain tuple.
     vector = len(matrix.rows) == 1 or all(len(row) == 1 for row in matrix.rows)
     if not vector or matrix.determinant:
