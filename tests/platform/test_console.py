@@ -10,16 +10,7 @@ from rich.console import Console
 
 from deft.platform import console as deft_console
 from deft.platform.console import RunConsole
-
-
-class Clock:
-    """Stands for the module `time`, as far as progress asks it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from helpers import Clock
 
 
 @pytest.mark.parametrize(("seconds_a_step", "num_lines"), [(0.2, 11), (0.015, 3), (0.0, 2)])

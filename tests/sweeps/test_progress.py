@@ -14,21 +14,12 @@ from deft.sweeps.cells import load_sweep
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.progress import SweepView
 from deft.sweeps.trial import CellConsole
+from helpers import Clock
 
 SWEEP = """
 base: {dataset: {name: figfont, size: 60}, model: tiny}
 grid: {objective: [original, DEFT], seed: [0, 1, 2]}
 """
-
-
-class Clock:
-    """Stands for the module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture
