@@ -35,6 +35,8 @@ class _RunningCell:
     count: str = ""
     trained: float = 0.0
     """Share of its training that is done."""
+    trained_before: float | None = None
+    """Share that was done before it began here: it may go on from a checkpoint."""
     trained_at: float | None = None
     """When its evaluation began."""
 
@@ -59,8 +61,10 @@ class SweepView:
         self._done = sum(directory.is_finished(run) for run in cells)
         self._running: dict[str, _RunningCell] = {}
         self._ended_runs: set[str] = set()
-        self._seconds: list[float] = []
-        """Of every cell that has ended since this process began."""
+        self._seconds = 0.0
+        """Of the cells that have finished since this process began."""
+        self._parts = 0.0
+        """How many whole cells those would be: some went on from a checkpoint."""
         self._training_shares: list[float] = []
         self._most_at_once = 1
         self._lock = threading.Lock()
@@ -95,13 +99,18 @@ class SweepView:
         if event["event"] == "stage":
             if event["stage"] == "evaluate":
                 cell.trained, cell.trained_at = 1.0, time.monotonic()
+                if cell.trained_before is None:
+                    cell.trained_before = 1.0
         elif event["event"] == "waiting":
             cell.doing, cell.count = event["what"], ""
         elif event["event"] == "progress":
             cell.doing = event["name"]
             cell.count = f"{event['done']}/{event['total']} {event['unit']}"
             if event["name"] == "train":
-                cell.trained = event["done"] / max(event["total"], 1)
+                total = max(event["total"], 1)
+                cell.trained = event["done"] / total
+                if cell.trained_before is None:
+                    cell.trained_before = (event["done"] - 1) / total
 
     def _show_cell(self, name: str, cell: _RunningCell, event: Mapping[str, Any]) -> None:
         if self.rows is None:
@@ -125,23 +134,25 @@ class SweepView:
 
     def cells_done(self) -> float:
         """Return how many cells are done, parts of running ones included."""
-        shares = self._training_shares
-        training = sum(shares) / len(shares) if shares else TRAINING_SHARE
-        return self._done + sum(training * cell.trained for cell in self._running.values())
+        trained = sum(cell.trained for cell in self._running.values())
+        return self._done + self._training_share() * trained
 
     def seconds_left(self) -> float | None:
         """Estimate the time that the sweep still needs; None before anything is known of it."""
         left = len(self.cells) - self.cells_done()
-        if self._seconds:
-            at_once = min(self._most_at_once, max(left, 1))
-            return sum(self._seconds) / len(self._seconds) * left / at_once
-        # No cell has ended: the part of their training that is done says how long one takes.
-        now, begun = time.monotonic(), [cell for cell in self._running.values() if cell.trained]
-        done = sum(TRAINING_SHARE * cell.trained for cell in begun)
-        if not done:
+        seconds, parts = self._seconds, self._parts
+        if not parts:
+            # No cell has ended: what is done of their training says how long one takes.
+            now, begun = time.monotonic(), [cell for cell in self._running.values() if cell.trained]
+            parts = sum(TRAINING_SHARE * (cell.trained - _before(cell)) for cell in begun)
+            seconds = sum(now - cell.began for cell in begun)
+        if not parts:
             return None
-        spent = sum(now - cell.began for cell in begun)
-        return spent / done * left / min(self._most_at_once, max(left, 1))
+        return seconds / parts * left / min(self._most_at_once, max(left, 1))
+
+    def _training_share(self) -> float:
+        shares = self._training_shares
+        return sum(shares) / len(shares) if shares else TRAINING_SHARE
 
     def describe(self) -> str:
         """Return a line about all cells, and those that run."""
@@ -181,14 +192,19 @@ class SweepView:
             if cell is not None:
                 seconds = time.monotonic() - cell.began
                 took = f" ({seconds:.0f} s)"
-                if how == "finished":
-                    self._seconds.append(seconds)
-                if how == "finished" and cell.trained_at is not None:
+                if how == "finished" and cell.trained_at is not None and not _before(cell):
                     self._training_shares.append((cell.trained_at - cell.began) / seconds)
+                if how == "finished":
+                    self._seconds += seconds
+                    self._parts += 1 - self._training_share() * _before(cell)
             self.console.print(f"          {how:<9} {name}{took}  {what}".rstrip())
             if self.rows is not None:
                 self.rows.remove(row_name(self.cells[run]))
                 self._show_all()
+
+
+def _before(cell: _RunningCell) -> float:
+    return cell.trained_before or 0.0
 
 
 def describe_cell(cell: PlannedCell) -> str:

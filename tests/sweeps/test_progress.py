@@ -51,8 +51,9 @@ def test_all_cells_have_a_bar_and_an_estimate_before_one_has_ended(
         for run in (first, second):
             view.handle({"event": "waiting", "run": run, "what": "Ray starts"})
         assert view.seconds_left() is None
-        clock.now += 35
         train = {"event": "progress", "name": "train", "total": 200, "unit": "steps"}
+        view.handle({**train, "run": first, "done": 1})
+        clock.now += 35
         view.handle({**train, "run": first, "done": 100})
         # 35 s of two cells for half of the training, 0.7 of a cell, of one of them.
         assert view.cells_done() == pytest.approx(0.35)
@@ -68,6 +69,28 @@ def test_all_cells_have_a_bar_and_an_estimate_before_one_has_ended(
         view.failed(second, "no more memory")
     assert "FAILED    original, seed 1 (100 s)  no more memory" in out.getvalue()
     assert view.describe().strip().startswith("1 of 6 cells, about")
+
+
+def test_a_cell_that_goes_on_from_a_checkpoint_is_no_whole_one(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "primary_results", lambda *_: "")
+    view, (first, second, *_) = open_view(tmp_path, StringIO(), terminal=False)
+    train = {"event": "progress", "name": "train", "total": 200, "unit": "steps"}
+    view.handle({**train, "run": first, "done": 101})
+    clock.now += 35
+    view.handle({**train, "run": first, "done": 200})
+    # 35 s for half of its training; of six cells, all of its training is done.
+    assert view.seconds_left() == pytest.approx(35 / 0.35 * (6 - 0.7))
+    view.handle({"event": "stage", "run": first, "stage": "evaluate"})
+    clock.now += 30
+    view.finished(first)
+    # Half of its training, 0.35 of a cell, was done before.
+    assert view.seconds_left() == pytest.approx(65 / 0.65 * 5)
+    view.handle({"event": "stage", "run": second, "stage": "evaluate"})
+    clock.now += 35
+    view.finished(second)
+    assert view.seconds_left() == pytest.approx(100 / 0.95 * 4)
 
 
 def test_bars_have_the_units_of_what_they_count(tmp_path: Path, clock: Clock) -> None:
