@@ -24,7 +24,7 @@ from deft.platform.config.loading import preset_note
 from deft.platform.console import RunConsole
 from deft.sweeps.cells import Plan, PlannedCell
 from deft.sweeps.directory import SweepDirectory
-from deft.sweeps.spec import label
+from deft.sweeps.spec import OverrideSpec, label
 from deft.workers.common.text import plural
 
 COLUMN_BORDER = 3
@@ -116,6 +116,7 @@ def plan_rows(plan: Plan, directory: SweepDirectory, root: Path) -> list[list[st
     rows = [["cells", f"{len(plan.cells):,} ({values}{_changes(plan)})"]]
     if plan.models:
         rows.append(["models first", ", ".join(plan.models)])
+    rows += [["override", _override(rule)] for rule in plan.spec.overrides]
     if len(left) < len(runs):
         rows.append(["finished already", f"{len(runs) - len(left):,}"])
     rows += cost_rows(left, models_trained_from(plan), root)
@@ -166,6 +167,15 @@ def cost_rows(
     times = (f"{h:,.2f}" if h >= LEAST_HOURS else f"under {LEAST_HOURS}" for h in hours)
     each = ", ".join(f"{card.name} {time}" for card, time in zip(CARDS, times, strict=True))
     return [*rows, ["GPU-hours to train", f"{each} (at an assumed {MFU:.0%} of the peak)"]]
+
+
+def _override(rule: OverrideSpec) -> str:
+    settings = ", ".join(f"{key} {label(value)}" for key, value in rule.set.items())
+    conditions = " and ".join(
+        f"{axis} {' or '.join(map(label, value if isinstance(value, list) else [value]))}"
+        for axis, value in rule.match.items()
+    )
+    return f"{settings} where {conditions}"
 
 
 def _changes(plan: Plan) -> str:

@@ -17,7 +17,7 @@ from deft.platform.console import RunConsole
 from deft.platform.errors import UserError
 from deft.sweeps.cells import Plan, PlannedCell, load_sweep
 from deft.sweeps.directory import SweepDirectory
-from deft.sweeps.dry_run import MAX_SHOWN, show_sweep
+from deft.sweeps.dry_run import MAX_SHOWN, plan_rows, show_sweep
 from helpers import ROOT
 
 BASE = {
@@ -364,6 +364,16 @@ def test_ready_grids_are_planned(tmp_path: Path, name: str) -> None:
     assert f"cells of {name}-" in said
     assert "not counting" not in said
     assert f"{len(plan.cells) + len(plan.models)} cells, " in said
+
+
+def test_a_plan_says_what_some_cells_alone_are_given(tmp_path: Path) -> None:
+    rule = {"objective": ["original", "DEFT"], "seed": 1}
+    given = {"training.max_steps": 9, "dataset.noise": 0.3}
+    plan = load(tmp_path, overrides=[{"match": rule, "set": given}])
+    rows = plan_rows(plan, SweepDirectory.of(plan, tmp_path), tmp_path)
+    assert dict(rows)["override"] == (
+        "training.max_steps 9, dataset.noise 0.3 where objective original or DEFT and seed 1"
+    )
 
 
 def test_a_plan_breaks_no_name_at_80_columns(tmp_path: Path) -> None:
