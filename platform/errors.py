@@ -78,13 +78,17 @@ def describe_error(error: BaseException) -> str:
             f"out of memory: Ray ended a process when {use}; let less run on it at a time, or "
             "give it more memory"
         )
+    if isinstance(error, OSError) and error.filename and error.errno in REMEDIES:
+        return without_secrets(describe_os_error(error))
     text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 RELOCATE = "choose another --root, or give this user the right to it"
 IN_THE_WAY = "something else lies in its place: move that away, or choose another --root"
-FREE_SPACE = "free some; the same command goes on from there"
+FREE_SPACE = (
+    "free some, or inodes where there is some (`df -i`); the same command goes on from there"
+)
 REMEDIES = {
     errno.EACCES: RELOCATE,
     errno.EPERM: RELOCATE,

@@ -53,6 +53,9 @@ HEAD_SILENCE = 40.0
 OWN_HEAD_SILENCE = 10.0
 """The same for a cluster on this machine that a command started: nobody starts its head again."""
 
+OWN_START_SILENCE = 15
+"""The same while such a cluster starts: Ray itself ends the command then, after 60 by default."""
+
 
 @contextmanager
 def ray_cluster(*, verbose: bool) -> Iterator[None]:
@@ -77,6 +80,8 @@ def ray_cluster(*, verbose: bool) -> Iterator[None]:
     if address == "local":
         # This machine is not preempted, and a watcher would be a process for every training run.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # While Ray starts, `_watched_head` cannot see its head yet.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", f"{OWN_START_SILENCE}")
     endpoint = re.fullmatch(r"(?:ray://)?(.+:\d+)", address)
     if endpoint is not None:
         # Ray itself would try for a quarter of an hour.

@@ -2,9 +2,10 @@
 
     python tests/bench/kills.py --rounds 100
 
-In each round the driver, a training worker, the engine or Ray's GCS is killed (SIGKILL) at a random
-moment, up to three times, and the same command is given again until it finishes. Events,
-predictions, MLflow's history and weights are then those of a run that nobody disturbed.
+In each round the driver, the training worker, the engine or Ray's GCS, whichever is there, is
+killed (SIGKILL) at a random moment, once or twice, and the same command is given until it finishes.
+Events, predictions, MLflow's history and weights are then those of a run that nobody disturbed, and
+no process and no directory of Ray is left.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ RUN: dict[str, Any] = {
     "training": {
         "num_workers": 1,
         "epochs": 10,
-        "max_steps": 60,
+        "max_steps": 40,
         "batch_size": 8,
         "micro_batch_size": 8,
         "max_length": 256,
@@ -62,10 +63,12 @@ VICTIMS = {
     "GCS": "gcs_server",
 }
 """What is killed, and a part of the command line of its process."""
-MAX_KILLS = 3
+MAX_KILLS = 2
 """Kills in one round."""
 MAX_STARTS = 12
 """Starts after which a round is given up."""
+SECONDS_TO_END = 30.0
+"""Seconds that a round's processes may stay behind its last command."""
 
 
 @dataclass(frozen=True)
@@ -113,41 +116,69 @@ def _history(root: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Start the run in ``folder``, on a Ray of its own."""
+    """Start the run in ``folder``, on a Ray of its own, which keeps its files there too."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            [DEFT, "run", "run.yaml"], cwd=folder, env=environment, stdout=log, stderr=log
+            [DEFT, "run", "run.yaml"],
+            cwd=folder,
+            env={**environment, "TMPDIR": str(folder)},
+            stdout=log,
+            stderr=log,
         )
 
 
-def kill(driver: subprocess.Popen[bytes], victim: str, until: float) -> bool:
-    """Kill ``victim`` at the time ``until``, or as soon as it is there; tell whether it was."""
-    while driver.poll() is None:
-        with suppress(psutil.NoSuchProcess):
-            family = psutil.Process(driver.pid)
-            processes = [family] if victim == "driver" else family.children(recursive=True)
-            for process in processes if time.monotonic() >= until else ():
-                if VICTIMS[victim] in " ".join(process.cmdline()):
-                    process.kill()
-                    return True
+def kill(driver: subprocess.Popen[bytes], until: float, randomness: random.Random) -> str | None:
+    """Kill one of the victims that there are at the time ``until``; return what it was."""
+    while driver.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    return False
+    there: dict[str, psutil.Process] = {}
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(driver.pid)
+        for process in (family, *family.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                command = " ".join(process.cmdline())
+                there |= {name: process for name, part in VICTIMS.items() if part in command}
+    if not there or driver.poll() is not None:
+        return None
+    victim = randomness.choice(sorted(there))
+    with suppress(psutil.NoSuchProcess):
+        there[victim].kill()
+        return victim
+    return None
 
 
 def disturbed(folder: Path, seconds: float, randomness: random.Random) -> Counter[str]:
-    """Run and kill until the run has finished; return what was killed how often."""
+    """Run and kill until the run has finished; return what was killed how often, at least once."""
     kills: Counter[str] = Counter()
     planned = randomness.randint(1, MAX_KILLS)
     for _ in range(MAX_STARTS):
         driver = start(folder)
         while driver.poll() is None and kills.total() < planned:
-            victim = randomness.choice(sorted(VICTIMS))
-            until = time.monotonic() + randomness.uniform(0, seconds)
-            kills[victim] += kill(driver, victim, until)
+            victim = kill(driver, time.monotonic() + randomness.uniform(0, seconds), randomness)
+            kills += Counter([victim] if victim else [])
         if driver.wait() == 0:
-            return +kills
+            if kills:
+                return kills
+            shutil.rmtree(folder / "runs")  # it was faster; once more
     raise AssertionError((folder / "log").read_text())
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Name the processes of a round and the directories of its Ray that have outlived it."""
+    last = time.monotonic() + SECONDS_TO_END
+    while (left := _processes_in(folder)) and time.monotonic() < last:
+        time.sleep(0.2)
+    return left + [str(path) for path in folder.glob("deft-ray-*")]
+
+
+def _processes_in(folder: Path) -> list[str]:
+    left = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd().startswith(str(folder)):
+                left.append(" ".join(process.cmdline())[:200])
+    return left
 
 
 def kill_rounds(rounds: int, seed: int) -> Counter[str]:
@@ -157,26 +188,32 @@ def kill_rounds(rounds: int, seed: int) -> Counter[str]:
         AssertionError: something of a run was lost or is another.
     """
     kills: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="kills-") as directory:
-        folders = [Path(directory) / f"{number}" for number in range(rounds + 1)]
-        for folder in folders:
-            folder.mkdir()
-            (folder / "run.yaml").write_text(yaml.safe_dump(RUN))
+    with tempfile.TemporaryDirectory(prefix="k-") as directory:
+        first = _folder(directory, 0)
         began = time.monotonic()
-        assert start(folders[0]).wait() == 0, (folders[0] / "log").read_text()
+        assert start(first).wait() == 0, (first / "log").read_text()
         seconds = time.monotonic() - began
-        undisturbed = outcome_of(folders[0] / "runs")
-        for number, folder in enumerate(folders[1:], 1):
+        undisturbed = outcome_of(first / "runs")
+        for number in range(1, rounds + 1):
+            folder = _folder(directory, number)
             killed = disturbed(folder, seconds, random.Random(f"{seed} {number}"))
             outcome = outcome_of(folder / "runs")
             for field in ("events", "predictions", "history", "weights"):
                 same = getattr(outcome, field) == getattr(undisturbed, field)
                 log = (folder / "log").read_text()
                 assert same, f"round {number}, {describe(killed)} killed: other {field}\n{log}"
+            assert (left := leftovers(folder)) == [], (number, describe(killed), left)
             kills += killed
             print(f"round {number}: {describe(killed)}", flush=True)
             shutil.rmtree(folder)
     return kills
+
+
+def _folder(directory: str, number: int) -> Path:
+    folder = Path(directory) / f"{number}"
+    folder.mkdir()
+    (folder / "run.yaml").write_text(yaml.safe_dump(RUN))
+    return folder
 
 
 def describe(kills: Counter[str]) -> str:
