@@ -239,9 +239,12 @@ def test_each_file_damaged_in_every_way(
     )
 
 
+UNUSABLE = "one message names it and what is wrong; code 2"
+
+
 @pytest.mark.parametrize("root", ["file", "below-a-file", "read-only", "too-long"])
 def test_a_root_that_cannot_be_used_is_named(
-    root: str, command: Command, finished: Any, tmp_path: Path
+    root: str, command: Command, finished: Any, tmp_path: Path, fault: Callable[..., None]
 ) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "read-only").mkdir(mode=0o555)
@@ -259,6 +262,7 @@ def test_a_root_that_cannot_be_used_is_named(
         assert errors.startswith(f"error: --root {path}: "), errors
         assert errors.count("\n") == 1
     shutil.rmtree(tmp_path / "read-only")
+    fault(f"a run root that is no folder to write in ({root})", UNUSABLE, seconds="it is mended")
 
 
 def all_of(directory: Path) -> list[Path]:

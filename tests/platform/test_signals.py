@@ -137,7 +137,7 @@ def test_sigterm_stores_a_checkpoint_and_marks_the_run_killed(
     )
 
 
-def test_a_report_that_is_interrupted_says_so(tmp_path: Path) -> None:
+def test_a_report_that_is_interrupted_says_so(tmp_path: Path, fault: Callable[..., None]) -> None:
     sweep = tmp_path / "runs" / "sweeps" / "small-0123456789"
     sweep.mkdir(parents=True)
     about = {"name": "small", "file": "", "baseline": "DEFT", "axes": [], "select": None}
@@ -145,26 +145,39 @@ def test_a_report_that_is_interrupted_says_so(tmp_path: Path) -> None:
     os.mkfifo(sweep / "cells.jsonl")
     process = start(tmp_path, "report", "small")
     with (sweep / "cells.jsonl").open("w"):  # opens once the command reads
-        output, errors, *_ = end(process, signal.SIGTERM)
+        output, errors, seconds, _ = end(process, signal.SIGTERM)
     assert process.returncode == 143
     assert errors == (
         "error: ended by SIGTERM; the sweep is as it was; the same command writes the report\n"
     )
     assert output == ""
+    fault(
+        "SIGTERM to `deft report`",
+        f"the sweep is as it was; the command ends with code 143 after {seconds:.1f} s",
+        seconds="it is started again",
+    )
 
 
-def test_a_submission_that_is_interrupted_says_so(tmp_path: Path) -> None:
+def test_a_submission_that_is_interrupted_says_so(
+    tmp_path: Path, fault: Callable[..., None]
+) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         root = str(tmp_path / "runs")
         process = start(tmp_path, "submit", "run.yaml", "--address", address, "--root", root)
         connection, _ = silent.accept()
-        _, errors, *_ = end(process, signal.SIGINT)
+        _, errors, seconds, _ = end(process, signal.SIGINT)
         connection.close()
     assert process.returncode == 130
     assert errors == (
         "error: ended by SIGINT; nothing was submitted, or the job goes on; `ray job list` tells\n"
+    )
+    fault(
+        "Ctrl-C (SIGINT) to `deft submit`",
+        f"it says how to find out whether the job goes on, and ends with code 130 after "
+        f"{seconds:.1f} s",
+        seconds="it is started again",
     )
 
 

@@ -97,7 +97,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
 
 
 def test_secrets_and_escape_sequences_in_bad_input_are_not_shown(
-    refused: Callable[..., str],
+    refused: Callable[..., str], fault: Callable[..., None]
 ) -> None:
     names = ["run", "--dataset", "figfont", "--model", "tiny", "--objective", "p"]
     message = refused(*names, "--set", "training.checkpoint_storage=s3://key:hunter2@bucket")
@@ -108,6 +108,11 @@ def test_secrets_and_escape_sequences_in_bad_input_are_not_shown(
     message = refused(*names, "--set", "dataset.\x1b]0;owned\x07=\x1b[2J")
     assert "\x1b" not in message
     assert "\\x1b]0;owned\\x07" in message
+    fault(
+        "a password in a setting, a URI or an environment variable that would be written down",
+        "it is refused in one message that does not show it",
+        seconds="it is in the environment",
+    )
 
 
 def test_lists_name_everything_with_its_source(deft: Deft) -> None:

@@ -51,6 +51,43 @@ def test_the_shared_memory_that_docker_gives_is_enough(tmp_path: Path, fault: Fa
     fault("/dev/shm of 64 MiB (Docker's default)", "nothing", seconds="it does not stop")
 
 
+FEW_INODES = """
+set -e
+mount -t tmpfs -o size=1g,nr_inodes=12 tmpfs runs
+status=0
+{deft} run run.yaml > first.log 2>&1 || status=$?
+mount -o remount,nr_inodes=100000 runs
+{deft} run run.yaml > second.log 2>&1
+exit $status
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_without_inodes_is_named_and_nothing_is_lost(tmp_path: Path, fault: Fault) -> None:
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("the system does not allow a file system of one's own (user namespaces)")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({**SMALL_RUN, "objective": "DEFT"}))
+    (tmp_path / "runs").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    script = FEW_INODES.format(deft=DEFT)
+    command = [*namespace, "bash", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
+    first, second = ((tmp_path / f"{name}.log").read_text() for name in ("first", "second"))
+    assert done.returncode == 1, first + second
+    (error,) = (line for line in first.splitlines() if line.startswith("error: "))
+    assert re.fullmatch(
+        r"error: prepare: .+/runs/cache/.+: No space left on device; free some, .+", error
+    )
+    assert "Traceback" not in first
+    assert "everything of this run: " in second
+    fault(
+        "the disk has room, but no inodes",
+        "the run ends and says so; the same command goes on",
+        seconds="there are some again",
+    )
+
+
 HUNGRY = """
 import pathlib
 import numpy as np

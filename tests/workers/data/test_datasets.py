@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,9 @@ def test_digest_follows_content_not_place(tmp_path: Path) -> None:
     assert digest != content_digest(DatasetSpec(name=one))
 
 
-def test_a_link_out_of_a_directory_of_data_is_refused(tmp_path: Path) -> None:
+def test_a_link_out_of_a_directory_of_data_is_refused(
+    tmp_path: Path, fault: Callable[..., None]
+) -> None:
     """But for those of the hub's cache, from a snapshot to the blobs beside it."""
     line = '{"prompt": "1 + 1", "response": "2"}\n'
     snapshot = tmp_path / "datasets--a" / "snapshots" / "0123"
@@ -250,3 +253,8 @@ def test_a_link_out_of_a_directory_of_data_is_refused(tmp_path: Path) -> None:
     refusal = rf"{tmp_path}/data/train.jsonl: a link to {tmp_path}/elsewhere.jsonl, which lies outs"
     with pytest.raises(ValueError, match=refusal):
         examples(name=str(tmp_path / "data"))
+    fault(
+        "a link leads out of a directory of data",
+        "it is refused, and named with its target",
+        seconds="it is mended",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -135,8 +136,9 @@ def test_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
 def test_files_that_unpack_without_measure_are_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
 ) -> None:
+    allowed = readers.UNPACKED_ANYWAY
     monkeypatch.setattr(readers, "UNPACKED_ANYWAY", 2**16)
     text = "a" * 2**20
     if name == "a.parquet":
@@ -146,6 +148,11 @@ def test_files_that_unpack_without_measure_are_refused(
             json.dump({"prompt": text}, file)
     with pytest.raises(ValueError, match=rf"{name}: unpacks to more than 200 times its size; "):
         read(tmp_path / name)
+    fault(
+        f"a data file ({name}) unpacks to more than {allowed // 2**20} MiB and 200 times its size",
+        "it is refused and named, before it is unpacked any further",
+        seconds="it is mended",
+    )
 
 
 def test_a_value_that_many_rows_share_is_not_held_for_each_of_them(

@@ -6,6 +6,7 @@ import builtins
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +105,31 @@ def trace(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("length", [0, 2**40, 2**63])
-def test_a_header_that_is_larger_than_its_file_is_refused(copy: Path, length: int) -> None:
+def test_a_header_that_is_larger_than_its_file_is_refused(
+    copy: Path, length: int, fault: Callable[..., None]
+) -> None:
     file = copy / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(length.to_bytes(8, "little") + content[8:])
     with pytest.raises(ValueError, match=r"model\.safetensors: not a whole safetensors file"):
         require_data_only(copy)
+    fault(
+        f"a model's safetensors file says that its header has {length:,} bytes",
+        "it is refused and named, before anything is read",
+        seconds="another model is chosen",
+    )
 
 
-def test_a_tokenizer_without_measure_is_refused(copy: Path) -> None:
+def test_a_tokenizer_without_measure_is_refused(copy: Path, fault: Callable[..., None]) -> None:
     with (copy / "tokenizer.json").open("wb") as file:
         file.truncate(2**33)  # a hole: it takes no space
     with pytest.raises(ValueError, match=r"tokenizer\.json: 8,589,934,592 bytes"):
         require_data_only(copy)
+    fault(
+        "a model's tokenizer.json has 8 GiB",
+        "it is refused and named, before anything is read",
+        seconds="another model is chosen",
+    )
 
 
 @pytest.fixture

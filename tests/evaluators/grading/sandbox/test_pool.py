@@ -144,7 +144,9 @@ def test_leaving_by_an_exception_cancels_what_waits(unruly: str) -> None:
 
 
 @pytest.mark.parametrize("response", ["fine", "spin"])
-def test_no_process_outlives_a_killed_owner(unruly: str, response: str, tmp_path: Path) -> None:
+def test_no_process_outlives_a_killed_owner(
+    unruly: str, response: str, tmp_path: Path, fault: Callable[..., None]
+) -> None:
     script = f"""
         import sys, time
         from deft.evaluators.grading.sandbox.pool import GraderPool
@@ -163,9 +165,15 @@ def test_no_process_outlives_a_killed_owner(unruly: str, response: str, tmp_path
     assert owner.stdout.readline() == b"ready\n"
     assert pids_of("515")
     owner.kill()
+    began = time.monotonic()
     owner.wait()
     owner.stdout.close()
     assert eventually(lambda: not pids_of("515"))
+    fault(
+        f"kill -9 of the process whose responses are graded ({response!r})",
+        f"its grading processes end within {time.monotonic() - began:.1f} s",
+        seconds="it is started again",
+    )
 
 
 ENDLESS = """
@@ -196,16 +204,23 @@ def test_no_process_outlives_an_owner_that_is_killed_while_a_grader_is_imported(
 
 
 def test_an_import_that_does_not_end_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., None]
 ) -> None:
     (tmp_path / "endless.py").write_text(ENDLESS)
     monkeypatch.syspath_prepend(str(tmp_path))
+    allowed = pool_module.START_SECONDS
     monkeypatch.setattr(pool_module, "START_SECONDS", 0.5)
     with GraderPool("endless:grade", workers=1, memory_mib=517) as pool:
         future = pool.submit({"response": "x"})
         with pytest.raises(RuntimeError, match="its module is not imported"):
             future.result()
     assert not pids_of("517")
+    fault(
+        "a grader whose module is not imported in time",
+        f"after {allowed:.0f} s (0.5 s in the test) it is ended, and the message names it",
+        seconds="it is mended",
+        lost="nothing: responses are kept",
+    )
 
 
 def test_a_grader_that_cannot_be_imported_fails_the_record() -> None:

@@ -65,7 +65,11 @@ def test_what_is_removed_is_listed_first(
 
 
 def test_what_a_command_may_need_is_left(
-    root: Path, finished: Any, litter: list[Path], clean: Callable[..., str]
+    root: Path,
+    finished: Any,
+    litter: list[Path],
+    clean: Callable[..., str],
+    fault: Callable[..., None],
 ) -> None:
     checkpoints, failed, model = litter
     with using(root), held(root / finished.run.name, "run"):
@@ -76,6 +80,11 @@ def test_what_a_command_may_need_is_left(
     with using(root):
         assert "removed 3.0 MB in 1 place" in clean("--yes")
     assert (checkpoints.exists(), failed.exists(), model.exists()) == (False, True, True)
+    fault(
+        "`deft clean` beside a run",
+        "what the run works on, and the cache that it may need, are left",
+        seconds="it does not stop",
+    )
 
 
 def test_a_run_that_stopped_keeps_what_it_goes_on_from(
