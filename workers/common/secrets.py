@@ -11,22 +11,33 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 MASK = "…"
 """What a secret is replaced by."""
 
 WORDS = frozenset(
     {
-        *("secret", "password", "passwd", "passphrase", "pwd", "token", "credential"),
-        *("credentials", "signature", "apikey", "authorization", "odbcconnect"),
-        *("api key", "access key", "account key", "shared key", "private key", "auth key"),
-        *("odbc connect", "shared access"),
+        *("secret", "password", "passwd", "passphrase", "passcode", "pwd", "token", "jwt"),
+        *("credential", "credentials", "creds", "signature", "apikey", "authorization"),
+        *("odbcconnect", "odbc connect", "shared access", "api key", "access key", "account key"),
+        *("shared key", "private key", "auth key", "license key", "signing key", "master key"),
+        *("encryption key", "service key"),
     }
 )
 """Words in the names of secrets, in lower case."""
 
+ENDINGS = ("password", "passwd", "passphrase", "apikey")
+"""What the names of secrets end in where they are written in one, as PGPASSWORD."""
+
 SHORT_NAMES = frozenset({"key", "auth", "sig", "sas", "pw", "pass"})
-"""Whole names of secrets in addresses and connection strings; elsewhere they mean other things."""
+"""Names of secrets in addresses; elsewhere, and as a last word, they mean other things as well."""
+
+AMBIGUOUS_NAMES = frozenset({"code", "session", "sessionid", "sid"})
+"""Names in addresses that may mean other things even there."""
+
+VARIABLE = re.compile(r"[A-Z][A-Z\d]*(?:_[A-Z\d]+)*_(?:KEY|PASS|PW|AUTH|SAS|PAT)")
+"""Names of environment variables that hold secrets by their last word alone."""
 
 OF_TEXT = frozenset({"eos", "bos", "pad", "unk", "sep", "cls", "mask", "stop", "special", "per"})
 """Words before ``token`` in the names of what a tokenizer knows."""
@@ -40,23 +51,37 @@ DIRECTORIES = frozenset({"PWD", "OLDPWD"})
 MIN_KNOWN_LENGTH = 6
 """Characters of the shortest value of an environment variable that is looked for everywhere."""
 
-_VALUE = r"""(?:'[^'\n]{0,1000}'|"[^"\n]{0,1000}"|[^\s,;&#'")\]}]{1,4000})"""
-_IN_ADDRESS = re.compile(r"[?&#;]\s{0,4}([\w.-]{1,60})=([^&#;\s'\"]+)")
-_SETTING = re.compile(rf"(?<![\w.-])([\w.-]{{1,60}})['\"]?\s{{0,4}}=\s{{0,4}}({_VALUE})")
-_ENTRY = re.compile(
-    r"""['"]([\w.-]{1,60})['"]\s{0,4}:\s{0,4}"""
-    r"""('[^'\n]{0,1000}'|"[^"\n]{0,1000}"|[^\s,'"}\]]{1,1000})"""
-    r"""|(?<![\w.-])([\w.-]{1,60}):\s{0,4}('[^'\n]{0,1000}'|"[^"\n]{0,1000}")"""
+_QUOTED = r"""\\?(?:'[^'\n]{0,1000}'|"[^"\n]{0,1000}")"""
+_VALUE = rf"""(?:[bru]?{_QUOTED}|[^\s,;&#'")\]}}]{{1,4000}})"""
+_NAME = r"(?<![\w.-])([\w.-]{1,60})"
+_IN_ADDRESS = re.compile(r"[?&#;]\s{0,4}([\w.-]{1,60})(?:\[\w{0,20}\])?=([^&#;\s'\"]+)")
+_SETTING = re.compile(rf"{_NAME}\\?['\"]?\s{{0,4}}=>?\s{{0,4}}({_VALUE})")
+_ENTRY = re.compile(rf"""{_NAME}(\\?['"])?\s{{0,4}}:\s{{0,4}}({_VALUE})(?=([ \t]{{0,4}}\S?))""")
+_OPTION = re.compile(rf"(?<!\S)--([\w-]{{1,60}})\s{{1,4}}(?!-)({_VALUE})")
+_ELEMENT = re.compile(r"<([\w.:-]{1,60})>([^<\s]{1,1000})<")
+_SENTENCE = re.compile(r"(?i)\b(?:password|passwd|passphrase)(?:\s{1,4}is)?\s{1,4}(\S{1,400})")
+_LOGIN = re.compile(
+    r"(?<![\w.:/@%+-])(?://)?[\w.%+-]{1,60}:([^\s@/:'\"]{1,200})@(?!sha\d+:)[A-Za-z\d\[]"
+    r"|(?<!\S)(?:-u|--user)\s{1,4}['\"]?[^\s:'\"]{1,100}:([^\s'\"]{1,400})"
 )
 _HEADER = re.compile(
     r"(?i)(?:\bauthorization['\"]?\s{0,4}[:=]\s{0,4}['\"]?(?:(?:bearer|basic|token|digest)\s{1,4})?"
-    r"|\bbearer\s{1,4}|\bx-[\w-]{0,20}(?:key|token|secret)['\"]?\s{0,4}:\s{0,4}['\"]?)"
+    r"|\bbearer(?:\s|%20|\+){1,4}"
+    r"|\bx-[\w-]{0,20}(?:key|token|secret)['\"]?\s{0,4}:\s{0,4}['\"]?)"
     r"([\w.~+/=:-]{6,4000})"
 )
-_OWN_FORM = re.compile(
-    r"\b((?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-|dapi)[\w-]{16,255}"
-    r"|eyJ[\w-]{8,2000}\.[\w-]{8,4000}\.[\w-]{8,1000})"
+_COOKIE = re.compile(
+    r"(?i)\b(?:set-)?cookie['\"]?\s{0,4}:\s{0,4}['\"]?([^\s=]{1,100}=[^\r\n'\"]{1,4000})"
 )
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----([^-]{1,20000})")
+_OWN_FORM = re.compile(
+    r"\b((?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|[rs]k_(?:live|test)_|xox[abprs]-|dapi|gsk_|nvapi-"
+    r"|r8_|npm_|pypi-|dckr_pat_|wandb_v1_|AIza|ya29\.)[\w-]{16,255}"
+    r"|(?:AKIA|ASIA)[A-Z\d]{16}|SG\.[\w-]{16,40}\.[\w-]{16,80}"
+    r"|eyJ[\w-]{8,2000}\.[\w-]{8,4000}\.[\w-]{8,1000})"
+    r"|hooks\.slack\.com/services/([\w/-]{16,200})"
+)
+_RANDOM = re.compile(r"(?=.*[A-Za-z])(?=.*\d)(?!\.{0,2}/)[\w.+/=~-]{8,400}")
 
 
 def is_secret_name(name: str) -> bool:
@@ -64,11 +89,29 @@ def is_secret_name(name: str) -> bool:
     words = _words(name)
     if not words or words[-1] in ABOUT:
         return False
+    if VARIABLE.fullmatch(name) and "PUBLIC" not in name:
+        return True
+    if any(word.endswith(ENDINGS) for word in words):
+        return True
     pairs = [" ".join(pair) for pair in pairwise(words)]
     found = WORDS.intersection([*words, *pairs])
     if found == {"token"}:
-        return words.index("token") == 0 or words[words.index("token") - 1] not in OF_TEXT
+        place = words.index("token")
+        is_last = place == len(words) - 1 or name.isupper()
+        return is_last and (place == 0 or words[place - 1] not in OF_TEXT)
     return bool(found)
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Tell whether ``name`` is called like a secret, or may be and has a value that looks so."""
+    if is_secret_name(name):
+        return True
+    words = _words(name)
+    return bool(words) and words[-1] in SHORT_NAMES and _looks_random(value)
+
+
+def _looks_random(value: str) -> bool:
+    return _RANDOM.fullmatch(value.strip("'\"\\")) is not None
 
 
 def _words(name: str) -> list[str]:
@@ -108,20 +151,32 @@ def secret_setting(settings: Any, path: tuple[str | int, ...] = ()) -> tuple[str
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of every secret but the passwords before an @."""
+    """Yield begin and end of every secret but the passwords before the @ of an address."""
     for match in _IN_ADDRESS.finditer(text):
-        if match[1].lower() in SHORT_NAMES or is_secret_name(match[1]):
+        name, value = match[1].lower(), match[2]
+        ambiguous = name in AMBIGUOUS_NAMES and _looks_random(value)
+        if name in SHORT_NAMES or ambiguous or _is_secret(match[1], value):
             yield match.span(2)
     for match in _SETTING.finditer(text):
-        if is_secret_name(match[1]) and match[2].strip("'\""):
+        if match[2].strip("'\"\\") and _is_secret(match[1], match[2]):
             yield match.span(2)
     for match in _ENTRY.finditer(text):
-        name, group = (1, 2) if match[1] else (3, 4)
-        if is_secret_name(match[name]) and match[group].strip("'\""):
-            yield match.span(group)
-    for pattern in (_HEADER, _OWN_FORM):
+        name, quote, value, next_one = match.groups()
+        # After an unquoted name there may be a sentence: "token: unknown key".
+        alone = name.lower() != "token" and next_one.strip() in ("", ",", ";", "}", ")", "]")
+        is_value = quote or value[-1] in "'\"" or alone or _looks_random(value)
+        if is_value and value.strip("'\"\\") and _is_secret(name, value):
+            yield match.span(3)
+    for pattern in (_OPTION, _ELEMENT):
         for match in pattern.finditer(text):
+            if is_secret_name(match[1]):
+                yield match.span(2)
+    for match in _SENTENCE.finditer(text):
+        if _looks_random(match[1]):
             yield match.span(1)
+    for pattern in (_LOGIN, _HEADER, _COOKIE, _PRIVATE_KEY, _OWN_FORM):
+        for match in pattern.finditer(text):
+            yield match.span(match.lastindex or 0)
     for value in _known_values():
         for match in re.finditer(re.escape(value), text):
             yield match.span()
@@ -137,6 +192,7 @@ def _known_values() -> set[str]:
     for value in os.environ.values():
         if "://" in value and "@" in value:
             values.add(_parts(value)[1].partition(":")[2])
+    values |= {quote(value, safe="") for value in values}
     return {value for value in values if len(value) >= MIN_KNOWN_LENGTH}
 
 

@@ -69,6 +69,11 @@ def test_addresses_without_secrets_are_let_through(uri: str) -> None:
         "training.token: unknown key; did you mean tokens?",
         "RuntimeError: gloo: connection closed by peer [127.0.0.1]:4711; the basic authorization",
         "sk-learn 1.4, hf_transfer and dapi",
+        "declare it by @objective(token_local=False); token_ids=[3], 'token_accuracy': 0.19",
+        "token: the last one, password: must be set, --token-file x1y2z3a4b5",
+        "pass: 3, key: prompt, sort_key: a, keys=12, auth: none; see pass=1 of 2",
+        "python:3.11-slim@sha256:0123abcd and git@github.com:org/name.git at 10:30",
+        "TokenCleaning-0.5: 3.1, 'TokenCleaning': 2",
     ],
 )
 def test_text_without_secrets_stays(text: str) -> None:
@@ -97,6 +102,29 @@ FORMS = {
     "bearer": "Authorization: Bearer {0}",
     "header of a dictionary": "{{'Authorization': 'Basic {0}'}}",
     "header of a service": "X-Api-Key: {0}",
+    "parameter of a list": "https://host/path?password[]={0}&x=1",
+    "code of a callback": "https://host/callback?code={0}7&x=1",
+    "name in one": "PGPASSWORD={0}",
+    "name that ends in key": "OPENAI_KEY={0}",
+    "name that ends in pass": "DB_PASS={0}",
+    "short name": "key={0}7",
+    "license": "license_key={0}",
+    "option": "--password {0}",
+    "option with a dash": "serve --api-key {0}",
+    "user of curl": "curl -u a:{0}",
+    "user and host": "a:{0}@host",
+    "user and host without scheme": "//a:{0}@host:22/x",
+    "login": "machine host login a password {0}7",
+    "sentence": "the password is {0}7",
+    "assignment": "password => '{0}'",
+    "escaped JSON": r"{{\"password\": \"{0}\"}}",
+    "Python 2": "{{u'password': u'{0}'}}",
+    "YAML without quotes": "passphrase: {0}7",
+    "flow of YAML": "{{secretKey: {0}, x: 1}}",
+    "XML": "<password>{0}</password>",
+    "cookie": "Cookie: session={0}\n",
+    "private key": "-----BEGIN RSA PRIVATE KEY-----\n{0}\n-----END RSA PRIVATE KEY-----",
+    "bearer in an address": "https://host/?x=Bearer%20{0}",
 }
 """How secrets are written, by what the form is called."""
 
@@ -131,6 +159,11 @@ def test_a_quoted_secret_may_hold_blanks(words: list[str], quote: str) -> None:
         "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
         "sk-proj-abcdefghijklmnopqrst",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P",
+        "AKIAABCDEFGHIJ234567",
+        "AIzaabcdefghijklmnopqrstuvwxyz0123456789",
+        "sk_live_abcdefghijklmnopqrstuvwx",
+        "pypi-AgEIcHlwaS5vcmcabcdefghijklmnop",
+        "SG.abcdefghijklmnopqrstuv.abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG",
     ],
 )
 def test_what_is_known_as_a_secret_by_itself_is_not_shown(secret: str) -> None:
@@ -143,6 +176,7 @@ def test_secrets_of_the_environment_are_known_by_value(monkeypatch: pytest.Monke
     text = "refused: correct horse (battery-staple)"
     assert without_secrets(text) == "refused: … (…)"
     assert has_secret("the correct horse it is")
+    assert without_secrets("host?p=correct%20horse") == "host?p=…"
 
 
 def test_directories_that_a_shell_keeps_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +205,8 @@ def test_variables_that_hold_secrets_are_known_by_their_names() -> None:
 
 
 def test_a_megabyte_of_anything_is_searched_at_once() -> None:
-    for piece in ("://", "?", "://a:", "?token", "@", "secret", "a=", "x-", '"a":', "'"):
+    pieces = ("://", "?", "://a:", "?token", "@", "secret", "a=", "x-", '"a":', "'")
+    for piece in (*pieces, "a:", "--a ", "<a>", "-", "a.", "\\'", "Cookie ", "password "):
         text = piece * (2**18 // len(piece))
         assert not has_secret(text)
         assert without_secrets(text) == text
