@@ -93,7 +93,7 @@ app.add_typer(show, name="show")
 
 @show.command("data", epilog="Example: deft show data examples/quickstart.yaml --number 1")
 def show_data_(
-    file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
+    file: Annotated[Path | None, typer.Argument(help="A run file (YAML).", readable=False)] = None,
     dataset: Dataset = None,
     model: Model = None,
     settings: Overrides = None,

@@ -29,7 +29,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: deft run examples/quickstart.yaml --objective original")
 def run(
-    file: Annotated[Path | None, typer.Argument(help="A run file (YAML).")] = None,
+    file: Annotated[Path | None, typer.Argument(help="A run file (YAML).", readable=False)] = None,
     dataset: Dataset = None,
     model: Model = None,
     objective: Annotated[
@@ -96,7 +96,7 @@ def run(
 
 @app.command(epilog="Example: deft sweep sweeps/quickstart.yaml --dry-run")
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A sweep file (YAML).")],
+    file: Annotated[Path, typer.Argument(help="A sweep file (YAML).", readable=False)],
     settings: Overrides = None,
     root: Root = Path("runs"),
     tracking_uri: TrackingUri = None,
@@ -137,7 +137,9 @@ def sweep(
     epilog="Example: deft submit examples/quickstart.yaml --address http://127.0.0.1:8265",
 )
 def submit_(
-    file: Annotated[Path, typer.Argument(help="A run file or a sweep file (YAML).")],
+    file: Annotated[
+        Path, typer.Argument(help="A run file or a sweep file (YAML).", readable=False)
+    ],
     address: Annotated[
         str,
         typer.Option(

@@ -92,7 +92,9 @@ def grade_file(benchmark: str, source: Path, out: Path, console: RunConsole) -> 
     except ValueError as error:
         raise UserError(str(error)) from None
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"{out}: cannot be written: {error.strerror}; choose another --out"
+        ) from error
     return counts
 
 
@@ -105,7 +107,9 @@ def read_response_lines(grader: str, source: Path) -> Iterator[dict[str, Any]]:
     try:
         file = source.open("rb")
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror}") from error
+        raise UserError(
+            f"{source}: {error.strerror}; give a file that this user may read"
+        ) from error
     with file:
         for number, line in enumerate(file, 1):
             if not line.strip():

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from deft.platform.errors import UserError
+from deft.workers.common.names import nearest_name
 from deft.workers.common.text import has_surrogates
 
 KeyPath = tuple[str | int, ...]
@@ -70,7 +71,7 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
             content = stream.read(MAX_BYTES + 1)
         text = content.decode()
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: {_why_unreadable(error)}") from None
+        raise UserError(f"{file}: {_why_unreadable(file, error)}") from None
     if len(content) > MAX_BYTES:
         raise UserError(
             f"{file}: larger than {MAX_BYTES:,} bytes; give a file of settings, not of data"
@@ -78,14 +79,34 @@ def read_yaml(file: Path) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
     data, origins = parse_yaml(text, str(file))
     if not isinstance(data, dict):
         kind = "nothing" if data is None else f"a {type(data).__name__}"
-        raise UserError(f"{file}: expected a mapping of settings, got {kind}")
+        raise UserError(
+            f"{file}: expected a mapping of settings, got {kind}; write lines of `key: value`"
+        )
     return data, origins
 
 
-def _why_unreadable(error: OSError | ValueError) -> str:
+def _why_unreadable(file: Path, error: OSError | ValueError) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 text: {error.reason} at byte {error.start}"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return f"not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8"
+    if isinstance(error, FileNotFoundError):
+        nearest = nearest_name(file.name, _yaml_files(file.parent))
+        meant = f"did you mean {file.parent / nearest}?" if nearest else "give one that is there"
+        return f"no such file; {meant}"
+    if isinstance(error, IsADirectoryError):
+        inside = _yaml_files(file)
+        example = f", such as {file / inside[0]}" if inside else ""
+        return f"a directory; give a YAML file{example}"
+    if isinstance(error, PermissionError):
+        return "not readable by this user; give it the right to, or another file"
+    why = error.strerror if isinstance(error, OSError) else None
+    return f"{why or error}; give another file"
+
+
+def _yaml_files(directory: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in directory.iterdir() if path.suffix in (".yaml", ".yml"))
+    except OSError:
+        return []
 
 
 def parse_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Any, dict[KeyPath, Origin]]:

@@ -326,13 +326,27 @@ def test_parts_of_a_setting_are_named_by_their_own_line(tmp_path: Path) -> None:
     assert said.startswith("DIR/run.yaml:4: dataset.size: figfont has 40000 training examples")
 
 
-def test_missing_file_and_bad_encoding(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
-        load_spec(tmp_path / "none.yaml")
-    file = tmp_path / "latin.yaml"
-    file.write_bytes(b"name: \xe9\n")
-    with pytest.raises(UserError, match="not UTF-8"):
-        load_spec(file)
+def test_files_that_cannot_be_read_say_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+
+    def said(name: str) -> str:
+        with pytest.raises(UserError) as caught:
+            load_spec(tmp_path / name)
+        return str(caught.value).replace(str(tmp_path), "DIR")
+
+    assert said("latin.yaml") == (
+        "DIR/latin.yaml: not UTF-8 text: invalid continuation byte at byte 6; save it as UTF-8"
+    )
+    assert said("lattin.yaml") == "DIR/lattin.yaml: no such file; did you mean DIR/latin.yaml?"
+    assert said("none.yaml") == "DIR/none.yaml: no such file; give one that is there"
+    assert said("none/run.yaml") == "DIR/none/run.yaml: no such file; give one that is there"
+    assert said("") == "DIR: a directory; give a YAML file, such as DIR/latin.yaml"
+    assert said("empty") == "DIR/empty: a directory; give a YAML file"
+    assert said("loop.yaml") == (
+        "DIR/loop.yaml: Too many levels of symbolic links; give another file"
+    )
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
