@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,12 +23,16 @@ SESSION = "r"
 MAX_FOLDER = 22
 """Characters of the folder that they lie in: a socket's path has 107, and Ray's part 70."""
 
+ATTEMPTS, PAUSE = 5, 0.2
+"""How often a directory is tried to be removed, and the seconds between."""
+
 
 @contextmanager
 def session_directory() -> Iterator[Path]:
     """Yield a path for Ray in a directory of this user's, which vanishes with the block.
 
-    Those of commands that were killed are removed first.
+    Those of commands that were killed are removed before and after: processes that such a command
+    left behind may write to them for a minute.
     """
     folder = Path(tempfile.gettempdir())
     if len(str(folder)) > MAX_FOLDER:
@@ -39,6 +44,7 @@ def session_directory() -> Iterator[Path]:
             yield directory / SESSION
     finally:
         _remove(directory)
+        remove_leftovers(folder)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -66,9 +72,12 @@ def kill_helpers() -> None:
 
 def _remove(directory: Path) -> None:
     """Remove a directory; what Ray's processes still write to as they end is left to the next."""
-    shutil.rmtree(directory / SESSION, ignore_errors=True)
-    if not (directory / SESSION).exists():
-        shutil.rmtree(directory, ignore_errors=True)
+    for _ in range(ATTEMPTS):
+        shutil.rmtree(directory / SESSION, ignore_errors=True)
+        if not (directory / SESSION).exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            return
+        time.sleep(PAUSE)
 
 
 def close_token_file() -> None:

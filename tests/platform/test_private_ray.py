@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,27 @@ def test_a_session_is_its_owners_and_vanishes(
         with session_directory() as another:
             assert another != path
             assert directory.is_dir()  # it is in use
+        left = tmp_path / "deft-ray-dead"  # what its processes wrote to until now
+        (left / "r").mkdir(parents=True)
+        (left / ".lock").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_still_written_to_is_removed_when_that_ends(tmp_path: Path) -> None:
+    directory = tmp_path / "deft-ray-dead"
+    (directory / "r" / "logs").mkdir(parents=True)
+    (directory / ".lock").touch()
+    end = time.monotonic() + 0.5
+
+    def write() -> None:
+        while time.monotonic() < end:
+            with suppress(OSError):
+                (directory / "r" / "logs" / f"{time.monotonic()}").touch()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    remove_leftovers(tmp_path)
+    writer.join()
     assert list(tmp_path.iterdir()) == []
 
 
