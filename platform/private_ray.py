@@ -26,6 +26,9 @@ MAX_FOLDER = 22
 ATTEMPTS, PAUSE = 5, 0.2
 """How often a directory is tried to be removed, and the seconds between."""
 
+MAX_SECONDS_WITHOUT_LOCK = 10.0
+"""Seconds that a command may take from making a directory to locking it."""
+
 
 @contextmanager
 def session_directory() -> Iterator[Path]:
@@ -51,9 +54,12 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the directories in ``folder`` whose command is no longer there."""
     for directory in folder.glob(f"{PREFIX}*"):
         lock = directory / ".lock"
-        # Without a lock, its command is about to make it.
         with suppress(OSError):
-            if lock.exists() and directory.stat().st_uid == os.getuid():
+            status = directory.stat()
+            # Without a lock, its command is about to make it, or a process of a killed command
+            # made the directory anew.
+            is_old = time.time() - status.st_mtime > MAX_SECONDS_WITHOUT_LOCK
+            if status.st_uid == os.getuid() and (lock.exists() or is_old):
                 with exclusive(lock, patience=0):
                     _remove(directory)
 

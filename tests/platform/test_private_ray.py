@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -51,8 +52,9 @@ def test_a_directory_that_is_still_written_to_is_removed_when_that_ends(tmp_path
 
 
 def test_what_killed_commands_left_is_removed(tmp_path: Path) -> None:
-    for name in ("deft-ray-dead", "deft-ray-alive", "deft-ray-new", "other"):
+    for name in ("deft-ray-dead", "deft-ray-alive", "deft-ray-new", "deft-ray-anew", "other"):
         (tmp_path / name).mkdir()
+    os.utime(tmp_path / "deft-ray-anew", (0, time.time() - 20))
     for name in ("deft-ray-dead", "deft-ray-alive", "other"):
         (tmp_path / name / ".lock").touch()
     (tmp_path / "deft-ray-dead" / "r").mkdir()
