@@ -23,7 +23,7 @@ SESSION = "r"
 MAX_FOLDER = 22
 """Characters of the folder that they lie in: a socket's path has 107, and Ray's part 70."""
 
-ATTEMPTS, PAUSE = 5, 0.2
+ATTEMPTS, PAUSE = 25, 0.2
 """How often a directory is tried to be removed, and the seconds between."""
 
 MAX_SECONDS_WITHOUT_LOCK = 10.0

@@ -169,7 +169,8 @@ def leftovers(folder: Path) -> list[str]:
     last = time.monotonic() + SECONDS_TO_END
     while (left := _processes_in(folder)) and time.monotonic() < last:
         time.sleep(0.2)
-    return left + [str(path) for path in sorted(folder.glob("deft-ray-*/**"))[:10]]
+    files = [*folder.glob("deft-ray-*"), *folder.glob("deft-ray-*/**/*")]
+    return left + [str(path) for path in sorted(files)[:10]]
 
 
 def _processes_in(folder: Path) -> list[str]:
