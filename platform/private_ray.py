@@ -61,7 +61,27 @@ def remove_leftovers(folder: Path) -> None:
             is_old = time.time() - status.st_mtime > MAX_SECONDS_WITHOUT_LOCK
             if status.st_uid == os.getuid() and (lock.exists() or is_old):
                 with exclusive(lock, patience=0):
+                    _kill_users(directory)
                     _remove(directory)
+
+
+def _kill_users(directory: Path) -> None:
+    """Kill Ray's processes that have files of ``directory`` open: their command is dead.
+
+    Most of them end by themselves within seconds, but agents that have lost their node's manager
+    wait for the head for minutes, with SIGTERM blocked (`signals`).
+    """
+    directory = directory.resolve()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            is_rays = bool(command) and (
+                command[0].startswith("ray::") or any("/ray/" in part for part in command[:3])
+            )
+            if is_rays and any(
+                Path(file.path).is_relative_to(directory) for file in process.open_files()
+            ):
+                process.kill()
 
 
 def kill_helpers() -> None:

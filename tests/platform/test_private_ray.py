@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -62,6 +64,29 @@ def test_what_killed_commands_left_is_removed(tmp_path: Path) -> None:
         remove_leftovers(tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["deft-ray-alive", "deft-ray-new", "other"]
+
+
+def test_processes_of_a_killed_command_are_ended(tmp_path: Path) -> None:
+    """But not those of one that is alive, nor what a user does there."""
+    processes = {}
+    for name, title in (("dead", "ray::Agent"), ("dead", "sleep"), ("alive", "ray::Agent")):
+        log = tmp_path / f"deft-ray-{name}" / "r" / "log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"deft-ray-{name}" / ".lock").touch()
+        with log.open("w") as file:
+            command = [title, "100"]
+            process = subprocess.Popen(command, executable="/bin/sleep", stdout=file)
+        processes[name, title] = process
+    try:
+        with exclusive(tmp_path / "deft-ray-alive" / ".lock", patience=0):
+            remove_leftovers(tmp_path)
+        assert processes["dead", "ray::Agent"].wait(10) == -signal.SIGKILL
+        assert processes["dead", "sleep"].poll() is None
+        assert processes["alive", "ray::Agent"].poll() is None
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
 
 
 def test_the_token_is_its_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
