@@ -43,7 +43,7 @@ def refused(deft: Deft, tmp_path: Path) -> Callable[..., str]:
     ("arguments", "expected"),
     [
         (["run"], "give a run file"),
-        (["run", "none.yaml"], "none.yaml: No such file"),
+        (["run", "none.yaml"], "none.yaml: no such file"),
         (["run", "--dataset", "figfont", "--model", "tiny"], "objective: is missing"),
         (["run", "--dataset", "figfon", "--model", "tiny", "--objective", "p"], "figfont"),
         (["run", "--objektive", "p"], "No such option"),
