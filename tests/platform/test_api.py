@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_run_again(finished: Any) -> None:
             "not over a ExperimentSpec",
         ),
         (lambda root: sweep({"dataset": "figfont"}, root=root), "a run file, not a sweep"),
-        (lambda root: sweep(root / "none.yaml", root=root), "none.yaml: No such file"),
+        (lambda root: sweep(root / "none.yaml", root=root), "none.yaml: no such file"),
         (lambda root: evaluate({"model": "smollm2-135m"}, root=root), "nothing to evaluate"),
     ],
 )

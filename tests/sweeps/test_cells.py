@@ -300,7 +300,7 @@ def test_models_of_the_sweep_come_first(tmp_path: Path) -> None:
             "all cells share their engines",
         ),
         ({"gird": {}}, "grid.yaml:21: gird: unknown key; did you mean grid?"),
-        ({"base": "nowhere.yaml"}, "nowhere.yaml: No such file"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml: no such file"),
         (
             {"base": {**BASE, "training": {"num_workers": "two"}}},
             "grid.yaml:7: training.num_workers: Input should be a valid integer",
