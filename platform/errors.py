@@ -78,7 +78,7 @@ def describe_error(error: BaseException) -> str:
             f"out of memory: Ray ended a process when {use}; let less run on it at a time, or "
             "give it more memory"
         )
-    if isinstance(error, OSError) and error.filename and error.errno in REMEDIES:
+    if isinstance(error, OSError) and error.filename and error.errno in FULL:
         return without_secrets(describe_os_error(error))
     text = without_secrets(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -86,6 +86,8 @@ def describe_error(error: BaseException) -> str:
 
 RELOCATE = "choose another --root, or give this user the right to it"
 IN_THE_WAY = "something else lies in its place: move that away, or choose another --root"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a full disk."""
 FREE_SPACE = (
     "free some, or inodes where there is some (`df -i`); the same command goes on from there"
 )
@@ -96,8 +98,7 @@ REMEDIES = {
     errno.ENOTDIR: IN_THE_WAY,
     errno.EISDIR: IN_THE_WAY,
     errno.EEXIST: IN_THE_WAY,
-    errno.ENOSPC: FREE_SPACE,
-    errno.EDQUOT: FREE_SPACE,
+    **dict.fromkeys(FULL, FREE_SPACE),
     errno.ENAMETOOLONG: "choose a shorter --root",
     errno.ENOENT: "the command that made it makes it again",
 }

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
 from deft.platform.errors import describe_error
+
+
+def test_a_full_disk_is_answered_with_what_to_do() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/runs/cache/a")
+    assert describe_error(full).startswith("/runs/cache/a: No space left on device; free some, ")
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "/a")
+    assert describe_error(missing) == (
+        "FileNotFoundError: [Errno 2] No such file or directory: '/a'"
+    )
 
 
 def test_passwords_in_the_addresses_that_libraries_cite_are_not_said(
