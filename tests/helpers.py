@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from deft.evaluators.benchmarks.items import prepare_items
 from deft.evaluators.generation.job import EvaluationJob, PromptRecord
@@ -72,6 +75,31 @@ def commands_in(page: str) -> list[str]:
     """Return the `deft` commands of a document's blocks of code."""
     lines = "".join(BLOCK.findall((ROOT / page).read_text())).replace("\\\n", " ").splitlines()
     return [match[1] for line in lines if (match := COMMAND.match(line))]
+
+
+def environment_without_cluster() -> dict[str, str]:
+    """Return this process's environment for a command that shall start a Ray of its own."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
+def run_with_own_mounts(
+    script: str, folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a bash script that mounts file systems, which nobody else sees, in ``folder``.
+
+    The test is skipped where the system does not allow it.
+    """
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("the system does not allow a file system of one's own (user namespaces)")
+    return subprocess.run(
+        [*namespace, "bash", "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def wait_until(

@@ -35,7 +35,7 @@ from deft.platform.commands.submit import (
 )
 from deft.platform.config.loading import load_spec
 from deft.platform.errors import UserError
-from helpers import ROOT, free_ports
+from helpers import ROOT, environment_without_cluster, free_ports
 
 BIN = Path(sys.executable).parent
 TOKEN = "0123456789abcdef" * 4
@@ -86,7 +86,7 @@ def head_node(token_file: Path) -> Iterator[str]:
     address = f"http://127.0.0.1:{dashboard}"
     # Ray's sockets lie in it, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="head-"))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = environment_without_cluster()
     environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 import tempfile
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from helpers import DEFT, ROOT
+from helpers import DEFT, ROOT, environment_without_cluster
 
 RUN = {
     "dataset": {"name": "figfont", "size": 100},
@@ -56,7 +55,7 @@ def world_writable(directory: Path) -> list[Path]:
 def test_a_run_of_its_own_listens_on_loopback_alone(tmp_path: Path) -> None:
     """The table of doors in SECURITY.md says so."""
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = environment_without_cluster()
     command = [DEFT, "run", "run.yaml"]
     doors: dict[str, set[str]] = defaultdict(set)
     sessions: set[Path] = set()

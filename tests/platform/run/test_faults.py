@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from helpers import DEFT, wait_until
+from helpers import DEFT, run_with_own_mounts, wait_until
 
 RUN: dict[str, Any] = {
     "name": "faulty",
@@ -119,16 +119,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
     write_run(tmp_path)
     (tmp_path / "runs").mkdir()
     script = IN_A_SMALL_DISK.format(deft=DEFT, size=SMALL_DISK)
-    namespace = ["unshare", "--map-root-user", "--mount"]
-    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("the system does not allow a file system of one's own (user namespaces)")
-    done = subprocess.run(
-        [*namespace, "bash", "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_with_own_mounts(script, tmp_path)
     output = {name: (tmp_path / name).read_text() for name in ("first.log", "second.log")}
     assert done.returncode == 0, (done.stderr, output)
     assert (tmp_path / "first.status").read_text().strip() == "1", output

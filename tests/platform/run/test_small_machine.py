@@ -12,7 +12,15 @@ import psutil
 import pytest
 import yaml
 
-from helpers import DEFT, SMALL_RUN, SMALL_RUN_STEPS, train_steps, wait_until
+from helpers import (
+    DEFT,
+    SMALL_RUN,
+    SMALL_RUN_STEPS,
+    environment_without_cluster,
+    run_with_own_mounts,
+    train_steps,
+    wait_until,
+)
 
 Fault = Callable[..., None]
 
@@ -34,7 +42,7 @@ def test_the_shared_memory_that_docker_gives_is_enough(tmp_path: Path, fault: Fa
     evaluation = {**SMALL_RUN["evaluation"], "engine": {"kv_cache_gib": 0.25, "cpus": 1}}
     spec = {**SMALL_RUN, "objective": "DEFT", "training": training, "evaluation": evaluation}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = environment_without_cluster()
     done = subprocess.run(
         ["unshare", "--mount", "bash", "-c", IN_A_SMALL_SHARED_MEMORY.format(deft=DEFT)],
         cwd=tmp_path,
@@ -64,15 +72,10 @@ exit $status
 
 @pytest.mark.slow
 def test_a_disk_without_inodes_is_named_and_nothing_is_lost(tmp_path: Path, fault: Fault) -> None:
-    namespace = ["unshare", "--map-root-user", "--mount"]
-    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("the system does not allow a file system of one's own (user namespaces)")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**SMALL_RUN, "objective": "DEFT"}))
     (tmp_path / "runs").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    script = FEW_INODES.format(deft=DEFT)
-    command = [*namespace, "bash", "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
+    environment = environment_without_cluster()
+    done = run_with_own_mounts(FEW_INODES.format(deft=DEFT), tmp_path, environment)
     first, second = ((tmp_path / f"{name}.log").read_text() for name in ("first", "second"))
     assert done.returncode == 1, first + second
     (error,) = (line for line in first.splitlines() if line.startswith("error: "))

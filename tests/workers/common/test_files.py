@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deft.workers.common.files import atomic_directory, exclusive, read_lines, write_atomic
+from helpers import run_with_own_mounts
 
 
 def test_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -75,12 +76,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_behind(tmp_path: Pa
         f"{tmp_path}/disk/filler && {sys.executable} {tmp_path}/fill.py {tmp_path}/disk"
     )
     (tmp_path / "disk").mkdir()
-    namespace = ["unshare", "--map-root-user", "--mount"]
-    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("the system does not allow a file system of one's own (user namespaces)")
-    done = subprocess.run(
-        [*namespace, "bash", "-c", script], capture_output=True, text=True, check=False
-    )
+    done = run_with_own_mounts(script, tmp_path)
     assert done.stdout == "No space left on device\nTrue last\n True\n", done.stderr
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
-from helpers import free_port
+from helpers import environment_without_cluster, free_port
 
 GROUP = """
 import os, sys
@@ -25,7 +24,7 @@ print(sorted({c.laddr.ip for c in connections if c.status == "LISTEN"}))
 
 
 def test_a_process_group_of_one_machine_listens_on_loopback_alone() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = environment_without_cluster()
     done = subprocess.run(
         [sys.executable, "-c", GROUP, str(free_port())],
         capture_output=True,
