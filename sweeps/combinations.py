@@ -124,11 +124,19 @@ def matches(
         for combination in combinations
     ]
     if not any(matching):
-        together = " and ".join(f"{axis} {label(wanted)}" for axis, wanted in rule.items())
         raise RuleError(
-            key, f"no cell has {together} together, though some have each; change a value"
+            key,
+            f"no cell has {describe_rule(rule)} together, though some have each; change a value",
         )
     return matching
+
+
+def describe_rule(rule: DottedSettings) -> str:
+    """Name the axes of a rule with their values, of which a list has alternatives."""
+    return " and ".join(
+        f"{axis} {' or '.join(map(label, wanted if isinstance(wanted, list) else [wanted]))}"
+        for axis, wanted in rule.items()
+    )
 
 
 def _equal_values(

@@ -23,6 +23,7 @@ from deft.platform.commands.dry_run import (
 from deft.platform.config.loading import preset_note
 from deft.platform.console import RunConsole
 from deft.sweeps.cells import Plan, PlannedCell
+from deft.sweeps.combinations import describe_rule
 from deft.sweeps.directory import SweepDirectory
 from deft.sweeps.spec import OverrideSpec, label
 from deft.workers.common.text import plural
@@ -171,11 +172,7 @@ def cost_rows(
 
 def _override(rule: OverrideSpec) -> str:
     settings = ", ".join(f"{key} {label(value)}" for key, value in rule.set.items())
-    conditions = " and ".join(
-        f"{axis} {' or '.join(map(label, value if isinstance(value, list) else [value]))}"
-        for axis, value in rule.match.items()
-    )
-    return f"{settings} where {conditions}"
+    return f"{settings} where {describe_rule(rule.match)}"
 
 
 def _changes(plan: Plan) -> str:
