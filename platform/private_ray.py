@@ -46,8 +46,7 @@ def session_directory() -> Iterator[Path]:
         with exclusive(directory / ".lock", patience=0):
             yield directory / SESSION
     finally:
-        _remove(directory)
-        remove_leftovers(folder)
+        remove_leftovers(folder)  # this one is unlocked by now
 
 
 def remove_leftovers(folder: Path) -> None:

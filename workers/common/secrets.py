@@ -161,10 +161,10 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         if match[2].strip("'\"\\") and _is_secret(match[1], match[2]):
             yield match.span(2)
     for match in _ENTRY.finditer(text):
-        name, quote, value, next_one = match.groups()
+        name, quotation_mark, value, next_one = match.groups()
         # After an unquoted name there may be a sentence: "token: unknown key".
         alone = name.lower() != "token" and next_one.strip() in ("", ",", ";", "}", ")", "]")
-        is_value = quote or value[-1] in "'\"" or alone or _looks_random(value)
+        is_value = quotation_mark or value[-1] in "'\"" or alone or _looks_random(value)
         if is_value and value.strip("'\"\\") and _is_secret(name, value):
             yield match.span(3)
     for pattern in (_OPTION, _ELEMENT):
