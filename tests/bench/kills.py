@@ -2,10 +2,10 @@
 
     python tests/bench/kills.py --rounds 100
 
-In each round the driver, the training worker, the engine or Ray's GCS, whichever is there, is
-killed (SIGKILL) at a random moment, once or twice, and the same command is given until it finishes.
-Events, predictions, MLflow's history and weights are then those of a run that nobody disturbed, and
-no process and no directory of Ray is left.
+In each round the driver, the training worker, the engine or Ray's GCS, one as likely as another, is
+killed (SIGKILL) at a random moment of its life, once or twice, and the same command is given until
+it finishes. Events, predictions, MLflow's history and weights are then those of a run that nobody
+disturbed, and no process and no directory of Ray is left.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ MAX_KILLS = 2
 """Kills in one round."""
 MAX_STARTS = 12
 """Starts after which a round is given up."""
+SECONDS_BETWEEN_LOOKS = 0.2
+"""Seconds between two looks at the processes of a run."""
 SECONDS_TO_END = 30.0
 """Seconds that a round's processes may stay behind its last command."""
 
@@ -128,10 +130,8 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def kill(driver: subprocess.Popen[bytes], until: float, randomness: random.Random) -> str | None:
-    """Kill one of the victims that there are at the time ``until``; return what it was."""
-    while driver.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
+def victims(driver: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
+    """Find the victims among the processes of a command."""
     there: dict[str, psutil.Process] = {}
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(driver.pid)
@@ -139,24 +139,50 @@ def kill(driver: subprocess.Popen[bytes], until: float, randomness: random.Rando
             with suppress(psutil.NoSuchProcess):
                 command = " ".join(process.cmdline())
                 there |= {name: process for name, part in VICTIMS.items() if part in command}
-    if not there or driver.poll() is not None:
-        return None
-    victim = randomness.choice(sorted(there))
-    with suppress(psutil.NoSuchProcess):
-        there[victim].kill()
-        return victim
-    return None
+    return there
 
 
-def disturbed(folder: Path, seconds: float, randomness: random.Random) -> Counter[str]:
-    """Run and kill until the run has finished; return what was killed how often, at least once."""
+def lifetimes(driver: subprocess.Popen[bytes]) -> dict[str, float]:
+    """Wait for a command and return how many seconds each of the victims has lived."""
+    seconds = dict.fromkeys(VICTIMS, 0.0)
+    while driver.poll() is None:
+        before = time.monotonic()
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        for victim in victims(driver):
+            seconds[victim] += time.monotonic() - before
+    return seconds
+
+
+def kill(driver: subprocess.Popen[bytes], victim: str, age: float) -> bool:
+    """Kill ``victim`` when it has lived for ``age`` seconds; return whether it lived that long."""
+    born: float | None = None
+    while driver.poll() is None:
+        process = victims(driver).get(victim)
+        if process is None and born is not None:
+            return False
+        if process is not None:
+            born = born or time.monotonic()
+            if time.monotonic() - born >= age:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    return True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    return False
+
+
+def disturbed(folder: Path, seconds: dict[str, float], randomness: random.Random) -> Counter[str]:
+    """Run and kill until the run has finished; return what was killed how often, at least once.
+
+    ``seconds`` says how long each of the victims lives where nobody kills it.
+    """
     kills: Counter[str] = Counter()
     planned = randomness.randint(1, MAX_KILLS)
     for _ in range(MAX_STARTS):
         driver = start(folder)
         while driver.poll() is None and kills.total() < planned:
-            victim = kill(driver, time.monotonic() + randomness.uniform(0, seconds), randomness)
-            kills += Counter([victim] if victim else [])
+            victim = randomness.choice(sorted(VICTIMS))
+            if kill(driver, victim, randomness.uniform(0, seconds[victim])):
+                kills[victim] += 1
         if driver.wait() == 0:
             if kills:
                 return kills
@@ -191,9 +217,9 @@ def kill_rounds(rounds: int, seed: int) -> Counter[str]:
     kills: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="k-") as directory:
         first = _folder(directory, 0)
-        began = time.monotonic()
-        assert start(first).wait() == 0, (first / "log").read_text()
-        seconds = time.monotonic() - began
+        driver = start(first)
+        seconds = lifetimes(driver)
+        assert driver.returncode == 0, (first / "log").read_text()
         undisturbed = outcome_of(first / "runs")
         for number in range(1, rounds + 1):
             folder = _folder(directory, number)
