@@ -73,12 +73,14 @@ def global_options(
 def main() -> NoReturn:
     """Run the `deft` command; exit with 0 on success, 1 if a stage failed, 2 on bad input."""
     handle_signals()
-    prepare_environment()
-    # A user's own objective is named by import path, and usually lies where the command is run.
-    sys.path.append(os.getcwd())
     message, code = "", 0
     try:
+        prepare_environment()
+        # A user's own objective is named by import path, and usually lies where the command is run.
+        sys.path.append(os.getcwd())
         code = app(standalone_mode=False) or 0
+    except KeyboardInterrupt:  # Typer turns it into an exit code, where its own code is running
+        code = 130
     except (UserError, DamagedFileError) as error:
         message, code = f"{error}", 2
     except OSError as error:
@@ -92,8 +94,8 @@ def main() -> NoReturn:
         message = message.replace("Value error, ", "")
         option = answer(str(getattr(error, "option_name", "")))
         message = f"{message.rstrip('.')}; here, {option}" if option else message
-    if received_signal():  # Typer turns KeyboardInterrupt into an exit code
-        end_by_signal(KEPT.get(sys.argv[1], "the same command starts again"))
+    if received_signal():
+        end_by_signal(KEPT.get("".join(sys.argv[1:2]), "the same command starts again"))
     leave_signals_to_system()
     if message:
         fail(message, code)

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,27 @@ def test_sigterm_stores_a_checkpoint_and_marks_the_run_killed(
         f"{seconds:.0f} s",
         seconds="it is started again",
     )
+
+
+IMPORT_INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from deft.platform.entry_point import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_shows_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_INTERRUPTED], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_report_that_is_interrupted_says_so(tmp_path: Path, fault: Callable[..., None]) -> None:
