@@ -6,11 +6,15 @@ looked up before it is created again, and logging the same entry twice has no ef
 
 from __future__ import annotations
 
+import glob
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from mlflow import MlflowClient
 from mlflow.entities import (
@@ -65,7 +69,7 @@ class MlflowRun:
         experiment = self.client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             database = sqlite_file(tracking_uri)
-            beside = (database.parent / "artifacts").as_uri() if database else None
+            beside = _artifacts_beside(database) if database else None
             try:
                 return self.client.create_experiment(
                     EXPERIMENT, artifact_location=beside, tags=MODEL_TRAINING
@@ -277,18 +281,44 @@ def sqlite_file(tracking_uri: str) -> Path | None:
     """Return the database that an SQLite URI names; None for any other URI."""
     if not tracking_uri.startswith("sqlite:///"):
         return None
-    return Path(tracking_uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+    path = tracking_uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(unquote(path)).absolute()
 
 
 @contextmanager
 def _one_at_a_time(tracking_uri: str) -> Iterator[None]:
-    """Lock an SQLite store while it is opened: MLflow creates its tables then, not atomically."""
+    """Lock an SQLite store while it is opened, and make it if it is not there."""
     database = sqlite_file(tracking_uri)
     if database is None:
         yield
         return
     with exclusive(database.with_name(f".{database.name}.lock"), patience=math.inf):
+        if not database.exists():
+            _create_database(database)
         yield
+
+
+def _create_database(database: Path) -> None:
+    """Make an SQLite store that appears whole or not at all.
+
+    MLflow makes its tables in dozens of steps. A store whose process was killed between two of them
+    could not be opened any more.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    prefix = f".{database.name}.new-"
+    for left in database.parent.glob(f"{glob.escape(prefix)}*"):  # by processes that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=prefix, dir=database.parent) as folder:
+        aside = Path(folder) / database.name
+        uri = f"sqlite:///{quote(str(aside))}"
+        SqlAlchemyStore(uri, _artifacts_beside(database)).engine.dispose()
+        aside.replace(database)
+
+
+def _artifacts_beside(database: Path) -> str:
+    """Return the URI of the directory for the files of the runs in ``database``."""
+    return (database.parent / "artifacts").as_uri()
 
 
 def _dataset(described: Mapping[str, Any]) -> DatasetInput:
