@@ -27,13 +27,16 @@ WORDS = frozenset(
 )
 """Words in the names of secrets, in lower case."""
 
-ENDINGS = ("password", "passwd", "passphrase", "apikey")
+ENDINGS = ("password", "passwords", "passwd", "passphrase", "apikey")
 """What the names of secrets end in where they are written in one, as PGPASSWORD."""
 
-SHORT_NAMES = frozenset({"key", "auth", "sig", "sas", "pw", "pass"})
+SHORT_NAMES = frozenset({"key", "auth", "sig", "sas", "pw", "pass", "hmac", "csrf", "xsrf"})
 """Names of secrets in addresses; elsewhere, and as a last word, they mean other things as well."""
 
-AMBIGUOUS_NAMES = frozenset({"code", "session", "sessionid", "sid"})
+SHORT_ENDINGS = ("pass", "pw")
+"""What such names end in where they are written in one, as SSHPASS."""
+
+AMBIGUOUS_NAMES = frozenset({"code", "session", "sessionid", "jsessionid", "phpsessid", "sid"})
 """Names in addresses that may mean other things even there."""
 
 VARIABLE = re.compile(r"[A-Z][A-Z\d]*(?:_[A-Z\d]+)*_(?:KEY|PASS|PW|AUTH|SAS|PAT)")
@@ -56,12 +59,24 @@ _VALUE = rf"""(?:[bru]?{_QUOTED}|[^\s,;&#'")\]}}]{{1,4000}})"""
 _NAME = r"(?<![\w.-])([\w.-]{1,60})"
 _IN_ADDRESS = re.compile(r"[?&#;]\s{0,4}([\w.-]{1,60})(?:\[\w{0,20}\])?=([^&#;\s'\"]+)")
 _SETTING = re.compile(rf"{_NAME}\\?['\"]?\s{{0,4}}=>?\s{{0,4}}({_VALUE})")
-_ENTRY = re.compile(rf"""{_NAME}(\\?['"])?\s{{0,4}}:\s{{0,4}}({_VALUE})(?=([ \t]{{0,4}}\S?))""")
+_ENTRY = re.compile(
+    rf"""{_NAME}(\\?['"])?\s{{0,4}}:\s{{0,4}}(?:[|>][+-]?\s{{1,80}})?({_VALUE})"""
+    r"(?=([ \t]{0,4}\S?))"
+)
+_PAIR = re.compile(rf"""['"]([\w.-]{{1,60}})['"](?:,|\s{{1,4}}value=)\s{{0,4}}({_QUOTED})""")
+_ENCODED = re.compile(
+    r"(?i)(?:%3f|%26|%3b|(?<![\w.%-]))([\w.-]{1,60})%3d((?:(?!%26|%3b)[^\s&'\"]){1,4000})"
+)
 _OPTION = re.compile(rf"(?<!\S)--([\w-]{{1,60}})\s{{1,4}}(?!-)({_VALUE})")
 _ELEMENT = re.compile(r"<([\w.:-]{1,60})>([^<\s]{1,1000})<")
 _SENTENCE = re.compile(r"(?i)\b(?:password|passwd|passphrase)(?:\s{1,4}is)?\s{1,4}(\S{1,400})")
+_REFUSAL = re.compile(
+    r"(?i)\b(?:token|key|secret|credentials?)(?:\s{1,4}(?:is|was|provided|given))?"
+    r"(?:\s{1,4}|:\s{0,4}|\()['\"`]?([\w.+/=~-]{12,400})"
+)
 _LOGIN = re.compile(
     r"(?<![\w.:/@%+-])(?://)?[\w.%+-]{1,60}:([^\s@/:'\"]{1,200})@(?!sha\d+:)[A-Za-z\d\[]"
+    r"|\bthin:[^\s/@]{1,60}/([^\s@]{1,200})@"
     r"|(?<!\S)(?:-u|--user)\s{1,4}['\"]?[^\s:'\"]{1,100}:([^\s'\"]{1,400})"
 )
 _HEADER = re.compile(
@@ -76,11 +91,14 @@ _COOKIE = re.compile(
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----([^-]{1,20000})")
 _OWN_FORM = re.compile(
     r"\b((?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|[rs]k_(?:live|test)_|xox[abprs]-|dapi|gsk_|nvapi-"
-    r"|r8_|npm_|pypi-|dckr_pat_|wandb_v1_|AIza|ya29\.)[\w-]{16,255}"
+    r"|r8_|npm_|pypi-|dckr_pat_|wandb_v1_|AIza|ya29\.|hvs\.|gl[a-z]{2,6}-|shp[a-z]{2}_|ATATT3)"
+    r"[\w-]{16,255}"
     r"|(?:AKIA|ASIA)[A-Z\d]{16}|SG\.[\w-]{16,40}\.[\w-]{16,80}"
     r"|eyJ[\w-]{8,2000}\.[\w-]{8,4000}\.[\w-]{8,1000})"
-    r"|hooks\.slack\.com/services/([\w/-]{16,200})"
+    r"|(?:hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/|api\.telegram\.org/bot)"
+    r"([\w/:-]{16,200})"
 )
+_MIXED = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*\d.*\d)[^/]{12,}|[\da-f]{32,}")
 _RANDOM = re.compile(r"(?=.*[A-Za-z])(?=.*\d)(?!\.{0,2}/)[\w.+/=~-]{8,400}")
 
 
@@ -106,8 +124,8 @@ def _is_secret(name: str, value: str) -> bool:
     """Tell whether ``name`` is called like a secret, or may be and has a value that looks so."""
     if is_secret_name(name):
         return True
-    words = _words(name)
-    return bool(words) and words[-1] in SHORT_NAMES and _looks_random(value)
+    last = " ".join(_words(name)[-1:])
+    return (last in SHORT_NAMES or last.endswith(SHORT_ENDINGS)) and _looks_random(value)
 
 
 def _looks_random(value: str) -> bool:
@@ -167,7 +185,13 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         is_value = quotation_mark or value[-1] in "'\"" or alone or _looks_random(value)
         if is_value and value.strip("'\"\\") and _is_secret(name, value):
             yield match.span(3)
-    for pattern in (_OPTION, _ELEMENT):
+    for match in _REFUSAL.finditer(text):
+        if _MIXED.fullmatch(match[1]):
+            yield match.span(1)
+    for match in _PAIR.finditer(text):
+        if is_secret_name(match[1]) and _looks_random(match[2]):
+            yield match.span(2)
+    for pattern in (_OPTION, _ELEMENT, _ENCODED):
         for match in pattern.finditer(text):
             if is_secret_name(match[1]):
                 yield match.span(2)

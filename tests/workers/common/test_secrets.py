@@ -74,6 +74,8 @@ def test_addresses_without_secrets_are_let_through(uri: str) -> None:
         "pass: 3, key: prompt, sort_key: a, keys=12, auth: none; see pass=1 of 2",
         "python:3.11-slim@sha256:0123abcd and git@github.com:org/name.git at 10:30",
         "TokenCleaning-0.5: 3.1, 'TokenCleaning': 2",
+        "compass=3 and bypass: on; ('tokens', '12'), token <|im_start|>, key sort_by_length_first",
+        "unknown key training.max_steps2; token embedding/layer_0.Weight12, tokens%3D12",
     ],
 )
 def test_text_without_secrets_stays(text: str) -> None:
@@ -125,6 +127,16 @@ FORMS = {
     "cookie": "Cookie: session={0}\n",
     "private key": "-----BEGIN RSA PRIVATE KEY-----\n{0}\n-----END RSA PRIVATE KEY-----",
     "bearer in an address": "https://host/?x=Bearer%20{0}",
+    "parameter within an address": "https://host/?next=https%3A%2F%2Fb%3Fpassword%3D{0}%26x%3D1",
+    "block of YAML": "password: >-\n  {0}7\n",
+    "pair": "[('X-Token', '{0}7')]",
+    "attribute": '<add key="ApiKey" value="{0}7"/>',
+    "name in one that ends in pass": "SSHPASS={0}7",
+    "session in an address": "https://host/path;jsessionid={0}7",
+    "Oracle": "jdbc:oracle:thin:a/{0}@//host:1521/db",
+    "refusal": "Incorrect API key provided: {0}Aa17",
+    "refusal of a token": "the token '{0}Aa17' has expired",
+    "call": "Token('{0}Aa17')",
 }
 """How secrets are written, by what the form is called."""
 
@@ -164,6 +176,8 @@ def test_a_quoted_secret_may_hold_blanks(words: list[str], quote: str) -> None:
         "sk_live_abcdefghijklmnopqrstuvwx",
         "pypi-AgEIcHlwaS5vcmcabcdefghijklmnop",
         "SG.abcdefghijklmnopqrstuv.abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG",
+        "hvs.CAESIabcdefghijklmnopqrstuvwxyz",
+        "glrt-abcdefghijklmnopqrst",
     ],
 )
 def test_what_is_known_as_a_secret_by_itself_is_not_shown(secret: str) -> None:
@@ -205,8 +219,9 @@ def test_variables_that_hold_secrets_are_known_by_their_names() -> None:
 
 
 def test_a_megabyte_of_anything_is_searched_at_once() -> None:
-    pieces = ("://", "?", "://a:", "?token", "@", "secret", "a=", "x-", '"a":', "'")
-    for piece in (*pieces, "a:", "--a ", "<a>", "-", "a.", "\\'", "Cookie ", "password "):
+    pieces = ["://", "?", "://a:", "?token", "@", "secret", "a=", "x-", '"a":', "'", "a:", "--a "]
+    pieces += ["<a>", "-", "a.", "\\'", "Cookie ", "password ", "token a", "%26", "a%3D", "'a', "]
+    for piece in (*pieces, "thin:", ": >\n "):
         text = piece * (2**18 // len(piece))
         assert not has_secret(text)
         assert without_secrets(text) == text
