@@ -32,25 +32,24 @@ MAX_SECONDS_WITHOUT_LOCK = 10.0
 
 @contextmanager
 def session_directory() -> Iterator[Path]:
-    """Yield a path for Ray in a directory of this user's, which vanishes with the block.
-
-    Those of commands that were killed are removed before and after: processes that such a command
-    left behind may write to them for a minute.
-    """
-    folder = Path(tempfile.gettempdir())
-    if len(str(folder)) > MAX_FOLDER:
-        folder = Path("/tmp")
-    remove_leftovers(folder)
-    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder))
+    """Yield a path for Ray in a directory of this user's, which vanishes with the block."""
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=sessions_folder()))
     try:
         with exclusive(directory / ".lock", patience=0):
             yield directory / SESSION
     finally:
-        remove_leftovers(folder)  # this one is unlocked by now
+        # This one is unlocked by now. Processes of a killed command may have written until now.
+        remove_leftovers(directory.parent)
+
+
+def sessions_folder() -> Path:
+    """Return the folder that the directories lie in."""
+    folder = Path(tempfile.gettempdir())
+    return folder if len(str(folder)) <= MAX_FOLDER else Path("/tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the directories in ``folder`` whose command is no longer there."""
+    """Remove the directories in ``folder`` whose command is no longer there, and end its Ray."""
     for directory in folder.glob(f"{PREFIX}*"):
         lock = directory / ".lock"
         with suppress(OSError):

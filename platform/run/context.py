@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deft.evaluators.generation.pool import Pool
 from deft.platform.console import RunConsole
+from deft.platform.private_ray import remove_leftovers, sessions_folder
 from deft.platform.records.find import require_root
 from deft.platform.run.cluster import ray_cluster, require_workers
 from deft.platform.run.training_slots import TrainingSlots
@@ -68,12 +69,13 @@ class RunContext:
 def open_context(
     root: Path, console: RunConsole, tracking_uri: str | None, *, verbose: bool
 ) -> RunContext:
-    """Gather what a command's runs share.
+    """Gather what a command's runs share, and remove what commands that were killed left of Ray.
 
     Raises:
         UserError: the run root cannot be made or written to.
     """
     require_root(root)
+    remove_leftovers(sessions_folder())  # this command may need no Ray
     if not root.exists():
         # A run root is its owner's, with all that is in it; who wants another one makes it before.
         os.umask(0o077)

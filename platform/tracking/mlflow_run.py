@@ -311,8 +311,9 @@ def _create_database(database: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix=prefix, dir=database.parent) as folder:
         aside = Path(folder) / database.name
-        uri = f"sqlite:///{quote(str(aside))}"
-        SqlAlchemyStore(uri, _artifacts_beside(database)).engine.dispose()
+        uri, artifacts = f"sqlite:///{quote(str(aside))}", _artifacts_beside(database)
+        store = SqlAlchemyStore(uri, artifacts)  # type: ignore[no-untyped-call]
+        store.engine.dispose()
         aside.replace(database)
 
 

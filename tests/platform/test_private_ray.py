@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from deft.platform.console import RunConsole
 from deft.platform.private_ray import close_token_file, remove_leftovers, session_directory
+from deft.platform.run.context import open_context
 from deft.workers.common.files import exclusive
 
 
@@ -64,6 +66,18 @@ def test_what_killed_commands_left_is_removed(tmp_path: Path) -> None:
         remove_leftovers(tmp_path)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["deft-ray-alive", "deft-ray-new", "other"]
+
+
+def test_a_command_removes_what_killed_ones_left_though_it_needs_no_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("deft.platform.private_ray.MAX_FOLDER", 1000)
+    (tmp_path / "deft-ray-dead" / "r").mkdir(parents=True)
+    (tmp_path / "deft-ray-dead" / ".lock").touch()
+    (tmp_path / "runs").mkdir()
+    open_context(tmp_path / "runs", RunConsole(), None, verbose=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 def test_processes_of_a_killed_command_are_ended(tmp_path: Path) -> None:
