@@ -79,7 +79,7 @@ def main() -> NoReturn:
         # A user's own objective is named by import path, and usually lies where the command is run.
         sys.path.append(os.getcwd())
         code = app(standalone_mode=False) or 0
-    except KeyboardInterrupt:  # Typer turns it into an exit code, where its own code is running
+    except KeyboardInterrupt:  # outside of Typer, which turns it into an exit code
         code = 130
     except (UserError, DamagedFileError) as error:
         message, code = f"{error}", 2

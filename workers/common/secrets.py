@@ -90,9 +90,9 @@ _COOKIE = re.compile(
 )
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----([^-]{1,20000})")
 _OWN_FORM = re.compile(
-    r"\b((?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|[rs]k_(?:live|test)_|xox[abprs]-|dapi|gsk_|nvapi-"
-    r"|r8_|npm_|pypi-|dckr_pat_|wandb_v1_|AIza|ya29\.|hvs\.|gl[a-z]{2,6}-|shp[a-z]{2}_|ATATT3)"
-    r"[\w-]{16,255}"
+    r"\b((?:hf_|gh[pousr]_|github_pat_|sk-|[rs]k_(?:live|test)_|xox[abprs]-|dapi|gsk_|nvapi-|r8_"
+    r"|gl(?:pat|dt|rt|ptt|ft|cbt|soat|imt|agent|ffct)-|npm_|pypi-|dckr_pat_|wandb_v1_|AIza|ya29\."
+    r"|hvs\.|shp(?:at|ss|ca|pa)_|ATATT3)[\w-]{16,255}"
     r"|(?:AKIA|ASIA)[A-Z\d]{16}|SG\.[\w-]{16,40}\.[\w-]{16,80}"
     r"|eyJ[\w-]{8,2000}\.[\w-]{8,4000}\.[\w-]{8,1000})"
     r"|(?:hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/|api\.telegram\.org/bot)"

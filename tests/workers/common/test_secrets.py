@@ -68,7 +68,7 @@ def test_addresses_without_secrets_are_let_through(uri: str) -> None:
         "HF_TOKEN_PATH=/home/a/.cache/token and key 'prompt' is missing",
         "training.token: unknown key; did you mean tokens?",
         "RuntimeError: gloo: connection closed by peer [127.0.0.1]:4711; the basic authorization",
-        "sk-learn 1.4, hf_transfer and dapi",
+        "sk-learn 1.4, hf_transfer and dapi, global-batch-size-per-device",
         "declare it by @objective(token_local=False); token_ids=[3], 'token_accuracy': 0.19",
         "token: the last one, password: must be set, --token-file x1y2z3a4b5",
         "pass: 3, key: prompt, sort_key: a, keys=12, auth: none; see pass=1 of 2",
