@@ -11,7 +11,10 @@ from torch import nn
 from deft.objectives import get_objective
 from deft.workers.modeling.objective_model import ObjectiveHead
 
-VOCABULARY, WIDTH, TOKENS = 151_936, 64, 400
+VOCABULARY, WIDTH, TOKENS = 151_936, 64, 800
+
+LOGITS_KIB = TOKENS * VOCABULARY * 4 // 1024
+"""KiB of a micro-batch's logits in float32."""
 
 
 def resident_kib(key: str) -> int:
@@ -21,7 +24,7 @@ def resident_kib(key: str) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-def test_first_step_takes_no_more_memory_than_later_ones(dtype: torch.dtype) -> None:
+def test_first_step_materializes_no_logits_of_a_micro_batch(dtype: torch.dtype) -> None:
     # Cayley_Trans reads the whole micro-batch's mean, so no part of it can be verified alone.
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=dtype)
@@ -37,9 +40,12 @@ def test_first_step_takes_no_more_memory_than_later_ones(dtype: torch.dtype) -> 
         head(hidden, labels)[0].backward()
         return resident_kib("VmHWM")
 
+    def first_peak() -> int:
+        head.verified = False
+        return peak()
+
     peak()  # loads libraries
     later = peak()
     assert head.verified
-    head.verified = False
-    first = peak()
-    assert first < 1.1 * later
+    # Smaller tensors are recycled by malloc, more or less of them from one time to the next.
+    assert min(first_peak() for _ in range(3)) < later + LOGITS_KIB // 2
