@@ -79,8 +79,8 @@ def main() -> NoReturn:
         # A user's own objective is named by import path, and usually lies where the command is run.
         sys.path.append(os.getcwd())
         code = app(standalone_mode=False) or 0
-    except KeyboardInterrupt:  # outside of Typer, which turns it into an exit code
-        code = 130
+    except KeyboardInterrupt:  # by `handle_signals`, before Typer or after, which catches it itself
+        pass
     except (UserError, DamagedFileError) as error:
         message, code = f"{error}", 2
     except OSError as error:
